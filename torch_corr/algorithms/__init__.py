@@ -1,0 +1,32 @@
+"""The algorithms that ``torch_corr`` carries, in one explicit order: the reference last."""
+
+from __future__ import annotations
+
+from .aten import Aten
+from .base import (
+    accumulation_dtype,
+    Algorithm,
+    DEFAULT_WORKSPACE,
+    dtype_name,
+    ErrorClass,
+    MapName,
+    MAPS,
+)
+from .naive import Naive
+from .unfold import Unfold
+
+ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Unfold(), Naive())
+
+__all__ = [
+    "ALGORITHMS",
+    "DEFAULT_WORKSPACE",
+    "MAPS",
+    "Algorithm",
+    "Aten",
+    "ErrorClass",
+    "MapName",
+    "Naive",
+    "Unfold",
+    "accumulation_dtype",
+    "dtype_name",
+]

@@ -1,0 +1,115 @@
+"""PyTorch's own convolution as one more algorithm.
+
+oneDNN on x86, cuDNN on CUDA, and PyTorch's own loops elsewhere.  What PyTorch lacks is
+put around it here: asymmetric padding, gradient maps for complex numbers, and sums over
+no channel at all, of which ``conv2d`` makes an output without channels instead of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..problem import Pair, Problem
+from .base import Algorithm, COMPLEX, dtype_refusal, FLOATS, INTEGERS, MapName
+
+
+@dataclass(frozen=True)
+class Aten(Algorithm):
+    """``torch.conv2d`` and ``aten::convolution_backward``."""
+
+    name = "aten"
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        able = FLOATS + COMPLEX + (INTEGERS if device.type in ("cpu", "meta") else ())
+        return dtype_refusal(dtype, able)
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        if 0 in problem.input_shape:
+            return input.new_zeros(problem.output_shape)
+        padding, extra = _split_padding(problem)
+        if extra:
+            input = pad(input, extra)
+        return torch.conv2d(
+            input, weight, None, problem.stride, padding, problem.dilation, problem.groups
+        )
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        if 0 in problem.input_shape:
+            return output.new_zeros(problem.input_shape)
+        if output.is_complex():
+            return _complex(self.grad_input, problem, output, weight)
+        _, extra = _split_padding(problem)
+        (height, width), (left, right, top, bottom) = problem.size, extra or (0, 0, 0, 0)
+        # Only the input's shape is read, so a tensor without memory of its own stands for it.
+        shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
+        input = output.new_empty(1).expand(shape)
+        result = _backward(problem, output, input, weight, wanted=0)
+        if not extra:
+            return result
+        return result[..., top : top + height, left : left + width].contiguous()
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        if 0 in problem.input_shape:
+            return input.new_zeros(problem.weight_shape)
+        if input.is_complex():
+            return _complex(self.grad_weight, problem, input, output)
+        _, extra = _split_padding(problem)
+        if extra:
+            input = pad(input, extra)
+        weight = output.new_empty(1).expand(problem.weight_shape)
+        return _backward(problem, output, input, weight, wanted=1)
+
+    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+        """The padded copy that asymmetric padding needs; PyTorch's own scratch is not known."""
+        if not _split_padding(problem)[1]:
+            return 0
+        height, width = problem.padded_size
+        return problem.batch * problem.in_channels * height * width * dtype.itemsize
+
+
+def _split_padding(problem: Problem) -> tuple[Pair, tuple[int, int, int, int] | None]:
+    """The part of the padding that PyTorch's convolution does, and the rest for ``pad``."""
+    (top, bottom), (left, right) = problem.padding
+    down, across = min(top, bottom), min(left, right)
+    extra = (left - across, right - across, top - down, bottom - down)
+    return (down, across), extra if any(extra) else None
+
+
+def _backward(
+    problem: Problem, output: Tensor, input: Tensor, weight: Tensor, wanted: int
+) -> Tensor:
+    """One of the gradients of ``aten::convolution_backward``: 0 the input's, 1 the weight's."""
+    gradients = torch.ops.aten.convolution_backward(
+        output,
+        input,
+        weight,
+        None,
+        problem.stride,
+        _split_padding(problem)[0],
+        problem.dilation,
+        False,  # transposed
+        (0, 0),  # output padding
+        problem.groups,
+        (wanted == 0, wanted == 1, False),
+    )
+    return cast(Tensor, gradients[wanted])
+
+
+def _complex(
+    map: Callable[[Problem, Tensor, Tensor], Tensor], problem: Problem, a: Tensor, b: Tensor
+) -> Tensor:
+    """A bilinear map of complex operands from four real ones, of which PyTorch has the kernel."""
+    a_real, a_imag, b_real, b_imag = (
+        part.contiguous() for operand in (a, b) for part in (operand.real, operand.imag)
+    )
+    real = map(problem, a_real, b_real) - map(problem, a_imag, b_imag)
+    imag = map(problem, a_real, b_imag) + map(problem, a_imag, b_real)
+    return torch.complex(real, imag)

@@ -1,0 +1,90 @@
+"""What an algorithm is: three maps of one trilinear form, and the truth about itself.
+
+``T(x, w, y) = sum(y * corr(x, w))`` is linear in the input ``x``, the weight ``w`` and
+the output ``y``.  Fill two slots and the third is a map:
+
+    forward      (x, w) -> y    y[n,o,i,j] = sum_{c,u,v} x[n,c, i*s+u*d-p, j*s+v*d-p] * w[o,c,u,v]
+    grad_input   (y, w) -> x    x[n,c,h,l] = sum of y[n,o,i,j] * w[o,c,u,v] over i*s+u*d-p = h, ...
+    grad_weight  (x, y) -> w    w[o,c,u,v] = sum_{n,i,j} y[n,o,i,j] * x[n,c, i*s+u*d-p, ...]
+
+No map conjugates: conjugation belongs to differentiation, hence to ``autograd``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+
+MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
+MAPS: tuple[MapName, ...] = ("forward", "grad_input", "grad_weight")
+
+ErrorClass: TypeAlias = Literal["componentwise", "normwise"]
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+COMPLEX = (torch.complex64, torch.complex128)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+DEFAULT_WORKSPACE = 256 * 2**20
+"""Bytes an algorithm may take beyond input, weight and output."""
+
+
+@dataclass(frozen=True)
+class Algorithm(ABC):
+    """A way to compute the three maps; a value, whose options are its fields.
+
+    A subclass names itself, implements the three maps and says what it cannot do.
+    Every map returns a fresh tensor of its operands' dtype on their device, and
+    sums half-precision products in :func:`accumulation_dtype`.
+    """
+
+    name: ClassVar[str]
+    """How callers and messages call it, e.g. ``"unfold"``."""
+
+    error_class: ClassVar[ErrorClass] = "componentwise"
+    """``componentwise``: each output's error is at most c * eps * sum |x||w| over its own
+    window.  ``normwise``: relative to the largest such sum in the image."""
+
+    @abstractmethod
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """Why this algorithm cannot run the problem there, a sentence each; empty if it can."""
+
+    @abstractmethod
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        """(x, w) -> y: the correlation itself, of ``problem.output_shape``."""
+
+    @abstractmethod
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        """(y, w) -> x: the adjoint of ``forward`` in its input, of ``problem.input_shape``."""
+
+    @abstractmethod
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        """(x, y) -> w: the adjoint of ``forward`` in its weight, of ``problem.weight_shape``."""
+
+    @abstractmethod
+    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+        """Bytes that ``map`` takes at its peak beyond its operands and its result."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to sum products in: float32 for the halves, the dtype itself otherwise."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def dtype_refusal(dtype: torch.dtype, able: tuple[torch.dtype, ...]) -> tuple[str, ...]:
+    """A sentence when ``dtype`` is not among those that an algorithm is able to do."""
+    if dtype in able:
+        return ()
+    return (f"no {dtype_name(dtype)} here; it does {', '.join(map(dtype_name, able))}",)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
