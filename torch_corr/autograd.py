@@ -1,0 +1,264 @@
+"""One trilinear form, three maps, one Function, every order of derivative.
+
+``T(x, w, y) = sum(y * corr(x, w))`` is linear in each slot.  Fill two slots and the third
+is a map; differentiate that map by either operand and you get another of the three.  So
+the rules below, told only which slot is open, are closed under ``backward``, ``jvp`` and
+``vmap``: no derivative of any order needs another rule.
+
+The rules are written once, in :class:`_Rules`.  How they reach PyTorch depends on who
+calls, and :func:`trilinear` is the one place that asks:
+
+    eager PyTorch               ``_Eager``, the quick form: ``forward`` takes ``ctx``
+    eager, operands with tangents   ``_Dual``, which keeps the operands until ``jvp``
+    a torch.func transform      ``_Transformed``, with ``setup_context`` and ``vmap``
+
+A third route, for graph capture (``torch.compile``, ``torch.export``), belongs in
+:func:`trilinear` too and is not there yet: Dynamo refuses a Function that has a ``jvp``,
+so capture breaks the graph here, or says so under ``fullgraph=True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, Function
+
+from .planner import Plan
+from .problem import Problem
+
+INPUT, WEIGHT, OUTPUT = range(3)
+
+
+def trilinear(
+    plan: Plan,
+    input: Tensor | None = None,
+    weight: Tensor | None = None,
+    output: Tensor | None = None,
+) -> Tensor:
+    """Fill two slots of ``T(x, w, y) = sum(y * corr(x, w))`` and get the third.
+
+    Args:
+        plan: the problem, and the algorithm for each map.
+        input: (N, C, H, W), or None to ask for it.
+        weight: (O, C/G, kH, kW), or None to ask for it.
+        output: (N, O, H', W'), or None to ask for it.
+
+    Returns:
+        The slot that is None: ``output`` by the map ``forward``, ``input`` by
+        ``grad_input``, ``weight`` by ``grad_weight``.  Differentiable to every order.
+    """
+    slots = (input, weight, output)
+    route: type[_Rules] = _Eager
+    if torch._C._are_functorch_transforms_active():
+        route = _Transformed
+    elif any(map(_is_old_batched, slots)):
+        return _under_old_vmap(plan, slots)
+    elif forward_ad._current_level >= 0 and any(map(_has_tangent, slots)):
+        route = _Dual
+    result: Tensor = route.apply(plan, *slots)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Rules(Function):
+    """The rules of differentiation; arguments are the plan and the three slots."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Open the operand's slot, and fill the one that was open with its gradient.
+
+        The form is bilinear, not sesquilinear, so the adjoint conjugates the other operand.
+        """
+        gradients: list[Tensor | None] = [None, None, None]
+        if gradient is None:
+            return None, *gradients
+        saved = [value if value is None else value.conj() for value in ctx.saved_tensors]
+        saved[ctx.open] = gradient
+        for slot in (INPUT, WEIGHT, OUTPUT):
+            if ctx.needs_input_grad[1 + slot]:
+                gradients[slot] = trilinear(ctx.plan, *_with(saved, slot, None))
+        return None, *gradients
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
+        """The product rule: the form with one operand at a time replaced by its tangent."""
+        operands = ctx.saved_tensors
+        terms = [
+            trilinear(ctx.plan, *_with(operands, slot, tangent))
+            for slot, tangent in enumerate(tangents)
+            if tangent is not None
+        ]
+        return sum(terms[1:], start=terms[0]) if terms else None
+
+
+class _Eager(_Rules):
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, input: Tensor | None, weight: Tensor | None, output: Tensor | None
+    ) -> Tensor:
+        slots = (input, weight, output)
+        _remember(ctx, plan, slots)
+        return plan.run(*slots)
+
+
+class _Dual(_Eager):
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, input: Tensor | None, weight: Tensor | None, output: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_forward(input, weight, output)
+        return _Eager.forward(ctx, plan, input, weight, output)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
+        tangent = _Rules.jvp(ctx, _, *tangents)
+        # Left there, these would stand in for the saved tensors in backward, unnecessarily
+        # alive and without the check that nobody has written to them since.
+        ctx.saved_for_forward = None
+        return tangent
+
+
+class _Transformed(_Rules):
+    @staticmethod
+    def forward(
+        plan: Plan, input: Tensor | None, weight: Tensor | None, output: Tensor | None
+    ) -> Tensor:
+        return plan.run(input, weight, output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        plan, *slots = inputs
+        _remember(ctx, plan, slots)
+        ctx.save_for_forward(*slots)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], plan: Plan, *slots: Tensor | None
+    ) -> tuple[Tensor, int]:
+        leading = [
+            value if value is None or dim is None else value.movedim(dim, 0)
+            for value, dim in zip(slots, in_dims[1:])
+        ]
+        return _mapped(plan, leading, [dim is not None for dim in in_dims[1:]], info.batch_size), 0
+
+
+def _mapped(plan: Plan, slots: Sequence[Tensor | None], mapped: list[bool], times: int) -> Tensor:
+    """Many problems of one geometry as a single larger one: vmap's rule.
+
+    Each axis of the form, image axes aside, is shared by two slots, the groups by all
+    three.  The mapped axis is folded into the one that the slot without it lacks.
+
+    Args:
+        slots: operands, of which the mapped ones have an axis of length ``times`` in front.
+        mapped: for each slot whether it has.
+
+    Returns:
+        The open slot, with the axis in front.
+    """
+    opened = _open_slot(slots)
+    lacking = [slot for slot, has in enumerate(mapped) if not has and slot != opened]
+    axis = _LACKED_AXIS[lacking[0]] if lacking else _GROUPS
+    if times == 0:
+        (some, *_) = (value for value in slots if value is not None)
+        return some.new_zeros((0, *_shape(plan.problem, opened)))
+    problem = _folded_problem(plan.problem, axis, times)
+    operands = [
+        _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
+        for slot, (value, has) in enumerate(zip(slots, mapped))
+    ]
+    return _unfold(plan.problem, opened, axis, trilinear(plan.of(problem), *operands), times)
+
+
+def _under_old_vmap(plan: Plan, slots: Sequence[Tensor | None]) -> Tensor:
+    """The same for the vmap that came before torch.func, which ``is_grads_batched`` still uses."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    # An operand that is not mapped at this level comes back with an axis of length 1.
+    leading = [
+        value if value is None else torch._remove_batch_dim(value, level, 1, 0) for value in slots
+    ]
+    times = max(value.shape[0] for value in leading if value is not None)
+    mapped = [value is not None and value.shape[0] == times for value in leading]
+    operands = [value if value is None or has else value[0] for value, has in zip(leading, mapped)]
+    return torch._add_batch_dim(_mapped(plan, operands, mapped, times), 0, level)
+
+
+def _is_old_batched(value: Tensor | None) -> bool:
+    return value is not None and torch._C._functorch.is_legacy_batchedtensor(value)
+
+
+def _remember(ctx: Any, plan: Plan, slots: Sequence[Tensor | None]) -> None:
+    """Save each operand that the other's gradient needs, and no more."""
+    ctx.set_materialize_grads(False)
+    ctx.plan = plan
+    ctx.open = _open_slot(slots)
+    needs = ctx.needs_input_grad[1:]
+    ctx.save_for_backward(
+        *(
+            value if any(needs[other] for other in range(3) if other != slot) else None
+            for slot, value in enumerate(slots)
+        )
+    )
+
+
+def _open_slot(slots: Sequence[Tensor | None]) -> int:
+    return next(slot for slot, value in enumerate(slots) if value is None)
+
+
+def _with(slots: Sequence[Tensor | None], slot: int, value: Tensor | None) -> list[Tensor | None]:
+    changed = list(slots)
+    changed[slot] = value
+    return changed
+
+
+def _has_tangent(value: Tensor | None) -> bool:
+    if value is None:
+        return False
+    return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
+
+
+# The axes of the form that sums run over, image axes aside: batch, groups, input channels
+# of a group, output channels of a group.  Each slot has three of them, in this order.
+_BATCH, _GROUPS, _IN, _OUT = "batch", "groups", "group_in", "group_out"
+_AXES = {
+    INPUT: (_BATCH, _GROUPS, _IN),
+    WEIGHT: (_GROUPS, _OUT, _IN),
+    OUTPUT: (_BATCH, _GROUPS, _OUT),
+}
+_LACKED_AXIS = {INPUT: _OUT, WEIGHT: _BATCH, OUTPUT: _IN}
+
+
+def _folded_problem(problem: Problem, axis: str, times: int) -> Problem:
+    """The problem with ``times`` as much of an axis."""
+    return replace(
+        problem,
+        batch=problem.batch * (times if axis == _BATCH else 1),
+        in_channels=problem.in_channels * (times if axis in (_IN, _GROUPS) else 1),
+        out_channels=problem.out_channels * (times if axis in (_OUT, _GROUPS) else 1),
+        groups=problem.groups * (times if axis == _GROUPS else 1),
+    )
+
+
+def _shape(problem: Problem, slot: int) -> tuple[int, ...]:
+    return (problem.input_shape, problem.weight_shape, problem.output_shape)[slot]
+
+
+def _split_shape(problem: Problem, slot: int) -> tuple[int, ...]:
+    """The slot's shape with groups and the channels within a group as axes of their own."""
+    return *(getattr(problem, axis) for axis in _AXES[slot]), *_shape(problem, slot)[2:]
+
+
+def _fold(problem: Problem, folded: Problem, slot: int, axis: str, value: Tensor) -> Tensor:
+    """Put the leading axis of ``value`` into the named axis of its slot."""
+    split = value.reshape(value.shape[0], *_split_shape(problem, slot))
+    return split.movedim(0, _AXES[slot].index(axis)).reshape(_shape(folded, slot))
+
+
+def _unfold(problem: Problem, slot: int, axis: str, value: Tensor, times: int) -> Tensor:
+    """Take ``times`` out of the named axis of a slot again, to lead."""
+    shape, position = list(_split_shape(problem, slot)), _AXES[slot].index(axis)
+    split = value.reshape(*shape[:position], times, *shape[position:])
+    return split.movedim(position, 0).reshape(times, *_shape(problem, slot))
