@@ -1,0 +1,29 @@
+"""2-D cross-correlation for PyTorch: readable, provable, and yours to choose.
+
+``T(x, w, y) = sum(y * corr(x, w))`` is linear in each slot; everything here follows.
+"""
+
+from __future__ import annotations
+
+from ._version import __version__
+from .algorithms import Algorithm, ALGORITHMS, Aten, Naive, Unfold
+from .functional import convolve2d, corr2d, plan
+from .modules import Corr2d, LazyCorr2d
+from .planner import Plan
+from .problem import Problem
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Aten",
+    "Corr2d",
+    "LazyCorr2d",
+    "Naive",
+    "Plan",
+    "Problem",
+    "Unfold",
+    "__version__",
+    "convolve2d",
+    "corr2d",
+    "plan",
+]

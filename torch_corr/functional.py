@@ -1,0 +1,292 @@
+"""The functions a person calls: checks at the door, then one trilinear form."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from .autograd import trilinear
+from .planner import AlgorithmLike, make_plan, Plan
+from .problem import (
+    as_int,
+    as_pair,
+    as_sides,
+    PaddingLike,
+    Pair,
+    Problem,
+    resolve_padding,
+    shape_str,
+    Sides,
+    SizeLike,
+)
+from .suggest import did_you_mean
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def corr2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: SizeLike = 1,
+    padding: PaddingLike = 0,
+    dilation: SizeLike = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: AlgorithmLike = "auto",
+) -> Tensor:
+    """Cross-correlate images with filters; the kernel is not flipped.
+
+    ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + u*d - p, j*s + v*d - p] * w[o,c,u,v]``
+
+    where ``c`` runs over the channels of ``o``'s group, ``p`` is the padding at the top
+    (left), and a pixel outside the image is what ``padding_mode`` says.
+
+    Args:
+        input: (N, C, H, W), (C, H, W), or (H, W) with a 2-D weight.  float64, float32,
+            bfloat16, float16, complex128, complex64, or an integer type (no gradients).
+        weight: (O, C/groups, kH, kW), or (kH, kW) with a 2-D input; the input's dtype.
+        bias: (O,), added to every pixel of channel ``o``; the input's dtype.
+        stride: steps between windows, an integer or a pair (rows, columns).
+        padding: pixels around the image: an integer, a pair (rows, columns), pairs
+            ((top, bottom), (left, right)), or ``"valid"`` (none), ``"full"`` (d(k-1) on
+            every side) or ``"same"`` (ceil(size/stride) outputs, an odd pixel at the end).
+        dilation: steps between taps, an integer or a pair.
+        groups: number of independent groups that the channels are divided into.
+        padding_mode: what padding holds: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
+            ``"circular"``.
+        algorithm: ``"auto"``, the name of one, or an :class:`~torch_corr.Algorithm`.
+            A named algorithm runs or refuses; it is never replaced by another.
+
+    Returns:
+        (N, O, H', W') with H' = (H + top + bottom - d(kH-1) - 1) // s + 1, likewise W';
+        without N for a 3-D input, (H', W') for a 2-D one.  Differentiable to every order,
+        forward and backward.
+
+    Raises:
+        RuntimeError: shapes, dtypes or devices disagree, or numbers make no correlation
+            (as ``F.conv2d``); or the named algorithm refuses, with its reasons.
+        TypeError: an argument is of the wrong type (as ``F.conv2d``).
+        ValueError: no such algorithm or padding mode.
+        NotImplementedError: no algorithm does this dtype (as ``F.conv2d``).
+
+    Source:
+        The same function as ``torch.nn.functional.conv2d``, and as ``corr2d`` in Zhang et
+        al., *Dive into Deep Learning*, section 7.2.
+
+    Example:
+        >>> X = torch.tensor([[0., 1., 2.], [3., 4., 5.], [6., 7., 8.]])
+        >>> corr2d(X, torch.tensor([[0., 1.], [2., 3.]]))
+        tensor([[19., 25.],
+                [37., 43.]])
+    """
+    if has_torch_function_variadic(input, weight, bias):
+        result: Tensor = handle_torch_function(
+            corr2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode=padding_mode,
+            algorithm=algorithm,
+        )
+        return result
+    _check_operands(input, weight, bias)
+    images, filters = _with_all_axes(input), _with_all_axes(weight)
+    geometry = (as_pair("stride", stride), _hashable(padding), as_pair("dilation", dilation))
+    if padding_mode != "zeros":
+        images, geometry = _pad(images, filters, *geometry, padding_mode)
+    plan = _plan(
+        images.shape,
+        filters.shape,
+        *geometry,
+        as_int("groups", groups),
+        input.device,
+        input.dtype,
+        algorithm,
+    )
+    if bias is not None:
+        _check_bias(bias, weight, plan.problem)
+    result = trilinear(plan, images, filters)
+    if bias is not None:
+        result = result + bias[:, None, None]
+    return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
+
+
+def convolve2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: SizeLike = 1,
+    padding: PaddingLike = 0,
+    dilation: SizeLike = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    algorithm: AlgorithmLike = "auto",
+) -> Tensor:
+    """Convolve images with filters, as mathematics has it: the kernel is flipped.
+
+    ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + (kH-1-u)*d - p, ...] * w[o,c,u,v]``
+
+    With ``padding="full"`` and one channel this is the whole discrete convolution of image
+    and kernel, which commutes: ``convolve2d(a, b, padding="full") == convolve2d(b, a, ...)``.
+    Channels are summed as in :func:`corr2d`, whose arguments, results and errors it has.
+
+    Source:
+        ``scipy.signal.convolve2d`` is the same for one channel.
+    """
+    if isinstance(weight, Tensor) and weight.dim() >= 2:
+        weight = weight.flip(-2, -1)
+    return corr2d(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=padding_mode,
+        algorithm=algorithm,
+    )
+
+
+def plan(
+    input: Tensor,
+    weight: Tensor,
+    stride: SizeLike = 1,
+    padding: PaddingLike = 0,
+    dilation: SizeLike = 1,
+    groups: int = 1,
+    *,
+    algorithm: AlgorithmLike = "auto",
+) -> Plan:
+    """Which algorithm each map of ``corr2d`` with these arguments gets; print it to read why.
+
+    Args are those of :func:`corr2d` for zero padding; only the operands' shapes, dtype and
+    device matter.
+
+    Example:
+        >>> print(plan(torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2)))
+        n1c1-x6x8-o1-k1x2-s1x1-p0,0x0,0-d1x1-g1 on cpu/float32, algorithm=auto
+          forward      aten     workspace 0.0 MiB, error componentwise
+          grad_input   aten     workspace 0.0 MiB, error componentwise
+          grad_weight  aten     workspace 0.0 MiB, error componentwise
+    """
+    _check_operands(input, weight, None)
+    return _plan(
+        _with_all_axes(input).shape,
+        _with_all_axes(weight).shape,
+        as_pair("stride", stride),
+        _hashable(padding),
+        as_pair("dilation", dilation),
+        as_int("groups", groups),
+        input.device,
+        input.dtype,
+        algorithm,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: str | Sides,
+    dilation: Pair,
+    groups: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    algorithm: AlgorithmLike,
+) -> Plan:
+    problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
+    return make_plan(problem, device, dtype, algorithm)
+
+
+def _with_all_axes(value: Tensor) -> Tensor:
+    """A 3-D or 2-D operand with the axes of length 1 that it leaves out."""
+    return value if value.dim() == 4 else value[(None,) * (4 - value.dim())]
+
+
+def _hashable(padding: Any) -> str | Sides:
+    return padding if isinstance(padding, str) else as_sides(padding)
+
+
+def _check_operands(input: Any, weight: Any, bias: Any) -> None:
+    """That input, weight and bias are strided tensors of fitting rank, one dtype, one device."""
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and (name != "bias" or value is not None):
+            raise TypeError(
+                f"{name} must be a torch.Tensor{' or None' if name == 'bias' else ''}, got "
+                f"{type(value).__name__}; make one with torch.as_tensor"
+            )
+    ranks = input.dim(), weight.dim()
+    if ranks not in ((4, 4), (3, 4), (2, 2)):
+        raise RuntimeError(
+            f"input of shape {shape_str(input.shape)} and weight of shape "
+            f"{shape_str(weight.shape)} have ranks {ranks[0]} and {ranks[1]}; expected input "
+            f"(N, C, H, W) or (C, H, W) with weight (O, C/groups, kH, kW), or input (H, W) "
+            f"with weight (kH, kW)"
+        )
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None:
+            continue
+        for what, mend in (("dtype", ".to(input.dtype)"), ("device", ".to(input.device)")):
+            theirs, ours = getattr(value, what), getattr(input, what)
+            if theirs != ours:
+                raise RuntimeError(
+                    f"input and {name} must share one {what}, got {ours} and {theirs}; convert "
+                    f"one of them, e.g. {name}{mend}"
+                )
+    for name, value in (("input", input), ("weight", weight), ("bias", bias)):
+        if value is not None and value.layout != torch.strided:
+            raise RuntimeError(
+                f"{name} has layout {value.layout}; correlation needs a dense (strided) tensor, "
+                f"e.g. {name}.to_dense()"
+            )
+
+
+def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
+    if bias.shape != (problem.out_channels,):
+        raise RuntimeError(
+            f"bias must have shape ({problem.out_channels},), one number for each output channel "
+            f"of weight {shape_str(weight.shape)}, got {shape_str(bias.shape)}"
+        )
+
+
+def _pad(
+    input: Tensor, weight: Tensor, stride: Pair, padding: str | Sides, dilation: Pair, mode: str
+) -> tuple[Tensor, tuple[Pair, Sides, Pair]]:
+    """The input with its border filled in, and the geometry that is left to do: no padding."""
+    if mode not in PADDING_MODES:
+        raise ValueError(
+            f"unknown padding_mode {mode!r}{did_you_mean(str(mode), PADDING_MODES)}; use one of "
+            f"{', '.join(map(repr, PADDING_MODES))}"
+        )
+    height, width = input.shape[2:]
+    kernel = weight.shape[2], weight.shape[3]
+    sides = resolve_padding(padding, (height, width), kernel, stride, dilation)
+    for axis, size, side in zip("HW", (height, width), sides):
+        if min(side) < 0:
+            raise RuntimeError(f"padding must be at least 0 on every side, got {sides}")
+        most = {"reflect": size - 1, "circular": size, "replicate": max(side) if size else 0}[mode]
+        if max(side) > most:
+            raise RuntimeError(
+                f"padding {side} along {axis} is more than padding_mode={mode!r} can fill from "
+                f"{size} pixels (at most {most}), in an input of shape {shape_str(input.shape)}; "
+                f"pad less, or with zeros"
+            )
+    (top, bottom), (left, right) = sides
+    if top or bottom or left or right:
+        input = pad(input, (left, right, top, bottom), mode=mode)
+    return input, (stride, ((0, 0), (0, 0)), dilation)

@@ -1,0 +1,227 @@
+"""Layers: what ``nn.Conv2d`` is, with this library's padding and choice of algorithm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn, Tensor
+from torch.nn.modules.conv import _LazyConvXdMixin
+from torch.nn.parameter import UninitializedParameter
+
+from .functional import corr2d, PADDING_MODES
+from .planner import AlgorithmLike, find_algorithm
+from .problem import (
+    as_int,
+    as_pair,
+    as_sides,
+    PADDING_NAMES,
+    PaddingLike,
+    Pair,
+    resolve_padding,
+    SizeLike,
+)
+from .suggest import did_you_mean
+
+
+class Corr2d(nn.Conv2d):
+    """A layer of :func:`~torch_corr.corr2d`; an ``nn.Conv2d`` in everything else.
+
+    ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + u*d - p, j*s + v*d - p] * w[o,c,u,v]``
+
+    The constructor, the parameters' names and shapes, their initial values from a given seed
+    and the ``state_dict`` are those of ``nn.Conv2d``, and ``isinstance(m, nn.Conv2d)`` holds.
+
+    Args:
+        in_channels: C.
+        out_channels: O.
+        kernel_size: (kH, kW), or one integer for both.
+        stride, dilation, groups: as for :func:`~torch_corr.corr2d`.
+        padding: as for :func:`~torch_corr.corr2d`: beyond ``nn.Conv2d``'s also pairs
+            ((top, bottom), (left, right)), ``"full"``, and ``"same"`` with a stride.
+        bias: whether to learn one number b[o] for each output channel.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device, dtype: of the parameters.
+        algorithm: ``"auto"``, the name of one, or an :class:`~torch_corr.Algorithm`.
+
+    Shape:
+        input (N, C, H, W) or (C, H, W); output (N, O, H', W') or (O, H', W'), with
+        H' = (H + top + bottom - d(kH-1) - 1) // s + 1, likewise W'.
+
+    Raises:
+        ValueError: channels not divisible by groups, or an unknown padding, padding mode or
+            algorithm (as ``nn.Conv2d``).
+        RuntimeError: a kernel, stride, dilation or padding out of range (``nn.Conv2d``
+            raises the same when it is called).
+        TypeError: a number is no integer.
+
+    Example:
+        >>> layer = Corr2d(3, 8, kernel_size=3, padding="same", stride=2)
+        >>> layer(torch.ones(1, 3, 15, 16)).shape
+        torch.Size([1, 8, 8, 8])
+    """
+
+    algorithm: AlgorithmLike = "auto"
+    """On the class too, so that a layer pickled or converted without it has the default."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: SizeLike,
+        stride: SizeLike = 1,
+        padding: PaddingLike = 0,
+        dilation: SizeLike = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: AlgorithmLike = "auto",
+    ) -> None:
+        find_algorithm(algorithm)
+        in_channels, out_channels = (
+            as_int("in_channels", in_channels),
+            as_int("out_channels", out_channels),
+        )
+        _check_channels(
+            as_int("groups", groups), in_channels=in_channels, out_channels=out_channels
+        )
+        _check_names(padding, padding_mode)
+        super().__init__(
+            in_channels,
+            out_channels,
+            _positive_pair("kernel_size", kernel_size),
+            _positive_pair("stride", stride),
+            0,  # until _set_padding, which knows more spellings
+            _positive_pair("dilation", dilation),
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device=device,
+            dtype=dtype,
+        )
+        self._set_padding(padding)
+        self.algorithm = algorithm
+
+    def _set_padding(self, padding: PaddingLike) -> None:
+        """Keep the padding in ``nn.Conv2d``'s spelling where it has one."""
+        if isinstance(padding, str):
+            self.padding = padding
+            if padding == "valid":
+                return
+            # For "same" with a stride this depends on the input's size, so stands for stride 1.
+            kernel, dilation = (
+                as_pair("kernel_size", self.kernel_size),
+                as_pair("dilation", self.dilation),
+            )
+            sides = resolve_padding(padding, kernel, kernel, (1, 1), dilation)
+        else:
+            sides = as_sides(padding)
+            if min(*sides[0], *sides[1]) < 0:
+                raise RuntimeError(f"padding must be at least 0 on every side, got {padding}")
+            (top, bottom), (left, right) = sides
+            symmetric = (top, left) == (bottom, right)
+            self.padding = (top, left) if symmetric else sides  # type: ignore[assignment]
+        # What ``nn.Conv2d`` gives to ``F.pad``, for code that reads it there.
+        self._reversed_padding_repeated_twice = [*sides[1], *sides[0]]
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return corr2d(
+            input,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            algorithm=self.algorithm,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``nn.Conv2d`` shows them, and the algorithm where one is named."""
+        named = "" if self.algorithm == "auto" else f", algorithm={self.algorithm!r}"
+        return f"{super().extra_repr()}{named}"  # type: ignore[no-untyped-call]
+
+
+class LazyCorr2d(_LazyConvXdMixin, Corr2d):  # type: ignore[misc]
+    """A :class:`Corr2d` that learns ``in_channels`` from its first input and becomes one.
+
+    Arguments, errors and shapes are those of :class:`Corr2d` without ``in_channels``.
+
+    Example:
+        >>> layer = LazyCorr2d(8, kernel_size=3)
+        >>> layer(torch.ones(1, 5, 9, 9)).shape, layer.weight.shape
+        (torch.Size([1, 8, 7, 7]), torch.Size([8, 5, 3, 3]))
+    """
+
+    cls_to_become = Corr2d
+
+    def __init__(
+        self,
+        out_channels: int,
+        kernel_size: SizeLike,
+        stride: SizeLike = 1,
+        padding: PaddingLike = 0,
+        dilation: SizeLike = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        algorithm: AlgorithmLike = "auto",
+    ) -> None:
+        _check_channels(groups=groups, out_channels=out_channels)
+        super().__init__(
+            0,
+            0,  # no weight yet, hence no output channels to make memory for
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            False,
+            padding_mode,
+            algorithm=algorithm,
+        )
+        self.out_channels = out_channels
+        self.weight = UninitializedParameter(device=device, dtype=dtype)  # type: ignore[call-arg]
+        if bias:
+            self.bias = UninitializedParameter(device=device, dtype=dtype)  # type: ignore[call-arg]
+
+    def _get_num_spatial_dims(self) -> int:
+        return 2
+
+
+def _positive_pair(name: str, value: SizeLike) -> Pair:
+    pair = as_pair(name, value)
+    if min(pair) < 1:
+        raise RuntimeError(f"{name} must be at least 1, got {pair}")
+    return pair
+
+
+def _check_channels(groups: int, **channels: int) -> None:
+    if as_int("groups", groups) < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}")
+    for name, number in channels.items():
+        if as_int(name, number) < 0:
+            raise RuntimeError(f"{name} must be at least 0, got {number}")
+        if number % groups:
+            raise ValueError(
+                f"{name}={number} is not divisible by groups={groups}; every group needs as many "
+                f"channels as the next"
+            )
+
+
+def _check_names(padding: Any, padding_mode: Any) -> None:
+    for what, name, known in (
+        ("padding", padding if isinstance(padding, str) else "valid", PADDING_NAMES),
+        ("padding_mode", padding_mode, PADDING_MODES),
+    ):
+        if name not in known:
+            raise ValueError(
+                f"unknown {what} {name!r}{did_you_mean(str(name), known)}; use one of "
+                f"{', '.join(map(repr, known))}"
+            )
