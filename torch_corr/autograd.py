@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad, Function
+from torch.autograd import Function, forward_ad
 
 from .planner import Plan
 from .problem import Problem
@@ -165,6 +165,23 @@ def _mapped(plan: Plan, slots: Sequence[Tensor | None], mapped: list[bool], time
         (some, *_) = (value for value in slots if value is not None)
         return some.new_zeros((0, *_shape(plan.problem, opened)))
     problem = _folded_problem(plan.problem, axis, times)
+    if times > 1 and not plan.able(problem):
+        # Too large for the algorithm in one piece (a workspace limit): take it in two.
+        halves = [(0, times // 2), (times // 2, times - times // 2)]
+        return torch.cat(
+            [
+                _mapped(
+                    plan,
+                    [
+                        value.narrow(0, start, length) if value is not None and has else value
+                        for value, has in zip(slots, mapped)
+                    ],
+                    mapped,
+                    length,
+                )
+                for start, length in halves
+            ]
+        )
     operands = [
         _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
         for slot, (value, has) in enumerate(zip(slots, mapped))

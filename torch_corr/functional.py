@@ -11,18 +11,18 @@ from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .autograd import trilinear
-from .planner import AlgorithmLike, make_plan, Plan
+from .planner import AlgorithmLike, Plan, make_plan
 from .problem import (
-    as_int,
-    as_pair,
-    as_sides,
     PaddingLike,
     Pair,
     Problem,
-    resolve_padding,
-    shape_str,
     Sides,
     SizeLike,
+    as_int,
+    as_pair,
+    as_sides,
+    resolve_padding,
+    shape_str,
 )
 from .suggest import did_you_mean
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torch.nn.modules.conv import _LazyConvXdMixin
 from torch.nn.parameter import UninitializedParameter
 
-from .functional import corr2d, PADDING_MODES
+from .functional import PADDING_MODES, corr2d
 from .planner import AlgorithmLike, find_algorithm
 from .problem import (
-    as_int,
-    as_pair,
-    as_sides,
     PADDING_NAMES,
     PaddingLike,
     Pair,
-    resolve_padding,
     SizeLike,
+    as_int,
+    as_pair,
+    as_sides,
+    resolve_padding,
 )
 from .suggest import did_you_mean
 

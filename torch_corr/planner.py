@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .algorithms import Algorithm, ALGORITHMS, dtype_name, MAPS
+from .algorithms import ALGORITHMS, MAPS, Algorithm, dtype_name
 from .problem import Problem
 from .suggest import did_you_mean
 
@@ -55,6 +55,13 @@ class Plan:
             result = self.grad_weight.grad_weight(self.problem, *_both(input, output))
         # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
         return result.clone() if result._is_view() else result
+
+    def able(self, problem: Problem) -> bool:
+        """Whether what was asked for can run another problem of this device and dtype."""
+        asked = find_algorithm(self.asked)
+        if asked is None:
+            return bool(able_algorithms(problem, self.device, self.dtype))
+        return not asked.refusals(problem, self.device, self.dtype)
 
     def of(self, problem: Problem) -> Plan:
         """A plan for another problem, asked for in the same words."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .aten import Aten
 from .base import (
-    accumulation_dtype,
-    Algorithm,
     DEFAULT_WORKSPACE,
-    dtype_name,
+    MAPS,
+    Algorithm,
     ErrorClass,
     MapName,
-    MAPS,
+    accumulation_dtype,
+    dtype_name,
 )
 from .naive import Naive
 from .unfold import Unfold

@@ -21,13 +21,13 @@ from torch.nn.functional import pad
 
 from ..problem import Problem
 from .base import (
-    accumulation_dtype,
-    Algorithm,
     COMPLEX,
-    dtype_refusal,
     FLOATS,
     INTEGERS,
+    Algorithm,
     MapName,
+    accumulation_dtype,
+    dtype_refusal,
 )
 
 

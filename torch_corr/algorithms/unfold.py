@@ -26,14 +26,14 @@ from torch.nn.functional import pad
 
 from ..problem import Problem
 from .base import (
-    accumulation_dtype,
-    Algorithm,
     COMPLEX,
     DEFAULT_WORKSPACE,
-    dtype_refusal,
     FLOATS,
     INTEGERS,
+    Algorithm,
     MapName,
+    accumulation_dtype,
+    dtype_refusal,
 )
 
 
@@ -216,8 +216,10 @@ def _columns(problem: Problem, input: Tensor, block: Block) -> Tensor:
         3, span_across, problem.stride[1]
     )[..., ::dilation_down, ::dilation_across]
     taps = problem.group_in * prod(problem.kernel)
-    images = windows.reshape(-1, problem.groups, problem.group_in, *windows.shape[2:])
-    return images.permute(1, 2, 5, 6, 0, 3, 4).reshape(problem.groups, taps, prod(block.shape))
+    windows = windows.reshape(
+        len(block.images), problem.groups, problem.group_in, *windows.shape[2:]
+    )
+    return windows.permute(1, 2, 5, 6, 0, 3, 4).reshape(problem.groups, taps, prod(block.shape))
 
 
 def _fold(problem: Problem, columns: Tensor, part: Block, buffer: Tensor, covered: Block) -> None:

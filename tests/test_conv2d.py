@@ -1,0 +1,173 @@
+"""corr2d is F.conv2d, and its derivatives are conv2d's, wherever conv2d can go.
+
+Both are held to the oracle's bound elsewhere, so here they may differ by two bounds.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import FLOATS, UNDER_TEST, algorithm_id, assert_close, each_algorithm
+from torch import Tensor
+
+from torch_corr import Algorithm, Aten, Problem, convolve2d, corr2d
+from torch_corr.testing import LAYOUTS, error_bound, in_layout, operands, oracle, problems
+
+# aten is conv2d itself.
+others = pytest.mark.parametrize(
+    "algorithm", [each for each in UNDER_TEST if each != Aten()], ids=algorithm_id
+)
+
+
+def conv2d(problem: Problem, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    (top, bottom), (left, right) = problem.padding
+    padded = F.pad(x, (left, right, top, bottom))
+    return F.conv2d(padded, w, b, problem.stride, 0, problem.dilation, problem.groups)
+
+
+@others
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
+@given(data=st.data(), problem=problems())
+def test_values_and_gradients_are_conv2ds(
+    data: st.DataObject,
+    problem: Problem,
+    algorithm: Algorithm,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    if problem.in_channels == 0 or 0 in problem.size:
+        return  # conv2d has no channels in its output there, or refuses
+    x, w, g = (value.requires_grad_() for value in data.draw(operands(problem, dtype, device)))
+    b = torch.ones(problem.out_channels, dtype=dtype, device=device, requires_grad=True)
+    y = corr2d(
+        x,
+        w,
+        b,
+        problem.stride,
+        problem.padding,
+        problem.dilation,
+        problem.groups,
+        algorithm=algorithm,
+    )
+    expected = conv2d(problem, x, w, b)
+    forward = oracle(problem, input=x, weight=w)
+    added = torch.finfo(dtype).eps * (forward.value.abs() + 2)
+    assert_close(y, expected.detach().cpu(), 2 * (error_bound(forward, dtype) + added))
+
+    conjugate = {"input": x.conj(), "weight": w.conj()}
+    gradients = torch.autograd.grad(y, (x, w, b), g)
+    theirs = torch.autograd.grad(expected, (x, w, b), g)
+    for got, want, other in zip(gradients, theirs, ("weight", "input")):
+        reference = oracle(problem, output=g, **{other: conjugate[other]})
+        assert_close(got, want.cpu(), 2 * error_bound(reference, dtype))
+    pixels = g.detach().cpu().abs().sum((0, 2, 3))
+    terms = g.numel() // max(1, problem.out_channels)
+    bound = 2 * (terms + 4) * torch.finfo(dtype).eps * pixels
+    assert_close(gradients[2], theirs[2].cpu(), bound)
+
+
+@each_algorithm
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_ranks(algorithm: Algorithm, dtype: torch.dtype, device: torch.device) -> None:
+    """Without a batch, and as the textbook writes it, two matrices."""
+    x = torch.randn(3, 7, 8, dtype=dtype, device=device)
+    w = torch.randn(5, 3, 3, 2, dtype=dtype, device=device)
+    b = torch.randn(5, dtype=dtype, device=device)
+    alone = corr2d(x, w, b, 2, 1, algorithm=algorithm)
+    assert torch.equal(alone, corr2d(x[None], w, b, 2, 1, algorithm=algorithm)[0])
+    flat = corr2d(x[0], w[0, 0], b[:1], algorithm=algorithm)
+    assert flat.shape == (5, 7)
+    assert torch.equal(flat, corr2d(x[None, :1], w[:1, :1], b[:1], algorithm=algorithm)[0, 0])
+
+
+@each_algorithm
+def test_layouts_change_nothing(algorithm: Algorithm, device: torch.device) -> None:
+    problem = Problem.parse("n2c4-x6x7-o6-k3x2-s2x1-p1,2x0,1-d1x2-g2")
+    x = torch.randn(problem.input_shape, dtype=torch.float64, device=device)
+    w = torch.randn(problem.weight_shape, dtype=torch.float64, device=device)
+    bound = 2 * error_bound(oracle(problem, input=x, weight=w), torch.float64)
+    plain = algorithm.forward(problem, x, w)
+    for layout in LAYOUTS:
+        if layout != "expanded":
+            y = algorithm.forward(problem, in_layout(x, layout), in_layout(w, layout))
+            assert_close(y, plain.cpu(), bound)
+
+
+@settings(max_examples=30)
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+def test_convolution_is_scipys_definition(size: tuple[int, int], kernel: tuple[int, int]) -> None:
+    """Full convolution: the sum over all ways to split an index; and it commutes."""
+    a = torch.randint(-9, 10, size).double()
+    k = torch.randint(-9, 10, kernel).double()
+    whole = convolve2d(a, k, padding="full")
+    expected = torch.zeros(size[0] + kernel[0] - 1, size[1] + kernel[1] - 1, dtype=torch.float64)
+    for u in range(kernel[0]):
+        for v in range(kernel[1]):
+            expected[u : u + size[0], v : v + size[1]] += k[u, v] * a
+    assert torch.equal(whole, expected)
+    if size[0] <= kernel[0] and size[1] <= kernel[1]:
+        assert torch.equal(convolve2d(k, a, padding="full"), expected)
+
+
+def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
+    """The definition's empty sum, where conv2d forgets the output's channels."""
+    x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)
+    b = torch.tensor([1.0, 2.0, 3.0], device=device)
+    for algorithm in UNDER_TEST:
+        y = corr2d(x, w, b, algorithm=algorithm)
+        assert torch.equal(y, b[:, None, None].expand(2, 3, 3, 3))
+
+
+@each_algorithm
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@settings(max_examples=25)
+@given(data=st.data())
+def test_padding_modes(
+    data: st.DataObject, mode: str, algorithm: Algorithm, device: torch.device
+) -> None:
+    """Asymmetric padding in each mode is F.pad in that mode, then no padding."""
+    sides = tuple((data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(2))
+    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, device=device, requires_grad=True)
+    w = torch.randn(4, 1, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
+    (top, bottom), (left, right) = sides
+    padded = F.pad(x, (left, right, top, bottom), "constant" if mode == "zeros" else mode)
+    expected = F.conv2d(padded, w, None, 2, 0, 1, 2)
+    y = corr2d(x, w, None, 2, sides, 1, 2, padding_mode=mode, algorithm=algorithm)
+    torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
+    ours, theirs = (torch.autograd.grad(each.square().sum(), (x, w)) for each in (y, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", "full"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_named_padding_in_every_mode(padding: str, mode: str) -> None:
+    x, w = torch.randn(1, 1, 7, 8), torch.randn(1, 1, 3, 4)
+    sides = Problem.of(x.shape, w.shape, 2, padding).padding
+    named = corr2d(x, w, None, 2, padding, padding_mode=mode)
+    assert torch.equal(named, corr2d(x, w, None, 2, sides, padding_mode=mode))
+
+
+@each_algorithm
+def test_output_may_be_written_to(algorithm: Algorithm, device: torch.device) -> None:
+    """As after conv2d, ``relu_`` on the output keeps the gradients right."""
+    x = torch.randn(2, 4, 7, 8, dtype=torch.float64, device=device, requires_grad=True)
+    w = torch.randn(6, 2, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
+    kwargs = {"stride": 2, "padding": ((1, 0), (2, 1)), "groups": 2, "algorithm": algorithm}
+    ours = torch.autograd.grad(corr2d(x, w, **kwargs).relu_().sum(), (x, w))
+    theirs = torch.autograd.grad(corr2d(x, w, **kwargs).relu().sum(), (x, w))
+    assert all(map(torch.equal, ours, theirs))
+
+
+def test_integers_have_no_gradient_but_values(device: torch.device) -> None:
+    x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
+    for algorithm in UNDER_TEST:
+        y = corr2d(x, w, torch.tensor([5], dtype=torch.int32), algorithm=algorithm)
+        assert y.dtype == torch.int32
+        assert (y == 9).all()
+        assert not y.requires_grad

@@ -1,0 +1,350 @@
+"""Derivatives of every order and direction, for every algorithm: one set of rules."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import UNDER_TEST, algorithm_id, assert_right, each_algorithm
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from torch_corr import Algorithm, Aten, Corr2d, Problem, corr2d
+from torch_corr.testing import operands, problems
+
+PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
+each_field = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+others = pytest.mark.parametrize(
+    "algorithm", [each for each in UNDER_TEST if each != Aten()], ids=algorithm_id
+)
+
+
+def correlate(problem: Problem, algorithm: Algorithm):
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(
+            x,
+            w,
+            None,
+            problem.stride,
+            problem.padding,
+            problem.dilation,
+            problem.groups,
+            algorithm=algorithm,
+        )
+
+    return function
+
+
+def conv2d(problem: Problem):
+    (top, bottom), (left, right) = problem.padding
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        padded = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(padded, w, None, problem.stride, 0, problem.dilation, problem.groups)
+
+    return function
+
+
+def some(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (
+        torch.randn(shape, dtype=dtype, generator=generator).to(device).requires_grad_()
+        for shape in (problem.input_shape, problem.weight_shape)
+    )
+    return x, w
+
+
+@each_algorithm
+@each_field
+def test_gradcheck_in_every_mode(
+    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Reverse, forward, both batched, against finite differences of the forward."""
+    assert gradcheck(
+        correlate(PROBLEM, algorithm),
+        some(PROBLEM, dtype, device),
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
+        check_undefined_grad=True,
+    )
+
+
+@each_algorithm
+@each_field
+def test_second_order_in_every_mode(
+    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Reverse over reverse and forward over reverse."""
+    assert gradgradcheck(
+        correlate(PROBLEM, algorithm),
+        some(PROBLEM, dtype, device),
+        check_fwd_over_rev=True,
+        check_rev_over_rev=True,
+        check_batched_grad=True,
+        fast_mode=dtype.is_complex,
+    )
+
+
+@each_algorithm
+@settings(max_examples=8)
+@given(data=st.data(), problem=problems(max_size=5, max_kernel=3, max_channels=2, max_groups=2))
+def test_gradcheck_of_any_geometry(
+    data: st.DataObject, problem: Problem, algorithm: Algorithm, device: torch.device
+) -> None:
+    x, w = (value.contiguous() for value in data.draw(operands(problem, torch.float64, device))[:2])
+    inputs = x.requires_grad_(), w.requires_grad_()
+    function = correlate(problem, algorithm)
+    if x.numel() and w.numel():
+        assert gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
+        assert gradgradcheck(function, inputs, check_fwd_over_rev=True, fast_mode=True)
+
+
+@each_algorithm
+@each_field
+def test_third_order(algorithm: Algorithm, dtype: torch.dtype, device: torch.device) -> None:
+    """Third derivatives equal conv2d's; of a cubic of the output, so that none vanishes."""
+    x, w = some(PROBLEM, dtype, device)
+
+    def third(function) -> tuple[Tensor, ...]:
+        loss = (function(x, w).abs() ** 3).sum()
+        for _ in range(2):
+            gradients = torch.autograd.grad(loss, (x, w), create_graph=True)
+            loss = sum((each.abs() ** 2).sum() for each in gradients)
+        return torch.autograd.grad(loss, (x, w))
+
+    for ours, theirs in zip(third(correlate(PROBLEM, algorithm)), third(conv2d(PROBLEM))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@each_algorithm
+@given(data=st.data(), problem=problems(max_size=8))
+def test_gradients_of_gradients_are_the_form(
+    data: st.DataObject, problem: Problem, algorithm: Algorithm, device: torch.device
+) -> None:
+    """d<gx, a>/dg = corr(a, w), d<gx, a>/dw = grad_weight(a, g), and so on: no other rule."""
+    x, w, g = (v.requires_grad_() for v in data.draw(operands(problem, torch.float64, device)))
+    a, b, _ = data.draw(operands(problem, torch.float64, device))
+    y = correlate(problem, algorithm)(x, w)
+    gx, gw = torch.autograd.grad(y, (x, w), g, create_graph=True)
+    assert_right(gx, problem, weight=w, output=g)
+    assert_right(gw, problem, input=x, output=g)
+    dw, dg = torch.autograd.grad(gx, (w, g), a, retain_graph=True)
+    assert_right(dw, problem, input=a, output=g)
+    assert_right(dg, problem, input=a, weight=w)
+    dx, dg = torch.autograd.grad(gw, (x, g), b)
+    assert_right(dx, problem, weight=b, output=g)
+    assert_right(dg, problem, input=x, weight=b)
+
+
+@others
+@each_field
+def test_transforms_equal_conv2ds(
+    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+) -> None:
+    """torch.func on corr2d gives what it gives on conv2d."""
+    x, w = (value.detach() for value in some(PROBLEM, dtype, device))
+    dx, dw = torch.randn_like(x), torch.randn_like(w)
+
+    def results(function):
+        def loss(x: Tensor, w: Tensor) -> Tensor:
+            return (function(x, w).abs() ** 3).sum()
+
+        yield jvp(function, (x, w), (dx, dw))
+        yield jvp(function, (x, w), (dx, torch.zeros_like(dw)))
+        y, pullback = vjp(function, x, w)
+        yield y, pullback(torch.ones_like(y))
+        if not dtype.is_complex:
+            yield grad(loss, (0, 1))(x, w)
+            yield jacrev(function, (0, 1))(x, w)
+            yield jacfwd(function, (0, 1))(x, w)
+            yield hessian(loss, 1)(x, w)
+            yield jacrev(jacrev(loss, 0), 1)(x, w)
+            yield jacrev(jacfwd(grad(loss, 1), 1), 1)(x, w)
+
+    for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@each_algorithm
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (2, 1), (None, 4)])
+@given(data=st.data(), problem=problems(max_size=6, max_batch=2, max_channels=2, max_groups=2))
+@settings(max_examples=15)
+def test_vmap_is_a_loop(
+    data: st.DataObject,
+    problem: Problem,
+    in_dims: tuple[int | None, int | None],
+    algorithm: Algorithm,
+    device: torch.device,
+) -> None:
+    """Over the input, the weight, or both, on any axis, with gradients through it."""
+    x, w, _ = data.draw(operands(problem, torch.float64, device))
+    times = 3
+    x, w = (
+        value.clone().requires_grad_()
+        if dim is None
+        else torch.stack([value, value + 1, value * 2], dim).detach().requires_grad_()
+        for value, dim in zip((x, w), in_dims)
+    )
+    function = correlate(problem, algorithm)
+    together = vmap(function, in_dims)(x, w)
+    one_by_one = torch.stack(
+        [
+            function(*(v if dim is None else v.select(dim, n) for v, dim in zip((x, w), in_dims)))
+            for n in range(times)
+        ]
+    )
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(together, one_by_one, **close)
+    for ours, theirs in zip(
+        torch.autograd.grad(together.square().sum(), (x, w)),
+        torch.autograd.grad(one_by_one.square().sum(), (x, w)),
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@each_algorithm
+def test_vmap_nested_chunked_and_of_nothing(algorithm: Algorithm, device: torch.device) -> None:
+    function = correlate(PROBLEM, algorithm)
+    x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
+    xs, ws = torch.stack([x, 2 * x, x + 1]), torch.stack([w, w - 1])
+    all_pairs = vmap(vmap(function, (None, 0)), (0, None))(xs, ws)
+    expected = torch.stack([torch.stack([function(a, b) for b in ws]) for a in xs])
+    torch.testing.assert_close(all_pairs, expected)
+    chunked = vmap(function, (0, None), chunk_size=2)(xs, w)
+    torch.testing.assert_close(chunked, torch.stack([function(a, w) for a in xs]))
+
+
+@each_algorithm
+def test_per_sample_gradients(algorithm: Algorithm, device: torch.device) -> None:
+    """The gradient of each sample's own loss, in one call."""
+    layer = Corr2d(4, 6, 3, padding=1, groups=2, algorithm=algorithm, dtype=torch.float64)
+    layer.to(device)
+    x = torch.randn(3, 4, 5, 5, dtype=torch.float64, device=device)
+    parameters = {name: value.detach() for name, value in layer.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(layer, parameters, (sample,)).square().sum()
+
+    each = vmap(grad(loss), (None, 0))(parameters, x)
+    for n, sample in enumerate(x):
+        for name, gradient in grad(loss)(parameters, sample).items():
+            torch.testing.assert_close(each[name][n], gradient)
+
+
+@each_algorithm
+def test_batched_gradients(algorithm: Algorithm, device: torch.device) -> None:
+    """``is_grads_batched`` and vectorized jacobians, also with create_graph."""
+    x, w = some(PROBLEM, torch.float64, device)
+    y = correlate(PROBLEM, algorithm)(x, w)
+    gs = torch.randn(3, *y.shape, dtype=y.dtype, device=device)
+    together = torch.autograd.grad(y, (x, w), gs, is_grads_batched=True, create_graph=True)
+    for n, g in enumerate(gs):
+        for ours, theirs in zip(together, torch.autograd.grad(y, (x, w), g, retain_graph=True)):
+            torch.testing.assert_close(ours[n], theirs)
+    second = torch.autograd.grad(together[0].square().sum(), w)[0]
+    assert second.isfinite().all()
+
+
+@each_algorithm
+def test_dual_numbers_carry_reverse_mode(algorithm: Algorithm, device: torch.device) -> None:
+    """A tangent can be differentiated backward (reverse over forward)."""
+    x, w = some(PROBLEM, torch.float64, device)
+    dx = torch.randn_like(x, requires_grad=True)
+    results = []
+    for function in (correlate(PROBLEM, algorithm), conv2d(PROBLEM)):
+        with forward_ad.dual_level():
+            y = function(forward_ad.make_dual(x, dx), w)
+            tangent = forward_ad.unpack_dual(y).tangent
+            results.append(torch.autograd.grad(tangent.square().sum(), (w, dx)))
+    torch.testing.assert_close(*results)
+
+
+@each_algorithm
+def test_only_what_is_needed_is_computed_and_kept(
+    algorithm: Algorithm, device: torch.device
+) -> None:
+    """A frozen weight costs no grad_weight and keeps no input; and the other way round."""
+    calls: list[str] = []
+
+    class Counting(type(algorithm)):
+        def grad_input(self, *args: object) -> Tensor:
+            calls.append("grad_input")
+            return super().grad_input(*args)
+
+        def grad_weight(self, *args: object) -> Tensor:
+            calls.append("grad_weight")
+            return super().grad_weight(*args)
+
+    for trained, expected in (("x", ["grad_input"]), ("w", ["grad_weight"])):
+        calls.clear()
+        x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
+        leaves = {"x": x, "w": w}
+        leaves[trained].requires_grad_()
+        saved: list[Tensor] = []
+        keep = partial(_note, saved)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+            y = correlate(PROBLEM, Counting())(x, w)
+        (kept,) = saved
+        other = leaves["w" if trained == "x" else "x"]
+        assert kept.data_ptr() == other.data_ptr()
+        y.sum().backward()
+        assert calls == expected
+
+
+def _note(notes: list[Tensor], value: Tensor) -> Tensor:
+    notes.append(value)
+    return value
+
+
+def test_nothing_is_kept_without_gradients() -> None:
+    x = torch.randn(1, 1, 5, 5)
+    alive = weakref.ref(x)
+    y = corr2d(x, torch.ones(1, 1, 2, 2), algorithm="unfold")
+    assert y.grad_fn is None
+    del x
+    gc.collect()
+    assert alive() is None
+
+
+@each_algorithm
+@pytest.mark.parametrize("dual", [False, True], ids=["reverse", "dual"])
+def test_writing_to_what_was_saved_is_an_error(
+    algorithm: Algorithm, dual: bool, device: torch.device
+) -> None:
+    """As conv2d, even where forward mode was on as well."""
+    x, w = some(PROBLEM, torch.float64, device)
+    x = x.clone()
+    with forward_ad.dual_level():
+        weight = forward_ad.make_dual(w, torch.ones_like(w)) if dual else w
+        y = correlate(PROBLEM, algorithm)(x, weight)
+        loss = forward_ad.unpack_dual(y).primal.sum()
+        x.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+@each_algorithm
+def test_autograd_functional(algorithm: Algorithm, device: torch.device) -> None:
+    x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
+
+    def results(function):
+        def loss(x: Tensor, w: Tensor) -> Tensor:
+            return function(x, w).pow(3).sum()
+
+        functional = torch.autograd.functional
+        yield functional.jacobian(function, (x, w))
+        yield functional.jacobian(function, (x, w), vectorize=True, strategy="forward-mode")
+        yield functional.hessian(loss, (x, w), vectorize=True)
+        yield functional.hvp(loss, (x, w), (x, w))
+        yield functional.vhp(loss, (x, w), (x, w))
+
+    for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
