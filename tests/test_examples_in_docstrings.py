@@ -1,0 +1,30 @@
+"""The examples in the docstrings say what happens."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import torch_corr
+
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(torch_corr.__path__, "torch_corr.")
+    if not name.endswith("__main__")
+]
+
+
+@pytest.mark.parametrize("name", ["torch_corr", *MODULES])
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    names = {**vars(torch_corr), "torch": torch}
+    assert doctest.testmod(module, extraglobs=names).failed == 0
+
+
+def test_there_are_examples() -> None:
+    found = doctest.DocTestFinder().find(torch_corr.functional)
+    assert sum(len(test.examples) for test in found) >= 3

@@ -1,0 +1,160 @@
+"""Corr2d is an nn.Conv2d: same arguments, weights, state, results; and more padding."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from laws import each_algorithm
+from torch import nn
+
+from torch_corr import Algorithm, Corr2d, LazyCorr2d, Unfold, corr2d
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def pair(device: torch.device, **arguments: Any) -> tuple[nn.Conv2d, Corr2d]:
+    """Both layers from one seed."""
+    algorithm = arguments.pop("algorithm", "auto")
+    arguments = {"kernel_size": (3, 2), "device": device, "dtype": torch.float64, **arguments}
+    torch.manual_seed(7)
+    theirs = nn.Conv2d(4, 6, **arguments)
+    torch.manual_seed(7)
+    return theirs, Corr2d(4, 6, **arguments, algorithm=algorithm)
+
+
+@each_algorithm
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", [0, (2, 1), "same", "valid"], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_drops_in_for_nn_conv2d(
+    bias: bool, padding: Any, mode: str, algorithm: Algorithm, device: torch.device
+) -> None:
+    """Same weights from a seed, same values, same gradients, batched and not."""
+    theirs, ours = pair(
+        device,
+        padding=padding,
+        padding_mode=mode,
+        bias=bias,
+        groups=2,
+        dilation=(1, 2),
+        stride=1 if padding == "same" else (2, 1),
+        algorithm=algorithm,
+    )
+    assert isinstance(ours, nn.Conv2d)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value)
+    x = torch.randn(2, 4, 8, 9, dtype=torch.float64, device=device)
+    for input in (x, x[0]):
+        y, expected = ours(input), theirs(input)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+        ours.zero_grad()
+        theirs.zero_grad()
+        y.square().sum().backward()
+        expected.square().sum().backward()
+        for mine, other in zip(ours.parameters(), theirs.parameters()):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_state_goes_both_ways(device: torch.device) -> None:
+    theirs, ours = pair(device)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    assert ours.weight.data_ptr() == theirs.weight.data_ptr()
+
+
+@pytest.mark.parametrize("padding", [((1, 0), (2, 3)), ((2, 2), (1, 1)), "full", "same"], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_beyond_nn_conv2d(padding: Any, mode: str) -> None:
+    layer = Corr2d(4, 6, 3, stride=2, padding=padding, padding_mode=mode)
+    x = torch.randn(1, 4, 7, 8)
+    expected = corr2d(x, layer.weight, layer.bias, 2, padding, padding_mode=mode)
+    assert torch.equal(layer(x), expected)
+    again = pickle.loads(pickle.dumps(layer))
+    assert torch.equal(again(x), expected)
+
+
+def test_padding_is_kept_as_nn_conv2d_keeps_it() -> None:
+    for padding in (0, 1, (1, 2), "same", "valid"):
+        theirs = nn.Conv2d(2, 2, 4, padding=padding, dilation=(1, 3))
+        ours = Corr2d(2, 2, 4, padding=padding, dilation=(1, 3))
+        for name in ("padding", "stride", "dilation"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        both = (list(each._reversed_padding_repeated_twice) for each in (ours, theirs))
+        assert next(both) == next(both)
+    assert Corr2d(2, 2, 3, padding=((1, 1), (2, 2))).padding == (1, 2)
+
+
+@each_algorithm
+def test_copies_and_pickles(algorithm: Algorithm) -> None:
+    layer = Corr2d(2, 2, 3, algorithm=algorithm)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    x = torch.randn(1, 2, 5, 5)
+    for twin in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        assert twin.algorithm == algorithm
+        assert torch.equal(twin(x), layer(x))
+
+
+def test_a_conv2d_becomes_a_corr2d() -> None:
+    """By its class alone, as a model's layers are converted: ``auto`` until told otherwise."""
+    layer = nn.Conv2d(2, 3, 3)
+    x = torch.randn(1, 2, 5, 5)
+    expected = layer(x)
+    layer.__class__ = Corr2d
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.algorithm == "auto"
+
+
+def test_repr_names_the_algorithm() -> None:
+    plain = "(2, 3, kernel_size=(3, 3), stride=(1, 1)"
+    assert repr(Corr2d(2, 3, 3)) == f"Corr2d{plain})"
+    assert repr(Corr2d(2, 3, 3, algorithm="unfold")) == f"Corr2d{plain}, algorithm='unfold')"
+    assert "padding=full" in repr(Corr2d(2, 3, 3, padding="full"))
+    limited = Corr2d(2, 3, 3, algorithm=Unfold(workspace_limit=9))
+    assert "algorithm=Unfold(workspace_limit=9)" in repr(limited)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_lazy_becomes_corr2d(bias: bool) -> None:
+    arguments = {"padding": ((1, 0), (0, 1)), "groups": 2, "bias": bias, "algorithm": "unfold"}
+    lazy = LazyCorr2d(6, 3, **arguments)
+    assert isinstance(lazy, nn.Conv2d)
+    assert lazy.has_uninitialized_params()
+    x = torch.randn(2, 4, 5, 6)
+    torch.manual_seed(3)
+    y = lazy(x)
+    torch.manual_seed(3)
+    eager = Corr2d(4, 6, 3, **arguments)
+    assert type(lazy) is Corr2d
+    assert lazy.in_channels == 4
+    assert lazy.algorithm == "unfold"
+    assert torch.equal(y, eager(x))
+    assert lazy.state_dict().keys() == eager.state_dict().keys()
+
+
+def test_lazy_refuses_what_it_cannot_become() -> None:
+    with pytest.raises(ValueError, match="divisible by groups"):
+        LazyCorr2d(6, 3, groups=2)(torch.ones(1, 3, 5, 5))
+    with pytest.raises(RuntimeError, match="Expected 3D"):
+        LazyCorr2d(6, 3)(torch.ones(5, 5))
+
+
+def test_learns_like_nn_conv2d(device: torch.device) -> None:
+    """A few steps of SGD leave both layers with the same weights."""
+    theirs, ours = pair(device, padding=1)
+    x = torch.randn(4, 4, 8, 8, dtype=torch.float64, device=device)
+    for layer in (theirs, ours):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(5):
+            optimizer.zero_grad()
+            (layer(x) - 1).square().mean().backward()
+            optimizer.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
