@@ -24,10 +24,6 @@ def algorithm_id(algorithm: Algorithm) -> str:
 each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_id)
 
 
-def able(algorithm: Algorithm, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-    return not algorithm.refusals(problem, device, dtype)
-
-
 def assert_right(
     result: Tensor,
     problem: Problem,

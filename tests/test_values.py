@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import COMPLEX, FLOATS, INTEGERS, able, assert_right, each_algorithm
+from laws import COMPLEX, FLOATS, INTEGERS, assert_right, each_algorithm
 
 from torch_corr import Algorithm, Problem
 from torch_corr.testing import operands, problems
@@ -25,8 +25,9 @@ def test_maps_equal_the_oracle(
     device: torch.device,
 ) -> None:
     """All three maps (integers have forward alone), any layout, any geometry."""
-    if not able(algorithm, problem, device, dtype):
-        assert dtype in INTEGERS
+    refusals = algorithm.refusals(problem, device, dtype)
+    if refusals:
+        assert dtype in INTEGERS or "workspace" in refusals[0]
         return
     x, w, y = data.draw(operands(problem, dtype, device))
     before = x.clone(), w.clone(), y.clone()

@@ -85,11 +85,9 @@ class Naive(Algorithm):
 
 def _windows(problem: Problem) -> Iterator[tuple[int, int, slice, slice]]:
     """Each output pixel (i, j) with the rows and columns of its window."""
-    (stride_down, stride_across), (dilation_down, dilation_across) = (
-        problem.stride,
-        problem.dilation,
-    )
-    (span_down, span_across) = problem.span
+    stride_down, stride_across = problem.stride
+    dilation_down, dilation_across = problem.dilation
+    span_down, span_across = problem.span
     height, width = problem.output_size
     for i in range(height):
         top = i * stride_down
