@@ -1,0 +1,280 @@
+"""The demo as a person meets it: its numbers, its figure, and its sentences when it cannot."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import torch_corr
+from torch_corr import demo
+from torch_corr.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in :func:`run_module`."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_module(
+    *arguments: str, cwd: Path, ahead: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """``python -m torch_corr`` in another directory; packages in ``ahead`` hide installed ones."""
+    path = [str(ahead)] if ahead else []
+    path += [str(Path(torch_corr.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-m", "torch_corr", *arguments],
+        cwd=cwd,
+        # One thread: two wait for each other many times over when the machine is busy.
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+    """A file with a picture whose brightness rises from left to right."""
+    columns = np.linspace(0, 255, size[0]).astype(np.uint8)
+    Image.fromarray(np.tile(columns, (size[1], 1))).convert("RGB").save(path)
+    return path
+
+
+def check_figure(path: Path) -> None:
+    with Image.open(path) as figure:
+        assert figure.format == "PNG"
+        assert figure.width >= 1000
+        assert figure.height >= 600
+        assert len(figure.convert("RGB").getcolors(1 << 24) or ()) > 200
+
+
+def test_whole_demo(tmp_path: Path) -> None:
+    """Textbook, learning and portrait, headless, in a directory that is not the repository."""
+    done = run_module("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    text = done.stdout
+    assert re.search(r"0 +1 +2 +0 +1 +19 25\n +3 +4 +5 +2 +3 +37 43", text)
+    assert len(re.findall(r" 0  1  0  0  0 -1  0\n", text)) == 6
+    losses = [float(loss) for loss in re.findall(r"step +\d+ +loss ([\d.]+)", text)]
+    assert len(losses) == 5
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] == pytest.approx(5, abs=0.5)
+    assert losses[-1] < 0.02
+    learned = re.search(r"kernel learned is \[([-\d.]+), ([-\d.]+)\]", text)
+    assert learned is not None
+    assert [float(x) for x in learned.groups()] == pytest.approx([1, -1], abs=0.05)
+    for name in ("Horizontal edges", "Vertical edges", "Blur"):
+        row = re.search(rf"{name} +(\w+) +[\d.]+ ms +[\d.]+ ms +([-+.e\d]+) +\d+\n", text)
+        assert row is not None, text
+        assert row[1] in [algorithm.name for algorithm in torch_corr.ALGORITHMS]
+        assert float(row[2]) < 1e-4
+    assert "medians on 1 CPU thread," in text
+    assert str(tmp_path / "torch_corr_demo.png") in text
+    check_figure(tmp_path / "torch_corr_demo.png")
+
+
+def test_picture_given_and_figure_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An odd name with a $ in it, and a figure that is there already."""
+    image, output = picture(tmp_path / "my $picture.png"), tmp_path / "figure.PNG"
+    output.write_bytes(b"old")
+    assert main(["demo", str(image), "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert f"A photograph: {image}\n40 x 30 pixels\n" in printed
+    assert f"{output}, replacing the file that was there." in printed
+    check_figure(output)
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "PIL"])
+def test_missing_package_is_named_with_its_cure(tmp_path: Path, missing: str) -> None:
+    """The textbook's part needs torch alone and still runs."""
+    (tmp_path / "ahead" / missing).mkdir(parents=True)
+    (tmp_path / "ahead" / missing / "__init__.py").write_text(
+        f"raise ModuleNotFoundError({missing!r}, name={missing!r})"
+    )
+    done = run_module("demo", cwd=tmp_path, ahead=tmp_path / "ahead")
+    assert done.returncode == 1
+    assert "19 25" in done.stdout
+    name = {"PIL": "Pillow"}.get(missing, missing)
+    assert done.stderr == (
+        f"torch_corr demo: the photograph needs {name}, not installed here; "
+        f'run: pip install "torch_corr[demo]"\n'
+    )
+
+
+def broken_files(folder: Path) -> dict[str, tuple[list[str], str]]:
+    """Requests that cannot be met: the arguments, and what the message must say."""
+    good = picture(folder / "good.jpg", (400, 300))
+    (folder / "text.jpg").write_text("not an image")
+    (folder / "empty.png").touch()
+    (folder / "cut.jpg").write_bytes(good.read_bytes()[:1500])
+    picture(folder / "tiny.png", (9, 40))
+    picture(folder / "self.png")
+    return {
+        "missing": (["absent.png"], "there is no file absent.png"),
+        "not an image": (["text.jpg"], "text.jpg is no image"),
+        "empty": (["empty.png"], "empty.png is no image"),
+        "cut short": (["cut.jpg"], "cut.jpg cannot be read as an image"),
+        "directory": (["."], ". is a directory"),
+        "tiny": (["tiny.png"], "is 9 x 40 pixels; the blur needs at least 10 each way"),
+        "no such folder": (["--output", "absent/x.png"], "there is no directory absent"),
+        "output a folder": (["--output", "folder.png"], "is a directory; add a file name"),
+        "not .png": (["--output", "figure.jpg"], "must end in .png"),
+        "its own input": (["self.png", "--output", "self.png"], "is the picture itself"),
+        "a name with NUL": (["a\0b"], "cannot read"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "not an image",
+        "empty",
+        "cut short",
+        "directory",
+        "tiny",
+        "no such folder",
+        "output a folder",
+        "not .png",
+        "its own input",
+        "a name with NUL",
+    ],
+)
+def test_wrong_request_is_a_sentence_and_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    arguments, sentence = broken_files(tmp_path)[case]
+    before = sorted(tmp_path.iterdir())
+    assert main(["demo", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("torch_corr demo: ")
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_no_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refusals pretended, since the superuser, who runs many a CI, meets none."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    image, output = str(picture(tmp_path / "good.png")), str(tmp_path / "figure.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        assert main(["demo", image, "--output", output]) == 2
+        assert f"no permission to write {output}" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        assert main(["demo", image, "--output", output]) == 1
+        assert f"cannot write {output}: Permission denied" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert main(["demo", image, "--output", output]) == 2
+        assert f"no permission to read {image}" in capsys.readouterr().err
+
+
+def test_wrong_number_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the kernel flipped, the demo says that it computes wrongly."""
+    monkeypatch.setattr(demo, "corr2d", torch_corr.convolve2d)
+    assert main(["demo"]) == 1
+    assert "corr2d(X, K) is [[5.0, 11.0], [23.0, 29.0]] here, and [[19.0, 25.0]" in (
+        capsys.readouterr().err
+    )
+
+
+def test_no_command_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([])
+    assert exit.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
+def test_every_kind_of_picture_keeps_its_brightness(tmp_path: Path, mode: str) -> None:
+    """Left half black, right half white, in whatever way the file spells it."""
+    values = np.zeros((20, 24))
+    values[:, 12:] = 1
+    depth = {"I;16": (np.uint16, 65535), "I": (np.int32, 65535), "F": (np.float32, 1)}
+    if mode in depth:
+        kind, white = depth[mode]
+        image = Image.fromarray((values * white).astype(kind))
+    else:
+        image = Image.fromarray((values * 255).astype(np.uint8)).convert(mode)
+    assert image.mode == mode
+    image.save(tmp_path / "picture.tiff")
+    colour, size = demo.read_picture(tmp_path / "picture.tiff")
+    assert size == (24, 20)
+    expected = torch.from_numpy(values).float().expand(1, 3, 20, 24)
+    torch.testing.assert_close(colour, expected, rtol=0, atol=0.01)
+
+
+def test_transparent_is_white_and_upright_is_up(tmp_path: Path) -> None:
+    image = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 30, 5))
+    image.save(tmp_path / "clear.png")
+    colour, _ = demo.read_picture(tmp_path / "clear.png")
+    assert colour[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert colour[0, :, 19, 0].tolist() == [1, 1, 1]
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the file's left is the picture's top
+    image = Image.new("L", (30, 20))
+    image.paste(255, (0, 0, 10, 20))
+    image.save(tmp_path / "turned.png", exif=exif)
+    colour, size = demo.read_picture(tmp_path / "turned.png")
+    assert size == (20, 30)
+    assert colour[0, 0, :10].min() == 1
+    assert colour[0, 0, 10:].max() == 0
+
+
+def test_large_picture_is_shrunk(tmp_path: Path) -> None:
+    colour, size = demo.read_picture(picture(tmp_path / "large.png", (3000, 1500)))
+    assert size == (3000, 1500)
+    assert colour.shape == (1, 3, 512, 1024)
+
+
+def test_filters_show_what_their_names_say() -> None:
+    """Black left, white right: one vertical edge, brighter to the right, and no horizontal."""
+    colour = torch.zeros(1, 3, 24, 30)
+    colour[..., 15:] = 1
+    horizontal, vertical, blur = demo.apply_filters(colour)
+    assert horizontal.picture.abs().max() < 1e-6
+    slope = torch.zeros(30)
+    slope[14:16] = 0.5
+    torch.testing.assert_close(vertical.picture, slope.expand(1, 24, 30))
+    # The blurred step is the bell's integral; half way where the step was.
+    places = (torch.arange(30) - 14.5) / demo.SIGMA / 2**0.5
+    expected = (1 + torch.erf(places)) / 2
+    torch.testing.assert_close(blur.picture, expected.expand(3, 24, 30), rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        demo.apply_filters(torch.ones(1, 3, 24, 30))[2].picture, torch.ones(3, 24, 30)
+    )

@@ -1,0 +1,519 @@
+"""``python -m torch_corr demo``: the textbook's numbers, then a real photograph.
+
+Every number printed is computed here and now.  What the textbook says stands beside it and
+is compared; a disagreement ends the demo with exit code 1.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .functional import corr2d, plan
+from .modules import Corr2d
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from PIL.Image import Image
+
+LONGEST_SIDE = 1024
+"""Pixels.  A larger picture is shrunk: a panel of the figure shows no more than this."""
+
+SIGMA = 3.0
+"""Standard deviation of the blur in pixels; its kernel reaches three of them each way."""
+
+REACH = round(3 * SIGMA)
+
+
+class DemoError(Exception):
+    """A sentence for the person at the keyboard; exit code 2 where the request was wrong."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
+def run(image: str | None, output: str) -> int:
+    """The whole demo; returns the exit code.
+
+    Args:
+        image: path of a picture, or None for the portrait that matplotlib carries.
+        output: path of the PNG to write; a file that is there already is replaced.
+    Returns:
+        0; 1 when a package is missing, the figure cannot be written, or a number is not the
+        textbook's; 2 when ``image`` or ``output`` is unusable.
+    """
+    try:
+        target = _checked_output(output, image)
+        if image is not None:
+            _check_readable(Path(image))
+        textbook()
+        photograph(None if image is None else Path(image), target)
+    except DemoError as error:
+        sys.stdout.flush()
+        print(f"torch_corr demo: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+# The textbook
+
+
+def textbook() -> None:
+    """Section 7.2 of *Dive into Deep Learning*, its numbers computed and compared."""
+    print("Dive into Deep Learning, section 7.2, step by step\n")
+    _textbook_window()
+    bar, kernel, edges = _textbook_edges()
+    _textbook_learning(bar, kernel, edges)
+
+
+def _textbook_window() -> None:
+    X = torch.arange(9.0).reshape(3, 3)
+    K = torch.arange(4.0).reshape(2, 2)
+    Y = corr2d(X, K)
+    print("1. Slide K over X; each number out is the sum of one window times K.\n")
+    _print_beside(("X", X), ("K", K), ("corr2d(X, K)", Y))
+    _compare("corr2d(X, K)", Y, torch.tensor([[19.0, 25.0], [37.0, 43.0]]))
+    print("   The textbook says [[19, 25], [37, 43]]: the same.\n")
+
+
+def _textbook_edges() -> tuple[Tensor, Tensor, Tensor]:
+    X = torch.ones(6, 8)
+    X[:, 2:6] = 0
+    K = torch.tensor([[1.0, -1.0]])
+    Y = corr2d(X, K)
+    print("2. K = [[1, -1]] finds the vertical edges of a black bar on white.\n")
+    _print_beside(("X", X), ("K", K), ("corr2d(X, K)", Y))
+    _compare("corr2d(X, K)", Y, torch.tensor([[0.0, 1, 0, 0, 0, -1, 0]]).expand(6, 7))
+    print("   1 from white to black, -1 from black to white.  The textbook says every row is")
+    print("   0 1 0 0 0 -1 0: the same.")
+    _compare("corr2d(X.T, K)", corr2d(X.T, K), torch.zeros(8, 5))
+    print("   The bar on its side has no vertical edge.  The textbook says that corr2d(X.T, K)")
+    print("   is 0 everywhere: the same.\n")
+    return X, K, Y
+
+
+def _textbook_learning(X: Tensor, K: Tensor, Y: Tensor) -> None:
+    # Where ten steps arrive depends on where they start, and a good third of all seeds get
+    # below 0.02.  This one's losses are close to those that the textbook prints.
+    torch.manual_seed(10)
+    layer = Corr2d(1, 1, kernel_size=(1, 2), bias=False)
+    images, targets = X[None, None], Y[None, None]
+    print("3. Corr2d learns that K from X and corr2d(X, K): 10 steps of gradient descent, squared")
+    print("   error summed, learning rate 0.03.\n")
+    losses = []
+    for step in range(1, 11):
+        loss = ((layer(images) - targets) ** 2).sum()
+        layer.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            layer.weight -= 3e-2 * layer.weight.grad  # type: ignore[operator]
+        if step % 2 == 0:
+            losses.append(loss.item())
+            print(f"       step {step:>2}   loss {losses[-1]:.4f}")
+    learned = layer.weight.detach()[0, 0]
+    print(
+        f"\n   The loss starts at {losses[0]:.2f} and ends at {losses[-1]:.4f}; the textbook says"
+    )
+    print("   from about 5 to below 0.02.")
+    print(f"   The kernel learned is [{learned[0, 0]:.3f}, {learned[0, 1]:.3f}]; the textbook says")
+    print("   close to [1, -1].\n")
+    if not 4 < losses[0] < 6 or not losses[-1] < 0.02:
+        raise _disagreement("the loss", f"{losses[0]} ... {losses[-1]}", "about 5 ... below 0.02")
+    _compare("the kernel learned", learned, K, within=0.05)
+
+
+def _compare(what: str, computed: Tensor, expected: Tensor, within: float = 0.0) -> None:
+    same_shape = computed.shape == expected.shape
+    if not same_shape or not torch.allclose(computed, expected, rtol=0, atol=within):
+        raise _disagreement(what, str(computed.tolist()), str(expected.tolist()))
+
+
+def _disagreement(what: str, computed: str, expected: str) -> DemoError:
+    return DemoError(
+        f"{what} is {computed} here, and {expected} in the textbook; this torch_corr with torch "
+        f"{torch.__version__} computes wrongly, please report it",
+        exit_code=1,
+    )
+
+
+def _print_beside(*matrices: tuple[str, Tensor]) -> None:
+    """Matrices of whole numbers beside each other, each under its name."""
+    blocks = []
+    for name, matrix in matrices:
+        rows = [" ".join(f"{int(value):>2}" for value in row) for row in matrix.tolist()]
+        width = max(map(len, [name, *rows]))
+        blocks.append([line.ljust(width) for line in [name, *rows]])
+    for i in range(max(map(len, blocks))):
+        line = "     ".join(block[i] if i < len(block) else " " * len(block[0]) for block in blocks)
+        print(f"       {line}".rstrip())
+    print()
+
+
+# The photograph
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One filter's picture, and how it came about.
+
+    Attributes:
+        name: what the filter shows.
+        legend: how to read its picture.
+        picture: (C, H, W), brightness in units where white is 1.
+        algorithm: that computed the forward map.
+        seconds: median time of the layer.
+        reference_seconds: median time of ``F.pad`` and ``F.conv2d``.
+        difference: the largest between the two pictures.
+        runs: how many times each was timed.
+    """
+
+    name: str
+    legend: str
+    picture: Tensor
+    algorithm: str
+    seconds: float
+    reference_seconds: float
+    difference: float
+    runs: int
+
+
+def photograph(path: Path | None, output: Path) -> None:
+    """Edges and a blur of a picture through ``Corr2d``, timed, printed and saved as a figure."""
+    _need_packages()
+    source, credit = (_portrait(), "Grace Hopper, public domain") if path is None else (path, "")
+    colour, size = read_picture(source)
+    _, _, height, width = colour.shape
+    print(f"A photograph: {source}")
+    shrunk = f", shrunk from {size[0]} x {size[1]}" if size != (width, height) else ""
+    print(f"{width} x {height} pixels{shrunk}\n")
+    panels = apply_filters(colour)
+    _print_table(panels)
+    _write(output, _draw(colour, credit, panels))
+
+
+def apply_filters(colour: Tensor) -> list[Panel]:
+    """The three filters of the demo on a colour picture of shape (1, 3, H, W)."""
+    # Brightness as television weighs the colours (ITU-R BT.601).
+    grey = (colour * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    sobel = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]]) / 8  # brightness per pixel
+    offsets = torch.arange(-REACH, REACH + 1.0)
+    bell = torch.exp(-((offsets / SIGMA) ** 2) / 2)
+    gauss = torch.outer(bell, bell) / bell.sum() ** 2
+    return [
+        _panel(
+            "Horizontal edges",
+            "Sobel; red: brighter below, blue: darker below",
+            _layer(sobel),
+            grey,
+        ),
+        _panel(
+            "Vertical edges",
+            "Sobel; red: brighter to the right, blue: darker",
+            _layer(sobel.T),
+            grey,
+        ),
+        _panel(
+            "Blur",
+            f"Gaussian, sigma {SIGMA:g} pixels, kernel {len(bell)} x {len(bell)}",
+            _layer(gauss, channels=3),
+            colour,
+        ),
+    ]
+
+
+def _layer(kernel: Tensor, channels: int = 1) -> Corr2d:
+    """A layer that correlates every channel by itself with a given kernel."""
+    layer = Corr2d(
+        channels,
+        channels,
+        (kernel.shape[0], kernel.shape[1]),
+        padding="same",
+        groups=channels,
+        bias=False,
+        padding_mode="reflect",  # zeros around would draw a black frame's edges
+    )
+    with torch.no_grad():
+        layer.weight.copy_(kernel)
+    return layer.requires_grad_(False)
+
+
+def _panel(name: str, legend: str, layer: Corr2d, images: Tensor) -> Panel:
+    """Run a layer and what it stands for, ``F.pad`` and ``F.conv2d``, side by side."""
+    rows, columns = (size // 2 for size in layer.kernel_size)
+
+    def padded() -> Tensor:
+        return F.pad(images, (columns, columns, rows, rows), mode="reflect")
+
+    def reference() -> Tensor:
+        return F.conv2d(padded(), layer.weight, groups=layer.groups)
+
+    def ours() -> Tensor:
+        result: Tensor = layer(images)
+        return result
+
+    picture = ours()
+    difference = (picture - reference()).abs().max().item()
+    seconds, reference_seconds, runs = _medians(ours, reference)
+    chosen = plan(padded(), layer.weight, groups=layer.groups, algorithm=layer.algorithm)
+    return Panel(
+        name,
+        legend,
+        picture[0],
+        chosen.forward.name,
+        seconds,
+        reference_seconds,
+        difference,
+        runs,
+    )
+
+
+def _medians(
+    first: Callable[[], Tensor], second: Callable[[], Tensor], most_runs: int = 25
+) -> tuple[float, float, int]:
+    """Median seconds of two calls and the number of runs, taking turns.
+
+    Turns, so that a busy moment of the machine falls on both; whoever starts changes too.
+    """
+    calls = (first, second)
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in calls * 2:  # warm up
+        call()
+    deadline = time.perf_counter() + 1.0
+    for run in range(most_runs):
+        if run >= 5 and time.perf_counter() > deadline:
+            break
+        for which in ((0, 1), (1, 0))[run % 2]:
+            start = time.perf_counter()
+            calls[which]()
+            times[which].append(time.perf_counter() - start)
+    return median(times[0]), median(times[1]), len(times[0])
+
+
+def _print_table(panels: list[Panel]) -> None:
+    print(f"{'':<18}{'algorithm':<11}{'Corr2d':>10}{'F.conv2d':>12}{'difference':>13}{'runs':>7}")
+    for panel in panels:
+        print(
+            f"{panel.name:<18}{panel.algorithm:<11}{_milliseconds(panel.seconds):>10}"
+            f"{_milliseconds(panel.reference_seconds):>12}{_number(panel.difference):>13}{panel.runs:>7}"
+        )
+    print()
+    print(f"Times: {_conditions()}; both fill the border first, runs take turns.")
+    print("Difference: the largest of any pixel, where black is 0 and white is 1.\n")
+
+
+def _conditions() -> str:
+    threads = torch.get_num_threads()
+    return f"medians on {threads} CPU thread{'s' * (threads != 1)}, torch {torch.__version__}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _draw(colour: Tensor, credit: str, panels: list[Panel]) -> bytes:
+    """The figure, as the bytes of a PNG."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    height, width = colour.shape[2:]
+    # A panel is about as high as its picture, within reason for the tallest and the flattest.
+    panel_height = 4.6 * min(max(height / width, 0.15), 1.6)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a dark style of the reader's would swallow the labels
+        figure = Figure(
+            figsize=(10, 2 * panel_height + 3),
+            dpi=120,
+            layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.12, hspace=0.06),
+        )
+        FigureCanvasAgg(figure)
+        figure.suptitle("One photograph, three filters of torch_corr.Corr2d", fontsize=16)
+        figure.supxlabel(
+            f"Times: {_conditions()}.  Difference: the largest from F.conv2d, where white is 1.",
+            fontsize=9,
+            color="0.35",
+        )
+        axes = figure.subplots(2, 2).flat
+        caption = f"{width} x {height} pixels{', ' * bool(credit)}{credit}"
+        _draw_panel(next(axes), "Photograph", caption, colour[0])
+        for panel in panels:
+            _draw_panel(
+                next(axes),
+                panel.name,
+                f"{panel.legend}\n"
+                f"Corr2d ({panel.algorithm}) {_milliseconds(panel.seconds)},  "
+                f"F.conv2d {_milliseconds(panel.reference_seconds)},  "
+                f"difference {_number(panel.difference)}",
+                panel.picture,
+            )
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw_panel(axes: Axes, name: str, caption: str, picture: Tensor) -> None:
+    if picture.shape[0] == 3:
+        axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
+    else:
+        # A few pixels at the sharpest edges would leave all others pale.
+        strength = picture.abs().flatten().sort().values
+        limit = max(strength[int(0.99 * (len(strength) - 1))].item(), 1e-3)
+        axes.imshow(picture[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    axes.set_title(name, fontsize=14, fontweight="bold")
+    axes.set_xlabel(caption, fontsize=10, linespacing=1.4)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+# Files
+
+
+def _need_packages() -> None:
+    missing = []
+    for module in ("numpy", "PIL", "matplotlib"):
+        try:
+            __import__(module)
+        except ModuleNotFoundError as error:
+            # Not always the module asked for: matplotlib will not start without Pillow.
+            name = (error.name or module).partition(".")[0]
+            missing.append("Pillow" if name == "PIL" else name)
+        except ImportError as error:
+            raise DemoError(f"{module} is here but does not start: {error}", exit_code=1) from None
+    if missing:
+        raise DemoError(
+            f"the photograph needs {' and '.join(dict.fromkeys(missing))}, not installed here; "
+            f'run: pip install "torch_corr[demo]"',
+            exit_code=1,
+        )
+
+
+def _portrait() -> Path:
+    from matplotlib.cbook import get_sample_data
+
+    path = Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
+    if not path.is_file():  # as in some Linux distributions' own packages
+        raise DemoError(
+            "this matplotlib comes without its sample photograph; give one of your own: "
+            "python -m torch_corr demo IMAGE",
+            exit_code=1,
+        )
+    return path
+
+
+def _check_readable(path: Path) -> None:
+    """That a path is a file one may read."""
+    try:
+        if path.is_dir():
+            raise DemoError(f"{path} is a directory; give the path of a picture", exit_code=2)
+        with path.open("rb"):
+            return
+    except FileNotFoundError:
+        raise DemoError(f"there is no file {path}", exit_code=2) from None
+    except PermissionError:
+        raise DemoError(f"no permission to read {path}", exit_code=2) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise DemoError(f"cannot read {path}: {error}", exit_code=2) from None
+
+
+def read_picture(path: Path) -> tuple[Tensor, tuple[int, int]]:
+    """A picture as (1, 3, H, W) in 0..1, upright, shrunk to fit; and its own (width, height)."""
+    import numpy as np
+    import PIL.Image
+    import PIL.ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # Large pictures are welcome, and an oddity that Pillow reads past is not ours.
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(path) as file:
+                image = _plain(PIL.ImageOps.exif_transpose(file))
+    except PIL.UnidentifiedImageError:
+        raise DemoError(
+            f"{path} is no image, or of a format that Pillow does not know", exit_code=2
+        ) from None
+    except Exception as error:  # on a damaged file Pillow's decoders raise nearly anything
+        raise DemoError(f"{path} cannot be read as an image: {error}", exit_code=2) from None
+    size = image.size
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    if min(image.size) <= REACH:
+        shrunk = "" if image.size == size else f", {image.width} x {image.height} when shrunk"
+        raise DemoError(
+            f"{path} is {size[0]} x {size[1]} pixels{shrunk}; the blur needs at least "
+            f"{REACH + 1} each way",
+            exit_code=2,
+        )
+    values = np.array(image, dtype=np.float32)
+    pixels = torch.from_numpy(values / 255 if image.mode == "RGB" else values)
+    if pixels.dim() == 2:
+        pixels = pixels[:, :, None].expand(-1, -1, 3)
+    return pixels.permute(2, 0, 1)[None].contiguous(), size
+
+
+def _plain(image: Image) -> Image:
+    """RGB with 8 bits a channel; or one channel of floats in 0..1, for grey of more than 8."""
+    import numpy as np
+    import PIL.Image
+
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.nan_to_num(np.array(image, dtype=np.float32), posinf=0, neginf=0)
+        # Sixteen bits, or what floats and 32 bits hold: a scale of one's own, shown whole.
+        if image.mode != "F" and values.min() >= 0 and values.max() <= 65535:
+            values /= 65535
+        elif values.min() < 0 or values.max() > 1:
+            values = (values - values.min()) / max(float(np.ptp(values)), 1e-30)
+        return PIL.Image.fromarray(values)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _checked_output(output: str, image: str | None) -> Path:
+    """The path to save to, refused before any work when it cannot be written."""
+    path = Path(output)
+    try:
+        if path.suffix.lower() != ".png":
+            raise DemoError(f"--output {path} must end in .png, the figure's format", exit_code=2)
+        if path.is_dir():
+            raise DemoError(f"--output {path} is a directory; add a file name", exit_code=2)
+        if not path.parent.is_dir():
+            raise DemoError(
+                f"--output {path}: there is no directory {path.parent}; make it first", exit_code=2
+            )
+        if image is not None and path.exists() and path.samefile(image):
+            raise DemoError(f"--output {path} is the picture itself; name another", exit_code=2)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):  # a missing picture has a sentence of its own
+            return path
+        raise DemoError(f"cannot write --output {path}: {error}", exit_code=2) from None
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise DemoError(f"no permission to write {path}; name another --output", exit_code=2)
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    replaced = ", replacing the file that was there" if path.exists() else ""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise DemoError(f"cannot write {path}: {error.strerror}", exit_code=1) from None
+    print(f"Saved the figure as {path.resolve()}{replaced}.")
