@@ -99,6 +99,7 @@ def test_refused_as_conv2d_refuses(
     function: Callable[..., Any], case: str, changes: dict[str, Any], message: str
 ) -> None:
     arguments = {"input": X, "weight": W, **changes}
+    function(X, W, B)  # so that a plan for good arguments is there to be misled by
     theirs = refusal(F.conv2d, **arguments)
     with pytest.raises(type(theirs), match=f"(?s){message}"):
         function(**arguments)

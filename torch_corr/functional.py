@@ -87,7 +87,7 @@ def corr2d(
                 [37., 43.]])
     """
     if has_torch_function_variadic(input, weight, bias):
-        result: Tensor = handle_torch_function(
+        return handle_torch_function(
             corr2d,
             (input, weight, bias),
             input,
@@ -100,7 +100,11 @@ def corr2d(
             padding_mode=padding_mode,
             algorithm=algorithm,
         )
-        return result
+    if algorithm == "auto" and padding_mode == "zeros":
+        # Four microseconds of planning would double the cost of the smallest layers.
+        result = _conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
+        if result is not None:
+            return result
     _check_operands(input, weight, bias)
     images, filters = _with_all_axes(input), _with_all_axes(weight)
     geometry = (as_pair("stride", stride), _hashable(padding), as_pair("dilation", dilation))
@@ -195,6 +199,53 @@ def plan(
         input.dtype,
         algorithm,
     )
+
+
+def _conv2d_if_chosen(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Tensor | None:
+    """``torch.conv2d`` itself, where a plan of an earlier call gives it all three maps.
+
+    It brings PyTorch's own derivatives, which are the same.  Only the choice is looked up;
+    the arguments go to PyTorch as they are, and what it refuses is refused in our words.
+    """
+    try:
+        chosen = _auto_is_conv2d(
+            input.shape, weight.shape, stride, padding, dilation, groups, input.device, input.dtype
+        )
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return None  # not to be planned: the checks that follow say why, or spell it anew
+    # PyTorch computes on across cpu and meta, and on layouts of its own.
+    if not chosen or weight.device != input.device or input.layout != torch.strided:
+        return None
+    if bias is not None and getattr(bias, "device", None) != input.device:
+        return None
+    try:
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    except (RuntimeError, TypeError, ValueError):
+        _check_operands(input, weight, bias)
+        problem = Problem.of(input.shape, weight.shape, stride, padding, dilation, groups)
+        if bias is not None:
+            _check_bias(bias, weight, problem)
+        raise
+
+
+@lru_cache(maxsize=4096)
+def _auto_is_conv2d(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
+    flat = not isinstance(padding, tuple) or all(isinstance(each, int) for each in padding)
+    if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
+        return False
+    problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
+    return make_plan(problem, device, dtype, "auto").is_conv2d
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .algorithms import ALGORITHMS, MAPS, Algorithm, dtype_name
+from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, dtype_name
 from .problem import Problem
 from .suggest import did_you_mean
 
@@ -55,6 +55,14 @@ class Plan:
             result = self.grad_weight.grad_weight(self.problem, *_both(input, output))
         # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
         return result.clone() if result._is_view() else result
+
+    @property
+    def is_conv2d(self) -> bool:
+        """Whether ``torch.conv2d`` with its own derivatives is all that this plan would do."""
+        maps = (self.forward, self.grad_input, self.grad_weight)
+        return all(isinstance(each, Aten) for each in maps) and Aten.adds_nothing(
+            self.problem, self.device, self.dtype
+        )
 
     def able(self, problem: Problem) -> bool:
         """Whether what was asked for can run another problem of this device and dtype."""

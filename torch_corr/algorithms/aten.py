@@ -37,10 +37,19 @@ class Aten(Algorithm):
             refusals += (f"PyTorch has no dilated convolution in {dtype_name(dtype)}",)
         return refusals
 
+    @staticmethod
+    def adds_nothing(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether PyTorch's convolution does this problem without any of what is put around it."""
+        return (
+            0 not in problem.input_shape
+            and _split_padding(problem)[1] is None
+            and not _computed_in_float32(device, dtype)
+        )
+
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return input.new_zeros(problem.output_shape)
-        if _halves_on_cpu(input):
+        if _computed_in_float32(input.device, input.dtype):
             return self.forward(problem, input.float(), weight.float()).half()
         padding, extra = _split_padding(problem)
         if extra:
@@ -52,7 +61,7 @@ class Aten(Algorithm):
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return output.new_zeros(problem.input_shape)
-        if _halves_on_cpu(output):
+        if _computed_in_float32(output.device, output.dtype):
             return self.grad_input(problem, output.float(), weight.float()).half()
         if output.is_complex():
             return _complex(self.grad_input, problem, output, weight)
@@ -67,7 +76,7 @@ class Aten(Algorithm):
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return input.new_zeros(problem.weight_shape)
-        if _halves_on_cpu(input):
+        if _computed_in_float32(input.device, input.dtype):
             return self.grad_weight(problem, input.float(), output.float()).half()
         if input.is_complex():
             return _complex(self.grad_weight, problem, input, output)
@@ -88,10 +97,10 @@ class Aten(Algorithm):
         return padded * dtype.itemsize if _split_padding(problem)[1] else 0
 
 
-def _halves_on_cpu(operand: Tensor) -> bool:
-    """Whether to compute in float32: PyTorch's own float16 convolution on the CPU sums the
-    weight's gradient over the batch in float16, and takes 3 to 18 times as long."""
-    return operand.dtype == torch.float16 and operand.device.type == "cpu"
+def _computed_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """PyTorch's own float16 convolution on the CPU sums the weight's gradient over the batch
+    in float16, and takes 3 to 18 times as long."""
+    return dtype == torch.float16 and device.type == "cpu"
 
 
 def _split_padding(problem: Problem) -> tuple[Pair, tuple[int, int, int, int] | None]:
