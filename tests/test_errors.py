@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_corr import (
+    ALGORITHMS,
     Algorithm,
     Corr2d,
     LazyCorr2d,
@@ -120,7 +121,9 @@ def test_devices_must_agree() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"unknown algorithm 'unfol'; did you mean 'unfold'\?"):
         corr2d(X, W, algorithm="unfol")
-    with pytest.raises(ValueError, match="'auto', 'aten', 'unfold', 'naive'"):
+    with pytest.raises(
+        ValueError, match="'auto', " + ", ".join(repr(each.name) for each in ALGORITHMS)
+    ):
         corr2d(X, W, algorithm="zzz")
     with pytest.raises(TypeError, match="algorithm must be a name or an Algorithm, got None"):
         corr2d(X, W, algorithm=None)
@@ -136,9 +139,11 @@ def test_a_named_algorithm_refuses_in_sentences() -> None:
     with pytest.raises(RuntimeError) as caught:
         corr2d(X, W, algorithm=Unfold(workspace_limit=100))
     message = str(caught.value)
+    problem, here = Problem.of(X.shape, W.shape), (torch.device("cpu"), torch.float32)
     assert "'unfold' cannot run n2c4-x7x8-o6-k3x2-s1x1-p0,0x0,0-d1x1-g1 on cpu/float32:" in message
     assert "more than the limit of 100; raise it with Unfold(workspace_limit=...)" in message
-    assert "Able here: aten, unfold, naive. Or pass algorithm='auto'." in message
+    able = [each.name for each in ALGORITHMS if not each.refusals(problem, *here)]
+    assert f"Able here: {', '.join(able)}. Or pass algorithm='auto'." in message
     integers = torch.ones(1, 1, 5, 5, dtype=torch.int8), torch.ones(1, 1, 2, 2, dtype=torch.int8)
     with pytest.raises(RuntimeError, match="no dilated convolution in int8"):
         corr2d(*integers, dilation=2, algorithm="aten")

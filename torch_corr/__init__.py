@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ._version import __version__
-from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, Naive, Unfold
+from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, Direct, Naive, Unfold
 from .functional import convolve2d, corr2d, plan
 from .modules import Corr2d, LazyCorr2d
 from .planner import Plan
@@ -18,6 +18,7 @@ __all__ = [
     "Algorithm",
     "Aten",
     "Corr2d",
+    "Direct",
     "LazyCorr2d",
     "Naive",
     "Plan",

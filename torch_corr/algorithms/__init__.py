@@ -12,10 +12,11 @@ from .base import (
     accumulation_dtype,
     dtype_name,
 )
+from .direct import Direct
 from .naive import Naive
 from .unfold import Unfold
 
-ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Unfold(), Naive())
+ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Direct(), Unfold(), Naive())
 
 __all__ = [
     "ALGORITHMS",
@@ -23,6 +24,7 @@ __all__ = [
     "MAPS",
     "Algorithm",
     "Aten",
+    "Direct",
     "ErrorClass",
     "MapName",
     "Naive",

@@ -8,7 +8,6 @@ of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import cast
@@ -18,7 +17,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..problem import Pair, Problem
-from .base import COMPLEX, FLOATS, INTEGERS, Algorithm, MapName, dtype_name, dtype_refusal
+from .base import (
+    COMPLEX,
+    FLOATS,
+    INTEGERS,
+    Algorithm,
+    MapName,
+    complex_from_real,
+    dtype_name,
+    dtype_refusal,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Aten(Algorithm):
         if _computed_in_float32(output.device, output.dtype):
             return self.grad_input(problem, output.float(), weight.float()).half()
         if output.is_complex():
-            return _complex(self.grad_input, problem, output, weight)
+            return complex_from_real(self.grad_input, problem, output, weight)
         _, extra = _split_padding(problem)
         (height, width), (left, right, top, bottom) = problem.size, extra or (0, 0, 0, 0)
         # Only the input's shape is read, so a tensor without memory of its own stands for it.
@@ -79,7 +87,7 @@ class Aten(Algorithm):
         if _computed_in_float32(input.device, input.dtype):
             return self.grad_weight(problem, input.float(), output.float()).half()
         if input.is_complex():
-            return _complex(self.grad_weight, problem, input, output)
+            return complex_from_real(self.grad_weight, problem, input, output)
         _, extra = _split_padding(problem)
         if extra:
             input = pad(input, extra)
@@ -129,15 +137,3 @@ def _backward(
         (wanted == 0, wanted == 1, False),
     )
     return cast(Tensor, gradients[wanted])
-
-
-def _complex(
-    map: Callable[[Problem, Tensor, Tensor], Tensor], problem: Problem, a: Tensor, b: Tensor
-) -> Tensor:
-    """A bilinear map of complex operands from four real ones, of which PyTorch has the kernel."""
-    a_real, a_imag, b_real, b_imag = (
-        part.contiguous() for operand in (a, b) for part in (operand.real, operand.imag)
-    )
-    real = map(problem, a_real, b_real) - map(problem, a_imag, b_imag)
-    imag = map(problem, a_real, b_imag) + map(problem, a_imag, b_real)
-    return torch.complex(real, imag)

@@ -13,6 +13,7 @@ No map conjugates: conjugation belongs to differentiation, hence to ``autograd``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -76,6 +77,18 @@ class Algorithm(ABC):
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to sum products in: float32 for the halves, the dtype itself otherwise."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def complex_from_real(
+    real_map: Callable[[Problem, Tensor, Tensor], Tensor], problem: Problem, a: Tensor, b: Tensor
+) -> Tensor:
+    """A map of complex operands by four maps of real ones, for kernels that know no other."""
+    a_real, a_imag, b_real, b_imag = (
+        part.contiguous() for operand in (a, b) for part in (operand.real, operand.imag)
+    )
+    real = real_map(problem, a_real, b_real) - real_map(problem, a_imag, b_imag)
+    imag = real_map(problem, a_real, b_imag) + real_map(problem, a_imag, b_real)
+    return torch.complex(real, imag)
 
 
 def dtype_refusal(dtype: torch.dtype, able: tuple[torch.dtype, ...]) -> tuple[str, ...]:

@@ -1,0 +1,262 @@
+"""What the laws do not ask of the compiled kernels: every instruction set, long rows, threads,
+the entry points themselves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import FLOATS, assert_right
+from torch import Tensor
+
+from torch_corr import MAPS, Direct, Problem
+from torch_corr.algorithms import direct
+from torch_corr.testing import oracle
+
+native = direct._native
+pytestmark = pytest.mark.skipif(native is None, reason="the kernels are not compiled here")
+ISAS = native.isas() if native else []
+OPERANDS = {
+    "forward": ("input", "weight"),
+    "grad_input": ("output", "weight"),
+    "grad_weight": ("input", "output"),
+}
+each_isa = pytest.mark.parametrize("isa", ISAS)
+each_map = pytest.mark.parametrize("map", MAPS)
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+def some(problem: Problem, map: str, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(getattr(problem, f"{name}_shape"), generator=generator).to(dtype)
+        for name in OPERANDS[map]
+    }
+
+
+def check(problem: Problem, map: str, dtype: torch.dtype, isa: str, seed: int = 0) -> None:
+    operands = some(problem, map, dtype, seed)
+    result = getattr(Direct(isa=isa), map)(problem, *operands.values())
+    assert_right(result, problem, **operands)
+
+
+@st.composite
+def long_axes(draw: st.DrawFn) -> Problem:
+    """Rows past several vectors, padding past the kernel, dilation past the image."""
+    axes = []
+    for _ in range(2):
+        size = draw(st.one_of(st.integers(1, 40), st.sampled_from([64, 65, 130])))
+        kernel = draw(st.one_of(st.integers(1, 4), st.integers(1, 12)))
+        dilation = draw(st.sampled_from([1, 1, 1, 2, 3, 4, 70]))
+        stride = draw(st.sampled_from([1, 1, 1, 2, 3, 4, 6]))
+        before, after = draw(st.integers(0, 30)), draw(st.integers(0, 30))
+        before += max(0, dilation * (kernel - 1) + 1 - (size + before + after))
+        axes.append((size, kernel, stride, (before, after), dilation))
+    size, kernel, stride, padding, dilation = zip(*axes)
+    groups = draw(st.sampled_from([1, 2, 3]))
+    return Problem(
+        draw(st.integers(1, 2)),
+        groups * draw(st.integers(1, 3)),
+        size,
+        groups * draw(st.sampled_from([1, 2, 5])),
+        kernel,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+
+
+@each_isa
+@each_map
+@each_dtype
+@settings(max_examples=15)
+@given(problem=long_axes(), seed=st.integers(0, 9))
+def test_every_instruction_set(
+    problem: Problem, seed: int, map: str, dtype: torch.dtype, isa: str
+) -> None:
+    check(problem, map, dtype, isa, seed)
+
+
+EDGES = [
+    "n1c1-x1x1-o1-k1",
+    "n1c1-x1x1-o1-k1-p1",
+    "n1c1-x7x9-o1-k7x9",
+    "n2c3-x17x33-o3-k5-s7-p2-g3",
+    "n1c2-x5x5-o2-k3-p30-g2",
+    "n1c1-x9x9-o1-k3-p20-d12",
+    "n1c1-x3x3-o1-k2-p200-d200",
+    "n1c1-x40x40-o1-k3x4-s2x3-p3,0x1,6-d2x3",
+    "n1c1-x100x100-o1-k51-p25",
+    "n1c1-x9x9-o1-k3-s4",
+    "n1c1-x64x64-o1-k4-s6x4-p3-d4x6",
+    "n2c6-x30x31-o12-k3-p1-g3",
+    "n1c1-x60x70-o32-k7-p3",
+    "n2c16-x30x30-o1-k3",
+    "n1c70-x6x6-o5-k3-p1",
+    "n1c8-x20x20-o8-k1",
+    "n1c1-x120x40-o1-k100x3-p50x1",
+    "n1c1-x10x300-o1-k2x150-p0x150-d1x2",
+    "n1c4-x21x20-o8-k16-s16-p6",
+    "n1c1-x37x41-o1-k30-s2-p44-d3",
+    "n0c4-x8x8-o4-k3",
+    "n2c0-x8x8-o3-k3",
+]
+
+
+@pytest.mark.parametrize("case", EDGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_edges(case: str, dtype: torch.dtype) -> None:
+    for isa in ISAS:
+        for map in MAPS:
+            check(Problem.parse(case), map, dtype, isa)
+
+
+@each_isa
+@each_map
+@settings(max_examples=20)
+@given(problem=long_axes(), seed=st.integers(0, 99), value=st.sampled_from(["inf", "nan"]))
+def test_one_non_finite_number_reaches_only_its_windows(
+    problem: Problem, seed: int, value: str, map: str, isa: str
+) -> None:
+    """To the bit: results outside of its reach are what they were."""
+    (first_name, first), (second_name, second) = some(problem, map, torch.float32, seed).items()
+    at = seed * 7919 % first.numel()
+    mark = torch.zeros_like(first)
+    mark.view(-1)[at] = 1
+    marked = {first_name: mark, second_name: torch.ones_like(second)}
+    reached = oracle(problem, **marked).value > 0
+    run = getattr(Direct(isa=isa), map)
+    clean = run(problem, first, second)
+    first.view(-1)[at] = float(value)
+    dirty = run(problem, first, second)
+    assert torch.equal(clean[~reached], dirty[~reached])
+    assert not torch.isfinite(dirty[reached]).any()
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_number_survives(dtype: torch.dtype, isa: str) -> None:
+    """All 65536 of them, subnormals and infinities too, through a kernel of one."""
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, 256, 256)
+    w = torch.ones(1, 1, 1, 1, dtype=dtype)
+    y = Direct(isa=isa).forward(Problem.of(x.shape, w.shape), x, w)
+    assert torch.equal(y.isnan(), x.isnan())
+    assert torch.equal(y[~x.isnan()], x[~x.isnan()])
+
+
+@each_isa
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounding_is_to_nearest_even(dtype: torch.dtype, isa: str) -> None:
+    scales = torch.tensor([1e-8, 1e-6, 1e-4, 1, 1e3, 3e4, 7e4])[:, None]
+    x = (torch.randn(7, 4096) * scales).to(dtype)[None, None]
+    w = torch.full((1, 1, 1, 1), 1.37).to(dtype)
+    y = Direct(isa=isa).forward(Problem.of(x.shape, w.shape), x, w)
+    assert torch.equal(y, (x.float() * w.float()).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "case", ["n3c2-x60x61-o4-k5-p2-g2", "n1c1-x200x300-o1-k7", "n8c16-x14x14-o16-k3-p1-g16"]
+)
+def test_same_bits_for_any_number_of_threads(case: str) -> None:
+    problem = Problem.parse(case)
+    before = torch.get_num_threads()
+    try:
+        for map in MAPS:
+            operands = some(problem, map, torch.float32)
+            results = []
+            for threads in (1, 2, 3, 5):
+                torch.set_num_threads(threads)
+                results.append(getattr(Direct(), map)(problem, *operands.values()))
+            assert all(torch.equal(results[0], each) for each in results)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_python_threads_compute_side_by_side() -> None:
+    """The interpreter lock is free while the kernels run, and they share nothing."""
+    problem = Problem.parse("n2c3-x50x51-o6-k5-p2-g3")
+    operands = [some(problem, "forward", torch.float32, seed) for seed in range(4)]
+    expected = [Direct().forward(problem, *each.values()) for each in operands]
+    wrong: list[int] = []
+
+    def work(n: int) -> None:
+        for _ in range(30):
+            if not torch.equal(Direct().forward(problem, *operands[n].values()), expected[n]):
+                wrong.append(n)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def entry_point_arguments() -> tuple[Tensor, list[object]]:
+    """A right call of ``forward``: 8x8 by 3x3; and the memory that it speaks of."""
+    x = torch.zeros(64)
+    sizes = [1, 1, 8, 8, 1, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1]
+    address = x.data_ptr()
+    return x, [address, 64, address, 9, address, 36, *sizes, 0, 1, ""]
+
+
+REFUSED_BY_THE_ENTRY_POINTS: list[tuple[int, Callable[[int], object]]] = [
+    (1, lambda _: 63),
+    (3, lambda _: 10),
+    (5, lambda _: 35),
+    (0, lambda _: 0),
+    (0, lambda address: address + 1),
+    (6, lambda _: -1),
+    (6, lambda _: 2**62),
+    (8, lambda _: 2),
+    (9, lambda _: 2**60),
+    (11, lambda _: 0),
+    (13, lambda _: 0),
+    (15, lambda _: -1),
+    (15, lambda _: 2**62),
+    (19, lambda _: 2**61),
+    (19, lambda _: 0),
+    (21, lambda _: 0),
+    (21, lambda _: 2),
+    (22, lambda _: 4),
+    (22, lambda _: -1),
+    (23, lambda _: 0),
+    (24, lambda _: "mmx"),
+]
+
+
+@pytest.mark.parametrize(("at", "change"), REFUSED_BY_THE_ENTRY_POINTS)
+def test_entry_points_check_what_they_are_told(at: int, change: Callable[[int], object]) -> None:
+    """Whoever calls, no size reaches a pointer unchecked."""
+    memory, arguments = entry_point_arguments()
+    native.forward(*arguments)
+    arguments[at] = change(arguments[at])
+    with pytest.raises(ValueError):  # noqa: PT011 - each has its own words
+        native.forward(*arguments)
+    assert (memory == 0).all()
+
+
+def test_refusals() -> None:
+    cpu, problem = torch.device("cpu"), Problem.parse("n1c1-x8x8-o1-k3")
+    assert Direct().refusals(problem, cpu, torch.float32) == ()
+    (sentence,) = Direct().refusals(problem, torch.device("meta"), torch.float32)
+    assert "no kernels for meta" in sentence
+    (sentence,) = Direct(isa="mmx").refusals(problem, cpu, torch.float32)
+    assert "no instruction set 'mmx' on this machine; it has" in sentence
+    (sentence,) = Direct().refusals(replace(problem, stride=2**50), cpu, torch.float32)
+    assert "2**48" in sentence
+
+
+def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "_native", None)
+    monkeypatch.setattr(direct, "_missing", "No module named 'torch_corr._direct'")
+    problem = Problem.parse("n1c1-x8x8-o1-k3")
+    (sentence,) = Direct().refusals(problem, torch.device("cpu"), torch.float32)
+    assert "were not compiled when torch_corr was installed" in sentence
+    assert "reinstall with a C++17 compiler" in sentence

@@ -1,0 +1,16 @@
+// Compiled once per instruction set; see CMakeLists.txt.
+#include "correlate.hpp"
+#include "reduce.hpp"
+
+#define TORCH_CORR_STRING_(x) #x
+#define TORCH_CORR_STRING(x) TORCH_CORR_STRING_(x)
+
+namespace torch_corr {
+namespace TORCH_CORR_ISA {
+
+extern const Engines engines;
+const Engines engines = {TORCH_CORR_STRING(TORCH_CORR_ISA), TORCH_CORR_VECTOR_BYTES,
+                         TORCH_CORR_TILE_VECTORS, correlate, reduce_taps};
+
+}  // namespace TORCH_CORR_ISA
+}  // namespace torch_corr

@@ -1,0 +1,217 @@
+// Vectors, number conversions, scratch memory and threads, for one instruction set.
+//
+// Vectors are the compiler's own (GCC and Clang `vector_size`), so the same source serves x86-64,
+// AArch64 and whatever comes.  Everything here sits in a namespace of its own per instruction set
+// and uses no templates of the standard library: see engines.hpp for the reason.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#ifndef TORCH_CORR_ISA
+#error "compile with -DTORCH_CORR_ISA=<namespace>"
+#endif
+
+#if defined(__AVX512F__)
+#define TORCH_CORR_VECTOR_BYTES 64
+#define TORCH_CORR_TILE_VECTORS 4  // 16 sums of 32 registers
+#elif defined(__AVX2__)
+#define TORCH_CORR_VECTOR_BYTES 32
+#define TORCH_CORR_TILE_VECTORS 3  // 12 sums of 16 registers
+#elif defined(__aarch64__)
+#define TORCH_CORR_VECTOR_BYTES 16
+#define TORCH_CORR_TILE_VECTORS 4
+#else
+#define TORCH_CORR_VECTOR_BYTES 16
+#define TORCH_CORR_TILE_VECTORS 2
+#endif
+
+#define TORCH_CORR_INLINE inline __attribute__((always_inline))
+
+namespace torch_corr {
+namespace TORCH_CORR_ISA {
+
+struct half_bits {
+  uint16_t bits;
+};
+struct bfloat_bits {
+  uint16_t bits;
+};
+
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  typedef float vector __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
+  typedef int32_t mask __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
+  typedef int32_t mask_lane;
+};
+template <>
+struct Simd<double> {
+  typedef double vector __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
+  typedef int64_t mask __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
+  typedef int64_t mask_lane;
+};
+
+template <class T>
+using Vector = typename Simd<T>::vector;
+template <class T>
+constexpr int kLanes = TORCH_CORR_VECTOR_BYTES / int(sizeof(T));
+
+template <class T>
+TORCH_CORR_INLINE Vector<T> load(const T* p) {
+  Vector<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+TORCH_CORR_INLINE void store(T* p, Vector<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+TORCH_CORR_INLINE Vector<T> broadcast(T value) {
+  return value - Vector<T>{};
+}
+
+// The first n lanes of a vector, n < kLanes, by halves: no call to memcpy, and the same few
+// branches for every row.
+template <class T>
+TORCH_CORR_INLINE void store_first(T* p, Vector<T> v, int n) {
+  T lanes[kLanes<T>];
+  __builtin_memcpy(lanes, &v, sizeof v);
+  const T* from = lanes;
+  if constexpr (kLanes<T> > 8)
+    if (n & 8) __builtin_memcpy(p, from, 8 * sizeof(T)), p += 8, from += 8;
+  if constexpr (kLanes<T> > 4)
+    if (n & 4) __builtin_memcpy(p, from, 4 * sizeof(T)), p += 4, from += 4;
+  if constexpr (kLanes<T> > 2)
+    if (n & 2) __builtin_memcpy(p, from, 2 * sizeof(T)), p += 2, from += 2;
+  if (n & 1) *p = *from;
+}
+
+template <class T>
+TORCH_CORR_INLINE Vector<T> load_first(const T* p, int n) {
+  T lanes[kLanes<T>] = {};
+  for (int i = 0; i < n; i++) lanes[i] = p[i];
+  return load(lanes);
+}
+
+template <class A>
+TORCH_CORR_INLINE A least(A a, A b) {
+  return b < a ? b : a;
+}
+template <class A>
+TORCH_CORR_INLINE A most(A a, A b) {
+  return a < b ? b : a;
+}
+TORCH_CORR_INLINE int64_t ceil_div(int64_t a, int64_t b) {  // b > 0; towards plus infinity
+  if (b == 1) return a;  // the usual case, and division is slow
+  return a >= 0 ? (a + b - 1) / b : -((-a) / b);
+}
+
+TORCH_CORR_INLINE uint32_t bits_of(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  return bits;
+}
+TORCH_CORR_INLINE float float_of(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Conversions are branch-free, so that loops over them become vector code on every target.
+template <class T>
+TORCH_CORR_INLINE T widen(T value) {
+  return value;
+}
+TORCH_CORR_INLINE float widen(bfloat_bits value) { return float_of(uint32_t(value.bits) << 16); }
+TORCH_CORR_INLINE float widen(half_bits value) {
+  // Exponent and fraction move up by 13 bits; the bias grows from 15 to 127.  A subnormal half is
+  // its integer times 2^-24, exact in float32.
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
+  const uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
+  const uint32_t special = (magnitude << 13) | 0x7f800000u;
+  const uint32_t subnormal = bits_of(float(int32_t(magnitude)) * 0x1p-24f);
+  uint32_t bits = magnitude >= 0x7c00u ? special : normal;
+  bits = magnitude < 0x0400u ? subnormal : bits;
+  return float_of(bits | sign);
+}
+
+template <class S, class T>
+struct Narrow;
+template <class T>
+struct Narrow<T, T> {
+  static TORCH_CORR_INLINE T of(T value) { return value; }
+};
+template <>
+struct Narrow<bfloat_bits, float> {
+  static TORCH_CORR_INLINE bfloat_bits of(float value) {  // to nearest, ties to even
+    const uint32_t bits = bits_of(value);
+    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const uint32_t quiet = (bits >> 16) | 0x40u;
+    return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded)};
+  }
+};
+template <>
+struct Narrow<half_bits, float> {
+  static TORCH_CORR_INLINE half_bits of(float value) {  // to nearest, ties to even
+    const uint32_t bits = bits_of(value);
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    // Rounding may carry into the exponent, up to infinity: all by one integer addition.
+    const uint32_t normal =
+        (magnitude - ((127u - 15u) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    // Below 2^-14 halves are multiples of 2^-24, the last bit of a float32 in [0.5, 1).
+    const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
+    result = magnitude >= 0x47800000u ? special : result;  // 2^16 and up
+    return {uint16_t(result | sign)};
+  }
+};
+
+template <class S>
+struct Accumulation {
+  typedef float type;
+};
+template <>
+struct Accumulation<double> {
+  typedef double type;
+};
+
+template <class T>
+TORCH_CORR_INLINE T* aligned(char*& memory, int64_t count) {
+  T* result = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory) + 63) & ~uintptr_t(63));
+  memory = reinterpret_cast<char*>(result + count);
+  return result;
+}
+
+// Calls work(begin, end, thread) over chunks of [0, total), in any order, on up to `threads`
+// threads.  Chunks go to whichever thread is free: other programs may be running.
+template <class Work>
+inline void parallel(int64_t total, int64_t chunk, int threads, const Work& work) {
+  const int64_t chunks = (total + chunk - 1) / chunk;
+#ifdef _OPENMP
+  if (threads > 1 && chunks > 1) {
+    const int used = int(least<int64_t>(threads, chunks));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(used)
+    for (int64_t i = 0; i < chunks; i++)
+      work(i * chunk, least(total, (i + 1) * chunk), omp_get_thread_num());
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < chunks; i++) work(i * chunk, least(total, (i + 1) * chunk), 0);
+}
+
+}  // namespace TORCH_CORR_ISA
+}  // namespace torch_corr

@@ -1,0 +1,113 @@
+// The register tile of grad_weight: U x V taps, one vector of sums each, over rows and columns.
+//
+// For every vector of columns, U gradient vectors and V image vectors are read for U * V
+// multiply-adds; the sums stay in registers over all rows of a call and are folded to one number
+// per tap at the very end.
+#pragma once
+
+#include "simd.hpp"
+
+namespace torch_corr {
+namespace TORCH_CORR_ISA {
+
+#if TORCH_CORR_TILE_VECTORS == 4
+constexpr int kTapRows = 4, kTapCols = 5;  // 20 sums + 4 + 1 of 32 registers
+#else
+constexpr int kTapRows = 3, kTapCols = 3;  // 9 sums + 3 + 1 of 16 registers
+#endif
+
+template <class T>
+struct TapRows {
+  const T* image;  // image row of the first step; the next is image_pitch further
+  int64_t image_pitch;
+  const T* grad;  // gradient row that tap row 0 meets; tap row u meets the one u * grad_pitch before
+  int64_t grad_pitch;
+  const ptrdiff_t* offset;  // of each tap column, in an image row
+  int64_t rows;
+  int64_t vectors;  // columns, in whole vectors
+  int tail;         // lanes of one more vector, or 0
+  T* sums;          // [tap row][tap column][lane]
+  int64_t sums_pitch;
+};
+
+template <int U, int V, class T>
+__attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
+  constexpr int L = kLanes<T>;
+  typedef typename Simd<T>::mask Mask;
+  Vector<T> sum[U][V];
+#pragma GCC unroll 8
+  for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) sum[u][v] = load(r.sums + u * r.sums_pitch + v * L);
+  ptrdiff_t offset[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; v++) offset[v] = r.offset[v];
+  // Past the last column the gradient is packed as zero, but the image goes on, and zero times
+  // infinity is not zero: those lanes must be zero on both sides.
+  Mask inside;
+  for (int i = 0; i < L; i++) inside[i] = i < r.tail ? -1 : 0;
+
+  const T* image = r.image;
+  const T* grad = r.grad;
+  for (int64_t row = 0; row < r.rows; row++) {
+    const T* x_at = image;
+    const T* y_at = grad;
+    for (int64_t q = 0; q < r.vectors; q++) {
+      Vector<T> y[U];
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++) y[u] = load(y_at - u * r.grad_pitch);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        const Vector<T> x = load(x_at + offset[v]);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++) sum[u][v] += y[u] * x;
+      }
+      x_at += L;
+      y_at += L;
+    }
+    if (r.tail) {
+      Vector<T> y[U];
+#pragma GCC unroll 8
+      for (int u = 0; u < U; u++) y[u] = load(y_at - u * r.grad_pitch);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) {
+        const Vector<T> x = (Vector<T>)((Mask)load(x_at + offset[v]) & inside);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++) sum[u][v] += y[u] * x;
+      }
+    }
+    image += r.image_pitch;
+    grad += r.grad_pitch;
+  }
+#pragma GCC unroll 8
+  for (int u = 0; u < U; u++)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) store(r.sums + u * r.sums_pitch + v * L, sum[u][v]);
+}
+
+template <class T>
+inline void reduce_taps_tile_of(int tap_rows, int tap_cols, const TapRows<T>& r) {
+#define TORCH_CORR_TAPS(U, V)                            \
+  case (U) * 16 + (V):                                   \
+    if constexpr ((U) <= kTapRows && (V) <= kTapCols) reduce_taps_tile<(U), (V)>(r); \
+    break;
+#define TORCH_CORR_TAPS_ROW(U) \
+  TORCH_CORR_TAPS(U, 1)        \
+  TORCH_CORR_TAPS(U, 2)        \
+  TORCH_CORR_TAPS(U, 3)        \
+  TORCH_CORR_TAPS(U, 4)        \
+  TORCH_CORR_TAPS(U, 5)        \
+  TORCH_CORR_TAPS(U, 6)        \
+  TORCH_CORR_TAPS(U, 7)
+  switch (tap_rows * 16 + tap_cols) {
+    TORCH_CORR_TAPS_ROW(1)
+    TORCH_CORR_TAPS_ROW(2)
+    TORCH_CORR_TAPS_ROW(3)
+    TORCH_CORR_TAPS_ROW(4)
+  }
+#undef TORCH_CORR_TAPS
+#undef TORCH_CORR_TAPS_ROW
+}
+
+}  // namespace TORCH_CORR_ISA
+}  // namespace torch_corr

@@ -1,0 +1,141 @@
+"""Direct: compiled sums over taps, for planes x taps: depthwise, grouped, few channels, any kernel.
+
+The kernels (``torch_corr/_native``) keep a tile of outputs (or of taps, in ``grad_weight``) in
+registers and read the image in place, so the cost is the multiplications themselves, at the
+machine's matrix-product rate, and no workspace grows with the image.  They know nothing of torch:
+what crosses is addresses and sizes, checked on both sides.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from .base import (
+    COMPLEX,
+    FLOATS,
+    Algorithm,
+    MapName,
+    accumulation_dtype,
+    complex_from_real,
+    dtype_refusal,
+)
+
+_native: Any
+try:
+    _native = import_module("torch_corr._direct")
+except ImportError as error:
+    _native, _missing = None, str(error)
+else:
+    _missing = ""
+
+_CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
+"""As ``enum class Dtype`` in ``_native/geometry.hpp``."""
+
+ISA_VARIABLE = "TORCH_CORR_ISA"
+"""Environment variable that names the instruction set, for tests and measurements."""
+
+_LARGEST = 2**48
+"""As ``kLargest`` in ``_native/geometry.cpp``."""
+
+_THREAD_SCRATCH = 640 * 2**10
+"""Bytes in which each thread packs rows and holds sums (``kPackBytes``, ``kSumBytes``, ...)."""
+
+
+@dataclass(frozen=True)
+class Direct(Algorithm):
+    """Compiled kernels on the CPU.
+
+    Attributes:
+        isa: ``"avx512"``, ``"avx2"`` or ``"baseline"``; by default the variable
+            ``TORCH_CORR_ISA``, and without it the best that this machine has.
+    """
+
+    name: ClassVar[str] = "direct"
+    isa: str = ""
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """Why the kernels cannot run here: not compiled, not a CPU, not a floating dtype."""
+        reasons: list[str] = []
+        if _native is None:
+            reasons.append(
+                f"its kernels were not compiled when torch_corr was installed ({_missing}); "
+                f"reinstall with a C++17 compiler (GCC or Clang) at hand"
+            )
+        elif (isa := self._isa()) and isa not in (able := _native.isas()):
+            reasons.append(f"no instruction set {isa!r} on this machine; it has {', '.join(able)}")
+        if device.type != "cpu":
+            reasons.append(f"no kernels for {device.type}; it runs on the cpu")
+        if max(*problem.stride, *problem.dilation, *map(max, problem.padding)) > _LARGEST:
+            reasons.append("a stride, dilation or padding past 2**48; its kernels count no further")
+        reasons.extend(dtype_refusal(dtype, FLOATS + COMPLEX))
+        return tuple(reasons)
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        """(x, w) -> y by register tiles of output rows and columns."""
+        if input.is_complex():
+            return complex_from_real(self.forward, problem, input, weight)
+        return self._call("forward", problem, input, weight, problem.output_shape)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        """(y, w) -> x as forward correlations, one for each residue of the stride."""
+        if output.is_complex():
+            return complex_from_real(self.grad_input, problem, output, weight)
+        return self._call("grad_input", problem, output, weight, problem.input_shape)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        """(x, y) -> w by register tiles of taps, summed in an order that the sizes alone decide."""
+        if input.is_complex():
+            return complex_from_real(self.grad_weight, problem, input, output)
+        return self._call("grad_weight", problem, input, output, problem.weight_shape)
+
+    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+        """Scratch of every thread and copies of the weights; nothing that grows with images."""
+        taps = prod(problem.weight_shape)
+        width = accumulation_dtype(dtype).itemsize
+        weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
+        copies = weights.get(map, min(32 * taps, taps + 2**20))
+        return torch.get_num_threads() * _THREAD_SCRATCH + width * copies
+
+    def _call(
+        self, map: MapName, problem: Problem, first: Tensor, second: Tensor, shape: tuple[int, ...]
+    ) -> Tensor:
+        first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
+        result = torch.empty(shape, dtype=first.dtype, device=first.device)
+        (top, bottom), (left, right) = problem.padding
+        getattr(_native, map)(
+            first.data_ptr(),
+            first.numel(),
+            second.data_ptr(),
+            second.numel(),
+            result.data_ptr(),
+            result.numel(),
+            problem.batch,
+            problem.in_channels,
+            *problem.size,
+            problem.out_channels,
+            *problem.kernel,
+            *problem.stride,
+            top,
+            bottom,
+            left,
+            right,
+            *problem.dilation,
+            problem.groups,
+            _CODES[first.dtype],
+            torch.get_num_threads(),
+            self._isa(),
+        )
+        return result
+
+    def _isa(self) -> str:
+        return self.isa or os.environ.get(ISA_VARIABLE, "")
