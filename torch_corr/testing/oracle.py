@@ -28,6 +28,8 @@ class Reference(NamedTuple):
     """sum |a||b| over the products of each result, float64."""
     terms: Tensor
     """How many products each result sums, taps on the padding left out, float64."""
+    integral: bool
+    """Whether all operands are integers (of whatever dtype), so that sums may be exact."""
 
 
 def oracle(
@@ -38,12 +40,17 @@ def oracle(
 ) -> Reference:
     """The slot that is None, from the two that are not; operands of any dtype and device.
 
-    Integers are computed exactly, modulo 2**64.
+    Integer dtypes are computed exactly, modulo 2**64; so are integers of a float dtype, as
+    long as sums stay below 2**53.  Else each result is within
+    ``gamma(terms, 2**-53) * magnitude`` of the exact one: for float32 and below, some 2**-29
+    of what their own bound allows; for float64 as much again, which the bounds count in.
     """
     slots = [value if value is None else _exact(value) for value in (input, weight, output)]
     sizes = [value if value is None else value.abs().to(torch.float64) for value in slots]
     ones = [value if value is None else torch.ones_like(value) for value in sizes]
-    return Reference(_form(problem, *slots), _form(problem, *sizes), _form(problem, *ones))
+    integral = all(value is None or _is_integral(value) for value in slots)
+    value, magnitude, terms = (_form(problem, *each) for each in (slots, sizes, ones))
+    return Reference(value, magnitude, terms, integral)
 
 
 def _form(
@@ -92,3 +99,8 @@ def _exact(value: Tensor) -> Tensor:
     if value.is_complex():
         return value.to(torch.complex128)
     return value.to(torch.float64 if value.is_floating_point() else torch.int64)
+
+
+def _is_integral(value: Tensor) -> bool:
+    parts = torch.view_as_real(value) if value.is_complex() else value
+    return not parts.is_floating_point() or bool((parts == parts.round()).all())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ..problem import Problem, window_span
+from .data import DATA, LAYOUTS, Operands, make_operands
 
 
 @st.composite
@@ -23,34 +23,49 @@ def problems(
     max_stride: int = 4,
     max_padding: int = 4,
     max_dilation: int = 3,
+    max_one: int = 0,
     allow_empty: bool = True,
+    asymmetric_padding: bool = True,
 ) -> Problem:
     """Problems of every kind that conv2d takes, small enough to try thousands.
 
+    Narrow it to what a callable is for: ``problems(max_dilation=1, max_groups=1)``.
+
     Args:
         max_channels: most channels of one group, on either side.
+        max_one: unless 0, one of batch, channels, rows or columns is often longer than its
+            own limit and up to this long, to reach the tails of blocked loops.
         allow_empty: whether the batch, or the channels, or then the image may be empty.
+        asymmetric_padding: whether the two sides of an axis may be padded differently.
     """
     least = 0 if allow_empty else 1
-    batch = draw(st.integers(least, max_batch), label="batch")
+    long = draw(st.sampled_from(_LONG), label="long axis") if max_one else ""
+
+    def length(axis: str, smallest: int, most: int) -> int:
+        least, most = (most + 1, max_one) if axis == long and max_one > most else (0, most)
+        smallest = max(smallest, least)
+        return draw(st.integers(smallest, max(smallest, most)), label=axis)
+
+    batch = length("batch", least, max_batch)
     groups = draw(st.integers(1, max_groups), label="groups")
-    group_in = draw(st.integers(least, max_channels), label="input channels of a group")
-    group_out = draw(st.integers(1, max_channels), label="output channels of a group")
-    kernel, stride, dilation = (
-        (draw(st.integers(1, most)), draw(st.integers(1, most)))
-        for most in (max_kernel, max_stride, max_dilation)
+    group_in = length("input channels of a group", least, max_channels)
+    group_out = length("output channels of a group", 1, max_channels)
+    kernel = draw(st.integers(1, max_kernel)), draw(st.integers(1, max_kernel))
+    # Dense windows are what special code is written for: every other problem has them.
+    sparse = draw(st.booleans(), label="stride or dilation")
+    stride, dilation = (
+        (draw(st.integers(1, most)), draw(st.integers(1, most))) if sparse else (1, 1)
+        for most in (max_stride, max_dilation)
     )
     side = st.integers(0, max_padding)
-    padding = (draw(side), draw(side)), (draw(side), draw(side))
+    top, left = draw(side), draw(side)
+    bottom, right = (draw(side), draw(side)) if asymmetric_padding else (top, left)
+    padding = (top, bottom), (left, right)
     smallest = 0 if batch == 0 or group_in == 0 else 1
     rows, columns = (
-        draw(st.integers(fits, max(fits, max_size)))
-        for fits in (
-            max(smallest, span - sum(sides))
-            for span, sides in zip(window_span(kernel, dilation), padding)
-        )
+        length(axis, max(smallest, span - sum(sides)), max_size)
+        for axis, span, sides in zip(("rows", "columns"), window_span(kernel, dilation), padding)
     )
-
     return Problem(
         batch=batch,
         in_channels=groups * group_in,
@@ -64,50 +79,48 @@ def problems(
     )
 
 
-class Operands(NamedTuple):
-    """A value for each slot of the form."""
-
-    input: Tensor
-    weight: Tensor
-    output: Tensor
-
-
-LAYOUTS = ("contiguous", "channels_last", "transposed", "every_second", "expanded")
+# Rows and columns are what loops are blocked along most.
+_LONG = (
+    "",
+    "rows",
+    "columns",
+    "rows",
+    "columns",
+    "batch",
+    "input channels of a group",
+    "output channels of a group",
+)
 
 
 @st.composite
-def operands(
+def tensors_for(
     draw: st.DrawFn,
     problem: Problem,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    layouts: tuple[str, ...] = LAYOUTS,
+    *,
+    data: Sequence[str] = DATA,
+    layouts: Sequence[str] = LAYOUTS,
 ) -> Operands:
-    """Normal numbers (small integers for integer dtypes) for all three slots, in any layout."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1), label="seed"))
-    slots = []
-    for shape in (problem.input_shape, problem.weight_shape, problem.output_shape):
-        if dtype.is_floating_point or dtype.is_complex:
-            wide = torch.complex128 if dtype.is_complex else torch.float64
-            value = torch.randn(shape, generator=generator, dtype=wide)
-        else:
-            low = 0 if dtype == torch.uint8 else -9
-            value = torch.randint(low, 10, shape, generator=generator)
-        layout = draw(st.sampled_from(layouts))
-        slots.append(in_layout(value.to(device=device, dtype=dtype), layout))
-    return Operands(*slots)
+    """Operands for all three slots of a problem, of any kind of data in any layout.
+
+    Args:
+        data: kinds to draw from, of ``DATA`` (see :func:`make_operands`).
+        layouts: layouts to draw from, of ``LAYOUTS`` (see :func:`in_layout`).
+    """
+    seed = draw(st.integers(0, 2**32 - 1), label="seed")
+    kind = draw(st.sampled_from(tuple(data)), label="data")
+    drawn = tuple(draw(st.sampled_from(tuple(layouts))) for _ in range(3))
+    return make_operands(problem, dtype, device, kind, drawn, seed)
 
 
-def in_layout(value: Tensor, layout: str) -> Tensor:
-    """The 4-D ``value`` with other strides; ``expanded`` repeats its first row and column."""
-    if layout == "channels_last":
-        return value.contiguous(memory_format=torch.channels_last)
-    if layout == "transposed":
-        return value.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
-    if layout == "every_second":
-        wider = value.new_zeros(*value.shape[:2], 2 * value.shape[2] + 1, 2 * value.shape[3] + 1)
-        wider[:, :, 1::2, 1::2] = value
-        return wider[:, :, 1::2, 1::2]
-    if layout == "expanded" and value.numel():
-        return value[:1, :1, :1, :1].expand(value.shape)
-    return value.contiguous()
+def operands(
+    problem: Problem,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    layouts: Sequence[str] = LAYOUTS,
+) -> st.SearchStrategy[Operands]:
+    """:func:`tensors_for` with normal numbers (small integers for integer dtypes) alone."""
+    integral = not (dtype.is_floating_point or dtype.is_complex)
+    kinds = ("integers",) if integral else ("normal",)
+    return tensors_for(problem, dtype, device, data=kinds, layouts=layouts)

@@ -1,0 +1,666 @@
+"""A right correlation, and the bugs that the kit must find in it.
+
+``right`` sums shifted images tap by tap, and PyTorch differentiates it.  Each bug is one
+change to it, or around it, of a kind that has been shipped somewhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from torch_corr.problem import Problem
+
+
+def right(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The correlation, with nothing wrong."""
+    return assemble(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
+
+
+def problem_of(
+    x: Tensor, w: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Problem:
+    if w.dtype != x.dtype:
+        raise TypeError("input and weight differ in dtype")
+    if (x.dim(), w.dim()) != (4, 4):
+        raise TypeError("input and weight must have four axes")
+    return Problem.of(x.shape, w.shape, stride, padding, dilation, groups)
+
+
+def pad_zeros(p: Problem, x: Tensor) -> Tensor:
+    (top, bottom), (left, right_) = p.padding
+    return F.pad(x, (left, right_, top, bottom))
+
+
+def tap(p: Problem, image: Tensor, u: int, v: int) -> Tensor:
+    """The pixels of the padded image that the tap (u, v) meets, one for each output."""
+    rows = slice(u * p.dilation[0], u * p.dilation[0] + (p.output_size[0] - 1) * p.stride[0] + 1)
+    cols = slice(v * p.dilation[1], v * p.dilation[1] + (p.output_size[1] - 1) * p.stride[1] + 1)
+    return image[:, :, rows, cols][:, :, :: p.stride[0], :: p.stride[1]]
+
+
+def summing(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def assemble(
+    p: Problem,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    pad: Callable[[Problem, Tensor], Tensor] = pad_zeros,
+    tap: Callable[[Problem, Tensor, int, int], Tensor] = tap,
+    accumulate: Callable[[torch.dtype], torch.dtype] = summing,
+) -> Tensor:
+    """``right``, with parts that a bug may exchange."""
+    if bias is not None and bias.shape != (p.out_channels,):
+        raise ValueError("bias of the wrong length")
+    dtype = accumulate(x.dtype)
+    image, kernel = pad(p, x.to(dtype)), w.to(dtype)
+    kernel = kernel.reshape(p.groups, p.group_out, p.group_in, *p.kernel)
+    y = image.new_zeros(p.batch, p.groups, p.group_out, *p.output_size)
+    for u in range(p.kernel[0]):
+        for v in range(p.kernel[1]):
+            seen = tap(p, image, u, v).reshape(p.batch, p.groups, p.group_in, *p.output_size)
+            for c in range(p.group_in):
+                y = y + seen[:, :, None, c] * kernel[None, :, :, c, u, v, None, None]
+    y = y.reshape(p.output_shape)
+    if bias is not None:
+        y = y + bias.to(dtype)[:, None, None]
+    return y.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A wrong correlation, and the law that should say so.
+
+    Attributes:
+        law: its name.
+        dtype: in which to look.
+        claims: laws that the callable claims.
+    """
+
+    fn: Callable[..., Tensor]
+    law: str
+    dtype: torch.dtype = torch.float32
+    claims: tuple[str, ...] = ()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", self.fn.__name__)
+
+
+BUGS: list[Bug] = []
+
+
+def bug(law: str, dtype: torch.dtype = torch.float32, claims: tuple[str, ...] = ()) -> Any:
+    """Make a bug of ``change(p, x, w, bias) -> y``."""
+
+    def plant(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def fn(
+            x: Tensor,
+            w: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            dilation: Any = 1,
+            groups: int = 1,
+        ) -> Tensor:
+            return change(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
+
+        fn.__name__, fn.__doc__ = change.__name__, change.__doc__
+        BUGS.append(Bug(fn, law, dtype, claims))
+        return fn
+
+    return plant
+
+
+def raw(law: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Make a bug of a callable with the whole signature."""
+
+    def plant(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        BUGS.append(Bug(fn, law, dtype))
+        return fn
+
+    return plant
+
+
+# --- values
+
+
+@bug("values")
+def kernel_flipped(p, x, w, b):
+    """Convolution instead of correlation."""
+    return assemble(p, x, w.flip(-2, -1), b)
+
+
+@bug("values")
+def kernel_transposed_when_square(p, x, w, b):
+    """Rows and columns of the kernel swapped, where the shape does not tell."""
+    return assemble(p, x, w.mT if p.kernel[0] == p.kernel[1] else w, b)
+
+
+@bug("accepts")
+def strides_swapped(p, x, w, b):
+    """The stride of the rows is used for the columns, and the other way round."""
+    q = Problem.of(x.shape, w.shape, p.stride[::-1], p.padding, p.dilation, p.groups)
+    return assemble(q, x, w, b)
+
+
+@bug("values")
+def padding_off_by_one_at_the_top(p, x, w, b):
+    """One zero row too many at the top, one too few at the bottom."""
+
+    def pad(p, x):
+        image = pad_zeros(p, x)
+        return image.roll(1, 2) if p.padding[0][1] else image
+
+    return assemble(p, x, w, b, pad=pad)
+
+
+@bug("values")
+def padding_off_by_one_at_the_left(p, x, w, b):
+    """One zero column too many at the left, one too few at the right."""
+
+    def pad(p, x):
+        image = pad_zeros(p, x)
+        return image.roll(1, 3) if p.padding[1][1] else image
+
+    return assemble(p, x, w, b, pad=pad)
+
+
+@bug("values")
+def padding_off_by_one_at_the_bottom(p, x, w, b):
+    """The first row of padding at the bottom still holds the last row of the image."""
+
+    def pad(p, x):
+        (top, bottom), (left, right_) = p.padding
+        if not bottom:
+            return pad_zeros(p, x)
+        x = torch.cat([x, x[:, :, -1:]], 2)
+        return F.pad(x, (left, right_, top, bottom - 1))
+
+    return assemble(p, x, w, b, pad=pad)
+
+
+@bug("values")
+def padding_off_by_one_at_the_right(p, x, w, b):
+    """The first column of padding at the right still holds the last column of the image."""
+
+    def pad(p, x):
+        (top, bottom), (left, right_) = p.padding
+        if not right_:
+            return pad_zeros(p, x)
+        x = torch.cat([x, x[..., -1:]], 3)
+        return F.pad(x, (left, right_ - 1, top, bottom))
+
+    return assemble(p, x, w, b, pad=pad)
+
+
+@bug("values")
+def row_tail_dropped(p, x, w, b):
+    """Rows of the output beyond the last whole block of four are left zero."""
+    y, tail = assemble(p, x, w, b), p.output_size[0] % 4
+    keep = p.output_size[0] - tail if p.output_size[0] > 4 else p.output_size[0]
+    return y * (torch.arange(p.output_size[0])[:, None] < keep).to(y.dtype)
+
+
+@bug("values")
+def column_tail_dropped(p, x, w, b):
+    """Columns of the output beyond the last whole vector of sixteen are left zero."""
+    y, tail = assemble(p, x, w, b), p.output_size[1] % 16
+    keep = p.output_size[1] - tail if p.output_size[1] > 16 else p.output_size[1]
+    return y * (torch.arange(p.output_size[1]) < keep).to(y.dtype)
+
+
+@bug("values")
+def channel_tail_dropped(p, x, w, b):
+    """Input channels beyond the last whole block of eight are not summed."""
+    keep = p.group_in - p.group_in % 8 if p.group_in > 8 else p.group_in
+    return assemble(p, x, w * (torch.arange(p.group_in) < keep)[:, None, None].to(w.dtype), b)
+
+
+@bug("values")
+def dilation_ignored_on_columns(p, x, w, b):
+    """The shape heeds the dilation of the columns, the taps do not."""
+
+    def dense(p, image, u, v):
+        return tap(p, image.roll(v * (p.dilation[1] - 1), 3), u, v)
+
+    return assemble(p, x, w, b, tap=dense)
+
+
+@bug("values", torch.float16)
+def summed_in_float16(p, x, w, b):
+    """Products of halves are summed in halves."""
+    return assemble(p, x, w, b, accumulate=lambda dtype: dtype)
+
+
+@bug("values", torch.float64)
+def summed_in_float32(p, x, w, b):
+    """float64 goes through float32, as on hardware without it."""
+    return assemble(p, x, w, b, accumulate=lambda _: torch.float32)
+
+
+@bug("values")
+def operands_rounded_to_tf32(p, x, w, b):
+    """Operands lose 13 digits, as in TF32."""
+
+    def tf32(value):
+        kept = (value.detach().view(torch.int32) & ~0x1FFF).view(torch.float32)
+        return value + (kept - value).detach()
+
+    return assemble(p, tf32(x), tf32(w), b)
+
+
+@bug("values")
+def fourier_that_claims_to_be_direct(p, x, w, b):
+    """Errors relative to the whole image, under the promise of errors relative to the window."""
+    if p.stride != (1, 1) or p.dilation != (1, 1) or p.groups > 1:
+        return assemble(p, x, w, b)
+    image = pad_zeros(p, x)
+    spectrum = torch.fft.rfft2(image)[:, None] * torch.fft.rfft2(w, image.shape[2:]).conj()
+    y = torch.fft.irfft2(spectrum.sum(2), image.shape[2:])
+    y = y[..., : p.output_size[0], : p.output_size[1]]
+    return y if b is None else y + b[:, None, None]
+
+
+@bug("values", torch.int8)
+def integers_saturate(p, x, w, b):
+    """int8 sums stop at 127 instead of wrapping around."""
+    y = assemble(p, x.long(), w.long(), None if b is None else b.long())
+    return y.clamp(-128, 127).to(x.dtype)
+
+
+@bug("accepts", torch.bfloat16)
+def result_in_float32(p, x, w, b):
+    """bfloat16 comes back as float32."""
+    return assemble(p, x.float(), w.float(), None if b is None else b.float())
+
+
+@bug("accepts")
+def refuses_even_kernels(p, x, w, b):
+    """A valid problem raises."""
+    if p.kernel[0] % 2 == 0:
+        raise NotImplementedError("even kernels")
+    return assemble(p, x, w, b)
+
+
+@bug("bias")
+def bias_added_once_a_group(p, x, w, b):
+    """The bias is added by every group."""
+    return assemble(p, x, w, None if b is None else b * p.groups)
+
+
+@bug("bias")
+def bias_gradient_is_the_mean(p, x, w, b):
+    """The gradient of the bias is averaged over the batch."""
+    y = assemble(p, x, w)
+    if b is None:
+        return y
+    held = b / max(p.batch, 1)
+    return y + (held + (b - held).detach())[:, None, None]
+
+
+@bug("zero_sizes")
+def no_channels_give_no_channels(p, x, w, b):
+    """An output without channels where there are none in the input, as F.conv2d."""
+    y = assemble(p, x, w, b)
+    return y if p.in_channels else y[:, :0]
+
+
+@bug("zero_sizes")
+def no_images_raise(p, x, w, b):
+    """An empty batch is refused."""
+    if p.batch == 0:
+        raise RuntimeError("empty batch")
+    return assemble(p, x, w, b)
+
+
+@bug("large_numbers")
+def pixel_numbers_in_int32(p, x, w, b):
+    """The number of outputs is computed from a stride of 32 bits, which wraps around."""
+    stride = tuple((s + 2**31) % 2**32 - 2**31 for s in p.stride)
+    if min(stride) < 1:
+        stride = tuple(max(s, 1) for s in stride)
+    return assemble(Problem.of(x.shape, w.shape, stride, p.padding, p.dilation, p.groups), x, w, b)
+
+
+# --- structure
+
+
+@bug("groups")
+def groups_interleaved(p, x, w, b):
+    """Output channel o reads group o % G."""
+    y = assemble(p, x, w)
+    y = y.reshape(p.batch, p.groups, p.group_out, *p.output_size).transpose(1, 2)
+    y = y.reshape(p.output_shape)
+    return y if b is None else y + b[:, None, None]
+
+
+@bug("batch")
+def later_images_read_the_first(p, x, w, b):
+    """The stride of the batch is forgotten: every image is the first."""
+    return assemble(p, x[:1].expand_as(x) if p.batch else x, w, b)
+
+
+@bug("batch_invariance", claims=("batch_invariance",))
+def order_of_sums_depends_on_the_batch(p, x, w, b):
+    """A batch of several sums its channels and taps in another order."""
+    if p.batch > 1:
+        return assemble(p, x, w, b)
+    columns = F.unfold(pad_zeros(p, x), p.kernel, p.dilation, 0, p.stride)
+    columns = columns.reshape(p.batch, p.groups, -1, columns.shape[-1]).flip(2)
+    kernel = w.reshape(1, p.groups, p.group_out, -1).flip(3)
+    y = (kernel @ columns).reshape(p.output_shape)
+    return y if b is None else y + b[:, None, None]
+
+
+@bug("linearity")
+def large_pixels_clipped(p, x, w, b):
+    """Pixels beyond 6 are clipped, as a quantised kernel would."""
+    return assemble(p, x.clamp(-6, 6), w, b)
+
+
+@bug("translation")
+def first_row_counts_half(p, x, w, b):
+    """The first row of the image is weighted as if half of it lay outside."""
+    scale = torch.ones(p.size[0], dtype=x.dtype)
+    scale[:1] = 0.5
+    return assemble(p, x * scale[:, None], w, b)
+
+
+# --- gradients
+
+
+class _Wrong(Function):
+    """The right forward with a given pullback."""
+
+    @staticmethod
+    def forward(ctx, p, pullback, x, w):
+        ctx.p, ctx.pullback = p, pullback
+        ctx.save_for_backward(x, w)
+        return assemble(p, x, w)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return None, None, *ctx.pullback(ctx.p, x, w, g)
+
+
+def adjoints(p, x, w, g, create_graph=True):
+    """The right gradients, differentiable themselves."""
+    with torch.enable_grad():
+        a, b = x.detach().requires_grad_(), w.detach().requires_grad_()
+        if create_graph and (x.requires_grad or w.requires_grad):
+            a, b = x.view_as(x), w.view_as(w)
+            a, b = (v if v.requires_grad else v.requires_grad_() for v in (a, b))
+        return torch.autograd.grad(assemble(p, a, b), (a, b), g, create_graph=create_graph)
+
+
+def with_pullback(pullback: Callable[..., Any]) -> Callable[..., Tensor]:
+    def change(p, x, w, b):
+        y = _Wrong.apply(p, pullback, x, w)
+        return y if b is None else y + b[:, None, None]
+
+    change.__name__, change.__doc__ = pullback.__name__, pullback.__doc__
+    return change
+
+
+@bug("gradients")
+@with_pullback
+def pixels_behind_the_last_window_get_the_wrong_gradient(p, x, w, g):
+    """grad_input as a transposed convolution without output padding: the rest is repeated."""
+    grad_input, grad_weight = adjoints(p, x, w, g)
+    reached = (p.output_size[0] - 1) * p.stride[0] + p.span[0] - p.padding[0][0]
+    if 0 < reached < p.size[0]:
+        grad_input = torch.cat([grad_input[:, :, :reached], grad_input[:, :, reached - 1 : -1]], 2)
+        grad_input = grad_input[:, :, : p.size[0]]
+    return grad_input, grad_weight
+
+
+@bug("gradients")
+@with_pullback
+def grad_weight_of_the_first_image_only(p, x, w, g):
+    """grad_weight forgets to sum over the batch."""
+    grad_input, _ = adjoints(p, x, w, g)
+    alone = Problem.of(x[:1].shape, w.shape, p.stride, p.padding, p.dilation, p.groups)
+    return grad_input, adjoints(alone, x[:1], w, g[:1])[1]
+
+
+@bug("gradients", torch.complex64)
+@with_pullback
+def conjugate_missing(p, x, w, g):
+    """Complex gradients without conjugation of the other operand."""
+    return adjoints(p, x.conj(), w.conj(), g)
+
+
+@bug("second_order")
+@with_pullback
+def gradients_without_gradients(p, x, w, g):
+    """The backward pass is hidden from autograd (once_differentiable)."""
+    return adjoints(p, x.detach(), w.detach(), g.detach(), create_graph=False)
+
+
+@bug("second_order")
+@with_pullback
+def second_derivative_has_the_wrong_sign(p, x, w, g):
+    """The gradient's own gradient in the weight is negated."""
+    negated = 2 * w.detach() - w
+    return adjoints(p, x, w, g)[0] * 0 + adjoints(p, x, negated, g)[0], adjoints(p, x, w, g)[1]
+
+
+@bug("finite_differences", torch.float64)
+@with_pullback
+def gradient_a_little_too_large(p, x, w, g):
+    """Off by one part in a hundred."""
+    grad_input, grad_weight = adjoints(p, x, w, g)
+    return grad_input * 1.01, grad_weight
+
+
+@bug("trilinear")
+@with_pullback
+def gradients_of_the_flipped_kernel(p, x, w, g):
+    """The adjoint of convolution under the forward of correlation."""
+    grad_input, grad_weight = adjoints(p, x, w.flip(-2, -1), g)
+    return grad_input, grad_weight.flip(-2, -1)
+
+
+@bug("differentiable")
+def no_gradient_for_the_weight(p, x, w, b):
+    """The weight is detached on the way."""
+    return assemble(p, x, w.detach(), b)
+
+
+class _HalfATangent(Function):
+    @staticmethod
+    def forward(ctx, p, x, w):
+        ctx.p = p
+        ctx.save_for_forward(x, w)
+        ctx.save_for_backward(x, w)
+        return assemble(p, x, w)
+
+    @staticmethod
+    def backward(ctx, g):
+        return None, *adjoints(ctx.p, *ctx.saved_tensors, g)
+
+    @staticmethod
+    def jvp(ctx, _, dx, dw):
+        x, w = ctx.saved_tensors
+        return assemble(ctx.p, x.detach() * 0 if dx is None else dx, w)
+
+
+@bug("forward_mode", claims=("forward_mode",))
+def tangent_of_the_weight_forgotten(p, x, w, b):
+    """Forward mode knows the image's tangent alone."""
+    y = _HalfATangent.apply(p, x, w)
+    return y if b is None else y + b[:, None, None]
+
+
+# --- memory
+
+
+@bug("memory_formats")
+def channels_last_read_as_contiguous(p, x, w, b):
+    """The image's memory is read in order, whatever its strides."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        x = x.permute(0, 2, 3, 1).reshape(x.shape)
+    return assemble(p, x, w, b)
+
+
+@bug("memory_formats")
+def storage_offset_ignored(p, x, w, b):
+    """The weight is read from the start of its storage."""
+    start = w.detach().as_strided(w.shape, w.stride(), 0)
+    return assemble(p, x, w + (start - w).detach() if w.storage_offset() else w, b)
+
+
+@bug("memory_formats")
+@with_pullback
+def expanded_gradient_read_as_dense(p, x, w, g):
+    """A gradient with strides of zero (from ``sum().backward()``) is read as if it had none."""
+    if g.numel() > 1 and set(g.stride()) == {0}:
+        g = torch.cat([g.flatten()[:1], g.flatten()[1:] * 0]).view(g.shape)
+    return adjoints(p, x, w, g)
+
+
+@bug("non_finite")
+def padding_by_multiplication(p, x, w, b):
+    """Outside of the image is the image times zero: NaN and infinity come along."""
+
+    def pad(p, x):
+        return pad_zeros(p, x) + x.sum() * 0
+
+    return assemble(p, x, w, b, pad=pad)
+
+
+@bug("non_finite")
+def nan_swallowed(p, x, w, b):
+    """NaN in the image counts as zero."""
+    return assemble(p, torch.where(x.isnan(), torch.zeros_like(x), x), w, b)
+
+
+@bug("determinism")
+def sums_in_an_order_of_chance(p, x, w, b):
+    """The last digit varies from call to call, as with atomic additions."""
+    y = assemble(p, x, w, b)
+    return y * (1 + torch.randint(0, 2, y.shape) * torch.finfo(y.dtype).eps).to(y.dtype)
+
+
+@bug("purity")
+def input_written_to(p, x, w, b):
+    """The image's border is cleared in place."""
+    y = assemble(p, x, w, b)
+    x.detach()[..., -1:].zero_()
+    return y
+
+
+@bug("purity")
+def result_is_the_input(p, x, w, b):
+    """A 1x1 kernel of one channel returns the image itself, scaled in place."""
+    y = assemble(p, x, w, b)
+    if y.shape == x.shape and not y.requires_grad:
+        return x.copy_(y)
+    return y
+
+
+@bug("stale_memory")
+def last_row_left_unwritten(p, x, w, b):
+    """An output of odd height is allocated and never filled to the end."""
+    y = assemble(p, x, w, b)
+    if p.output_size[0] % 2 == 0:
+        return y
+    fresh = torch.empty_like(y)
+    return torch.cat([y[:, :, :-1], fresh[:, :, -1:]], 2)
+
+
+# --- calls
+
+_scratch: dict[str, Any] = {}
+
+
+@bug("threads")
+def scratch_shared_by_threads(p, x, w, b):
+    """One scratch buffer for all threads."""
+    _scratch["image"] = pad_zeros(p, x)
+    time.sleep(0.0002)
+    return assemble(p, x, w, b, pad=lambda p, _: _scratch["image"].to(x.dtype))
+
+
+@raw("invalid_arguments")
+def negative_padding_is_none(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Padding below zero counts as zero instead of raising."""
+    padding = max(padding, 0) if isinstance(padding, int) else padding
+    return right(x, w, bias, stride, padding, dilation, groups)
+
+
+@raw("invalid_arguments")
+def surplus_channels_ignored(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """An image with too many channels is cut to what the weight reads."""
+    return right(x[:, : w.shape[1] * groups], w, bias, stride, padding, dilation, groups)
+
+
+@torch.library.custom_op(
+    "planted::fake_of_the_wrong_shape",
+    mutates_args=(),
+    schema="(Tensor input, Tensor weight, Tensor? bias=None, int[2] stride=[1, 1],"
+    " int[2] padding=[0, 0], int[2] dilation=[1, 1], int groups=1) -> Tensor",
+)
+def _operator(input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    return right(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _keep(ctx, inputs, output):
+    input, weight, _, *geometry = inputs
+    ctx.save_for_backward(input, weight)
+    ctx.p = problem_of(input, weight, *map(tuple, geometry[:3]), geometry[3])
+
+
+def _pull(ctx, g):
+    grads = adjoints(ctx.p, *ctx.saved_tensors, g, create_graph=False)
+    return *grads, None, None, None, None, None
+
+
+_operator.register_autograd(_pull, setup_context=_keep)
+
+
+@_operator.register_fake
+def _(input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """Forgets the stride."""
+    p = problem_of(input, weight, 1, tuple(padding), tuple(dilation), groups)
+    return input.new_empty(p.output_shape)
+
+
+BUGS.append(Bug(_operator, "opcheck", name="fake_of_the_wrong_shape"))

@@ -1,0 +1,141 @@
+"""The kit itself: right correlations pass, each planted bug is caught by the law that names it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from planted import BUGS, Bug, right
+
+from torch_corr.testing import (
+    CLAIMS,
+    LAWS,
+    Case,
+    NonConformance,
+    Violation,
+    check_corr2d,
+    conformance_tests,
+    find_law,
+    problems,
+    recheck,
+)
+
+# Of F.conv2d on the CPU; docs/what-the-kit-finds.md.
+KNOWN = ("zero_sizes",)
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_each_planted_bug_is_caught_by_its_law(bug: Bug) -> None:
+    report = check_corr2d(bug.fn, dtypes=[bug.dtype], laws=[bug.law])
+    assert report.failed_laws() == (bug.law,)
+    (failure,) = report.failures
+    assert failure.counterexample is not None
+    with pytest.raises(Violation):
+        _recheck_often(bug, failure.counterexample.case)
+
+
+def _recheck_often(bug: Bug, case: Case) -> None:
+    """Races and chance need not show at every call."""
+    for _ in range(50):
+        recheck(bug.law, bug.fn, case)
+
+
+def test_there_are_bugs_enough_and_one_for_each_law() -> None:
+    assert len(BUGS) >= 25
+    assert {bug.law for bug in BUGS} == {law.name for law in LAWS}
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int8],
+    ids=str,
+)
+def test_no_false_alarm_on_what_the_bugs_are_planted_in(dtype: torch.dtype) -> None:
+    check_corr2d(right, dtypes=[dtype], claims=["forward_mode"], examples=25).raise_if_failed()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_no_false_alarm_on_conv2d(dtype: torch.dtype) -> None:
+    report = check_corr2d(F.conv2d, dtypes=[dtype], claims=["forward_mode"], examples=25)
+    assert report.failed_laws() == KNOWN
+
+
+def test_report_prints_a_table_and_turns_into_json() -> None:
+    report = check_corr2d(
+        F.conv2d,
+        dtypes=[torch.float32, torch.int64],
+        laws=["accepts", "gradients", "zero_sizes"],
+        without=["accepts"],
+        examples=5,
+    )
+    table = str(report).splitlines()
+    assert table[0].startswith("torch.nn.functional.conv2d on cpu (torch ")
+    rows = {line.split()[0]: line.split()[1:] for line in table[2:7] if line}
+    assert rows["law"] == ["float32", "int64"]
+    assert rows["accepts"] == ["excluded", "excluded"]
+    assert rows["gradients"] == ["ok", "5", "-"]
+    assert rows["zero_sizes"] == ["FAIL", "FAIL"]
+    verdicts = json.loads(report.to_json())["verdicts"]
+    assert len(verdicts) == 6
+    assert verdicts[2]["counterexample"]["case"]["dtype"] == "float32"
+    with pytest.raises(NonConformance, match="zero_sizes"):
+        report.raise_if_failed()
+
+
+def test_counterexample_is_a_program_that_fails() -> None:
+    report = check_corr2d(F.conv2d, laws=["zero_sizes"], examples=5)
+    (failure,) = report.failures
+    assert failure.counterexample is not None
+    assert "n1c1-x1x1-o1-k1x1" in failure.counterexample.snippet
+    run = subprocess.run(
+        [sys.executable, "-c", failure.counterexample.snippet],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "has shape (1, 0, 1, 1), not (1, 1, 1, 1)" in run.stderr
+
+
+def test_a_case_prints_as_itself() -> None:
+    case = Case(
+        "n1c2-x5x4-o2-k3x2-s2x1-p1,1x0,0-d1x2-g2", "float16", layouts=("offset",) * 3, seed=7
+    )
+    assert eval(repr(case)) == case
+
+
+def test_refusals_are_not_passes() -> None:
+    def nothing(*_: object, **__: object) -> torch.Tensor:
+        raise NotImplementedError("not today")
+
+    report = check_corr2d(nothing, laws=["accepts", "values"], examples=5)
+    accepts, values = report.verdicts
+    assert accepts.outcome == "failed"
+    assert values.outcome == "refused"
+    assert "not today" in values.reason
+
+
+def test_a_narrower_callable_is_held_to_what_it_is_for() -> None:
+    """No groups and no stride: such arguments are never passed."""
+
+    def narrow(x, w, bias=None, padding=0):
+        return F.conv2d(x, w, bias, 1, padding)
+
+    narrowed = problems(
+        max_groups=1, max_stride=1, max_dilation=1, allow_empty=False, asymmetric_padding=False
+    )
+    laws = [law.name for law in LAWS if law.name != "zero_sizes" and law.name not in CLAIMS]
+    check_corr2d(narrow, laws=laws, problems=narrowed, examples=10).raise_if_failed()
+
+
+def test_unknown_laws_are_refused() -> None:
+    with pytest.raises(ValueError, match="no law 'vlaues'"):
+        check_corr2d(F.conv2d, laws=["vlaues"])
+    assert find_law("values").statement.startswith("Every output is the definition's")
+
+
+test_conv2d_in_three_lines = conformance_tests(F.conv2d, without=KNOWN, examples=3)

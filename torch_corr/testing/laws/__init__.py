@@ -1,0 +1,62 @@
+"""The laws of correlation, each with a name, in one explicit order.
+
+A failure of an early law often explains those of later ones: read a report from the top.
+"""
+
+from __future__ import annotations
+
+from .base import ANY_DATA, ANY_LAYOUT, Law
+from .calls import determinism, invalid_arguments, opcheck, threads
+from .gradients import (
+    differentiable,
+    finite_differences,
+    forward_mode,
+    gradients,
+    second_order,
+    trilinear,
+)
+from .memory import memory_formats, non_finite, purity, stale_memory
+from .structure import batch, batch_invariance, groups, linearity, translation
+from .values import accepts, bias, large_numbers, values, zero_sizes
+
+_INTEGERS = ("integers",)
+
+LAWS: tuple[Law, ...] = (
+    Law(accepts),
+    Law(values, data=ANY_DATA),
+    Law(bias, share=0.5),
+    Law(differentiable, dtypes="differentiable", share=0.5),
+    Law(gradients, data=ANY_DATA, dtypes="differentiable"),
+    Law(second_order, dtypes="differentiable", share=0.5),
+    Law(forward_mode, dtypes="differentiable", share=0.5, claim=True),
+    Law(finite_differences, data=("normal",), dtypes="double", share=0.1),
+    Law(trilinear, dtypes="differentiable", share=0.5),
+    Law(linearity, data=_INTEGERS, share=0.5),
+    Law(translation, share=0.5),
+    Law(groups, share=0.5),
+    Law(batch, share=0.5),
+    Law(batch_invariance, data=("normal",), share=0.5, claim=True),
+    Law(memory_formats, layouts=ANY_LAYOUT),
+    Law(zero_sizes, share=0.5),
+    Law(large_numbers, share=0.5),
+    Law(non_finite, data=_INTEGERS, dtypes="differentiable", share=0.5),
+    Law(determinism, data=("normal",), share=0.2),
+    Law(purity, layouts=ANY_LAYOUT, share=0.2),
+    Law(stale_memory, share=0.5),
+    Law(invalid_arguments, data=_INTEGERS, share=0.2),
+    Law(threads, share=0.2),
+    Law(opcheck, data=("normal",), share=0.05),
+)
+
+CLAIMS = tuple(law.name for law in LAWS if law.claim)
+
+
+def find_law(name: str) -> Law:
+    """The law of a name."""
+    for law in LAWS:
+        if law.name == name:
+            return law
+    raise ValueError(f"no law {name!r}; the laws are {', '.join(law.name for law in LAWS)}")
+
+
+__all__ = ["CLAIMS", "LAWS", "Law", "find_law"]

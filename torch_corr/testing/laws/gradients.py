@@ -1,0 +1,163 @@
+"""The gradients are the adjoints, to every order and in both directions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
+
+from ...problem import Problem
+from ..bounds import unit_roundoff
+from ..oracle import oracle
+from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
+from .base import leaves
+
+
+def differentiable(subject: Subject, case: Case) -> None:
+    """A valid problem has gradients, of the operands' shapes and dtype."""
+    x, w, g = case.operands()
+    x, w = leaves(x, w)
+    y = subject.forward(case.problem, x, w)
+    try:
+        grad_input, grad_weight = subject.pull(y, (x, w), g)
+    except Refusal as refusal:
+        raise Violation(f"a valid problem raises {refusal}") from refusal
+    require_alike("grad_input", grad_input, tuple(x.shape), x)
+    require_alike("grad_weight", grad_weight, tuple(w.shape), w)
+
+
+def gradients(subject: Subject, case: Case) -> None:
+    """Input and weight get the adjoints' values, of which complex ones conjugate the other."""
+    problem = case.problem
+    x, w, g = case.operands()
+    x, w = leaves(x, w)
+    y = subject.forward(problem, x, w)
+    grad_input, grad_weight = subject.pull(y, (x, w), g)
+    subject.require("grad_input", grad_input, problem, weight=w.conj(), output=g)
+    subject.require("grad_weight", grad_weight, problem, input=x.conj(), output=g)
+
+
+def second_order(subject: Subject, case: Case) -> None:
+    """The gradients' gradients are the form once more, its slots filled anew."""
+    problem = case.problem
+    x, w, g = leaves(*case.operands())
+    a, b, _ = case.another().operands()
+    y = subject.forward(problem, x, w)
+    grad_input, grad_weight = subject.pull(y, (x, w), g, create_graph=True)
+    try:
+        dw, dg = subject.pull(grad_input, (w, g), a, create_graph=True)
+        dx, dg_ = subject.pull(grad_weight, (x, g), b)
+    except Refusal as refusal:
+        raise Violation(f"a gradient's gradient raises {refusal}") from refusal
+    # grad_input = corr^T(g, conj w): linear in g, conjugate-linear in w.
+    subject.require("d grad_input/dg", dg, problem, input=a, weight=w)
+    subject.require("d grad_input/dw", dw, problem, input=a.conj(), output=g)
+    subject.require("d grad_weight/dg", dg_, problem, input=x, weight=b)
+    subject.require("d grad_weight/dx", dx, problem, weight=b.conj(), output=g)
+
+
+def forward_mode(subject: Subject, case: Case) -> None:
+    """The tangent is the product rule's: corr(dx, w) + corr(x, dw)."""
+    problem = case.problem
+    x, w, _ = case.operands()
+    dx, dw, _ = case.another().operands()
+    with forward_ad.dual_level():
+        dual = (_dual(x, dx), _dual(w, dw))
+        try:
+            y = subject.forward(problem, *dual)
+            tangent = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
+        except NotImplementedError as error:
+            raise Refusal(f"forward mode: {error}") from error
+    if tangent is None:
+        raise Violation("the output has no tangent")
+    terms = oracle(problem, input=dx, weight=w), oracle(problem, input=x, weight=dw)
+    require_alike("tangent", tangent, problem.output_shape, x)
+    bounds = [
+        subject.errors.bound(problem, term, slots, case.dtype)
+        for term, slots in zip(terms, ((dx, w, None), (x, dw, None)))
+    ]
+    total = terms[0].value + terms[1].value
+    bound = bounds[0] + bounds[1]
+    bound = bound + unit_roundoff(case.dtype) * (total.abs() + bound)
+    require_close("tangent", tangent, total, bound)
+
+
+def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def finite_differences(subject: Subject, case: Case) -> None:
+    """``torch.autograd.gradcheck`` and ``gradgradcheck`` agree with the callable itself.
+
+    The form is linear in each operand, so central differences have rounding errors alone.
+    """
+    case = replace(case, data="normal")
+    problem = case.problem
+    x, w, _ = case.operands()
+    if 0 in (x.numel(), w.numel()):
+        return
+    x, w = leaves(x, w)
+
+    def correlate(input: Tensor, weight: Tensor) -> Tensor:
+        return subject.forward(problem, input, weight)
+
+    for check in (gradcheck, gradgradcheck):
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(case.seed)
+                check(correlate, (x, w), fast_mode=True)
+        except GradcheckError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise Violation(f"{check.__name__}: {' '.join(lines[:3])}") from error
+        except RuntimeError as error:
+            raise Refusal(f"{check.__name__}: {error}") from error
+
+
+def trilinear(subject: Subject, case: Case) -> None:
+    """<y, forward(x, w)> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>.
+
+    Each inner product is off by at most its map's errors, weighted, and its own rounding.
+    Complex operands: the bilinear product, with gradients of the conjugated operands.
+    """
+    problem = case.problem
+    x, w, y = case.operands()
+    a, b = leaves(x.conj().resolve_conj(), w.conj().resolve_conj())
+    grad_input, grad_weight = subject.pull(subject.forward(problem, a, b), (a, b), y)
+    products, errors = [], []
+    for result, mine, slots in (
+        (subject.forward(problem, x, w), y, (x, w, None)),
+        (grad_input, x, (None, w, y)),
+        (grad_weight, w, (x, None, y)),
+    ):
+        product, error = _inner_product(subject, problem, result, mine, slots)
+        products.append(product)
+        errors.append(error)
+    for i, name in ((1, "grad_input"), (2, "grad_weight")):
+        apart = (products[0] - products[i]).abs()
+        if not apart <= errors[0] + errors[i]:
+            raise Violation(
+                f"<y, forward> = {products[0].item()} but {name}'s product is "
+                f"{products[i].item()}; they may differ by {float(errors[0] + errors[i]):.3g}"
+            )
+
+
+def _inner_product(
+    subject: Subject,
+    problem: Problem,
+    result: Tensor,
+    other: Tensor,
+    slots: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> tuple[Tensor, Tensor]:
+    """<other, result>, and how far rounding may have moved it."""
+    reference = oracle(problem, *slots)
+    require_alike("a map's result", result, tuple(other.shape), other)
+    wide = reference.value.dtype
+    result, weights = (value.detach().cpu().to(wide) for value in (result, other))
+    bound = subject.errors.bound(problem, reference, slots, other.dtype)
+    own = 8 * (weights.numel() + 4) * unit_roundoff(torch.float64)
+    error = (weights.abs() * (bound + own * (result.abs() + reference.magnitude))).sum()
+    return (weights * result).sum(), error * (1 + own)

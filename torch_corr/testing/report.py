@@ -1,0 +1,174 @@
+"""What the kit found: a verdict for each law and dtype, a table, JSON, and how to see it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..algorithms import dtype_name
+from .subject import Case
+
+Outcome = Literal["passed", "failed", "refused", "excluded", "silent"]
+_SIGNS: dict[Outcome, str] = {
+    "passed": "ok",
+    "failed": "FAIL",
+    "refused": "refused",
+    "excluded": "excluded",
+    "silent": "-",
+}
+
+
+class NonConformance(AssertionError):  # noqa: N818
+    """A callable breaks laws of correlation; the message is the report."""
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """The smallest case found on which a law fails.
+
+    Attributes:
+        law: its name.
+        message: what came out, and what should have.
+        case: the case, as a value.
+        spelling: Python that binds ``fn`` to the callable.
+    """
+
+    law: str
+    message: str
+    case: Case
+    spelling: str
+
+    @property
+    def snippet(self) -> str:
+        """Python that shows it again."""
+        return "\n".join(
+            [
+                "import torch",
+                self.spelling,
+                "from torch_corr.testing import Case, recheck",
+                "",
+                f"case = {self.case!r}",
+                f"# {self.case.describe()}",
+                f"recheck({self.law!r}, fn, case)",
+                f"# {self.message}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one law in one dtype.
+
+    Attributes:
+        law: its name.
+        dtype: of the operands.
+        outcome: ``passed``; ``failed``; ``refused``: the callable raised on every case;
+            ``excluded``: by the caller; ``silent``: the law does not speak of the dtype.
+        cases: how many cases were decided.
+        refusals: on how many the callable raised; they decide nothing but ``accepts``,
+            ``differentiable`` and ``zero_sizes``.
+        seconds: how long it took.
+        reason: why it was refused, the first time.
+        counterexample: when it failed.
+    """
+
+    law: str
+    dtype: torch.dtype
+    outcome: Outcome
+    cases: int = 0
+    refusals: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    counterexample: Counterexample | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All verdicts about one callable."""
+
+    name: str
+    device: str
+    versions: dict[str, str]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def failures(self) -> tuple[Verdict, ...]:
+        """The verdicts that are failures."""
+        return tuple(each for each in self.verdicts if each.outcome == "failed")
+
+    @property
+    def passed(self) -> bool:
+        """Whether no law failed."""
+        return not self.failures
+
+    def failed_laws(self) -> tuple[str, ...]:
+        """The names of the laws that failed in some dtype, in order."""
+        return tuple(dict.fromkeys(each.law for each in self.failures))
+
+    def raise_if_failed(self) -> None:
+        """Raises :class:`NonConformance`, whose message is the report, if a law failed."""
+        if not self.passed:
+            raise NonConformance(f"\n{self}")
+
+    def __str__(self) -> str:
+        """A row for each law, a column for each dtype, and the counterexamples below."""
+        dtypes = list(dict.fromkeys(each.dtype for each in self.verdicts))
+        laws = list(dict.fromkeys(each.law for each in self.verdicts))
+        cells = {(each.law, each.dtype): _cell(each) for each in self.verdicts}
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        lines = [f"{self.name} on {self.device} ({versions})", ""]
+        rows = [["law", *map(dtype_name, dtypes)]]
+        rows += [[law, *(cells.get((law, dtype), "") for dtype in dtypes)] for law in laws]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        lines[3:3] = ["  ".join("-" * width for width in widths)]
+        for failure in self.failures:
+            assert failure.counterexample is not None
+            lines += ["", f"{failure.law}, {dtype_name(failure.dtype)}:"]
+            lines += [
+                f"    {line}".rstrip() for line in failure.counterexample.snippet.splitlines()
+            ]
+        decided = sum(each.cases for each in self.verdicts)
+        lines += ["", f"{len(self.failures)} failures in {decided} cases"]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "device": self.device,
+                "versions": self.versions,
+                "passed": self.passed,
+                "verdicts": [_as_json(each) for each in self.verdicts],
+            },
+            indent=2,
+        )
+
+
+def _cell(verdict: Verdict) -> str:
+    sign = _SIGNS[verdict.outcome]
+    if verdict.outcome != "passed":
+        return sign
+    refused = f" ({verdict.refusals} refused)" if verdict.refusals else ""
+    return f"{sign} {verdict.cases}{refused}"
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    found = verdict.counterexample
+    entry = {name: value for name, value in vars(verdict).items() if name != "counterexample"}
+    entry["dtype"] = dtype_name(verdict.dtype)
+    entry["seconds"] = round(verdict.seconds, 3)
+    if found is not None:
+        case = asdict(found.case)
+        case["problem"], case["dtype"] = str(found.case.problem), dtype_name(found.case.dtype)
+        entry["counterexample"] = {
+            "message": found.message,
+            "case": case,
+            "snippet": found.snippet,
+        }
+    return entry

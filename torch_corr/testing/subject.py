@@ -1,0 +1,267 @@
+"""What is under test, and one case of testing it: both values, so that a failure can be rerun."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..algorithms import dtype_name
+from ..problem import Problem
+from .bounds import Componentwise, ErrorModel, Slots
+from .data import Operands, make_operands
+from .oracle import oracle
+
+Results: TypeAlias = dict[str, Tensor]
+"""What a call gives, by name: output, grad_input, grad_weight."""
+
+
+class Violation(AssertionError):  # noqa: N818
+    """A law does not hold; the message says what came out and what should have."""
+
+
+class Refusal(Exception):  # noqa: N818
+    """The callable raised on a valid problem."""
+
+
+class Silence(Exception):  # noqa: N818
+    """A law does not speak of this callable."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem and operands for it, as a value: prints as Python that makes it again.
+
+    Attributes:
+        problem: a :class:`Problem` or its spelling.
+        dtype: of the operands, or its name.
+        device: where they lie.
+        data: what they hold, one of ``DATA``.
+        layouts: how input, weight and output lie in memory, of ``LAYOUTS``.
+        seed: of their random numbers.
+        conj: whether the operands are lazily conjugated views (complex dtypes).
+    """
+
+    problem: Problem
+    dtype: torch.dtype
+    device: str = "cpu"
+    data: str = "normal"
+    layouts: tuple[str, str, str] = ("contiguous",) * 3
+    seed: int = 0
+    conj: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.problem, str):
+            object.__setattr__(self, "problem", Problem.parse(self.problem))
+        if isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", getattr(torch, self.dtype))
+
+    def __repr__(self) -> str:
+        given = [f"{str(self.problem)!r}, {dtype_name(self.dtype)!r}"]
+        for name in ("device", "data", "layouts", "seed", "conj"):
+            if getattr(self, name) != getattr(Case, name):
+                given.append(f"{name}={getattr(self, name)!r}")
+        return f"Case({', '.join(given)})"
+
+    def operands(self) -> Operands:
+        """Input, weight and output; new tensors at every call, of the same values."""
+        values = make_operands(
+            self.problem, self.dtype, self.device, self.data, self.layouts, self.seed
+        )
+        return Operands(*(each.conj() for each in values)) if self.conj else values
+
+    def bias(self) -> Tensor:
+        """(O,) in the operands' dtype, of values that differ."""
+        bias = torch.arange(self.problem.out_channels, device=self.device) % 7 - 3
+        return bias.to(self.dtype) + (1j if self.dtype.is_complex else 0)
+
+    def describe(self) -> str:
+        """The call in PyTorch's words, for one line of comment."""
+        p = self.problem
+        keywords = "".join(f", {name}={value}" for name, value in arguments(p).items())
+        return f"fn(input {p.input_shape}, weight {p.weight_shape}{keywords})"
+
+    def another(self, number: int = 1, **changes: Any) -> Case:
+        """The case with other random numbers."""
+        return replace(self, seed=self.seed + number, **changes)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """How much there is to understand; a smaller one is the better counterexample."""
+        p, plain = self.problem, self.data != "integers"
+        elements = sum(map(prod, (p.input_shape, p.weight_shape, p.output_shape)))
+        knobs = sum((*p.stride, *p.dilation, *p.padding[0], *p.padding[1], p.groups, *p.kernel))
+        layouts = sum(each != "contiguous" for each in self.layouts)
+        return elements + 4 * knobs + 8 * layouts + 4 * plain, self.seed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A callable with ``F.conv2d``'s signature, and what is claimed about it.
+
+    Attributes:
+        call: ``call(input, weight, bias=..., stride=..., padding=..., dilation=...,
+            groups=...)``; arguments that have their default are left out.
+        errors: what it promises about rounding.
+        spelling: Python that imports or makes ``call`` under the name ``fn``.
+    """
+
+    call: Callable[..., Tensor]
+    errors: ErrorModel = field(default_factory=Componentwise)
+    spelling: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.spelling:
+            object.__setattr__(self, "spelling", spelling(self.call))
+
+    def forward(
+        self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """The callable's result.  Raises :class:`Refusal` when it raises."""
+        keywords = arguments(problem)
+        if bias is not None:
+            keywords["bias"] = bias
+        try:
+            return self.call(input, weight, **keywords)
+        except Exception as error:  # whatever it is, it is the callable's answer
+            raise Refusal(f"{type(error).__name__}: {_first_line(error)}") from error
+
+    def pull(
+        self, y: Tensor, leaves: tuple[Tensor, ...], output: Tensor, create_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """``torch.autograd.grad(y, leaves, output)``.  Raises :class:`Refusal` when it raises."""
+        if y.shape != output.shape:
+            raise Violation(f"output has shape {tuple(y.shape)}, not {tuple(output.shape)}")
+        try:
+            return torch.autograd.grad(y, leaves, output, create_graph=create_graph)
+        except Exception as error:  # as above
+            raise Refusal(f"gradient: {type(error).__name__}: {_first_line(error)}") from error
+
+    def maps(self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor) -> Results:
+        """The output, and as far as it has them the gradients for a cotangent ``output``."""
+        differentiable = input.dtype.is_floating_point or input.dtype.is_complex
+        if differentiable:
+            input, weight = (value.detach().requires_grad_() for value in (input, weight))
+        y = self.forward(problem, input, weight)
+        results = {"output": y}
+        if isinstance(y, Tensor) and y.requires_grad:
+            gradients = self.pull(y, (input, weight), output)
+            results |= dict(zip(("grad_input", "grad_weight"), gradients))
+        return results
+
+    def require_maps(
+        self, results: Results, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
+    ) -> None:
+        """That what :meth:`maps` gave is right."""
+        slots: dict[str, dict[str, Tensor]] = {
+            "output": {"input": input, "weight": weight},
+            "grad_input": {"weight": weight.conj(), "output": output},
+            "grad_weight": {"input": input.conj(), "output": output},
+        }
+        for name, result in results.items():
+            self.require(name, result, problem, **slots[name])
+
+    def require(
+        self,
+        what: str,
+        got: Tensor,
+        problem: Problem,
+        input: Tensor | None = None,
+        weight: Tensor | None = None,
+        output: Tensor | None = None,
+        only: Tensor | None = None,
+    ) -> None:
+        """That ``got`` is the open slot of the form, to within the error that is promised.
+
+        Args:
+            what: its name in the message.
+            only: where to look, if not everywhere.
+        """
+        slots: Slots = (input, weight, output)
+        operand = next(value for value in slots if value is not None)
+        reference = oracle(problem, *slots)
+        require_alike(what, got, reference.value.shape, operand)
+        bound = self.errors.bound(problem, reference, slots, operand.dtype)
+        require_close(what, got, reference.value, bound, only)
+
+
+def arguments(problem: Problem) -> dict[str, Any]:
+    """The keyword arguments of a call, without those that have their default."""
+    (top, bottom), (left, right) = problem.padding
+    symmetric = top == bottom and left == right
+    padding: Any = (top, left) if symmetric else problem.padding
+    every: dict[str, tuple[Any, Any]] = {
+        "stride": (problem.stride, (1, 1)),
+        "padding": (padding, (0, 0)),
+        "dilation": (problem.dilation, (1, 1)),
+        "groups": (problem.groups, 1),
+    }
+    return {name: value for name, (value, default) in every.items() if value != default}
+
+
+def require_alike(what: str, got: Tensor, shape: tuple[int, ...], operand: Tensor) -> None:
+    """That a result is a tensor of the given shape and the operand's dtype and device."""
+    if not isinstance(got, Tensor):
+        raise Violation(f"{what} is a {type(got).__name__}, not a tensor")
+    for name, value, right in (
+        ("shape", tuple(got.shape), tuple(shape)),
+        ("dtype", got.dtype, operand.dtype),
+        ("device", got.device, operand.device),
+    ):
+        if value != right:
+            raise Violation(f"{what} has {name} {value}, not {right}")
+
+
+def require_close(
+    what: str, got: Tensor, expected: Tensor, bound: Tensor, only: Tensor | None = None
+) -> None:
+    """|got - expected| <= bound everywhere; equality modulo 2**bits for integers."""
+    got, expected = (value.detach().cpu().resolve_conj().resolve_neg() for value in (got, expected))
+    if got.dtype.is_floating_point or got.dtype.is_complex:
+        error = (got.to(expected.dtype) - expected).abs()
+        wrong = ~(error <= bound)
+    else:
+        expected = expected.to(got.dtype)
+        error = wrong = got != expected
+    if only is not None:
+        wrong = wrong & only
+    if not wrong.any():
+        return
+    ratio = torch.where(wrong, (error / bound).nan_to_num(float("inf")), -1.0)
+    flat = int(ratio.argmax())
+    where = [int(each) for each in torch.unravel_index(torch.tensor(flat), got.shape)]
+    raise Violation(
+        f"{what}{where} is {got.flatten()[flat].item()}, not {expected.flatten()[flat].item()}"
+        f" within {float(bound.flatten()[flat]):.3g} ({int(wrong.sum())} of {wrong.numel()} wrong)"
+    )
+
+
+def spelling(call: Callable[..., Any]) -> str:
+    """Python that binds ``fn`` to the callable, if it can be imported; else a blank to fill in."""
+    if isinstance(call, functools.partial):
+        inner = spelling(call.func)
+        values = ", ".join(f"{name}={value!r}" for name, value in call.keywords.items())
+        simple = all(isinstance(each, (str, int, float)) for each in call.keywords.values())
+        if not call.args and simple and not inner.startswith("#"):
+            return f"import functools\n{inner}\nfn = functools.partial(fn, {values})"
+    module, name = home(call)
+    return f"from {module} import {name} as fn" if module else f"# fn is the callable: {name}"
+
+
+def home(call: Callable[..., Any]) -> tuple[str, str]:
+    """The module that the callable can be imported from, or "", and its name there."""
+    name = getattr(call, "__name__", "")
+    for module in ("torch.nn.functional", "torch", getattr(call, "__module__", None)):
+        if module and name and getattr(sys.modules.get(module), name, None) is call:
+            return module, name
+    return "", name or repr(call)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
