@@ -126,7 +126,24 @@ def check_corr2d(
 def callers_problems() -> st.SearchStrategy[Problem]:
     """What ``F.conv2d`` takes: no sizes of zero (they have a law of their own), one padding
     for both sides of an axis, and now and then one axis long enough for a tail."""
-    return any_problem(max_one=40, allow_empty=False, asymmetric_padding=False)
+    return any_problem(**callers_limits())
+
+
+def callers_limits() -> dict[str, Any]:
+    """The limits of :func:`callers_problems`, by their names in :func:`problems`."""
+    return {
+        "max_batch": 3,
+        "max_channels": 3,
+        "max_groups": 3,
+        "max_size": 12,
+        "max_kernel": 5,
+        "max_stride": 4,
+        "max_padding": 4,
+        "max_dilation": 3,
+        "max_one": 40,
+        "allow_empty": False,
+        "asymmetric_padding": False,
+    }
 
 
 def recheck(law: str, fn: Callable[..., Tensor], case: Case, **options: Any) -> None:
@@ -164,9 +181,9 @@ def try_law(
 
     def attempt(data: st.DataObject) -> None:
         nonlocal stop
+        case = data.draw(law.cases(trial.problems, dtype, trial.device))
         if stop is not None and monotonic() > stop and (found.cases or found.refusals):
             return
-        case = data.draw(law.cases(trial.problems, dtype, trial.device))
         if trial.able and not trial.able(case.problem, torch.device(case.device), dtype):
             return
         try:
@@ -185,6 +202,8 @@ def try_law(
 
     try:
         for number, examples in enumerate(_rounds(max(1, round(trial.examples * law.share)))):
+            if stop is not None and monotonic() > stop and number:
+                break
             _drawn(attempt, examples, (trial.seed, number))()
     except Silence as silence:
         return Verdict(law.name, dtype, "silent", reason=str(silence))

@@ -45,7 +45,7 @@ LAWS: tuple[Law, ...] = (
     Law(stale_memory, share=0.5),
     Law(invalid_arguments, data=_INTEGERS, share=0.2),
     Law(threads, share=0.2),
-    Law(opcheck, data=("normal",), share=0.05),
+    Law(opcheck, data=("normal",), share=0.1),
 )
 
 CLAIMS = tuple(law.name for law in LAWS if law.claim)

@@ -1,0 +1,183 @@
+"""The kit from the command line: hold any importable callable against the laws.
+
+    python -m torch_corr verify torch.nn.functional:conv2d --dtype bfloat16 --budget 60s
+
+Exit codes: 0 all laws hold, 1 one does not, 2 asked for wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from .check import ERROR_MODELS, callers_limits, check_corr2d
+from .laws import CLAIMS, LAWS
+from .strategies import problems
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BAR = 24
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m torch_corr verify") -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Hold a convolution against every law of 2-D cross-correlation.",
+        epilog="laws:\n" + "\n".join(f"  {law.name:<18} {law.statement}" for law in LAWS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add = parser.add_argument
+    add("target", type=_target, metavar="MODULE:NAME", help="what to import and call")
+    add(
+        "--with",
+        dest="keywords",
+        action="append",
+        default=[],
+        type=_keyword,
+        metavar="KEY=VALUE",
+        help="a keyword argument of every call, e.g. algorithm=unfold",
+    )
+    add("--device", default="cpu", help="where to try it (default: cpu)")
+    add(
+        "--dtype",
+        dest="dtypes",
+        type=_dtypes,
+        default=[torch.float32],
+        metavar="NAME[,NAME...]",
+        help="dtypes to try it in (default: float32)",
+    )
+    add("--errors", choices=sorted(ERROR_MODELS), default="componentwise")
+    names, claims = [law.name for law in LAWS], list(CLAIMS)
+    for option, choices, said in (
+        ("--laws", names, "try these laws alone"),
+        ("--without", names, "leave these laws out"),
+        ("--claim", claims, "try these laws too, which bind only who claims them"),
+    ):
+        add(option, type=_names(choices), default=[], metavar="LAW[,LAW...]", help=said)
+    add(
+        "--limit",
+        action="append",
+        default=[],
+        type=_keyword,
+        metavar="KEY=N",
+        help="narrow the problems: " + ", ".join(sorted(callers_limits())),
+    )
+    add("--examples", type=int, help="cases for each law and dtype (default: 100, or the budget)")
+    add("--budget", type=_seconds, metavar="TIME", help="how long to try, e.g. 60s or 5m")
+    add("--seed", type=int, default=0, help="another one draws other cases (default: 0)")
+    add("--json", type=Path, metavar="PATH", help="write the report there as JSON as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, print the report, and return the exit code."""
+    call, name = arguments.target
+    if arguments.keywords:
+        keywords = dict(arguments.keywords)
+        call = functools.partial(call, **keywords)
+        name += "(" + ", ".join(f"{key}={value}" for key, value in keywords.items()) + ")"
+    budget, examples = arguments.budget, arguments.examples
+    if examples is None:
+        examples = 100 if budget is None else 10**6
+    report = check_corr2d(
+        call,
+        device=arguments.device,
+        dtypes=arguments.dtypes,
+        laws=arguments.laws or None,
+        without=arguments.without,
+        claims=arguments.claim,
+        errors=arguments.errors,
+        problems=problems(**{**callers_limits(), **dict(arguments.limit)}),
+        examples=examples,
+        budget=budget,
+        seed=arguments.seed,
+        name=name,
+        progress=ProgressBar() if sys.stderr.isatty() else None,
+    )
+    print(report)
+    if arguments.json:
+        arguments.json.write_text(report.to_json() + "\n")
+    return 0 if report.passed else 1
+
+
+class ProgressBar:
+    """One line of the terminal: how many laws are done, which one is next, for how long."""
+
+    def __init__(self) -> None:
+        self.began = monotonic()
+
+    def __call__(self, done: int, total: int, doing: str) -> None:
+        full = _BAR * done // max(total, 1)
+        bar = "#" * full + "." * (_BAR - full)
+        seconds = monotonic() - self.began
+        end = "\r\033[K" if done == total else ""
+        sys.stderr.write(f"\r\033[K[{bar}] {done}/{total} {seconds:4.0f} s  {doing}{end}")
+        sys.stderr.flush()
+
+
+def _target(text: str) -> tuple[Callable[..., Any], str]:
+    module, _, name = text.partition(":")
+    if not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODULE:NAME, e.g. my_kernels:conv2d")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {error}") from None
+    if not callable(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not callable")
+    return found, f"{module}.{name}"
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (equals and key.isidentifier()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, int(value) if re.fullmatch(r"-?\d+", value) else value
+
+
+def _dtypes(text: str) -> list[torch.dtype]:
+    dtypes = [getattr(torch, name, None) for name in text.split(",")]
+    for name, dtype in zip(text.split(","), dtypes):
+        if not isinstance(dtype, torch.dtype):
+            raise argparse.ArgumentTypeError(f"no dtype {name!r}; e.g. float32,bfloat16")
+    return [dtype for dtype in dtypes if isinstance(dtype, torch.dtype)]
+
+
+def _names(choices: list[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in choices:
+                raise argparse.ArgumentTypeError(f"no {name!r}; use {', '.join(choices)}")
+        return text.split(",")
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 60s, 5m or 1h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
