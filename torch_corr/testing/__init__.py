@@ -25,7 +25,7 @@ from .poison import poisoned
 from .pytest_face import conformance_tests
 from .report import Counterexample, NonConformance, Report, Verdict
 from .strategies import operands, problems, tensors_for
-from .subject import Case, Refusal, Subject, Violation
+from .subject import Case, Refusal, Subject, Violation, require_close, require_right
 
 __all__ = [
     "CLAIMS",
@@ -59,6 +59,8 @@ __all__ = [
     "poisoned",
     "problems",
     "recheck",
+    "require_close",
+    "require_right",
     "select_laws",
     "tensors_for",
     "try_law",

@@ -86,10 +86,9 @@ def error_bound(
         factor, terms = _COMPLEX_FACTOR, terms + _COMPLEX_EXTRA_TERMS
     relative = gamma(terms, roundoff) + gamma(terms, unit_roundoff(torch.float64))
     error = factor * relative * reference.magnitude
+    error = error + 3 * reference.terms * torch.finfo(summing).tiny
     if reference.integral:
         error = torch.where(factor * reference.magnitude <= 1 / roundoff, 0.0, error)
-    underflow = 3 * terms * torch.finfo(summing).tiny
-    error = error + torch.where(error > 0, underflow, 0.0)
     return error if summing == dtype else _rounded(error, reference, dtype)
 
 
@@ -162,7 +161,7 @@ class Fourier:
         error = (spectrum + d * (1 + spectrum) * sqrt(min(pixels))) * summed.value
         own = gamma(reference.terms, unit_roundoff(torch.float64)) * reference.magnitude
         tiny = 3 * size * torch.finfo(summing).tiny
-        error = error + own + torch.where(error > 0, tiny, 0.0)
+        error = error + own + torch.where(summed.terms > 0, tiny, 0.0)
         return error if summing == dtype else _rounded(error, reference, dtype)
 
 
@@ -182,6 +181,6 @@ def _rounded(error: Tensor, reference: Reference, dtype: torch.dtype) -> Tensor:
     """The error, after one more rounding to ``dtype``; an exact small integer has none."""
     u = unit_roundoff(dtype)
     rounding = u * (reference.value.abs() + error)
-    rounding = rounding + torch.where(rounding > 0, torch.finfo(dtype).tiny, 0.0)
+    rounding = rounding + torch.where(reference.terms > 0, torch.finfo(dtype).tiny, 0.0)
     exact = (error == 0) & (reference.value.abs() <= 1 / u) if reference.integral else False
     return error + torch.where(torch.as_tensor(exact), 0.0, rounding)

@@ -183,12 +183,7 @@ class Subject:
             what: its name in the message.
             only: where to look, if not everywhere.
         """
-        slots: Slots = (input, weight, output)
-        operand = next(value for value in slots if value is not None)
-        reference = oracle(problem, *slots)
-        require_alike(what, got, reference.value.shape, operand)
-        bound = self.errors.bound(problem, reference, slots, operand.dtype)
-        require_close(what, got, reference.value, bound, only)
+        require_right(what, got, problem, (input, weight, output), self.errors, only)
 
 
 def arguments(problem: Problem) -> dict[str, Any]:
@@ -203,6 +198,22 @@ def arguments(problem: Problem) -> dict[str, Any]:
         "groups": (problem.groups, 1),
     }
     return {name: value for name, (value, default) in every.items() if value != default}
+
+
+def require_right(
+    what: str,
+    got: Tensor,
+    problem: Problem,
+    slots: Slots,
+    errors: ErrorModel | None = None,
+    only: Tensor | None = None,
+) -> None:
+    """That ``got`` is the open slot of the form, to within the errors that are promised."""
+    operand = next(value for value in slots if value is not None)
+    reference = oracle(problem, *slots)
+    require_alike(what, got, reference.value.shape, operand)
+    bound = (errors or Componentwise()).bound(problem, reference, slots, operand.dtype)
+    require_close(what, got, reference.value, bound, only)
 
 
 def require_alike(what: str, got: Tensor, shape: tuple[int, ...], operand: Tensor) -> None:
