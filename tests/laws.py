@@ -1,4 +1,4 @@
-"""What the laws share: the algorithms under test and the comparison with the oracle."""
+"""The algorithms under test, and the kit's comparison with the oracle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_corr import ALGORITHMS, Algorithm, Problem, Unfold
-from torch_corr.testing import error_bound, oracle
+from torch_corr.testing import require_close, require_right
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
@@ -32,26 +32,9 @@ def assert_right(
     output: Tensor | None = None,
 ) -> None:
     """``result`` is the open slot of the form, within the error bound of its dtype."""
-    reference = oracle(problem, input, weight, output)
-    operand = next(value for value in (input, weight, output) if value is not None)
-    assert result.shape == reference.value.shape
-    assert result.dtype == operand.dtype
-    assert result.device == operand.device
-    assert_close(result, reference.value, error_bound(reference, operand.dtype))
+    require_right("result", result, problem, (input, weight, output))
 
 
 def assert_close(result: Tensor, expected: Tensor, bound: Tensor) -> None:
     """|result - expected| <= bound, everywhere; equality modulo 2**bits for integers."""
-    result = result.detach().cpu().resolve_conj()
-    if not (result.dtype.is_floating_point or result.dtype.is_complex):
-        assert torch.equal(result, expected.to(result.dtype))
-        return
-    error = (result.to(expected.dtype) - expected).abs()
-    wrong = ~(error <= bound)
-    if wrong.any():
-        worst = (error / bound).nan_to_num(float("inf")).argmax()
-        raise AssertionError(
-            f"{int(wrong.sum())} of {wrong.numel()} results out of bounds; worst at flat index "
-            f"{int(worst)}: got {result.flatten()[worst]}, expected "
-            f"{expected.flatten()[worst]} within {bound.flatten()[worst]:.3g}"
-        )
+    require_close("result", result, expected, bound)
