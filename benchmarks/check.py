@@ -1,0 +1,254 @@
+"""A result is right when it lies within its bound of the float64 definition.
+
+Where the oracle of ``torch_corr.testing`` fits (``WHOLE`` products or fewer) it judges every
+element of the result.  Larger results are judged on a sample, because the oracle holds
+all products at once: 8 GB of them for a 31x31 kernel on 1024x1024 pixels.
+
+The sample holds the corners of the result (first and last image, channel, row and column,
+where loops, vectors and tiles have their tails) and elements drawn afresh at every check,
+at most ``SAMPLE`` in all and as many as ``PRODUCTS`` products allow, at least 8.  Each is a
+sum over pixels and taps that index arithmetic finds directly, in float64:
+
+    y[n,o,i,j] = sum over c,u,v of    x[n, c, i*s+u*d-p, j*s+v*d-p] * w[o,c,u,v]
+    x[n,c,h,l] = sum over o,u,v of    y[n, o, (h+p-u*d)/s, (l+p-v*d)/s] * w[o,c,u,v]
+    w[o,c,u,v] = sum over n,i,j of    x[n, c, i*s+u*d-p, j*s+v*d-p] * y[n,o,i,j]
+
+over the indices that are whole and inside.  Elements outside the sample must be finite.
+So a wrong tile, tail, group, stride or sum is found; one wrong pixel amid a large image may
+be missed: that is for the law tests, on small problems, where every element is checked.
+
+Bounds.  An algorithm of ours that declares ``componentwise`` errors is held to
+``torch_corr.testing.error_bound``.  A ``normwise`` one, PyTorch and the peers (which
+may choose transforms inside) are held to the same bound with the largest ``sum |a||b|``
+of the checked elements in place of each element's own and, for the butterflies, 8 more
+terms for each doubling of the padded image.  With TF32 on, operands lose 11 bits first.
+
+PyTorch and peers beyond that bound are ``rough`` while no error exceeds 16 rounding units of
+the largest value (some sum in half precision); they are timed, and marked.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import product
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torch_corr import Problem
+from torch_corr.algorithms import ErrorClass
+from torch_corr.testing import Reference, error_bound, oracle
+
+from .cases import Work
+from .results import Kind, Verdict
+
+Slot: TypeAlias = Literal["input", "weight", "output"]
+Operands: TypeAlias = dict[Slot, Tensor]
+
+SOUGHT: dict[Work, tuple[Slot, ...]] = {
+    "forward": ("output",),
+    "grad_input": ("input",),
+    "grad_weight": ("weight",),
+    "call": ("output",),
+    "call+grad": ("input", "weight"),
+}
+"""The slots that each piece of work computes."""
+
+GIVEN: dict[Work, tuple[Slot, ...]] = {
+    "forward": ("input", "weight"),
+    "grad_input": ("output", "weight"),
+    "grad_weight": ("input", "output"),
+    "call": ("input", "weight"),
+    "call+grad": ("input", "weight", "output"),
+}
+
+WHOLE = 2**18
+PRODUCTS = 2**26
+SAMPLE = 160
+
+_TF32_ROUNDOFF = 2.0**-11
+_TERMS_PER_DOUBLING = 8
+_ROUGH_UNITS = 16
+
+Index: TypeAlias = tuple[int, int, int, int]
+
+
+class Expected(NamedTuple):
+    """The truth about one slot, at some of its elements."""
+
+    slot: Slot
+    at: list[Index] | None
+    """Which elements; None for all."""
+    reference: Reference
+
+
+class Judgement(NamedTuple):
+    verdict: Verdict
+    error: float | None
+    """The largest error over its bound."""
+    note: str = ""
+
+
+def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
+    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
+    return shape
+
+
+def expected(
+    problem: Problem, work: Work, operands: Operands, rng: random.Random
+) -> tuple[Expected, ...]:
+    """What the work must give from these operands, whole or on a fresh sample."""
+    found = []
+    for slot in SOUGHT[work]:
+        given = {name: value for name, value in operands.items() if name != slot}
+        if problem.multiplications <= WHOLE:
+            found.append(Expected(slot, None, oracle(problem, **given)))
+        else:
+            at = sample(problem, slot, rng)
+            found.append(Expected(slot, at, reference_at(problem, slot, given, at)))
+    return tuple(found)
+
+
+def sample(problem: Problem, slot: Slot, rng: random.Random) -> list[Index]:
+    """Corners of the slot and random elements, as many as can be afforded."""
+    shape = shape_of(problem, slot)
+    terms = max(1, problem.multiplications // math.prod(shape))
+    count = max(8, min(SAMPLE, PRODUCTS // terms))
+    first, second, third, fourth = (sorted({0, size - 1}) for size in shape)
+    corners: list[Index] = list(product(first, second, third, fourth))
+    rng.shuffle(corners)
+    at = corners[: count // 2]
+    while len(at) < count:
+        n, c, i, j = (rng.randrange(size) for size in shape)
+        at.append((n, c, i, j))
+    return at
+
+
+def reference_at(problem: Problem, slot: Slot, given: Operands, at: list[Index]) -> Reference:
+    """Exact values, magnitudes and numbers of terms of some elements of a slot."""
+    exact: Operands = {}
+    for name, value in given.items():
+        wide = torch.complex128 if value.is_complex() else torch.float64
+        exact[name] = value.detach().cpu().to(wide)
+    values, magnitudes, terms = [], [], []
+    for index in at:
+        products = _products(problem, slot, exact, index)
+        values.append(products.sum())
+        magnitudes.append(products.abs().sum())
+        terms.append(products.numel())
+    return Reference(
+        torch.stack(values), torch.stack(magnitudes), torch.tensor(terms, dtype=torch.float64)
+    )
+
+
+def judge(
+    problem: Problem,
+    truths: tuple[Expected, ...],
+    results: tuple[Tensor, ...],
+    error_class: ErrorClass,
+    kind: Kind,
+    tf32: bool = False,
+) -> Judgement:
+    """Whether results are right, by the bound that their maker is held to."""
+    worst, verdict = 0.0, "right"
+    for truth, result in zip(truths, results):
+        shape = shape_of(problem, truth.slot)
+        if tuple(result.shape) != shape:
+            return Judgement("wrong", None, f"shape {tuple(result.shape)}, expected {shape}")
+        if not bool(torch.isfinite(result).all()):
+            return Judgement("wrong", None, "NaN or Inf from finite operands")
+        got = result.detach().cpu().resolve_conj()
+        if truth.at is not None:
+            got = got[tuple(torch.tensor(axis) for axis in zip(*truth.at))]
+        value = truth.reference.value
+        errors = (got.to(value.dtype) - value).abs()
+        bound = _bound(problem, truth.reference, result.dtype, error_class, tf32)
+        # An element without terms has a bound of zero, and must be zero.
+        ratio = float(torch.where(errors > 0, errors / bound, 0.0).max())
+        worst = max(worst, ratio)
+        if ratio <= 1:
+            continue
+        limit = _ROUGH_UNITS * torch.finfo(result.dtype).eps * float(value.abs().max())
+        if kind != "ours" and float(errors.max()) <= limit:
+            verdict = "rough"
+        else:
+            worst_at = int(torch.where(errors > 0, errors / bound, 0.0).argmax())
+            return Judgement(
+                "wrong",
+                ratio,
+                f"{truth.slot}: off by {float(errors.flatten()[worst_at]):.3g} where at most "
+                f"{float(bound.flatten()[worst_at]):.3g} is allowed",
+            )
+    return Judgement("rough" if verdict == "rough" else "right", worst)
+
+
+def _bound(
+    problem: Problem,
+    reference: Reference,
+    dtype: torch.dtype,
+    error_class: ErrorClass,
+    tf32: bool,
+) -> Tensor:
+    if error_class == "normwise":
+        doublings = math.log2(max(2, math.prod(problem.padded_size)))
+        reference = Reference(
+            reference.value,
+            torch.full_like(reference.magnitude, float(reference.magnitude.max())),
+            reference.terms + _TERMS_PER_DOUBLING * doublings,
+        )
+    bound = error_bound(reference, dtype)
+    if tf32 and dtype == torch.float32:
+        bound = bound + (2 + _TF32_ROUNDOFF) * _TF32_ROUNDOFF * reference.magnitude
+    return bound
+
+
+def _products(problem: Problem, slot: Slot, given: Operands, index: Index) -> Tensor:
+    """The products that one element sums: a vector of float64 or complex128."""
+    p = problem
+    if slot == "output":
+        n, o, *at = index
+        (r, u), (c, v) = (_seen_by(p, axis, at[axis]) for axis in (0, 1))
+        group = o // p.group_out
+        channels = slice(group * p.group_in, (group + 1) * p.group_in)
+        a, b = given["input"][n, channels], given["weight"][o]
+        return (a[:, r][:, :, c] * b[:, u][:, :, v]).flatten()
+    if slot == "input":
+        n, channel, *at = index
+        (i, u), (j, v) = (_reaching(p, axis, at[axis]) for axis in (0, 1))
+        group, c_in_group = divmod(channel, p.group_in)
+        outputs = slice(group * p.group_out, (group + 1) * p.group_out)
+        a, b = given["output"][n, outputs], given["weight"][outputs, c_in_group]
+        return (a[:, i][:, :, j] * b[:, u][:, :, v]).flatten()
+    o, c_in_group, *at = index
+    (r, i), (c, j) = (_met_by(p, axis, at[axis]) for axis in (0, 1))
+    channel = (o // p.group_out) * p.group_in + c_in_group
+    a, b = given["input"][:, channel], given["output"][:, o]
+    return (a[:, r][:, :, c] * b[:, i][:, :, j]).flatten()
+
+
+def _seen_by(p: Problem, axis: int, output: int) -> tuple[Tensor, Tensor]:
+    """(pixels, taps) that meet at an output, along one axis."""
+    taps = torch.arange(p.kernel[axis])
+    pixels = output * p.stride[axis] + taps * p.dilation[axis] - p.padding[axis][0]
+    inside = (pixels >= 0) & (pixels < p.size[axis])
+    return pixels[inside], taps[inside]
+
+
+def _reaching(p: Problem, axis: int, pixel: int) -> tuple[Tensor, Tensor]:
+    """(outputs, taps) that meet at a pixel."""
+    taps = torch.arange(p.kernel[axis])
+    start = pixel + p.padding[axis][0] - taps * p.dilation[axis]
+    outputs = start.div(p.stride[axis], rounding_mode="floor")
+    whole = start == outputs * p.stride[axis]
+    inside = whole & (outputs >= 0) & (outputs < p.output_size[axis])
+    return outputs[inside], taps[inside]
+
+
+def _met_by(p: Problem, axis: int, tap: int) -> tuple[Tensor, Tensor]:
+    """(pixels, outputs) that meet at a tap."""
+    outputs = torch.arange(p.output_size[axis])
+    pixels = outputs * p.stride[axis] + tap * p.dilation[axis] - p.padding[axis][0]
+    inside = (pixels >= 0) & (pixels < p.size[axis])
+    return pixels[inside], outputs[inside]
