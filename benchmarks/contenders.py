@@ -1,0 +1,292 @@
+"""Who takes part: each algorithm of torch_corr, ``auto``, PyTorch itself, and peers.
+
+A contender prepares a piece of work into a callable; converting operands to its own
+layout and planning happen there, off the clock.  Everything that must happen again at the
+next call (padding, transforms of the weight, cropping) is on the clock.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import torch_corr
+from torch_corr import ALGORITHMS, Algorithm, Problem, corr2d
+from torch_corr.algorithms import ErrorClass
+from torch_corr.planner import AlgorithmLike, make_plan
+
+from .cases import CALLS, Work
+from .check import GIVEN, Operands
+from .results import Kind
+
+EXPECTED_ALGORITHMS = ("direct", "fft", "triton")
+"""Listed as absent while ``ALGORITHMS`` lacks them."""
+
+NAIVE_PIXELS, NAIVE_PRODUCTS = 4096, 2**24
+"""Beyond these the definition, one Python step per output pixel, would take minutes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A piece of work, ready to run.
+
+    Attributes:
+        run: does it once.
+        tensors: what ``run`` returned, as tensors of the sought slots' shapes.
+        chose: which algorithm runs, where the contender had a choice.
+        error_class: of the algorithm that runs.
+    """
+
+    run: Callable[[], Any]
+    tensors: Callable[[Any], tuple[Tensor, ...]]
+    chose: str = ""
+    error_class: ErrorClass = "normwise"
+
+
+@dataclass(frozen=True)
+class Contender(ABC):
+    """Something that computes correlations."""
+
+    name: str
+    kind: Kind
+
+    def absent(self) -> str | None:
+        """Why it cannot take part on this machine at all."""
+        return None
+
+    def version(self) -> str:
+        return ""
+
+    @abstractmethod
+    def refusals(
+        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """Why it cannot do this piece of work; empty if it can."""
+
+    @abstractmethod
+    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+        """Make the work ready; operands hold the slots of ``GIVEN[work]``."""
+
+    def settings(self) -> AbstractContextManager[Any]:
+        """Global settings while it runs."""
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class Absent(Contender):
+    """A contender that could not come."""
+
+    why: str = ""
+
+    def absent(self) -> str | None:
+        return self.why
+
+    def refusals(
+        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        return (self.why,)
+
+    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+        raise RuntimeError(self.why)
+
+
+@dataclass(frozen=True)
+class Ours(Contender):
+    """``torch_corr``: one algorithm for all maps, or what ``auto`` plans for each."""
+
+    asked: AlgorithmLike = "auto"
+
+    def version(self) -> str:
+        return torch_corr.__version__
+
+    def refusals(
+        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        if not isinstance(self.asked, Algorithm):
+            return ()
+        if work in CALLS:
+            return ("calls are timed for 'auto' alone",)
+        if self.asked.name == "naive" and (
+            prod(problem.output_size) > NAIVE_PIXELS or problem.multiplications > NAIVE_PRODUCTS
+        ):
+            return ("one Python step per output pixel would take minutes here",)
+        return self.asked.refusals(problem, device, dtype)
+
+    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+        if work in CALLS:
+            return _calling(self._corr2d(problem), problem, work, operands)
+        some = operands[GIVEN[work][0]]
+        plan = make_plan(problem, some.device, some.dtype, self.asked)
+        slots = operands.get("input"), operands.get("weight"), operands.get("output")
+        chosen: Algorithm = getattr(plan, work)
+        return Prepared(
+            run=lambda: plan.run(*slots),
+            tensors=lambda result: (result,),
+            chose="" if isinstance(self.asked, Algorithm) and self.asked is chosen else chosen.name,
+            error_class=chosen.error_class,
+        )
+
+    def _corr2d(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
+        p, asked = problem, self.asked
+        return lambda x, w: corr2d(
+            x, w, None, p.stride, p.padding, p.dilation, p.groups, algorithm=asked
+        )
+
+
+@dataclass(frozen=True)
+class PyTorch(Contender):
+    """``F.conv2d`` and ``aten::convolution_backward`` as they stand.
+
+    For complex numbers, whose backward PyTorch composes in autograd, the gradients are
+    timed there, on a retained graph.
+    """
+
+    cudnn_benchmark: bool = False
+
+    def version(self) -> str:
+        return str(torch.__version__)
+
+    def settings(self) -> AbstractContextManager[Any]:
+        return cudnn_flags(self.cudnn_benchmark)
+
+    def refusals(
+        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        if self.cudnn_benchmark and device.type != "cuda":
+            return ("cuDNN runs on CUDA only",)
+        return symmetric_refusal(problem)
+
+    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+        p = problem
+        padding = p.padding[0][0], p.padding[1][0]
+        if work in ("forward", *CALLS):
+
+            def conv2d(x: Tensor, w: Tensor) -> Tensor:
+                return F.conv2d(x, w, None, p.stride, padding, p.dilation, p.groups)
+
+            return _calling(conv2d, problem, "call" if work == "forward" else work, operands)
+        if next(iter(operands.values())).is_complex():
+            return by_autograd(
+                lambda x, w: F.conv2d(x, w, None, p.stride, padding, p.dilation, p.groups),
+                problem,
+                work,
+                operands,
+            )
+        wanted = 0 if work == "grad_input" else 1
+        output = operands["output"]
+        # Only shapes are read of what is sought.
+        x = operands.get("input", output.new_empty(1).expand(p.input_shape))
+        w = operands.get("weight", output.new_empty(1).expand(p.weight_shape))
+
+        def run() -> Any:
+            return torch.ops.aten.convolution_backward(
+                *(output, x, w, None, p.stride, padding, p.dilation, False, (0, 0), p.groups),
+                (wanted == 0, wanted == 1, False),
+            )
+
+        return Prepared(run, lambda result: (result[wanted],))
+
+
+def by_autograd(
+    correlate: Callable[[Tensor, Tensor], Tensor],
+    problem: Problem,
+    work: Work,
+    operands: Operands,
+) -> Prepared:
+    """A gradient of a differentiable correlation: its backward alone, on a retained graph."""
+    output = operands["output"]
+    x = operands.get("input", output.new_zeros(problem.input_shape))
+    w = operands.get("weight", output.new_zeros(problem.weight_shape))
+    # The maps do not conjugate, autograd does.
+    leaves = tuple(each.detach().conj().resolve_conj() for each in (x, w))
+    sought = leaves[0] if work == "grad_input" else leaves[1]
+    sought.requires_grad_()
+    with torch.enable_grad():
+        y = correlate(*leaves)
+    return Prepared(
+        run=lambda: torch.autograd.grad(y, sought, output, retain_graph=True),
+        tensors=tuple,
+        chose="autograd",
+    )
+
+
+def symmetric_refusal(problem: Problem) -> tuple[str, ...]:
+    if any(before != after for before, after in problem.padding):
+        return ("padding must be the same on both sides",)
+    return ()
+
+
+def cudnn_flags(benchmark: bool) -> AbstractContextManager[Any]:
+    """cuDNN's search for the fastest algorithm on or off, all else as it is."""
+    cudnn = torch.backends.cudnn
+    if not torch.cuda.is_available():
+        return nullcontext()
+    manager: AbstractContextManager[Any] = cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=cudnn.allow_tf32,
+    )
+    return manager
+
+
+def our_contenders(names: Sequence[str] | None = None) -> list[Contender]:
+    """``auto``, ``auto-measured`` and every algorithm, or those named."""
+    found: list[Contender] = [Ours("auto", "ours")]
+    auto = getattr(torch_corr, "Auto", None)
+    if auto is None:
+        found.append(Absent("auto-measured", "ours", why="torch_corr has no Auto yet"))
+    else:
+        found.append(Ours("auto-measured", "ours", asked=auto(measure=True)))
+    found += [Ours(each.name, "ours", asked=each) for each in ALGORITHMS]
+    here = {each.name for each in ALGORITHMS}
+    found += [
+        Absent(name, "ours", why="not in ALGORITHMS of this version")
+        for name in EXPECTED_ALGORITHMS
+        if name not in here
+    ]
+    return named(found, names, "algorithm")
+
+
+def torch_contenders(device: torch.device) -> list[Contender]:
+    """PyTorch as it stands; on CUDA with and without cuDNN's search."""
+    found: list[Contender] = [PyTorch("torch", "torch")]
+    if device.type == "cuda":
+        found.append(PyTorch("torch, cudnn.benchmark", "torch", cudnn_benchmark=True))
+    return found
+
+
+def named(found: list[Contender], names: Sequence[str] | None, what: str) -> list[Contender]:
+    if names is None:
+        return found
+    known = [each.name for each in found]
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"unknown {what} {unknown[0]!r}; there are {', '.join(known) or 'none'}")
+    return [each for each in found if each.name in names]
+
+
+def _calling(
+    correlate: Callable[[Tensor, Tensor], Tensor],
+    problem: Problem,
+    work: Work,
+    operands: Operands,
+) -> Prepared:
+    """A call as a user writes it; with its backward, graph and all."""
+    x, w = operands["input"], operands["weight"]
+    if work == "call":
+        return Prepared(lambda: correlate(x, w), lambda result: (result,))
+    leaves = x.detach().requires_grad_(), w.detach().requires_grad_()
+    output = operands["output"]
+
+    def run() -> Any:
+        return torch.autograd.grad(correlate(*leaves), leaves, output)
+
+    return Prepared(run, tuple)
