@@ -1,0 +1,142 @@
+"""The machine that a run ran on, and what it can do at most.
+
+The measured peaks are the roof that each contender is held under: the rate of a large
+matrix product in each dtype, and the rate of a large copy.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+import torch_corr
+
+_ISA = re.compile(r"^(sse4_2|avx\w*|fma|f16c|amx\w*|neon|asimd\w*|sve\w*|bf16|i8mm)$")
+_COPY_BYTES = 2**28
+_MATRIX = {"cpu": 2048, "cuda": 8192}
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Names, counts and versions; what cannot be read is null."""
+    cpu = _cpuinfo()
+    found: dict[str, Any] = {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_detail": ", ".join(
+            f"{key} {cpu[key]}" for key in ("vendor_id", "cpu family", "model") if key in cpu
+        ),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "isa": [
+            flag
+            for flag in (cpu.get("flags") or cpu.get("Features", "")).split()
+            if _ISA.match(flag)
+        ],
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": _memory_gib(),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load_average": _load_average(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torch_corr": torch_corr.__version__,
+        "commit": _commit(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "gpu_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }
+    return found
+
+
+def slug(machine: dict[str, Any], threads: int) -> str:
+    """A folder's name for results of this machine."""
+    name = machine.get("gpu") or f"{machine['cpu']} {machine['torch_cpu_capability']} {threads}t"
+    return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
+
+
+def measure_peaks(
+    device: torch.device, dtypes: list[torch.dtype], threads: int
+) -> dict[str, float]:
+    """FLOP/s of a square matrix product in each dtype, and bytes/s of a copy (both ways).
+
+    The best of several runs: a peak is what the machine can do, not what it usually does.
+    A complex product counts as the 8 operations of the definition.
+    """
+    peaks = {}
+    side = _MATRIX.get(device.type, 2048)
+    for dtype in dtypes:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        best = _best("torch.mm(a, b)", {"a": a, "b": b, "torch": torch}, threads)
+        peaks[f"matmul {str(dtype).removeprefix('torch.')}"] = (
+            flops_per_product(dtype) * side**3 / best
+        )
+    a = torch.ones(_COPY_BYTES // 4, device=device)
+    best = _best("b.copy_(a)", {"a": a, "b": torch.empty_like(a)}, threads)
+    peaks["copy"] = 2 * _COPY_BYTES / best
+    return peaks
+
+
+def flops_per_product(dtype: torch.dtype) -> int:
+    """Operations of one multiplication and one addition."""
+    return 8 if dtype.is_complex else 2
+
+
+def _best(statement: str, names: dict[str, Any], threads: int) -> float:
+    timer = Timer(statement, globals=names, num_threads=threads)
+    return min(timer.timeit(1).mean for _ in range(4))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
+    text = _read("/proc/cpuinfo")
+    if text is None:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _load_average() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with ``-dirty`` when files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,363 @@
+"""From a results file to a table that a stranger can read, losses beside wins.
+
+Speed-up of a row is PyTorch's median over ours, in one run.  Where PyTorch has several rows
+(cuDNN's search on and off) the faster one counts.  Geometric means are over the pieces of work
+(a case and a map) that both did; the sweeps, which exist for the charts, are left out.
+
+Share of the roof: the least time that the machine's measured peaks allow for the definition,
+max(operations / matrix-product rate, bytes of operands and result / copy rate), over the time
+taken.  Transforms do fewer operations than the definition, so they may pass 100%.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import exp, log, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_corr import Problem
+
+from .cases import GROUPS, SWEEPS
+from .machine import flops_per_product
+from .results import Results, Row
+
+HEADLINE = "auto"
+CHARTS = ("speedup", "kernel-size", "image-size", "memory")
+"""Names of the chart files, in the order of the report."""
+
+WEAK = 20e9
+"""FLOP/s under which PyTorch is called weak on a piece of work."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One piece of work, seen from the headline contender.
+
+    Attributes:
+        case: the case's entry in the results.
+        work: the map or call.
+        torch: PyTorch's fastest right row.
+        ours: the headline's row.
+        best: the fastest right row of our algorithms.
+        peer: the fastest right row of the peers.
+        rows: all rows.
+    """
+
+    case: dict[str, Any]
+    work: str
+    torch: Row | None
+    ours: Row | None
+    best: Row | None
+    peer: Row | None
+    rows: dict[str, Row]
+
+    @property
+    def speedup(self) -> float | None:
+        """PyTorch's time over ours; above 1 is a win."""
+        if self.torch is None or self.ours is None:
+            return None
+        return self.torch.seconds / self.ours.seconds
+
+    @property
+    def flops(self) -> int:
+        return work_flops(self.case, self.work)
+
+    @property
+    def sweep(self) -> bool:
+        return self.case["group"] in SWEEPS
+
+
+def lines(results: Results, headline: str = HEADLINE) -> list[Line]:
+    """A line for each piece of work, in the order of the run."""
+    found = []
+    for case, work, rows in results.pieces():
+        timed = [row for row in rows.values() if row.samples]
+        found.append(
+            Line(
+                case,
+                work,
+                torch=_fastest(row for row in timed if results.kind(row.contender) == "torch"),
+                ours=_fastest(row for row in timed if row.contender == headline),
+                best=_fastest(
+                    row
+                    for row in timed
+                    if results.kind(row.contender) == "ours"
+                    and not row.contender.startswith("auto")
+                ),
+                peer=_fastest(row for row in timed if results.kind(row.contender) == "peer"),
+                rows=rows,
+            )
+        )
+    return found
+
+
+def work_flops(case: dict[str, Any], work: str) -> int:
+    """Operations of the definition; a backward has two maps."""
+    dtype = getattr(torch, case["dtype"])
+    maps = 3 if work == "call+grad" else 1
+    return maps * flops_per_product(dtype) * Problem.parse(case["problem"]).multiplications
+
+
+def work_bytes(case: dict[str, Any], work: str) -> int:
+    """Bytes of operands and result, each touched once."""
+    problem, dtype = Problem.parse(case["problem"]), getattr(torch, case["dtype"])
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    maps = 3 if work == "call+grad" else 1
+    return maps * sum(prod(shape) for shape in shapes) * int(dtype.itemsize)
+
+
+def roof_seconds(results: Results, case: dict[str, Any], work: str) -> tuple[float, str] | None:
+    """The least time by the measured peaks, and which peak sets it."""
+    rate = results.peaks.get(f"matmul {case['dtype']}")
+    copy = results.peaks.get("copy")
+    if not rate or not copy:
+        return None
+    compute, traffic = work_flops(case, work) / rate, work_bytes(case, work) / copy
+    return (compute, "compute") if compute >= traffic else (traffic, "copy")
+
+
+def geometric_mean(values: Iterable[float]) -> float | None:
+    logs = [log(value) for value in values]
+    return exp(sum(logs) / len(logs)) if logs else None
+
+
+def means(results: Results) -> list[tuple[str, int, float, float, float, int]]:
+    """(group, pieces, geometric mean, least, most, losses) per group, then overall."""
+    found = []
+    counted = [line for line in lines(results) if line.speedup is not None and not line.sweep]
+    weak = [
+        line
+        for line in counted
+        if line.torch is not None and line.flops / line.torch.seconds < WEAK
+    ]
+    groups = [
+        (group, [line for line in counted if line.case["group"] == group]) for group in GROUPS
+    ]
+    groups.append(("all", counted))
+    groups.append((f"where PyTorch is under {WEAK / 1e9:.0f} GFLOP/s", weak))
+    for group, members in groups:
+        ratios = [line.speedup for line in members if line.speedup is not None]
+        mean = geometric_mean(ratios)
+        if mean is not None:
+            losses = sum(ratio < 1 / 1.05 for ratio in ratios)
+            found.append((group, len(ratios), mean, min(ratios), max(ratios), losses))
+    return found
+
+
+def summary(results: Results) -> str:
+    """Geometric means per group, as a markdown table."""
+    table = [
+        "| group | pieces of work | speed-up over PyTorch (geometric mean) | least | most "
+        "| slower by over 5% |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for group, count, mean, least, most, losses in means(results):
+        name = f"**{group}**" if group not in GROUPS else group
+        table.append(
+            f"| {name} | {count} | {times(mean)} | {times(least)} | {times(most)} | {losses} |"
+        )
+    if len(table) == 2:
+        return "No piece of work was timed for both PyTorch and torch_corr."
+    return "\n".join(table)
+
+
+def conditions(results: Results) -> str:
+    """The machine and the settings, in a paragraph."""
+    machine, settings = results.machine, results.settings
+    name = machine.get("gpu") or machine["cpu"]
+    detail = f" ({machine['cpu_detail']})" if machine.get("cpu_detail") else ""
+    peaks = ", ".join(
+        f"{key} {value / 1e9:.1f} {'GB/s' if key == 'copy' else 'GFLOP/s'}"
+        for key, value in results.peaks.items()
+    )
+    quick = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
+    return (
+        f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
+        f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "
+        f"and {machine.get('load_average_after')} after; torch {machine['torch']}, torch_corr "
+        f"{machine['torch_corr']} at {machine['commit'] or 'an unknown commit'}, Python "
+        f"{machine['python']}. {settings['threads']} threads, TF32 "
+        f"{'on' if settings['tf32'] else 'off'}, subnormals flushed to zero, the same for all. "
+        f"Measured peaks: {peaks}. `{settings['command']}`, {settings['started']}, "
+        f"{settings['seconds'] / 60:.0f} minutes.{quick}"
+    )
+
+
+def markdown(results: Results, charts: Iterable[str] = ()) -> str:
+    """The whole report."""
+    parts = [
+        "# Benchmark report",
+        conditions(results),
+        "Times are medians, with the interquartile range in brackets where it is above 5%. "
+        "▼ marks a loss of more than 5%. † marks a result that is right but for rounding beyond "
+        "the bound that torch_corr's own are held to. Every time belongs to a result that was "
+        "checked against the float64 definition before and after it was taken.",
+        "## Means",
+        summary(results),
+    ]
+    for name in charts:
+        parts.append(f"![{name}]({name}.svg)")
+    for group, meaning in GROUPS.items():
+        members = [line for line in lines(results) if line.case["group"] == group]
+        if members:
+            parts += [
+                f"## {group.capitalize()}",
+                f"{meaning.capitalize()}.",
+                _table(results, members),
+            ]
+    parts += ["## All contenders", _everyone(results)]
+    parts += ["## Not timed", _not_timed(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(results: Results, members: list[Line]) -> str:
+    table = [
+        "| case | map | PyTorch | torch_corr | by | speed-up | best of ours | best peer | GFLOP/s "
+        "| share of roof |",
+        "|---|---|--:|--:|---|--:|---|---|--:|--:|",
+    ]
+    shown = None
+    for line in members:
+        name = (
+            "" if line.case["name"] == shown else f"{line.case['name']}<br>`{line.case['problem']}`"
+        )
+        shown = line.case["name"]
+        ratio = line.speedup
+        mark = " ▼" if ratio is not None and ratio < 1 / 1.05 else ""
+        cells = [
+            name,
+            line.work,
+            timing(line.torch),
+            timing(line.ours),
+            line.ours.note if line.ours else "",
+            f"**{times(ratio)}**{mark}" if ratio is not None else "–",
+            _named(line.best),
+            _named(line.peer),
+            f"{line.flops / line.ours.seconds / 1e9:.3g}" if line.ours else "–",
+            _share(results, line, line.ours),
+        ]
+        table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
+
+
+def _everyone(results: Results) -> str:
+    """A line per contender: version, how often right, geometric mean beside PyTorch."""
+    table = [
+        "| contender | version | timed | wrong | rough | failed or too slow | refused "
+        "| speed beside PyTorch (geometric mean) |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    by_name: dict[str, list[tuple[Row, Line]]] = {}
+    for line in lines(results):
+        for row in line.rows.values():
+            by_name.setdefault(row.contender, []).append((row, line))
+    for each in results.contenders:
+        if each["absent"]:
+            table.append(f"| {each['name']} | absent: {each['absent']} | | | | | | |")
+            continue
+        rows = by_name.get(each["name"], [])
+        verdicts = [row.verdict for row, _ in rows]
+        mean = geometric_mean(
+            line.torch.seconds / row.seconds
+            for row, line in rows
+            if row.samples and line.torch is not None
+        )
+        counts = (
+            sum(bool(row.samples) for row, _ in rows),
+            verdicts.count("wrong"),
+            verdicts.count("rough"),
+            verdicts.count("failed") + verdicts.count("too slow"),
+            verdicts.count("refused"),
+        )
+        table.append(
+            f"| {each['name']} | {each['version']} | "
+            + " | ".join(map(str, counts))
+            + f" | {times(mean) if mean is not None else '–'} |"
+        )
+    return "\n".join(table)
+
+
+def _not_timed(results: Results) -> str:
+    """Wrong, failed and too slow, each with its reason."""
+    told = [
+        f"- **{row.verdict}**: {row.contender}, {row.case}, {row.work}: {row.note}"
+        for row in results.rows
+        if row.verdict in ("wrong", "failed", "too slow")
+    ]
+    return "\n".join(told) or "Nothing was wrong, failed, or was too slow."
+
+
+def times(ratio: float) -> str:
+    """``12×``, ``1.53×``: two or three figures."""
+    return f"{ratio:.0f}×" if ratio >= 99.5 else f"{ratio:.3g}×"
+
+
+def clock(seconds: float) -> str:
+    """``1.5 ms``: three figures and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"
+
+
+def timing(row: Row | None) -> str:
+    """Median, spread where it matters, and the mark of rough results."""
+    if row is None:
+        return "–"
+    low, high = row.quartiles
+    spread = (high - low) / row.seconds
+    return (
+        clock(row.seconds)
+        + (f" [{spread:.0%}]" if spread > 0.05 else "")
+        + ("†" if row.verdict == "rough" else "")
+    )
+
+
+def _named(row: Row | None) -> str:
+    return "–" if row is None else f"{row.contender} {timing(row)}"
+
+
+def _share(results: Results, line: Line, row: Row | None) -> str:
+    roof = roof_seconds(results, line.case, line.work)
+    if row is None or roof is None:
+        return "–"
+    return f"{roof[0] / row.seconds:.0%} {roof[1]}"
+
+
+def _fastest(rows: Iterable[Row]) -> Row | None:
+    return min(rows, key=lambda row: row.seconds, default=None)
+
+
+def write(path: Path, charts: bool = True) -> list[Path]:
+    """report.md and the charts beside a results file."""
+    results = Results.load(path)
+    written = list(_draw(results, path)) if charts else []
+    drawn = {each.stem for each in written}
+    names = [name for name in CHARTS if name in drawn]
+    report = path.parent / "report.md"
+    report.write_text(markdown(results, names), encoding="utf-8")
+    return [report, *written]
+
+
+def _draw(results: Results, path: Path) -> Iterator[Path]:
+    try:
+        from . import charts
+    except ImportError as error:
+        print(f"no charts: {error}; pip install 'torch_corr[bench]'")
+        return
+    yield from charts.draw(results, path.parent)
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
+    parser.add_argument("results", type=Path, metavar="RESULTS.json")
+    parser.add_argument("--no-charts", action="store_true")
+    options = parser.parse_args(words)
+    for path in write(options.results, charts=not options.no_charts):
+        print(path)
+    return 0
