@@ -166,7 +166,12 @@ def _pieces(
             for case in CUDA_CASES
             if not options.cases or any(case.matches(each) for each in options.cases)
         ]
-    return [(case, work) for case in cases for work in case.works if work in works]
+    return [
+        (case, work)
+        for case in cases
+        for work in (case.quick if options.quick else case.works)
+        if work in works
+    ]
 
 
 def _contenders(options: argparse.Namespace, device: torch.device) -> list[Contender]:
@@ -184,7 +189,7 @@ def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
         budget=options.budget or (0.06 if quick else 1.0),
         sample=0.002 if quick else 0.005,
         most=12 if quick else 40,
-        patience=4.0 if quick else 60.0,
+        patience=1.5 if quick else 60.0,
         memory=not options.no_memory,
         tf32=options.tf32,
         seed=secrets.randbits(32) if options.seed is None else options.seed,

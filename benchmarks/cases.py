@@ -46,7 +46,7 @@ class Case:
         source: the network, task or list that it comes from.
         dtype: its name in torch.
         works: what is timed.
-        quick: whether ``--quick`` runs it.
+        quick: the part of ``works`` that ``--quick`` times.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Case:
     source: str
     dtype: str = "float32"
     works: tuple[Work, ...] = MAPS
-    quick: bool = False
+    quick: tuple[Work, ...] = ()
 
     @property
     def problem(self) -> Problem:
@@ -92,7 +92,7 @@ _SQUARES = "public list of square problems for GPU kernels"
 
 CASES: tuple[Case, ...] = (
     # dense
-    Case("resnet 3x3 64", "n8c64-x56-o64-k3-p1", "dense", _RESNET, quick=True),
+    Case("resnet 3x3 64", "n8c64-x56-o64-k3-p1", "dense", _RESNET, quick=MAPS),
     *_dtypes("resnet 3x3 64", "n8c64-x56-o64-k3-p1", "dense", _RESNET, "bfloat16", "float16"),
     Case("resnet stem 7x7/2", "n8c3-x224-o64-k7-s2-p3", "dense", _RESNET),
     Case("resnet 1x1 256-64", "n8c256-x56-o64-k1", "dense", _RESNET),
@@ -121,15 +121,15 @@ CASES: tuple[Case, ...] = (
         "depthwise",
         "MnasNet, EfficientNet (Tan et al., 2019)",
     ),
-    Case("convnext dw 7x7", "n8c96-x56-o96-k7-p3-g96", "depthwise", _CONVNEXT, quick=True),
+    Case("convnext dw 7x7", "n8c96-x56-o96-k7-p3-g96", "depthwise", _CONVNEXT, quick=FORWARD),
     Case("convnext dw 7x7 float64", "n8c96-x56-o96-k7-p3-g96", "depthwise", _CONVNEXT, "float64"),
-    Case("replknet dw 13x13", "n4c128-x28-o128-k13-p6-g128", "depthwise", _REPLK, quick=True),
+    Case("replknet dw 13x13", "n4c128-x28-o128-k13-p6-g128", "depthwise", _REPLK, quick=MAPS),
     Case("replknet dw 31x31", "n1c128-x56-o128-k31-p15-g128", "depthwise", _REPLK),
     # image filters
-    Case("photo 3x3", "n1c1-x2048-o1-k3", "image filters", _OPENCV, quick=True),
+    Case("photo 3x3", "n1c1-x2048-o1-k3", "image filters", _OPENCV, quick=FORWARD),
     Case("photo 5x5", "n1c1-x2048-o1-k5", "image filters", _OPENCV),
     Case("photo 9x9", "n1c1-x2048-o1-k9", "image filters", _OPENCV),
-    Case("photo 15x15", "n1c1-x1024-o1-k15", "image filters", _OPENCV, quick=True),
+    Case("photo 15x15", "n1c1-x1024-o1-k15", "image filters", _OPENCV, quick=MAPS),
     Case("photo 31x31", "n1c1-x1024-o1-k31-p15", "image filters", _OPENCV),
     Case("sobel pair 3x3", "n1c1-x1024-o2-k3-p1", "image filters", "both Sobel gradients at once"),
     Case("sobel pair 3x3 batch", "n16c1-x256-o2-k3-p1", "image filters", "Sobel, batch of crops"),
@@ -139,14 +139,14 @@ CASES: tuple[Case, ...] = (
     Case("gabor bank 15x15", "n1c1-x512-o32-k15-p7", "image filters", "Gabor filter bank"),
     Case("digits 5x5", "n64c1-x28-o32-k5", "image filters", "first layer of a digit classifier"),
     # matching
-    Case("template 101x101", "n1c1-x512-o1-k101", "matching", "cv2.matchTemplate", quick=True),
+    Case("template 101x101", "n1c1-x512-o1-k101", "matching", "cv2.matchTemplate", quick=FORWARD),
     Case("template 101x101 padded", "n1c1-x512-o1-k101-p50", "matching", "cv2.matchTemplate"),
     Case(
         "siamfc 6x6",
         "n1c2048-x22-o8-k6-g8",
         "matching",
         "SiamFC, 8 pairs folded into groups (Bertinetto et al., 2016)",
-        quick=True,
+        quick=MAPS,
     ),
     Case(
         "siamrpn dw 5x5",
@@ -169,7 +169,7 @@ CASES: tuple[Case, ...] = (
         "scientific",
         "complex-valued network for MRI",
         "complex64",
-        quick=True,
+        quick=MAPS,
     ),
     # large squares
     Case("square 128 k8", "n4c64-x128-o64-k8", "large squares", _SQUARES),
@@ -182,15 +182,15 @@ CASES: tuple[Case, ...] = (
         "n1c4-x8-o4-k3-p1",
         "tiny",
         "one layer of a board-game or control network",
-        works=(*MAPS, *CALLS),
-        quick=True,
+        works=WORKS,
+        quick=WORKS,
     ),
     Case(
         "textbook 2x2",
         "n1c1-x3-o1-k2",
         "tiny",
         "Dive into Deep Learning, section 7.2",
-        works=(*MAPS, *CALLS),
+        works=WORKS,
     ),
     # sweeps, for the charts
     *(
@@ -199,7 +199,7 @@ CASES: tuple[Case, ...] = (
             f"n1c1-x512-o1-k{k}-p{k // 2}",
             "kernel sweep",
             "one-channel image, kernel as the variable",
-            quick=k in (3, 9, 31),
+            quick=FORWARD if k in (3, 9, 31) else (),
         )
         for k in (3, 5, 7, 9, 13, 19, 31, 51, 101)
     ),
@@ -228,7 +228,7 @@ CASES: tuple[Case, ...] = (
             "image sweep",
             "one-channel image, its size as the variable",
             works=MAPS if size <= 2048 else FORWARD,
-            quick=size in (256, 512, 1024),
+            quick=FORWARD if size in (256, 512, 1024) else (),
         )
         for size in (256, 512, 1024, 2048, 4096, 8192)
     ),

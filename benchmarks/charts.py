@@ -351,10 +351,10 @@ def _contender_legend(figure: Figure, grid: Any) -> None:
     figure.legend(
         list(handles.values()),
         list(handles),
-        loc="outside right upper",
+        loc="outside right center",
         frameon=False,
         fontsize=9,
-        title="peers: those that are\nbest at some size",
+        title="of the peers, those\nbest at some size",
         title_fontsize=8,
     )
 

@@ -65,7 +65,7 @@ GIVEN: dict[Work, tuple[Slot, ...]] = {
 }
 
 WHOLE = 2**18
-PRODUCTS = 2**26
+PRODUCTS = 2**24
 SAMPLE = 160
 
 _TF32_ROUNDOFF = 2.0**-11

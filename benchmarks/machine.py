@@ -96,7 +96,7 @@ def flops_per_product(dtype: torch.dtype) -> int:
 
 def _best(statement: str, names: dict[str, Any], threads: int) -> float:
     timer = Timer(statement, globals=names, num_threads=threads)
-    return min(timer.timeit(1).mean for _ in range(4))
+    return min(timer.blocked_autorange(min_run_time=0.3).times)
 
 
 def _cpuinfo() -> dict[str, str]:

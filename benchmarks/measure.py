@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -36,15 +36,17 @@ from torch.utils.benchmark.utils.common import set_torch_threads
 from torch_corr import Problem
 
 from .cases import Case, Work
-from .check import expected, judge
+from .check import Expected, Operands, expected, judge
 from .contenders import Contender, Prepared
-from .memory import device_peak, random_operands, try_once
+from .memory import device_peak, random_operands, sentence, try_once
 from .progress import Progress
-from .results import Row
+from .results import Row, Verdict
 
 LEAST = 3
 _WARM_BELOW = 0.02
 """Seconds per call below which an untimed call goes before each sample."""
+_SLOW = 0.5
+"""Seconds per call above which the call that was checked is all the warming up."""
 _PAUSE = 0.002
 """Seconds between turns, for another library's threads to stop spinning."""
 
@@ -59,7 +61,8 @@ class Settings:
         budget: seconds of samples per contender and piece of work.
         sample: seconds that one sample lasts at least.
         most: samples at most.
-        patience: seconds after which a first try is stopped.
+        patience: seconds after which a first try is stopped; PyTorch, beside which the
+            others are measured, has ten times as long.
         memory: whether to make the first try, and measure memory in it.
         tf32: whether float32 products may lose 13 bits on CUDA.
         seed: of operands and samples; drawn afresh by the command line.
@@ -105,44 +108,107 @@ class _Stopwatch(Timer):
 
 @dataclass
 class _Entry:
-    """A contender in the ring."""
+    """A contender at this piece of work.
+
+    Attributes:
+        first: seconds that the checked call took.
+        number: calls per sample.
+        spent: seconds of samples so far.
+        kept: the result of the last call, alone in a list.
+    """
 
     contender: Contender
     row: Row
-    prepared: Prepared
-    threads: int
-    device: torch.device
+    settings: Settings
+    prepared: Prepared | None = None
+    first: float = 0.0
     number: int = 1
     spent: float = 0.0
     kept: list[Any] = field(default_factory=lambda: [None])
 
-    @cached_property
-    def watch(self) -> _Stopwatch:
-        clock: dict[str, Any] = {"timer": _Instant} if self.device.type == "cuda" else {}
-        names = {"run": self.prepared.run, "kept": self.kept}
-        return _Stopwatch("kept[0] = run()", globals=names, num_threads=self.threads, **clock)
+    @property
+    def alive(self) -> bool:
+        return self.row.verdict in ("right", "rough")
 
-    def turn(self, settings: Settings) -> None:
+    def prepare(self, problem: Problem, work: Work, operands: Operands) -> None:
+        with self.contender.settings():
+            self.prepared = self.contender.prepare(problem, work, operands)
+        self.row.note = self.prepared.chose
+
+    def run(self) -> None:
+        """Once, keeping the result; on CUDA the allocator's peak is taken too."""
+        assert self.prepared is not None
+        run, tensors = self.prepared.run, self.prepared.tensors
+
+        def keep() -> None:
+            self.kept[0] = run()
+
+        with self.contender.settings():
+            started = time.perf_counter()
+            if self.settings.device.type == "cuda":
+                peak = device_peak(keep)
+                results = tensors(self.kept[0])
+                self.row.memory = max(0, peak - sum(each.nbytes for each in results))
+            else:
+                keep()
+            self.first = time.perf_counter() - started
+
+    def warm_up(self) -> None:
+        """Untimed calls, and how many of them fill a sample; the check will do for slow ones."""
+        assert self.prepared is not None
+        clock: dict[str, Any] = {"timer": _Instant} if self.settings.device.type == "cuda" else {}
+        self._watch = _Stopwatch(
+            "kept[0] = run()",
+            globals={"run": self.prepared.run, "kept": self.kept},
+            num_threads=self.settings.threads,
+            **clock,
+        )
+        self.kept[0] = None
+        if self.first > _SLOW:
+            return
+        least = self.settings.sample
+        with self.contender.settings():
+            once = self._watch.one_sample(1)
+            if once < least:
+                once = self._watch.one_sample(max(1, min(50, int(least / 4 / once))))
+        self.number = max(1, int(least / once))
+
+    def turn(self) -> None:
         """One sample."""
         with self.contender.settings():
-            if not self.row.samples or self.row.samples[-1] < _WARM_BELOW:
-                self.watch.one_sample(1)
-            seconds = self.watch.one_sample(self.number)
+            if self.first < _WARM_BELOW:
+                self._watch.one_sample(1)
+            seconds = self._watch.one_sample(self.number)
         self.row.samples.append(seconds)
         self.row.number = self.number
         self.spent += seconds * self.number
 
-    def warm_up(self, settings: Settings) -> None:
-        """Untimed calls, and how many of them fill a sample."""
-        with self.contender.settings():
-            once = self.watch.one_sample(1)
-            if once < settings.sample:
-                once = self.watch.one_sample(max(1, min(50, int(settings.sample / 4 / once))))
-        self.number = max(1, int(settings.sample / once))
-
-    def wants_more(self, settings: Settings) -> bool:
+    @property
+    def wants_more(self) -> bool:
         taken = len(self.row.samples)
-        return taken < LEAST or (taken < settings.most and self.spent < settings.budget)
+        return taken < LEAST or (taken < self.settings.most and self.spent < self.settings.budget)
+
+    def hold(self, problem: Problem, truth: tuple[Expected, ...]) -> None:
+        """The result kept last against the truth."""
+        assert self.prepared is not None
+        found = judge(
+            problem,
+            truth,
+            self.prepared.tensors(self.kept[0]),
+            self.prepared.error_class,
+            self.contender.kind,
+            self.settings.tf32 and self.settings.device.type == "cuda",
+        )
+        if found.error is not None:
+            self.row.error = max(self.row.error or 0.0, found.error)
+        if found.verdict == "wrong":
+            self.leave("wrong", found.note)
+        elif found.verdict == "rough":
+            self.row.verdict = "rough"
+
+    def leave(self, verdict: Verdict, note: str) -> None:
+        self.row.verdict, self.row.note = verdict, note
+        self.row.samples, self.row.number = [], 0
 
 
 def measure(
@@ -151,125 +217,84 @@ def measure(
     contenders: Sequence[Contender],
     settings: Settings,
     progress: Progress | None = None,
-    weight: float = 1.0,
 ) -> list[Row]:
-    """The rows of one piece of work, in the contenders' order; absent ones have none."""
+    """The rows of one piece of work, in the contenders' order; absent ones have none.
+
+    ``progress`` advances by 1.
+    """
     problem, dtype = case.problem, case.torch_dtype
-    rows: dict[str, Row] = {}
-    present = [each for each in contenders if each.absent() is None]
-    step = weight / max(1, len(present))
-    label = f"{case.name}, {work}"
+    ring = [
+        _Entry(each, Row(case.name, work, each.name), settings)
+        for each in contenders
+        if each.absent() is None
+    ]
 
-    def show(what: str, part: float) -> None:
-        if progress is not None:
-            progress.step(part * step, f"{label}: {what}")
+    def living(what: str, share: float) -> Iterator[_Entry]:
+        """Who is still in, each with its share of the bar."""
+        for entry in ring:
+            if entry.alive:
+                if progress is not None:
+                    progress.show(f"{case.name}, {work}: {what} {entry.contender.name}")
+                yield entry
+            if progress is not None:
+                progress.advance(share / len(ring))
 
-    able = []
-    for each in present:
-        show(f"trying {each.name}", 0.3)
-        row = rows[each.name] = Row(case.name, work, each.name)
-        _try(each, problem, work, dtype, settings, row)
-        if row.verdict == "right":
-            able.append(each)
+    for entry in living("trying", 0.3):
+        _try(entry, problem, work, dtype)
 
     rng = random.Random(f"{settings.seed} {case.name} {work}")
     generator = torch.Generator(settings.device).manual_seed(rng.getrandbits(62))
     operands = random_operands(problem, work, dtype, generator)
-    truth = expected(problem, work, operands, rng) if able else ()
-    ring: list[_Entry] = []
-
-    def hold(entry: _Entry, result: Any) -> bool:
-        found = judge(
-            problem,
-            truth,
-            entry.prepared.tensors(result),
-            entry.prepared.error_class,
-            entry.contender.kind,
-            settings.tf32 and settings.device.type == "cuda",
-        )
-        row = entry.row
-        row.error = max(row.error or 0.0, found.error) if found.error is not None else row.error
-        if row.verdict == "right":
-            row.verdict = found.verdict
-        if found.verdict == "wrong":
-            row.verdict, row.note, row.samples, row.number = "wrong", found.note, [], 0
-        return found.verdict != "wrong"
-
-    def enter(each: Contender) -> _Entry:
-        with each.settings():
-            prepared = each.prepare(problem, work, operands)
-        return _Entry(each, rows[each.name], prepared, settings.threads, settings.device)
-
-    for each in able:
-        show(f"checking {each.name}", 0.2)
-        entry = _guarded(rows[each.name], lambda each=each: enter(each))  # type: ignore[misc]
-        if entry is None:
-            continue
-        result = _guarded(entry.row, lambda entry=entry: _run(entry, settings))  # type: ignore[misc]
-        if result is not None and hold(entry, result):
-            entry.row.note = entry.prepared.chose
-            ring.append(entry)
-        del result
+    truth = expected(problem, work, operands, rng)
+    for entry in living("checking", 0.2):
+        with _telling(entry):
+            entry.prepare(problem, work, operands)
+            entry.run()
+            entry.hold(problem, truth)
 
     for slot, fresh in random_operands(problem, work, dtype, generator).items():
         operands[slot].copy_(fresh)
-    ring = [enter(entry.contender) for entry in ring]
-    for entry in ring:
-        entry.warm_up(settings)
-    for entry in _turns(ring, settings):
-        entry.turn(settings)
-    truth = expected(problem, work, operands, rng) if ring else ()
-    for entry in ring:
-        hold(entry, entry.kept[0])
-    show("done", 0.5 * len(present) + 0.2 * (len(present) - len(able)))
-    return [rows[each.name] for each in present]
+    for entry in living("warming up", 0.1):
+        with _telling(entry):
+            entry.prepare(problem, work, operands)
+            entry.warm_up()
+    for entry in _turns(ring):
+        with _telling(entry):
+            entry.turn()
+    truth = expected(problem, work, operands, rng)
+    for entry in living("checking", 0.4):
+        with _telling(entry):
+            entry.hold(problem, truth)
+    return [entry.row for entry in ring]
 
 
-def _turns(ring: list[_Entry], settings: Settings) -> Any:
+def _turns(ring: list[_Entry]) -> Iterator[_Entry]:
     """Entries in turn, until none wants more; the first of a round is next time the last."""
     order = list(ring)
-    while waiting := [entry for entry in order if entry.wants_more(settings)]:
+    while waiting := [entry for entry in order if entry.alive and entry.wants_more]:
         for entry in waiting:
             time.sleep(_PAUSE)
             yield entry
         order.append(order.pop(0))
 
 
-def _try(
-    contender: Contender,
-    problem: Problem,
-    work: Work,
-    dtype: torch.dtype,
-    settings: Settings,
-    row: Row,
-) -> None:
+def _try(entry: _Entry, problem: Problem, work: Work, dtype: torch.dtype) -> None:
     """Refusals, then a first run in another process."""
+    contender, settings = entry.contender, entry.settings
     if sentences := contender.refusals(problem, work, settings.device, dtype):
-        row.verdict, row.note = "refused", "; ".join(sentences)
+        entry.leave("refused", "; ".join(sentences))
     elif settings.memory and settings.device.type == "cpu":
-        trial = try_once(contender, problem, work, dtype, settings.threads, settings.patience)
-        row.memory = trial.memory
+        patience = settings.patience * (10 if contender.kind == "torch" else 1)
+        trial = try_once(contender, problem, work, dtype, settings.threads, patience)
+        entry.row.memory = trial.memory
         if trial.failure:
-            row.verdict = "too slow" if trial.timed_out else "failed"
-            row.note = trial.failure
+            entry.leave("too slow" if trial.timed_out else "failed", trial.failure)
 
 
-def _run(entry: _Entry, settings: Settings) -> Any:
-    with entry.contender.settings():
-        if settings.device.type != "cuda":
-            return entry.prepared.run()
-        kept: list[Any] = []
-        peak = device_peak(lambda: kept.append(entry.prepared.run()))
-        first = entry.prepared.tensors(kept[0])
-        entry.row.memory = max(0, peak - sum(each.nbytes for each in first))
-        return kept[0]
-
-
-def _guarded(row: Row, do: Callable[[], Any]) -> Any:
-    """What ``do`` returns; None when it raises, which the row then tells."""
+@contextmanager
+def _telling(entry: _Entry) -> Iterator[None]:
+    """Whatever a contender raises is a finding, told in its row; the others go on."""
     try:
-        return do()
-    # Whatever a contender raises is a finding, told in its row; the others go on.
+        yield
     except Exception as error:
-        row.verdict, row.note = "failed", f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-        return None
+        entry.leave("failed", sentence(error))

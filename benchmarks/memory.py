@@ -41,6 +41,8 @@ _RESET_PEAK = "5"
 _ADDRESS_SPACE = 12 * 2**30
 """Bytes beyond what is mapped at the start that a trial may map before it fails."""
 
+_PRELOAD = ["benchmarks.preload"]
+
 # Read by glibc when the fork server starts: blocks above 64 KiB are mapped, and unmapped
 # when freed; without these the threshold grows with use.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -126,7 +128,7 @@ def random_operands(
 def _context() -> Any:
     """The fork server's context, with the server started under ``_MALLOC``."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.preload"])
+    context.set_forkserver_preload(_PRELOAD)
     inherited = {key: os.environ.get(key) for key in _MALLOC}
     os.environ.update(_MALLOC)
     try:
@@ -168,7 +170,7 @@ def _trial(
         answer.send(Trial(memory=memory))
     # Whatever a third party raises is a finding, to be told in its row.
     except Exception as error:
-        answer.send(Trial(failure=_sentence(error)))
+        answer.send(Trial(failure=sentence(error)))
     finally:
         answer.close()
 
@@ -181,7 +183,8 @@ def _ready(
     return contender.prepare(problem, work, operands).run
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """An exception in one line."""
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first[:200]}"
 

@@ -20,12 +20,12 @@ class Progress:
         self.live = self.stream.isatty()
         self.start = self.drawn = time.monotonic()
 
-    def step(self, weight: float, what: str) -> None:
-        """``weight`` more is done, and ``what`` comes next."""
+    def advance(self, weight: float) -> None:
+        """``weight`` more is done."""
         self.done += weight
-        self.show(what)
 
     def show(self, what: str) -> None:
+        """Redraw, with ``what`` is going on."""
         now = time.monotonic()
         if not self.live and now - self.drawn < 10:
             return
