@@ -9,7 +9,7 @@ python -m benchmarks readme [--check]    fill README.md from benchmarks/results
 from __future__ import annotations
 
 import argparse
-import os
+import multiprocessing
 import secrets
 import shlex
 import sys
@@ -24,7 +24,7 @@ from torch_corr.algorithms import MAPS
 from . import compare, readme, report
 from .cases import CUDA_CASES, WORKS, Case, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
-from .machine import describe, measure_peaks, slug
+from .machine import describe, measure_peaks, slug, usable_cores
 from .measure import Settings, measure
 from .peers import peers, set_peer_threads
 from .progress import Progress
@@ -83,7 +83,7 @@ def _measure_all(
 ) -> Results:
     machine = describe(settings.device)
     _print_conditions(machine, settings, contenders)
-    dtypes = list(dict.fromkeys(case.torch_dtype for case, _ in pieces))
+    dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in pieces)]))
     cases = list(dict.fromkeys(case for case, _ in pieces))
     progress = Progress(len(pieces))
     started = time.time()
@@ -185,12 +185,12 @@ def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
     quick = options.quick
     return Settings(
         device=device,
-        threads=options.threads or len(os.sched_getaffinity(0)),
-        budget=options.budget or (0.06 if quick else 1.0),
+        threads=options.threads or usable_cores(),
+        budget=options.budget or (0.06 if quick else 0.5),
         sample=0.002 if quick else 0.005,
         most=12 if quick else 40,
         patience=1.5 if quick else 60.0,
-        memory=not options.no_memory,
+        memory=not options.no_memory and "forkserver" in multiprocessing.get_all_start_methods(),
         tf32=options.tf32,
         seed=secrets.randbits(32) if options.seed is None else options.seed,
     )

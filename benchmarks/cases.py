@@ -129,7 +129,7 @@ CASES: tuple[Case, ...] = (
     Case("photo 3x3", "n1c1-x2048-o1-k3", "image filters", _OPENCV, quick=FORWARD),
     Case("photo 5x5", "n1c1-x2048-o1-k5", "image filters", _OPENCV),
     Case("photo 9x9", "n1c1-x2048-o1-k9", "image filters", _OPENCV),
-    Case("photo 15x15", "n1c1-x1024-o1-k15", "image filters", _OPENCV, quick=MAPS),
+    Case("photo 15x15", "n1c1-x1024-o1-k15", "image filters", _OPENCV, quick=FORWARD),
     Case("photo 31x31", "n1c1-x1024-o1-k31-p15", "image filters", _OPENCV),
     Case("sobel pair 3x3", "n1c1-x1024-o2-k3-p1", "image filters", "both Sobel gradients at once"),
     Case("sobel pair 3x3 batch", "n16c1-x256-o2-k3-p1", "image filters", "Sobel, batch of crops"),

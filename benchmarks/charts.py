@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def draw(results: Results, folder: Path) -> Iterator[Path]:
                 if figure is None:
                     path.unlink(missing_ok=True)
                     continue
-                extra: dict[str, Any] = {"dpi": 130} if suffix == "png" else {}
+                extra: dict[str, Any] = {"dpi": 110} if suffix == "png" else {}
                 if suffix == "svg":
                     extra["metadata"] = {"Date": None, "Description": mark}
                 figure.savefig(path, **extra)
@@ -87,22 +87,33 @@ def _speedup(results: Results, every: list[Line]) -> Figure | None:
     if not counted:
         return None
     rows = _rows_by_case(counted)
-    figure = Figure(figsize=(9, 1.9 + 0.24 * len(rows)), layout="constrained")
+    works = list(dict.fromkeys(line.work for line in counted))
+    figure = Figure(figsize=(9, 1.9 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
     ratios = [_ratio(line) for line in counted]
-    ratios += [ratio for line in counted if (ratio := _peer_ratio(line)) is not None]
-    low, high = min(0.5, *ratios) / 1.4, max(2.0, *ratios) * 1.4
+    theirs = [ratio for line in counted if (ratio := _peer_ratio(line)) is not None]
+    # Peers that are far behind must not shrink the rest: they stand at the edge.
+    low, high = min(0.5, *ratios) / 1.5, max(2.0, *ratios, *theirs) * 1.4
     axes.axvspan(low, 1, color="#F7E3DC", zorder=0, lw=0)
     for y, (title, members) in enumerate(rows):
         _row_title(axes, y, title, header=not members)
-        if members:
-            reach = [1.0, *(_ratio(line) for line in members)]
-            axes.plot([min(reach), max(reach)], [y, y], color="#CCCCCC", lw=1, zorder=1)
-        for line in members:
+        for nth, line in enumerate(members):
+            lane = y + 0.72 * ((nth + 0.5) / len(members) - 0.5)
             marker, colour = _MAP_MARKS[line.work]
-            axes.plot(_ratio(line), y, marker, color=colour, ms=6.5, mec="white", mew=0.5, zorder=3)
-            if (theirs := _peer_ratio(line)) is not None:
-                axes.plot(theirs, y, "x", color=_PEER_COLOUR, ms=5, zorder=2)
+            axes.plot([1, _ratio(line)], [lane, lane], color="#C8C8C8", lw=0.8, zorder=1)
+            axes.plot(
+                _ratio(line), lane, marker, color=colour, ms=6, mec="white", mew=0.5, zorder=3
+            )
+            if (ratio := _peer_ratio(line)) is not None:
+                beyond = ratio < low
+                axes.plot(
+                    low * 1.03 if beyond else ratio,
+                    y,
+                    "<" if beyond else "x",
+                    color=_PEER_COLOUR,
+                    ms=4 if beyond else 5,
+                    zorder=2,
+                )
     axes.axvline(1, color="black", lw=1, zorder=2)
     _case_axis(axes, len(rows))
     axes.set_xscale("log")
@@ -113,12 +124,13 @@ def _speedup(results: Results, every: list[Line]) -> Figure | None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", which="major", color="#E3E3E3")
     axes.set_xlabel("times as fast as PyTorch in the same run (logarithmic; right of 1× is faster)")
-    works = dict.fromkeys(line.work for line in counted)
     for work in works:
         marker, colour = _MAP_MARKS[work]
         axes.plot([], [], marker, color=colour, label=f"torch_corr {HEADLINE}, {work}")
-    if any(line.peer for line in counted):
-        axes.plot([], [], "x", color=_PEER_COLOUR, label="best peer package, same map")
+    if theirs:
+        axes.plot([], [], "x", color=_PEER_COLOUR, label="best peer package, forward")
+    if any(ratio < low for ratio in theirs):
+        axes.plot([], [], "<", color=_PEER_COLOUR, label="peer further left")
     _title(figure, results, "Speed-up over PyTorch, case by case")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -196,7 +208,7 @@ def _memory(results: Results, every: list[Line]) -> Figure | None:
         peaks: dict[str, float] = {}
         for line in members:
             for name, row in line.rows.items():
-                if row.memory is not None and row.samples:
+                if row.memory is not None and row.samples and name != "auto-measured":
                     peaks[name] = max(peaks.get(name, 0.0), row.memory / 2**20)
         for name, peak in peaks.items():
             peer = results.kind(name) == "peer"
@@ -247,6 +259,8 @@ def _curves(
         for name, row in line.rows.items():
             if row.samples and (name in peers or results.kind(name) != "peer"):
                 series.setdefault(name, []).append((x(line), y(line, row)))
+    known = [each["name"] for each in results.contenders if each["kind"] == "peer"]
+    marks = dict(zip(known, cycle(_PEER_MARKS)))
     for name, points in series.items():
         points.sort()
         peer = name in peers
@@ -255,7 +269,7 @@ def _curves(
         axes.plot(
             *zip(*points),
             color=_PEER_COLOUR if peer else _colour(name),
-            marker=_PEER_MARKS[sorted(peers).index(name) % len(_PEER_MARKS)] if peer else "o",
+            marker=marks[name] if peer else "o",
             ms=3.5,
             lw=7 if broad else 0.8 if peer else 1.8,
             alpha=0.35 if broad else 1,
@@ -275,7 +289,7 @@ _PEER_MARKS = "xv<>^sDp*h"
 def _crossovers(axes: Axes, members: list[Line]) -> None:
     """Where the fastest of our algorithms changes, by straight lines between measurements."""
     ordered = sorted(members, key=_kernel)
-    level = 0
+    last, level = 0.0, 0
     for before, after in pairwise(ordered):
         if before.best is None or after.best is None:
             continue
@@ -292,17 +306,19 @@ def _crossovers(axes: Axes, members: list[Line]) -> None:
         share = gaps[0] / (gaps[0] - gaps[1])
         low, high = math.log(_kernel(before)), math.log(_kernel(after))
         at = math.exp(low + share * (high - low))
+        # Labels of neighbours stand one above the other.
+        level = 1 - level if at < 1.8 * last else 0
+        last = at
         axes.axvline(at, color="#555555", ls=":", lw=1)
         axes.text(
             at,
-            1.01 + 0.07 * (level % 2),
+            1.01 + 0.06 * level,
             f"{old} → {new}",
             transform=axes.get_xaxis_transform(),
             fontsize=8,
             ha="center",
             va="bottom",
         )
-        level += 1
 
 
 def _rows_by_case(counted: list[Line]) -> list[tuple[str, list[Line]]]:
@@ -391,8 +407,8 @@ def _ratio(line: Line) -> float:
 
 
 def _peer_ratio(line: Line) -> float | None:
-    """The best peer's speed beside PyTorch."""
-    if line.peer is None or line.torch is None:
+    """The best peer's speed beside PyTorch, in the map that most of them have."""
+    if line.peer is None or line.torch is None or line.work != "forward":
         return None
     return line.torch.seconds / line.peer.seconds
 

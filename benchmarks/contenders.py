@@ -75,6 +75,11 @@ class Contender(ABC):
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         """Make the work ready; operands hold the slots of ``GIVEN[work]``."""
 
+    @property
+    def central(self) -> bool:
+        """Whether the report is about it, so that it may take longer than others."""
+        return self.kind == "torch"
+
     def settings(self) -> AbstractContextManager[Any]:
         """Global settings while it runs."""
         return nullcontext()
@@ -103,6 +108,10 @@ class Ours(Contender):
     """``torch_corr``: one algorithm for all maps, or what ``auto`` plans for each."""
 
     asked: AlgorithmLike = "auto"
+
+    @property
+    def central(self) -> bool:
+        return not isinstance(self.asked, Algorithm)
 
     def version(self) -> str:
         return torch_corr.__version__

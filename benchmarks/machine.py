@@ -33,7 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         ),
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores_usable": usable_cores(),
         "isa": [
             flag
             for flag in (cpu.get("flags") or cpu.get("Features", "")).split()
@@ -59,6 +59,13 @@ def describe(device: torch.device) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     return found
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def slug(machine: dict[str, Any], threads: int) -> str:

@@ -45,6 +45,8 @@ from .results import Row, Verdict
 LEAST = 3
 _WARM_BELOW = 0.02
 """Seconds per call below which an untimed call goes before each sample."""
+_CENTRAL = 10
+"""How much more patience those have that the report is about."""
 _SLOW = 0.5
 """Seconds per call above which the call that was checked is all the warming up."""
 _PAUSE = 0.002
@@ -61,8 +63,8 @@ class Settings:
         budget: seconds of samples per contender and piece of work.
         sample: seconds that one sample lasts at least.
         most: samples at most.
-        patience: seconds after which a first try is stopped; PyTorch, beside which the
-            others are measured, has ten times as long.
+        patience: seconds after which a first try is stopped; ``auto`` and PyTorch, of which
+            the report tells, have ten times as long.
         memory: whether to make the first try, and measure memory in it.
         tf32: whether float32 products may lose 13 bits on CUDA.
         seed: of operands and samples; drawn afresh by the command line.
@@ -284,7 +286,7 @@ def _try(entry: _Entry, problem: Problem, work: Work, dtype: torch.dtype) -> Non
     if sentences := contender.refusals(problem, work, settings.device, dtype):
         entry.leave("refused", "; ".join(sentences))
     elif settings.memory and settings.device.type == "cpu":
-        patience = settings.patience * (10 if contender.kind == "torch" else 1)
+        patience = settings.patience * (_CENTRAL if contender.central else 1)
         trial = try_once(contender, problem, work, dtype, settings.threads, patience)
         entry.row.memory = trial.memory
         if trial.failure:

@@ -114,6 +114,9 @@ def work_bytes(case: dict[str, Any], work: str) -> int:
 def roof_seconds(results: Results, case: dict[str, Any], work: str) -> tuple[float, str] | None:
     """The least time by the measured peaks, and which peak sets it."""
     rate = results.peaks.get(f"matmul {case['dtype']}")
+    if rate and case["dtype"] in ("float16", "bfloat16"):
+        # Where halves have no fast product, the way to compute is in float32.
+        rate = max(rate, results.peaks.get("matmul float32", 0.0))
     copy = results.peaks.get("copy")
     if not rate or not copy:
         return None
@@ -283,11 +286,15 @@ def _everyone(results: Results) -> str:
 
 
 def _not_timed(results: Results) -> str:
-    """Wrong, failed and too slow, each with its reason."""
+    """Wrong, failed and too slow, each with its reason and where."""
+    where: dict[tuple[str, str, str], list[str]] = {}
+    for row in results.rows:
+        if row.verdict in ("wrong", "failed", "too slow"):
+            reason = row.verdict, row.contender, row.note
+            where.setdefault(reason, []).append(f"{row.case} ({row.work})")
     told = [
-        f"- **{row.verdict}**: {row.contender}, {row.case}, {row.work}: {row.note}"
-        for row in results.rows
-        if row.verdict in ("wrong", "failed", "too slow")
+        f"- **{verdict}**: {contender}, {note}: {', '.join(places)}"
+        for (verdict, contender, note), places in sorted(where.items())
     ]
     return "\n".join(told) or "Nothing was wrong, failed, or was too slow."
 
