@@ -17,6 +17,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 import torch_corr
+from torch_corr.algorithms import dtype_name
 
 _ISA = re.compile(r"^(sse4_2|avx\w*|fma|f16c|amx\w*|neon|asimd\w*|sve\w*|bf16|i8mm)$")
 _COPY_BYTES = 2**28
@@ -83,17 +84,23 @@ def measure_peaks(
     A complex product counts as the 8 operations of the definition.
     """
     peaks = {}
-    side = _MATRIX.get(device.type, 2048)
     for dtype in dtypes:
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        best = _best("torch.mm(a, b)", {"a": a, "b": b, "torch": torch}, threads)
-        peaks[f"matmul {str(dtype).removeprefix('torch.')}"] = (
-            flops_per_product(dtype) * side**3 / best
-        )
+        side, most = 256, _MATRIX.get(device.type, 2048)
+        best = _product_seconds(side, dtype, device, threads)
+        # Some dtypes have no fast product and would take minutes at the full size.
+        while side < most and best < 0.05:
+            side *= 2
+            best = _product_seconds(side, dtype, device, threads)
+        peaks[f"matmul {dtype_name(dtype)}"] = flops_per_product(dtype) * side**3 / best
     a = torch.ones(_COPY_BYTES // 4, device=device)
     best = _best("b.copy_(a)", {"a": a, "b": torch.empty_like(a)}, threads)
     peaks["copy"] = 2 * _COPY_BYTES / best
     return peaks
+
+
+def _product_seconds(side: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return _best("torch.mm(a, b)", {"a": a, "b": b, "torch": torch}, threads)
 
 
 def flops_per_product(dtype: torch.dtype) -> int:
@@ -103,7 +110,7 @@ def flops_per_product(dtype: torch.dtype) -> int:
 
 def _best(statement: str, names: dict[str, Any], threads: int) -> float:
     timer = Timer(statement, globals=names, num_threads=threads)
-    return min(timer.blocked_autorange(min_run_time=0.3).times)
+    return min(timer.blocked_autorange(min_run_time=0.2).times)
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -187,7 +187,7 @@ def conditions(results: Results) -> str:
         f"{machine['python']}. {settings['threads']} threads, TF32 "
         f"{'on' if settings['tf32'] else 'off'}, subnormals flushed to zero, the same for all. "
         f"Measured peaks: {peaks}. `{settings['command']}`, {settings['started']}, "
-        f"{settings['seconds'] / 60:.0f} minutes.{quick}"
+        f"{settings['seconds'] / 60:.0f} min.{quick}"
     )
 
 
