@@ -139,7 +139,10 @@ def reference_at(problem: Problem, slot: Slot, given: Operands, at: list[Index])
         magnitudes.append(products.abs().sum())
         terms.append(products.numel())
     return Reference(
-        torch.stack(values), torch.stack(magnitudes), torch.tensor(terms, dtype=torch.float64)
+        torch.stack(values),
+        torch.stack(magnitudes),
+        torch.tensor(terms, dtype=torch.float64),
+        integral=False,
     )
 
 
@@ -193,10 +196,10 @@ def _bound(
 ) -> Tensor:
     if error_class == "normwise":
         doublings = math.log2(max(2, math.prod(problem.padded_size)))
-        reference = Reference(
-            reference.value,
-            torch.full_like(reference.magnitude, float(reference.magnitude.max())),
-            reference.terms + _TERMS_PER_DOUBLING * doublings,
+        reference = reference._replace(
+            magnitude=torch.full_like(reference.magnitude, float(reference.magnitude.max())),
+            terms=reference.terms + _TERMS_PER_DOUBLING * doublings,
+            integral=False,
         )
     bound = error_bound(reference, dtype)
     if tf32 and dtype == torch.float32:

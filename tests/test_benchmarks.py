@@ -221,7 +221,7 @@ def test_index_arithmetic_agrees_with_the_oracle(problem: Problem, seed: int, co
         found = reference_at(problem, slot, operands, at)
         truth = oracle(problem, **operands)
         index = tuple(torch.tensor(axis) for axis in zip(*at))
-        for mine, theirs in zip(found, truth):
+        for mine, theirs in zip(found[:3], truth[:3]):  # value, magnitude, terms
             torch.testing.assert_close(mine, theirs[index], rtol=1e-12, atol=1e-12)
 
 
