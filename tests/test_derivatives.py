@@ -134,14 +134,14 @@ def test_gradients_of_gradients_are_the_form(
     a, b, _ = data.draw(operands(problem, torch.float64, device))
     y = correlate(problem, algorithm)(x, w)
     gx, gw = torch.autograd.grad(y, (x, w), g, create_graph=True)
-    assert_right(gx, problem, weight=w, output=g)
-    assert_right(gw, problem, input=x, output=g)
+    assert_right(gx, problem, weight=w, output=g, algorithm=algorithm)
+    assert_right(gw, problem, input=x, output=g, algorithm=algorithm)
     dw, dg = torch.autograd.grad(gx, (w, g), a, retain_graph=True)
-    assert_right(dw, problem, input=a, output=g)
-    assert_right(dg, problem, input=a, weight=w)
+    assert_right(dw, problem, input=a, output=g, algorithm=algorithm)
+    assert_right(dg, problem, input=a, weight=w, algorithm=algorithm)
     dx, dg = torch.autograd.grad(gw, (x, g), b)
-    assert_right(dx, problem, weight=b, output=g)
-    assert_right(dg, problem, input=x, weight=b)
+    assert_right(dx, problem, weight=b, output=g, algorithm=algorithm)
+    assert_right(dg, problem, input=x, weight=b, algorithm=algorithm)
 
 
 @others

@@ -42,7 +42,7 @@ def some(problem: Problem, map: str, dtype: torch.dtype, seed: int = 0) -> dict[
 def check(problem: Problem, map: str, dtype: torch.dtype, isa: str, seed: int = 0) -> None:
     operands = some(problem, map, dtype, seed)
     result = getattr(Direct(isa=isa), map)(problem, *operands.values())
-    assert_right(result, problem, **operands)
+    assert_right(result, problem, **operands, algorithm=Direct(isa=isa))
 
 
 @st.composite

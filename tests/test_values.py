@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import COMPLEX, FLOATS, INTEGERS, assert_right, each_algorithm
+from laws import COMPLEX, FLOATS, INTEGERS, Declared, assert_right, each_algorithm
 
 from torch_corr import Algorithm, Problem, corr2d
 from torch_corr.testing import CLAIMS, LAWS, Law, check_corr2d, operands, problems
@@ -38,10 +38,15 @@ def test_laws(law: Law, algorithm: Algorithm, device: torch.device) -> None:
         laws=[law.name],
         problems=problems(max_one=30, allow_empty=False),
         able=able,
+        errors=Declared(algorithm),
         examples=profile.max_examples // 4,
         seed=0 if profile.derandomize else random.randrange(2**32),
     )
-    report.raise_if_failed()
+    if law.name == "non_finite" and algorithm.error_class == "normwise":
+        # A transform mixes a whole tile: that is what the error class says, and is tested.
+        assert report.failed_laws() == ("non_finite",)
+    else:
+        report.raise_if_failed()
 
 
 def test_fresh_memory_is_poisoned() -> None:
@@ -60,11 +65,19 @@ def test_conjugated_and_negated_views(
     """Operands whose conjugation or sign is a flag on the tensor, not yet in memory."""
     problem = Problem.parse("n2c4-x5x6-o6-k3x2-s2x1-p1,0x2,1-g2")
     x, w, y = (value.conj() for value in data.draw(operands(problem, torch.complex128, device)))
-    assert_right(algorithm.forward(problem, x, w), problem, input=x, weight=w)
-    assert_right(algorithm.grad_input(problem, y, w), problem, output=y, weight=w)
-    assert_right(algorithm.grad_weight(problem, x, y), problem, input=x, output=y)
+    assert_right(algorithm.forward(problem, x, w), problem, input=x, weight=w, algorithm=algorithm)
+    assert_right(
+        algorithm.grad_input(problem, y, w), problem, output=y, weight=w, algorithm=algorithm
+    )
+    assert_right(
+        algorithm.grad_weight(problem, x, y), problem, input=x, output=y, algorithm=algorithm
+    )
     x, w, y = x.imag, w.imag, y.imag
     assert x.is_neg()
-    assert_right(algorithm.forward(problem, x, w), problem, input=x, weight=w)
-    assert_right(algorithm.grad_input(problem, y, w), problem, output=y, weight=w)
-    assert_right(algorithm.grad_weight(problem, x, y), problem, input=x, output=y)
+    assert_right(algorithm.forward(problem, x, w), problem, input=x, weight=w, algorithm=algorithm)
+    assert_right(
+        algorithm.grad_input(problem, y, w), problem, output=y, weight=w, algorithm=algorithm
+    )
+    assert_right(
+        algorithm.grad_weight(problem, x, y), problem, input=x, output=y, algorithm=algorithm
+    )

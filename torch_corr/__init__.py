@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ._version import __version__
-from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, Direct, Naive, Unfold
+from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Unfold
 from .functional import convolve2d, corr2d, plan
 from .modules import Corr2d, LazyCorr2d
 from .planner import Plan
@@ -14,6 +14,7 @@ from .problem import Problem
 
 __all__ = [
     "ALGORITHMS",
+    "FFT",
     "MAPS",
     "Algorithm",
     "Aten",

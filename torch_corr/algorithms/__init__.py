@@ -13,14 +13,16 @@ from .base import (
     dtype_name,
 )
 from .direct import Direct
+from .fft import FFT
 from .naive import Naive
 from .unfold import Unfold
 
-ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Direct(), Unfold(), Naive())
+ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Direct(), FFT(), Unfold(), Naive())
 
 __all__ = [
     "ALGORITHMS",
     "DEFAULT_WORKSPACE",
+    "FFT",
     "MAPS",
     "Algorithm",
     "Aten",

@@ -90,7 +90,18 @@ class Direct(Algorithm):
         """(y, w) -> x as forward correlations, one for each residue of the stride."""
         if output.is_complex():
             return complex_from_real(self.grad_input, problem, output, weight)
-        return self._call("grad_input", problem, output, weight, problem.input_shape)
+
+        def correlate(output: Tensor, weight: Tensor) -> Tensor:
+            return self._call("grad_input", problem, output, weight, problem.input_shape)
+
+        result = correlate(output, weight)
+        if weight.numel() and not weight.sum().isfinite():
+            # Beyond the output's edges the kernels see zeros, and zero times such a tap is NaN;
+            # pixels that no such tap meets are what they are without it.
+            finite = weight.isfinite()
+            met = correlate(torch.ones_like(output), (~finite).to(weight.dtype)) != 0
+            result = torch.where(met, result, correlate(output, weight.where(finite, 0)))
+        return result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         """(x, y) -> w by register tiles of taps, summed in an order that the sizes alone decide."""

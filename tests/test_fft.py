@@ -1,0 +1,153 @@
+"""What the laws do not ask of fft: both engines at any tiling, its bound on large images, its
+workspace."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from laws import Declared, assert_right
+from test_memory import Peak
+from torch import Tensor
+
+from torch_corr import FFT, MAPS, Problem
+from torch_corr.algorithms import fft
+from torch_corr.testing import Reference, error_bound, oracle
+
+CPU = torch.device("cpu")
+
+
+def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
+    """Operands of a map, in its order."""
+    return [
+        torch.randn(getattr(problem, f"{slot}_shape"), dtype=dtype) for slot in operands_of(map)
+    ]
+
+
+def operands_of(map: str) -> tuple[str, ...]:
+    return fft.SLOTS[map][:2]
+
+
+def reference(problem: Problem, map: str, operands: list[Tensor]) -> Reference:
+    return oracle(problem, **dict(zip(operands_of(map), operands)))
+
+
+def some_problem(choose: random.Random) -> Problem:
+    while True:
+        groups = choose.choice([1, 1, 2, 3])
+        try:
+            return Problem(
+                batch=choose.choice([1, 2, 3]),
+                in_channels=groups * choose.randint(1, 3),
+                size=(choose.randint(1, 30), choose.randint(1, 30)),
+                out_channels=groups * choose.randint(1, 3),
+                kernel=(choose.randint(1, 7), choose.randint(1, 7)),
+                stride=(choose.randint(1, 4), choose.randint(1, 3)),
+                padding=(
+                    (choose.randint(0, 9), choose.randint(0, 4)),
+                    (choose.randint(0, 3), choose.randint(0, 9)),
+                ),
+                dilation=(choose.randint(1, 3), choose.randint(1, 3)),
+                groups=groups,
+            )
+        except RuntimeError:
+            continue
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_both_engines_compute_the_three_maps_at_any_tiling(seed: int) -> None:
+    """Relative to the operands' norms, with eight terms more for each sample of a transform."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    problem, dtype = some_problem(choose), choose.choice(fft.ABLE)
+    tile, limit = choose.choice([None, 8, 16, 33]), choose.choice([2**28, 3 * 10**5])
+    axes = choose.choice(list(fft._tilings(problem, tile)))
+    for map in MAPS:
+        operands = some(problem, map, dtype)
+        expected = reference(problem, map, operands)
+        lengths = axes[0].length + axes[1].length
+        norms = float(operands[0].norm()) * float(operands[1].norm())
+        spread = torch.full_like(expected.magnitude, norms)
+        allowed = expected._replace(magnitude=spread, terms=expected.terms + 8 * lengths)
+        bound = error_bound(allowed, dtype)
+        for make, run in ((fft._plan_matrix, fft._run_matrix), (fft._plan_fft, fft._run_fft)):
+            plan = make(problem, map, dtype.itemsize, dtype.is_complex, axes, limit)
+            assert plan is not None
+            result = operands[0].new_full(expected.value.shape, float("nan"))
+            if map == "grad_input":
+                result.zero_()
+            run(plan, problem, map, *operands, result)
+            error = (result - expected.value).abs()
+            assert (error <= bound).all(), (str(problem), map, plan)
+
+
+@pytest.mark.parametrize("text", ["n1c1-x100x90-o1-k21-p10", "n2c4-x40x40-o4-k7-p3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
+@pytest.mark.parametrize("huge", [1.0, 1e12])
+def test_the_error_keeps_within_its_bound(text: str, dtype: torch.dtype, huge: float) -> None:
+    """A huge pixel as well, whose norm the bound is relative to."""
+    problem = Problem.parse(text)
+    for map in MAPS:
+        operands = some(problem, map, dtype)
+        operands[0][0, 0, 0, 0] = huge
+        result = getattr(FFT(), map)(problem, *operands)
+        assert_right(result, problem, **dict(zip(operands_of(map), operands)), algorithm=FFT())
+
+
+def test_the_bound_is_not_vacuous() -> None:
+    """It is far below the result, and a result off by a thousandth fails."""
+    problem = Problem.parse("n1c1-x64x64-o1-k9")
+    x, w = some(problem, "forward", torch.float32)
+    expected = reference(problem, "forward", [x, w])
+    bound = Declared(FFT()).bound(problem, expected, (x, w, None), torch.float32)
+    assert bound.max() < 1e-2 * expected.value.abs().max()
+    with pytest.raises(AssertionError):
+        assert_right(
+            1.01 * FFT().forward(problem, x, w), problem, input=x, weight=w, algorithm=FFT()
+        )
+
+
+def test_a_huge_pixel_blurs_its_own_tile_only() -> None:
+    problem = Problem.parse("n1c1-x300x300-o1-k5")
+    x, w = some(problem, "forward", torch.float32)
+    clean = FFT(tile=64).forward(problem, x, w)[..., 64:, 64:]
+    x[0, 0, 0, 0] = 1e30
+    assert torch.equal(FFT(tile=64).forward(problem, x, w)[..., 64:, 64:], clean)
+
+
+@pytest.mark.parametrize("limit", [2**28, 2**23])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n4c8-x60x60-o16-k9",
+        "n2c32-x56x56-o32-k15-p7-g32",
+        "n1c1-x300x300-o4-k41-p20",
+        "n2c3-x100x100-o16-k7-s2-p3",
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+def test_stays_within_the_workspace_that_it_states(
+    text: str, limit: int, dtype: torch.dtype
+) -> None:
+    problem, algorithm = Problem.parse(text), FFT(workspace_limit=limit)
+    if algorithm.refusals(problem, CPU, dtype):
+        assert limit == 2**23
+        return
+    for map in MAPS:
+        operands = some(problem, map, dtype)
+        stated = algorithm.workspace(problem, map, dtype)
+        assert stated <= limit
+        with Peak() as peak:
+            result = getattr(algorithm, map)(problem, *operands)
+        assert peak.most - result.numel() * result.element_size() <= stated
+
+
+def test_refusals_are_sentences() -> None:
+    problem = Problem.parse("n1c1-x9x9-o1-k3")
+    assert FFT().refusals(problem, CPU, torch.float32) == ()
+    for dtype in (torch.float16, torch.bfloat16, torch.int32):
+        (refusal,) = FFT().refusals(problem, CPU, dtype)
+        assert str(dtype).removeprefix("torch.") in refusal
+    (refusal,) = FFT(workspace_limit=100).refusals(problem, CPU, torch.float32)
+    assert "workspace_limit" in refusal

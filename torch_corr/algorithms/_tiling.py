@@ -1,0 +1,187 @@
+"""Overlap-save along one axis: how a correlation becomes cyclic ones of a short length.
+
+A tile reads ``extent`` pixels and gives ``outputs`` of them, ``stride`` apart:
+
+    y[j] = sum_u x[j*s + u*d] * w[u],   0 <= j < J,   extent = (J-1)*s + d*(k-1) + 1 <= length.
+
+No index passes ``length``, so every sum may be taken modulo ``length``: the tile is a
+cyclic correlation, which the discrete Fourier transform of that length makes a product.
+The same holds for both adjoints, over the same tiles: ``x`` is read in overlapping
+windows (overlap-save) and, transposed, added in them (overlap-add).
+
+Source: Oppenheim & Schafer, Discrete-Time Signal Processing, section 8.7.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where one operand lies inside the tiles of an axis.
+
+    Attributes:
+        count: its samples in a tile.
+        spacing: distance of those samples inside the transform.
+        hop: samples from a tile's first to the next tile's first.
+        tiles: number of tiles.
+        offset: padding, in samples, before the operand's own first one.
+    """
+
+    count: int
+    spacing: int
+    hop: int
+    tiles: int
+    offset: int
+
+    @property
+    def samples(self) -> int:
+        """Samples under all tiles together, the padding counted."""
+        return (self.tiles - 1) * self.hop + self.count
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a problem, cut into ``tiles`` of ``outputs`` each, transformed at ``length``."""
+
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int
+    length: int
+    outputs: int
+    tiles: int
+    first: int = 0
+
+    @property
+    def extent(self) -> int:
+        """Input pixels that one tile reads."""
+        return (self.outputs - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def input(self) -> Window:
+        """Where the input lies: overlapping windows."""
+        hop = self.outputs * self.stride
+        return Window(self.extent, 1, hop, self.tiles, self.padding - self.first * hop)
+
+    @property
+    def output(self) -> Window:
+        """Where the output lies: side by side, ``stride`` apart inside the transform."""
+        hop = self.outputs
+        return Window(hop, self.stride, hop, self.tiles, -self.first * hop)
+
+    @property
+    def weight(self) -> Window:
+        """Where the weight lies: once, ``dilation`` apart."""
+        return Window(self.kernel, self.dilation, 0, 1, 0)
+
+    def run(self, tiles: range) -> Axis:
+        """A run of this axis's tiles."""
+        return replace(self, first=tiles.start, tiles=len(tiles))
+
+
+def axis_of(problem: Problem, dim: int, tiles: int) -> Axis:
+    """Axis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length."""
+    outputs = -(-problem.output_size[dim] // tiles)
+    extent = (outputs - 1) * problem.stride[dim] + problem.span[dim]
+    return Axis(
+        problem.kernel[dim],
+        problem.stride[dim],
+        problem.dilation[dim],
+        problem.padding[dim][0],
+        fast_length(extent),
+        outputs,
+        -(-problem.output_size[dim] // outputs),
+    )
+
+
+def axis_of_length(problem: Problem, dim: int, length: int) -> Axis:
+    """Axis ``dim`` of a problem in as few tiles of ``length`` samples as will do."""
+    outputs = max((length - problem.span[dim]) // problem.stride[dim] + 1, 1)
+    return axis_of(problem, dim, -(-problem.output_size[dim] // outputs))
+
+
+@lru_cache(maxsize=4096)
+def fast_length(at_least: int) -> int:
+    """The least even length >= ``at_least`` with no prime factor above 7.
+
+    MKL 2024.2 on two Zen 5 cores, float32, batched ``rfft2`` of n x n, ns per pixel on
+    one core: 64: 1.0, 96: 1.3, 100: 1.6, 112: 1.4, 128: 1.0, 120: 1.4; but odd 81: 2.7,
+    121: 3.0, 125: 2.7, and prime 127: 6.6, 251: 7.6.  Odd lengths lose the real
+    transform's halving.
+    """
+    length = max(at_least + at_least % 2, 2)
+    while prime_factors(length)[-1] > 7:
+        length += 2
+    return length
+
+
+def prime_factors(number: int) -> list[int]:
+    """Prime factors in rising order, each as often as it divides: [2, 2, 3] for 12."""
+    factors, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            factors.append(divisor)
+            number //= divisor
+        divisor += 1
+    return factors
+
+
+class Slab(NamedTuple):
+    """Some images, some rows of tiles: what is in memory at one time."""
+
+    images: range
+    rows: range
+
+
+def slabs(images: int, rows: int, per_slab: tuple[int, int]) -> Iterator[Slab]:
+    """Every (image, row of tiles), ``per_slab`` images by rows at a time."""
+    for n in range(0, images, per_slab[0]):
+        for t in range(0, rows, per_slab[1]):
+            yield Slab(range(n, min(n + per_slab[0], images)), range(t, min(t + per_slab[1], rows)))
+
+
+def read_span(window: Window, size: int) -> tuple[slice, slice]:
+    """Which samples of a ``size`` long axis lie under the tiles, and where there.
+
+    Returns:
+        the slice of the axis, and the slice of the ``window.samples`` under the tiles.
+    """
+    start = min(max(-window.offset, 0), size)
+    stop = max(min(window.samples - window.offset, size), start)
+    return slice(start, stop), slice(start + window.offset, stop + window.offset)
+
+
+def overlap_add(tiles: Tensor, dim: int, hop: int) -> Tensor:
+    """Sum overlapping tiles into one axis: the transpose of cutting them.
+
+    Args:
+        tiles: a tensor with T tiles along ``dim`` and their samples along ``dim + 1``.
+        hop: samples from one tile's first to the next one's.
+    Returns:
+        the tensor with those two axes made one of (T - 1) * hop + count samples.
+    """
+    count, number = tiles.shape[dim + 1], tiles.shape[dim]
+    if number == 1:
+        return tiles.squeeze(dim)
+    laps = -(-count // hop)
+    shape = (*tiles.shape[:dim], number + laps - 1, hop, *tiles.shape[dim + 2 :])
+    sums = tiles.new_zeros(shape)
+    for lap in range(laps):
+        piece = tiles.narrow(dim + 1, lap * hop, min(hop, count - lap * hop))
+        sums.narrow(dim, lap, number).narrow(dim + 1, 0, piece.shape[dim + 1]).add_(piece)
+    return sums.flatten(dim, dim + 1).narrow(dim, 0, (number - 1) * hop + count)
+
+
+def complex_of(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a spectrum: complex64 for float32, complex128 for float64."""
+    return torch.complex64 if dtype in (torch.float32, torch.complex64) else torch.complex128

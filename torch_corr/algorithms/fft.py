@@ -1,0 +1,721 @@
+"""Correlation in the frequency domain, tiled by overlap-save; three maps of one product.
+
+By the convolution theorem the trilinear form is a sum over frequencies f of a tile,
+
+    T(x, w, y) = 1/n^2 sum_f sum_{tile,o,c} X[f; tile,c] W[-f; o,c] Y[-f; tile,o],
+
+so each map transforms its two operands, sums products over the one index that they
+share (channels, outputs, or tiles with images), and transforms back:
+
+    forward      Y[f; tile,o] = sum_c    X[f; tile,c] W[-f; o,c]
+    grad_input   X[f; tile,c] = sum_o    Y[f; tile,o] W[f; o,c]
+    grad_weight  W[f; o,c]    = sum_tile Y[-f; tile,o] X[f; tile,c]
+
+Nothing is conjugated: W[-f] is the conjugate of W[f] only where w is real.
+
+The error is normwise.  For u half the machine epsilon, x_t the pixels that tile t reads,
+and K terms in a frequency's sum, each output of the tile obeys, to first order in u,
+
+    |y^ - y| <= (e_x + e_w + e_y + sqrt(2) (K + 3) u) * sum_c ||x_tc||_2 ||w_oc||_2.
+
+Proof.  By Parseval sum_f |X_f| |W_f| / L <= ||X||_2 ||W||_2 / L = ||x||_2 ||w||_2 at L
+points, whatever the output.  So a transform that is wrong by e_x ||X||_2 moves an output by
+e_x ||x||_2 ||w||_2 at most; the products and their sum, wrong by sqrt(2) (K + 3) u
+sum_c |X_c| |W_c| in each frequency, by that times the same; and the inverse, which gives each
+output as a sum of all frequencies times waves of modulus 1, by e_y of it.
+:func:`transform_error` states e_x, e_w and e_y.  The map grad_input adds up to ceil(n / hop)^2
+overlapping tiles, hence as many such bounds; grad_weight sums x and y over the tiles.
+A large pixel thus blurs the outputs of its own tile, and of no other.
+
+Sources: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save);
+Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., chapter 24.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from . import _dft, _fft
+from ._tiling import Axis, Window, axis_of, axis_of_length, prime_factors, read_span, slabs
+from .base import DEFAULT_WORKSPACE, Algorithm, ErrorClass, MapName, dtype_refusal
+
+ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+Slot = Literal["input", "weight", "output"]
+SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
+    "forward": ("input", "weight", "output"),
+    "grad_input": ("output", "weight", "input"),
+    "grad_weight": ("input", "output", "weight"),
+}
+"""The operands of each map in their order, and its result."""
+
+
+@dataclass(frozen=True)
+class FFT(Algorithm):
+    """Overlap-save in the frequency domain.
+
+    Attributes:
+        tile: length of the transforms along both axes, rounded to a fast one and enlarged
+            to hold one window; None lets the cost model choose, each axis by itself.
+        workspace_limit: bytes to take at most beyond operands and result.
+    """
+
+    tile: int | None = None
+    workspace_limit: int = DEFAULT_WORKSPACE
+
+    name: ClassVar[str] = "fft"
+    error_class: ClassVar[ErrorClass] = "normwise"
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """No transform of halves and integers; no plan within the workspace limit."""
+        if unable := dtype_refusal(dtype, ABLE):
+            return unable
+        least = max(self._plan(problem, map, dtype).workspace for map in SLOTS)
+        if least <= self.workspace_limit:
+            return ()
+        return (
+            f"its smallest workspace here, {least} bytes, is above the limit of "
+            f"{self.workspace_limit}; raise workspace_limit",
+        )
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        """(x, w) -> y, as the base class says."""
+        return self._run("forward", problem, input, weight)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        """(y, w) -> x, as the base class says."""
+        return self._run("grad_input", problem, output, weight)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        """(x, y) -> w, as the base class says."""
+        return self._run("grad_weight", problem, input, output)
+
+    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+        """Bytes that the chosen plan takes at its peak, from above."""
+        return self._plan(problem, map, dtype).workspace
+
+    def features(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Features:
+        """What the chosen plan does, for a planner to price."""
+        return self._plan(problem, map, dtype).features
+
+    def error_constant(self, problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+        """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states.
+
+        The norms may be those of whole planes, which are no smaller than their tiles'.
+        """
+        chosen = self._plan(problem, map, dtype)
+        tiles = problem.batch * chosen.axes[0].tiles * chosen.axes[1].tiles
+        terms = {"input": problem.group_out, "output": problem.group_in, "weight": tiles}
+        units = math.sqrt(2) * (terms[SLOTS[map][2]] + 3)
+        for slot in SLOTS[map]:
+            for axis in chosen.axes:
+                samples = getattr(axis, slot).count
+                if slot == SLOTS[map][2] and chosen.engine == "matrix":
+                    units += math.sqrt(2) * (axis.length + 6)
+                else:
+                    units += transform_error(axis.length, samples, chosen.engine)
+        overlapping = 1  # tiles whose contributions one pixel of the result adds up
+        if map == "grad_input":
+            for axis in chosen.axes:
+                overlapping *= -(-axis.extent // axis.input.hop)
+        return overlapping * units * torch.finfo(dtype).eps / 2
+
+    def _plan(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Plan:
+        return plan(problem, map, dtype.itemsize, dtype.is_complex, self.tile, self.workspace_limit)
+
+    def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+        shape = _shape(problem, SLOTS[map][2])
+        if first.numel() == 0 or second.numel() == 0:
+            return first.new_zeros(shape)
+        # The tiles cover every output and every tap, but not every input.
+        result = first.new_zeros(shape) if map == "grad_input" else first.new_empty(shape)
+        chosen = self._plan(problem, map, first.dtype)
+        run = _run_matrix if chosen.engine == "matrix" else _run_fft
+        run(chosen, problem, map, first, second, result)
+        return result
+
+
+class Features(NamedTuple):
+    """What a plan does, in a machine's own units.
+
+    Attributes:
+        fft_flops: 5 L log2 L per complex transform of L samples, half of it per real one.
+        matmul_flops: real operations in matrix products, those that transform included.
+        bytes: bytes read and written by copies and elementwise products.
+        calls: tensor operations.
+    """
+
+    fft_flops: float = 0.0
+    matmul_flops: float = 0.0
+    bytes: float = 0.0
+    calls: int = 0
+
+    def plus(self, other: Features) -> Features:
+        """Both, one after the other."""
+        return Features(*(a + b for a, b in zip(self, other)))  # type: ignore[arg-type]
+
+
+class Rates(NamedTuple):
+    """A machine's rates, per second, to price :class:`Features` by.
+
+    Two Zen 5 cores, PyTorch 2.13 with MKL 2024.2, float32.
+    """
+
+    fft_flops: float = 48e9
+    matmul_flops: float = 130e9
+    bytes: float = 50e9
+    calls: float = 150e3
+
+    def seconds(self, features: Features) -> float:
+        """Predicted time: the features are done one after the other."""
+        return sum(amount / rate for amount, rate in zip(features, self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run one map: engine, tiles, and what is in memory at one time.
+
+    Attributes:
+        engine: ``matrix`` transforms by matrix products, ``fft`` by FFT.
+        axes: the tiling of the rows and of the columns.
+        per_slab: images, and rows of tiles, in memory at one time.
+        block: row frequencies at one time (``matrix``), or groups at one time (``fft``).
+        outs: output channels of a group at one time (``fft``).
+        hold: whether the weight's whole spectrum is kept over the slabs (``matrix``).
+    """
+
+    engine: Literal["matrix", "fft"]
+    axes: tuple[Axis, Axis]
+    per_slab: tuple[int, int]
+    block: int
+    outs: int
+    hold: bool
+    workspace: int
+    features: Features
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Transform lengths of rows and columns."""
+        return self.axes[0].length, self.axes[1].length
+
+    def windows(self, slot: Slot, rows: range) -> tuple[Window, Window]:
+        """Where an operand lies under the given rows of tiles."""
+        return getattr(self.axes[0].run(rows), slot), getattr(self.axes[1], slot)
+
+
+def _shape(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
+    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
+    return shape
+
+
+def _place(result: Tensor, piece: Tensor, windows: tuple[Window, Window], map: MapName) -> None:
+    """Put what lies under the tiles where it belongs in (images, channels, H, W).
+
+    Outputs belong to one tile; inputs to several, whose contributions are added.
+    """
+    (rows, from_rows), (columns, from_columns) = (
+        read_span(window, size) for window, size in zip(windows, result.shape[2:])
+    )
+    place, values = result[:, :, rows, columns], piece[:, :, from_rows, from_columns]
+    if map == "forward":
+        place.copy_(values)
+    else:
+        place.add_(values)
+
+
+# -- transforms by matrix products ------------------------------------------------------------
+
+
+def _run_matrix(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    channels = {"input": problem.group_in, "output": problem.group_out}
+    for group in range(problem.groups):
+        operands = []
+        for slot, tensor in zip(SLOTS[map], (first, second, result)):
+            if slot == "weight":
+                operands.append(tensor.narrow(0, group * problem.group_out, problem.group_out))
+            else:
+                operands.append(tensor.narrow(1, group * channels[slot], channels[slot]))
+        _group_matrix(plan, problem, map, *operands)
+
+
+def _group_matrix(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    if map == "grad_weight":
+        _weight_of_group(plan, problem, first, second, result)
+    else:
+        _tiles_of_group(plan, problem, map, first, second, result)
+
+
+def _tiles_of_group(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
+) -> None:
+    source, _, target = SLOTS[map]
+    everything = range(plan.axes[0].tiles)
+    of_first = _waves(plan, source, first, reverse=False)
+    of_weight = _waves(plan, "weight", weight, reverse=map == "forward")
+    inverse = _dft.inverse_waves(plan.windows(target, everything), plan.lengths, result)
+    taps = _dft.lay_out(weight, plan.windows("weight", everything))
+    held: dict[range, Tensor] = {}
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part, windows = slice(images.start, images.stop), plan.windows(target, rows)
+        tiles = _dft.lay_out(first[part], plan.windows(source, rows))
+        number = len(images) * windows[0].tiles * windows[1].tiles
+        sums = result.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
+        for block in _blocks(plan, result.is_complex()):
+            w = held[block] if block in held else _dft.analyse(taps, of_weight, block)
+            if plan.hold:
+                held[block] = w
+            spectrum = torch.bmm(
+                _dft.analyse(tiles, of_first, block), w.mT if map == "forward" else w
+            )
+            del w
+            _dft.synthesise(spectrum, sums, inverse, block)
+            del spectrum
+        del tiles
+        _place(result[part], _dft.put_together(sums, windows, len(images)), windows, map)
+
+
+def _weight_of_group(
+    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor
+) -> None:
+    everything = range(plan.axes[0].tiles)
+    of_input = _waves(plan, "input", input, reverse=False)
+    of_output = _waves(plan, "output", output, reverse=True)
+    windows = plan.windows("weight", everything)
+    inverse = _dft.inverse_waves(windows, plan.lengths, result)
+    sums = result.new_zeros(windows[0].count, result.numel() // windows[0].count)
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        x = _dft.lay_out(input[part], plan.windows("input", rows))
+        y = _dft.lay_out(output[part], plan.windows("output", rows))
+        for block in _blocks(plan, result.is_complex()):
+            spectrum = torch.bmm(
+                _dft.analyse(y, of_output, block).mT, _dft.analyse(x, of_input, block)
+            )
+            _dft.synthesise(spectrum, sums, inverse, block)
+            del spectrum
+        del x, y
+    result.copy_(_dft.put_together(sums, windows, result.shape[0]))
+
+
+def _waves(plan: Plan, slot: Slot, like: Tensor, reverse: bool) -> _dft.Waves:
+    windows = plan.windows(slot, range(plan.axes[0].tiles))
+    frequencies = plan.lengths[0] if like.is_complex() else plan.lengths[0] // 2 + 1
+    return _dft.waves(windows, plan.lengths, frequencies, reverse, like)
+
+
+def _blocks(plan: Plan, whole: bool) -> Iterator[range]:
+    """Row frequencies, ``plan.block`` at a time: all of them, or the half of a real signal's."""
+    stop = plan.lengths[0] if whole else plan.lengths[0] // 2 + 1
+    for start in range(0, stop, plan.block):
+        yield range(start, min(start + plan.block, stop))
+
+
+# -- transforms by FFT ------------------------------------------------------------------------
+
+
+def _run_fft(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    for start in range(0, problem.groups, plan.block):
+        groups = range(start, min(start + plan.block, problem.groups))
+        for low in range(0, problem.group_out, plan.outs):
+            outs = range(low, min(low + plan.outs, problem.group_out))
+            operands = (
+                _select(problem, slot, tensor, groups, outs)
+                for slot, tensor in zip(SLOTS[map], (first, second, result))
+            )
+            _groups_fft(plan, problem, map, len(groups), *operands)
+
+
+def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
+    """Some groups, and of each some outputs, of an operand: a view."""
+    dim = 0 if slot == "weight" else 1
+    each = problem.group_in if slot == "input" else problem.group_out
+    part = tensor.narrow(dim, groups.start * each, len(groups) * each)
+    if slot == "input" or len(outs) == each:
+        return part
+    return part.narrow(dim, outs.start, len(outs))  # only ever within one group
+
+
+def _groups_fft(
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    groups: int,
+    first: Tensor,
+    second: Tensor,
+    result: Tensor,
+) -> None:
+    source, other, target = SLOTS[map]
+    everything = range(plan.axes[0].tiles)
+    real = not result.is_complex()
+    right = spectrum = None
+    if map != "grad_weight":
+        windows = plan.windows("weight", everything)
+        right = _fft.analyse(second, windows, plan.lengths, reverse=map == "forward")
+        right = torch.unflatten(right.squeeze((2, 3)), 0, (groups, -1))
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        left = _fft.analyse(first[part], plan.windows(source, rows), plan.lengths, False)
+        left = torch.unflatten(left, 1, (groups, -1))
+        if map == "grad_weight":
+            last = _fft.analyse(second[part], plan.windows(other, rows), plan.lengths, True)
+            partial = _sum_over_tiles(left, torch.unflatten(last, 1, (groups, -1)))
+            spectrum = partial if spectrum is None else spectrum.add_(partial)
+            continue
+        assert right is not None
+        product = _sum_over_channels(left, right if map == "grad_input" else right.transpose(1, 2))
+        del left
+        windows = plan.windows(target, rows)
+        piece = _fft.synthesise(product.flatten(1, 2), windows, plan.lengths, real)
+        del product
+        _place(result[part], piece, windows, map)
+    if spectrum is not None:
+        windows = plan.windows("weight", everything)
+        spectrum = spectrum.flatten(0, 1)[:, :, None, None]
+        result.copy_(_fft.synthesise(spectrum, windows, plan.lengths, real))
+
+
+def _sum_over_channels(spectra: Tensor, weight: Tensor) -> Tensor:
+    """``sum_a S[n, g, a, tiles, f] W[g, a, b, f]``, as (n, g, b, tiles, f)."""
+    total: Tensor | None = None
+    for a in range(weight.shape[1]):
+        factors = spectra[:, :, a, None], weight[None, :, a, :, None, None]
+        total = torch.mul(*factors) if total is None else total.addcmul_(*factors)
+    assert total is not None
+    return total
+
+
+def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
+    """``sum_{n,tiles} Y[n, g, o, tiles, f] X[n, g, c, tiles, f]``, as (g, o, c, f)."""
+    columns = [
+        torch.mul(output, input[:, :, c, None]).sum((0, 3, 4)) for c in range(input.shape[2])
+    ]
+    return torch.stack(columns, 2)
+
+
+# -- planning ---------------------------------------------------------------------------------
+
+
+def transform_error(length: int, samples: int, engine: Literal["matrix", "fft"]) -> float:
+    """Bound on ||X^ - X||_2 / ||X||_2 of a transform along one axis, in units of u.
+
+    By matrix products: an inner product of c complex terms errs by sqrt(2) (c + 4) u times
+    that of the moduli (Higham, section 3.6, the rounding of the waves added), and the matrix of
+    moduli, all ones, has 2-norm sqrt(n c), against sqrt(n) of the transform: sqrt(2 c) (c + 4).
+
+    By FFT: a stage of radix r does r-point transforms by at worst their definition,
+    sqrt(r) (r + 2) as above, and multiplies by rounded waves, 2 sqrt(2) + 1; the stages,
+    each sqrt(r) times unitary, add up (Higham, theorem 24.2, is r = 2).  A real transform is
+    one of half the length and one more stage of r = 2.
+
+    The inverse is bounded path by path rather than in norm, with less than either: c + 4
+    products and sums by matrix; by FFT a stage's r + 2.
+    """
+    if engine == "matrix":
+        return math.sqrt(2 * samples) * (samples + 4)
+    stages = [2, *prime_factors(length)]
+    return sum(math.sqrt(r) * (r + 2) + 2 * math.sqrt(2) + 1 for r in stages)
+
+
+CACHE = 24 * 2**20
+"""Bytes that a block's spectra should keep within: two Zen 5 cores copy 58 GB/s in a 32 MiB
+cache and 8 GB/s in fresh memory, and glibc gives blocks above 32 MiB back at every free."""
+
+OUT_OF_CACHE = 2
+"""How many times longer a byte takes outside it."""
+
+LONGEST_MATRIX = 256
+"""Above this length a transform by matrix product costs 5 times the FFT and more."""
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    problem: Problem, map: MapName, itemsize: int, whole: bool, tile: int | None, limit: int
+) -> Plan:
+    """The plan of least predicted time within the limit; if none fits, that of least workspace.
+
+    Args:
+        itemsize: bytes of one element of the operands.
+        whole: whether they are complex, so that the whole spectrum is needed.
+    """
+    best: Plan | None = None
+    for axes in _tilings(problem, tile):
+        for make in (_plan_matrix, _plan_fft):
+            made = make(problem, map, itemsize, whole, axes, limit)
+            if made is not None and (best is None or _rank(made, limit) < _rank(best, limit)):
+                best = made
+    assert best is not None
+    return best
+
+
+def _rank(plan: Plan, limit: int) -> tuple[bool, float]:
+    if plan.workspace > limit:
+        return True, plan.workspace
+    return False, Rates().seconds(plan.features)
+
+
+def _tilings(problem: Problem, tile: int | None) -> Iterator[tuple[Axis, Axis]]:
+    if tile is not None:
+        yield axis_of_length(problem, 0, tile), axis_of_length(problem, 1, tile)
+        return
+    choices = [_axis_choices(problem, dim) for dim in (0, 1)]
+    for rows in choices[0]:
+        for columns in choices[1]:
+            if max(rows.length, columns.length) <= 2 * min(rows.length, columns.length) or (
+                1 in (len(choices[0]), len(choices[1]))
+            ):
+                yield rows, columns
+
+
+def _axis_choices(problem: Problem, dim: int) -> list[Axis]:
+    """Tilings of one axis, from one window to a tile up to one tile for all."""
+    span = problem.span[dim]
+    whole = axis_of(problem, dim, 1)
+    found = {whole}
+    length = fast = span + problem.stride[dim] * 3
+    while fast < whole.length:
+        found.add(axis_of_length(problem, dim, length))
+        length = length * 5 // 4 + 1
+        fast = length
+    return sorted(found, key=lambda axis: axis.length)
+
+
+class _Sizes(NamedTuple):
+    """One operand in one slab: its padded samples, its tiles' samples, its images x tiles."""
+
+    padded: int
+    tiles: int
+    number: int
+
+
+def _sizes(axes: tuple[Axis, Axis], slot: Slot, images: int, rows: int) -> _Sizes:
+    down, across = getattr(axes[0].run(range(rows)), slot), getattr(axes[1], slot)
+    number = images * down.tiles * across.tiles
+    padded = images * down.samples * across.samples
+    return _Sizes(padded, number * down.count * across.count, number)
+
+
+def _channels(problem: Problem, slot: Slot) -> int:
+    """Channels of one group; a weight's outputs count as its images."""
+    return problem.group_out if slot == "output" else problem.group_in
+
+
+def _images(problem: Problem, slot: Slot, images: int) -> int:
+    return problem.group_out if slot == "weight" else images
+
+
+def _plan_matrix(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    axes: tuple[Axis, Axis],
+    limit: int,
+) -> Plan | None:
+    if max(axes[0].length, axes[1].length) > LONGEST_MATRIX or problem.group_in == 0:
+        return None
+    per_slab = [max(problem.batch, 1), axes[0].tiles]
+    frequencies = axes[0].length if whole else axes[0].length // 2 + 1
+    pair = itemsize if whole else 2 * itemsize
+
+    def standing() -> tuple[int, int]:
+        """Bytes of the laid out operands and the sums; and of the copies beside them."""
+        total = beside = 0
+        for slot in SLOTS[map]:
+            size = _sizes(axes, slot, _images(problem, slot, per_slab[0]), per_slab[1])
+            elements = size.tiles if slot == SLOTS[map][2] else size.padded
+            total += elements * _channels(problem, slot) * itemsize
+            copies = 2 if slot == SLOTS[map][2] else 1
+            beside = max(beside, copies * elements * _channels(problem, slot) * itemsize)
+        return total, beside
+
+    def per_frequency() -> int:
+        """Bytes for each row frequency: three spectra, and the largest work around one."""
+        total = work = 0
+        for slot in SLOTS[map]:
+            size = _sizes(axes, slot, _images(problem, slot, per_slab[0]), per_slab[1])
+            down, across = getattr(axes[0].run(range(per_slab[1])), slot), getattr(axes[1], slot)
+            halfway = size.padded // down.samples * down.tiles
+            columns = size.number * across.count
+            channels = _channels(problem, slot) * pair
+            total += size.number * axes[1].length * channels
+            work = max(work, (halfway + columns) * channels, 2 * columns * channels)
+        return total + work
+
+    def peak(block: int) -> int:
+        total, beside = standing()
+        return constants + total + max(beside, block * per_frequency())
+
+    constants = 2**16 + 16 * 5 * (axes[0].length ** 2 + axes[1].length ** 2)
+    while peak(1) > limit and per_slab != [1, 1]:
+        which = 0 if per_slab[0] > 1 else 1
+        per_slab[which] = -(-per_slab[which] // 2)
+    room = min(max(limit - constants - standing()[0], 0), CACHE)
+    block = min(max(room // max(per_frequency(), 1), 1), frequencies)
+    block = -(-frequencies // -(-frequencies // block))
+    workspace = peak(block)
+    many = per_slab[0] < problem.batch or per_slab[1] < axes[0].tiles
+    weight = problem.group_out * problem.group_in * axes[1].length * frequencies * pair
+    hold = many and map != "grad_weight" and workspace + weight <= limit
+    if hold:
+        workspace += weight
+    slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
+    features = _matrix_features(problem, map, itemsize, whole, axes, 1 if hold else slabs_)
+    calls = problem.groups * slabs_ * (20 + 40 * -(-frequencies // block))
+    return Plan(
+        "matrix",
+        axes,
+        (per_slab[0], per_slab[1]),
+        block,
+        problem.group_out,
+        hold,
+        workspace,
+        features._replace(calls=calls),
+    )
+
+
+def _matrix_features(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    axes: tuple[Axis, Axis],
+    repeats: int,
+) -> Features:
+    """Operations of all groups; the weight is transformed ``repeats`` times."""
+    frequencies = axes[0].length if whole else axes[0].length // 2 + 1
+    pair = itemsize if whole else 2 * itemsize
+    flops = moved = 0.0
+    for slot in SLOTS[map]:
+        size = _sizes(axes, slot, _images(problem, slot, problem.batch), axes[0].tiles)
+        times = repeats if slot == "weight" else 1
+        channels = _channels(problem, slot) * times
+        down, across = getattr(axes[0], slot), getattr(axes[1], slot)
+        first = (8 if whole else 4) * frequencies * down.count * across.count
+        second = 8 * frequencies * axes[1].length * across.count
+        flops += size.number * channels * (first + second)
+        moved += channels * (
+            4 * size.padded * itemsize
+            + size.number * frequencies * (3 * across.count + 2 * axes[1].length) * pair
+        )
+    tiles = problem.batch * axes[0].tiles * axes[1].tiles
+    products = 8.0 * frequencies * axes[1].length * tiles * problem.group_in * problem.group_out
+    # A thin matrix product runs at the rate of memory, not of arithmetic.
+    thin = max(1.0, 24 / max(min(tiles, problem.group_in, problem.group_out), 1))
+    slow = itemsize / 8 if whole else itemsize / 4
+    return Features(
+        matmul_flops=problem.groups * slow * (flops + products * thin),
+        bytes=problem.groups * moved,
+    )
+
+
+def _plan_fft(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    axes: tuple[Axis, Axis],
+    limit: int,
+) -> Plan | None:
+    lengths = axes[0].length, axes[1].length
+    half = lengths[1] if whole else lengths[1] // 2 + 1
+    pair = itemsize if whole else 2 * itemsize
+    spectrum, samples = lengths[0] * half * pair, lengths[0] * lengths[1] * itemsize
+    per_slab = [max(problem.batch, 1), axes[0].tiles]
+    block, outs = problem.groups, problem.group_out
+
+    def peak() -> int:
+        total = work = 0
+        for slot in SLOTS[map]:
+            images = outs if slot == "weight" else per_slab[0]
+            size = _sizes(axes, slot, images, per_slab[1])
+            channels = block * (outs if slot == "output" else problem.group_in)
+            spread = any(getattr(axis, slot).spacing > 1 for axis in axes)
+            transform = (2 + spread) * size.number * samples + size.padded * itemsize
+            if slot == SLOTS[map][2]:
+                transform = max(transform, size.number * (2 * spectrum + 2 * samples))
+            total += channels * size.number * spectrum
+            work = max(work, channels * transform)
+        if map == "grad_weight":
+            number = _sizes(axes, "output", per_slab[0], per_slab[1]).number
+            work = max(work, block * outs * number * spectrum)
+            # Two more of the result's: the columns being stacked, and the sum so far.
+            work += 2 * block * outs * problem.group_in * spectrum
+        return total + work + 2**18
+
+    while peak() > limit:
+        if per_slab[0] > 1:
+            per_slab[0] = -(-per_slab[0] // 2)
+        elif block > 1:
+            block = -(-block // 2)
+        elif per_slab[1] > 1:
+            per_slab[1] = -(-per_slab[1] // 2)
+        elif outs > 1:
+            outs = -(-outs // 2)
+        else:
+            break
+    while peak() > CACHE and max(block, *per_slab) > 1:
+        if block > 1:
+            block = -(-block // 2)
+        else:
+            which = 0 if per_slab[0] > 1 else 1
+            per_slab[which] = -(-per_slab[which] // 2)
+    steps = -(-problem.groups // block) * -(-problem.group_out // outs)
+    slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
+    features = _fft_features(problem, map, itemsize, whole, axes, -(-problem.group_out // outs))
+    if peak() > CACHE:
+        features = features._replace(bytes=features.bytes * OUT_OF_CACHE)
+    calls = steps * slabs_ * (20 + 2 * (problem.group_in if map != "grad_input" else outs))
+    return Plan(
+        "fft",
+        axes,
+        (per_slab[0], per_slab[1]),
+        block,
+        outs,
+        False,
+        peak(),
+        features._replace(calls=calls),
+    )
+
+
+def _fft_features(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    axes: tuple[Axis, Axis],
+    repeats: int,
+) -> Features:
+    lengths = axes[0].length, axes[1].length
+    points = lengths[0] * lengths[1]
+    pair = itemsize if whole else 2 * itemsize
+    spectrum = points * pair if whole else lengths[0] * (lengths[1] // 2 + 1) * pair
+    transform = (5.0 if whole else 2.5) * points * math.log2(points)
+    slow = itemsize / 8 if whole else itemsize / 4
+    flops = moved = 0.0
+    for slot in SLOTS[map]:
+        size = _sizes(axes, slot, _images(problem, slot, problem.batch), axes[0].tiles)
+        channels = _channels(problem, slot) * (repeats if slot == "input" else 1)
+        # PyTorch's inverse transforms the columns apart, between two transpositions.
+        back = slot == SLOTS[map][2]
+        flops += channels * size.number * transform
+        moved += channels * (4 * size.tiles + 2 * size.padded) * itemsize
+        moved += channels * size.number * spectrum * (4 if back else 0)
+    tiles = problem.batch * axes[0].tiles * axes[1].tiles
+    moved += 3.0 * tiles * problem.group_in * problem.group_out * spectrum
+    return Features(fft_flops=problem.groups * flops * slow, bytes=problem.groups * moved)
