@@ -54,6 +54,15 @@ TORCH_CORR_INLINE Span span_of(const Segment& segment, int64_t cols, int64_t ste
   return {segment.position, low, high, segment.length, first + low * step};
 }
 
+// Asks for a row that is needed soon.  The hardware sees streams within a page only; planes are small
+// and, in grad_weight, far apart.
+template <class S>
+TORCH_CORR_INLINE void prefetch_row(const S* row, int64_t distance, int64_t cols) {
+  const char* from = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(row) +
+                                                   uintptr_t(distance) * sizeof(S));
+  for (int64_t at = 0; at < cols * int64_t(sizeof(S)); at += 64) __builtin_prefetch(from + at);
+}
+
 // May write zeros up to one vector past the packed row; its pitch leaves room.
 template <class S, class T>
 TORCH_CORR_INLINE void pack_row(T* packed, const S* row, int64_t step, const Span* spans,

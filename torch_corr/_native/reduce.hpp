@@ -143,6 +143,8 @@ class TapReducer {
                      (batch * g_.groups + group_) * g_.group_in * in_plane;
     const S* output = static_cast<const S*>(r_.output) +
                       (batch * g_.groups + group_) * g_.group_out * out_plane;
+    // Planes of the next image, as groups from here to there; where rows are short.
+    const int64_t ahead = col.output <= 2 * strip && batch + 1 < g_.batch ? g_.groups : 0;
     // Gradient rows that this band's image rows meet.
     const int64_t a_first = most<int64_t>(0, k.b_first - k.t_last + 1);
     const int64_t a_last = least(k.rows, k.b_last - k.t_first);
@@ -173,10 +175,12 @@ class TapReducer {
             spans_[i] = span_of(r_.segments[i], col.input, col.stride, from);
         spans_from_ = from;
         for (int64_t c = c_first_; c < c_last_; c++)
-          for (int64_t b = k.b_first; b < k.b_last; b++)
-            pack_row(image_ + (c - c_first_) * image_plane + (b - k.b_first) * cut_.image_pitch,
-                     input + c * in_plane + (k.base + b * k.step) * col.input, col.stride, spans_,
-                     r_.segment_count);
+          for (int64_t b = k.b_first; b < k.b_last; b++) {
+            const S* row = input + c * in_plane + (k.base + b * k.step) * col.input;
+            if (ahead) prefetch_row(row, ahead * g_.group_in * in_plane, col.input);
+            pack_row(image_ + (c - c_first_) * image_plane + (b - k.b_first) * cut_.image_pitch, row,
+                     col.stride, spans_, r_.segment_count);
+          }
       }
       if (whole) {
         grad = reinterpret_cast<const T*>(output) + (k.i0 + a_first * k.apart) * col.output + from;
@@ -190,6 +194,7 @@ class TapReducer {
           for (int64_t a = a_first; a < a_last; a++) {
             T* to = grad_ + (o - o_first_) * grad_plane + (a - a_first) * cut_.grad_pitch;
             const S* row = output + o * out_plane + (k.i0 + a * k.apart) * col.output + from;
+            if (ahead) prefetch_row(row, ahead * g_.group_out * out_plane, width);
             copy_strided(to, row, width, 1);
             for (int64_t i = width; i % L; i++) to[i] = T(0);
           }
