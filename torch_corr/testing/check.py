@@ -146,14 +146,26 @@ def callers_limits() -> dict[str, Any]:
     }
 
 
-def recheck(law: str, fn: Callable[..., Tensor], case: Case, **options: Any) -> None:
-    """Try a law on one case.  Raises :class:`Violation` if it fails.
+def recheck(
+    law: str,
+    fn: Callable[..., Tensor],
+    case: Case,
+    *,
+    errors: str | ErrorModel = "componentwise",
+) -> None:
+    """Try a law on one case.
 
     Args:
-        options: ``errors`` as for :func:`check_corr2d`.
+        law: its name.
+        fn: as for :func:`check_corr2d`; so is ``errors``.
+        case: what to try it on.
+
+    Raises:
+        Violation: the law fails.
+        Refusal: the callable raises, and the law does not mind.
     """
-    errors = options.pop("errors", "componentwise")
-    find_law(law).check(Subject(fn, ERROR_MODELS.get(errors, errors), **options), case)
+    model = ERROR_MODELS[errors] if isinstance(errors, str) else errors
+    find_law(law).check(Subject(fn, model), case)
 
 
 @dataclass
@@ -250,7 +262,8 @@ def _verdict(
 ) -> Verdict:
     if found.worst is not None:
         case, violation = found.worst
-        example = Counterexample(law.name, str(violation), case, subject.spelling)
+        errors = repr(subject.errors).replace("halves=torch.float32", "")
+        example = Counterexample(law.name, str(violation), case, subject.spelling, errors)
         return Verdict(
             law.name, dtype, "failed", found.cases + 1, found.refusals, seconds, "", example
         )

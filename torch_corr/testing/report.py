@@ -34,25 +34,29 @@ class Counterexample:
         message: what came out, and what should have.
         case: the case, as a value.
         spelling: Python that binds ``fn`` to the callable.
+        errors: Python that makes the promise about rounding that it was held to.
     """
 
     law: str
     message: str
     case: Case
     spelling: str
+    errors: str = "Componentwise()"
 
     @property
     def snippet(self) -> str:
         """Python that shows it again."""
+        promise = f", errors={self.errors}" if self.errors != "Componentwise()" else ""
+        model = ", " + self.errors.partition("(")[0] if promise else ""
         return "\n".join(
             [
                 "import torch",
                 self.spelling,
-                "from torch_corr.testing import Case, recheck",
+                f"from torch_corr.testing import Case, recheck{model}",
                 "",
                 f"case = {self.case!r}",
                 f"# {self.case.describe()}",
-                f"recheck({self.law!r}, fn, case)",
+                f"recheck({self.law!r}, fn, case{promise})",
                 f"# {self.message}",
             ]
         )
@@ -132,6 +136,10 @@ class Report:
             lines += [
                 f"    {line}".rstrip() for line in failure.counterexample.snippet.splitlines()
             ]
+        for each in self.verdicts:
+            if each.refusals and each.reason:
+                lines += ["", f"refused, {each.law}, {dtype_name(each.dtype)}, the first:"]
+                lines += [f"    {each.reason}"]
         decided = sum(each.cases for each in self.verdicts)
         lines += ["", f"{len(self.failures)} failures in {decided} cases"]
         return "\n".join(lines)
