@@ -23,10 +23,10 @@ _INTEGERS = ("integers",)
 
 LAWS: tuple[Law, ...] = (
     Law(accepts),
-    Law(values, data=ANY_DATA),
+    Law(values, data=ANY_DATA, share=2),
     Law(bias, share=0.5),
     Law(differentiable, dtypes="differentiable", share=0.5),
-    Law(gradients, data=ANY_DATA, dtypes="differentiable"),
+    Law(gradients, data=ANY_DATA, dtypes="differentiable", share=2),
     Law(second_order, dtypes="differentiable", share=0.5),
     Law(forward_mode, dtypes="differentiable", share=0.5, claim=True),
     Law(finite_differences, data=("normal",), dtypes="double", share=0.1),
