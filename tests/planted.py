@@ -93,13 +93,20 @@ class Bug:
         law: its name.
         dtype: in which to look.
         claims: laws that the callable claims.
+        errors: what it promises about rounding.
     """
 
     fn: Callable[..., Tensor]
     law: str
     dtype: torch.dtype = torch.float32
     claims: tuple[str, ...] = ()
+    errors: str = "componentwise"
     name: str = ""
+
+    @property
+    def what(self) -> str:
+        """What is wrong, in a line."""
+        return (getattr(self.fn, "_init_fn", self.fn).__doc__ or "").split("\n")[0]
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -109,7 +116,12 @@ class Bug:
 BUGS: list[Bug] = []
 
 
-def bug(law: str, dtype: torch.dtype = torch.float32, claims: tuple[str, ...] = ()) -> Any:
+def bug(
+    law: str,
+    dtype: torch.dtype = torch.float32,
+    claims: tuple[str, ...] = (),
+    errors: str = "componentwise",
+) -> Any:
     """Make a bug of ``change(p, x, w, bias) -> y``."""
 
     def plant(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -125,7 +137,7 @@ def bug(law: str, dtype: torch.dtype = torch.float32, claims: tuple[str, ...] = 
             return change(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
 
         fn.__name__, fn.__doc__ = change.__name__, change.__doc__
-        BUGS.append(Bug(fn, law, dtype, claims))
+        BUGS.append(Bug(fn, law, dtype, claims, errors))
         return fn
 
     return plant
@@ -277,6 +289,19 @@ def fourier_that_claims_to_be_direct(p, x, w, b):
     image = pad_zeros(p, x)
     spectrum = torch.fft.rfft2(image)[:, None] * torch.fft.rfft2(w, image.shape[2:]).conj()
     y = torch.fft.irfft2(spectrum.sum(2), image.shape[2:])
+    y = y[..., : p.output_size[0], : p.output_size[1]]
+    return y if b is None else y + b[:, None, None]
+
+
+@bug("values", errors="normwise")
+def fourier_wraps_around(p, x, w, b):
+    """A transform of the image's own size: what leaves at the bottom comes in at the top."""
+    if p.stride != (1, 1) or p.dilation != (1, 1) or p.groups > 1:
+        return assemble(p, x, w, b)
+    (top, _), (left, _) = p.padding
+    size = [max(pair) for pair in zip(p.size, p.output_size)]
+    spectrum = torch.fft.rfft2(x, size)[:, None] * torch.fft.rfft2(w, size).conj()
+    y = torch.fft.irfft2(spectrum.sum(2), size).roll((top, left), (2, 3))
     y = y[..., : p.output_size[0], : p.output_size[1]]
     return y if b is None else y + b[:, None, None]
 
@@ -639,6 +664,7 @@ def surplus_channels_ignored(
     " int[2] padding=[0, 0], int[2] dilation=[1, 1], int groups=1) -> Tensor",
 )
 def _operator(input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+    """The operator's fake forgets the stride."""
     return right(input, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
 
 

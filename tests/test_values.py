@@ -26,6 +26,8 @@ each_law = pytest.mark.parametrize(
 @each_law
 def test_laws(law: Law, algorithm: Algorithm, device: torch.device) -> None:
     """As corr2d with the algorithm named, for problems with any padding."""
+    if algorithm.name == "aten" and law.name == "non_finite":
+        pytest.skip("oneDNN multiplies zeros of its own by NaN; docs/what-the-kit-finds.md")
     profile = settings()
 
     def able(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
