@@ -79,7 +79,25 @@ def _demo(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-COMMANDS = (_demo,)
+def _verify(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="hold any convolution against the laws of 2-D cross-correlation",
+        add_help=False,
+        # The command's own parser, which needs hypothesis, reads all that follows.
+        prefix_chars="\0",
+    )
+    parser.add_argument("arguments", nargs="*")
+
+    def run(arguments: argparse.Namespace) -> int:
+        from .testing.verify import main
+
+        return main(arguments.arguments)
+
+    parser.set_defaults(run=run)
+
+
+COMMANDS = (_demo, _verify)
 
 if __name__ == "__main__":
     sys.exit(main())
