@@ -73,19 +73,12 @@ class Aten(Algorithm):
             return self.grad_input(problem, output.float(), weight.float()).half()
         if output.is_complex():
             return complex_from_real(self.grad_input, problem, output, weight)
-        padding, extra = _split_padding(problem)
+        _, extra = _split_padding(problem)
         (height, width), (left, right, top, bottom) = problem.size, extra or (0, 0, 0, 0)
         # Only the input's shape is read, so a tensor without memory of its own stands for it.
         shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
         input = output.new_empty(1).expand(shape)
         result = _backward(problem, output, input, weight, wanted=0)
-        for axis in (0, 1):
-            # No window reaches the pixels from here on; oneDNN gives them 0 * weight, which is
-            # NaN for a weight that is not finite.
-            behind = (problem.output_size[axis] - 1) * problem.stride[axis]
-            behind += problem.span[axis] - padding[axis]
-            if behind < shape[2 + axis]:
-                result.narrow(2 + axis, behind, shape[2 + axis] - behind).zero_()
         return result[..., top : top + height, left : left + width] if extra else result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
