@@ -161,7 +161,7 @@ class Fourier:
         error = (spectrum + d * (1 + spectrum) * sqrt(min(pixels))) * summed.value
         own = gamma(reference.terms, unit_roundoff(torch.float64)) * reference.magnitude
         tiny = 3 * size * torch.finfo(summing).tiny
-        error = error + own + torch.where(summed.terms > 0, tiny, 0.0)
+        error = error + own + tiny * (summed.terms > 0).double()
         return error if summing == dtype else _rounded(error, reference, dtype)
 
 
@@ -181,6 +181,6 @@ def _rounded(error: Tensor, reference: Reference, dtype: torch.dtype) -> Tensor:
     """The error, after one more rounding to ``dtype``; an exact small integer has none."""
     u = unit_roundoff(dtype)
     rounding = u * (reference.value.abs() + error)
-    rounding = rounding + torch.where(reference.terms > 0, torch.finfo(dtype).tiny, 0.0)
+    rounding = rounding + torch.finfo(dtype).tiny * (reference.terms > 0).double()
     exact = (error == 0) & (reference.value.abs() <= 1 / u) if reference.integral else False
     return error + torch.where(torch.as_tensor(exact), 0.0, rounding)
