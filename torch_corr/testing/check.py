@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -46,6 +47,7 @@ class Trial:
         seconds: after which no further case is begun; None for no limit.
         seed: of the cases.
         able: what the callable claims to be able to do; other cases are not tried.
+        trace: a file that holds the law and case being tried, for when the process dies.
     """
 
     problems: st.SearchStrategy[Problem]
@@ -54,6 +56,7 @@ class Trial:
     seconds: float | None = None
     seed: int = 0
     able: Able | None = None
+    trace: Path | None = None
 
 
 def check_corr2d(
@@ -72,6 +75,7 @@ def check_corr2d(
     seed: int = 0,
     name: str = "",
     progress: Progress | None = None,
+    trace: Path | None = None,
 ) -> Report:
     """Whether a callable is a 2-D cross-correlation: values, gradients and manners.
 
@@ -94,6 +98,8 @@ def check_corr2d(
         seed: another one draws other cases.
         name: what the report calls it.
         progress: called before each law with the number done, their total, and a name.
+        trace: a file to write each case to before it is tried: if the callable takes the
+            process down, its last words.
 
     Returns:
         A :class:`Report`; ``print`` it, ``raise_if_failed()``, ``to_json()``.
@@ -106,6 +112,7 @@ def check_corr2d(
         examples=examples,
         seed=seed,
         able=able,
+        trace=trace,
     )
     work = list(_work(dtypes, laws, without, claims))
     stop = None if budget is None else monotonic() + budget
@@ -198,6 +205,10 @@ def try_law(
             return
         if trial.able and not trial.able(case.problem, torch.device(case.device), dtype):
             return
+        if trial.trace:
+            trial.trace.write_text(
+                Counterexample(law.name, "", case, subject.spelling, _promise(subject)).snippet
+            )
         try:
             law.check(subject, case)
         except Refusal as refusal:
@@ -262,8 +273,9 @@ def _verdict(
 ) -> Verdict:
     if found.worst is not None:
         case, violation = found.worst
-        errors = repr(subject.errors).replace("halves=torch.float32", "")
-        example = Counterexample(law.name, str(violation), case, subject.spelling, errors)
+        example = Counterexample(
+            law.name, str(violation), case, subject.spelling, _promise(subject)
+        )
         return Verdict(
             law.name, dtype, "failed", found.cases + 1, found.refusals, seconds, "", example
         )
@@ -278,6 +290,10 @@ def _verdict(
         seconds,
         reason if outcome == "refused" or found.refusals else "",
     )
+
+
+def _promise(subject: Subject) -> str:
+    return repr(subject.errors).replace("halves=torch.float32", "")
 
 
 def select_laws(

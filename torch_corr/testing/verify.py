@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--examples", type=int, help="cases for each law and dtype (default: 100, or the budget)")
     add("--budget", type=_seconds, metavar="TIME", help="how long to try, e.g. 60s or 5m")
     add("--seed", type=int, default=0, help="another one draws other cases (default: 0)")
+    add(
+        "--trace",
+        type=Path,
+        metavar="PATH",
+        help="write each case there before it is tried: what a crash leaves is its last",
+    )
     add("--json", type=Path, metavar="PATH", help="write the report there as JSON as well")
 
 
@@ -107,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         budget=budget,
         seed=arguments.seed,
         name=name,
+        trace=arguments.trace,
         progress=ProgressBar() if sys.stderr.isatty() else None,
     )
     print(report)
