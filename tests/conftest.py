@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # The first call into torch takes seconds, so no deadline; the same examples every time, so
-# that a red run can be run again.  HYPOTHESIS_PROFILE=wander draws new ones each time.
+# that a red run can be run again.  --wander draws new ones each time.
 settings.register_profile(
     "laws",
     deadline=None,

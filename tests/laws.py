@@ -18,17 +18,24 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 UNDER_TEST = (*ALGORITHMS, Unfold(workspace_limit=40_000))
 
 
-def algorithm_id(algorithm: Algorithm) -> str:
-    return algorithm.name if algorithm in ALGORITHMS else repr(algorithm)
+def algorithm_id(algorithm: Algorithm | str) -> str:
+    return repr(algorithm) if algorithm not in (*ALGORITHMS, "auto") else name_of(algorithm)
+
+
+def name_of(algorithm: Algorithm | str) -> str:
+    return algorithm if isinstance(algorithm, str) else algorithm.name
 
 
 each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_id)
+
+# What most people run is none of them by name.
+each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=algorithm_id)
 
 
 class Declared:
     """The error bound that an algorithm declares for itself; an ``ErrorModel`` of the kit."""
 
-    def __init__(self, algorithm: Algorithm) -> None:
+    def __init__(self, algorithm: Algorithm | str) -> None:
         self.algorithm = algorithm
 
     def bound(
@@ -70,7 +77,7 @@ def assert_right(
     weight: Tensor | None = None,
     output: Tensor | None = None,
     *,
-    algorithm: Algorithm,
+    algorithm: Algorithm | str,
 ) -> None:
     """``result`` is the open slot of the form, within the error that its algorithm declares."""
     slots = input, weight, output

@@ -5,6 +5,8 @@ Both are held to the oracle's bound elsewhere, so here they may differ by two bo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from torch_corr.testing import LAYOUTS, error_bound, in_layout, operands, oracle
 
 # aten is conv2d itself.
 others = pytest.mark.parametrize(
-    "algorithm", [each for each in UNDER_TEST if each != Aten()], ids=algorithm_id
+    "algorithm", ["auto", *(each for each in UNDER_TEST if each != Aten())], ids=algorithm_id
 )
 
 
@@ -40,6 +42,14 @@ def test_values_and_gradients_are_conv2ds(
 ) -> None:
     if problem.in_channels == 0 or 0 in problem.size:
         return  # conv2d has no channels in its output there, or refuses
+    if algorithm == "auto" and data.draw(st.booleans()):
+        # Symmetric padding is what leads to torch.conv2d itself.
+        (top, _), (left, _) = problem.padding
+        larger = problem.size[0] + problem.padding[0][1], problem.size[1] + problem.padding[1][1]
+        problem = replace(problem, size=larger, padding=((top, top), (left, left)))
+    padding = problem.padding
+    if padding[0][0] == padding[0][1] and padding[1][0] == padding[1][1]:
+        padding = padding[0][0], padding[1][0]
     x, w, g = (value.requires_grad_() for value in data.draw(operands(problem, dtype, device)))
     b = torch.ones(problem.out_channels, dtype=dtype, device=device, requires_grad=True)
     y = corr2d(
@@ -47,7 +57,7 @@ def test_values_and_gradients_are_conv2ds(
         w,
         b,
         problem.stride,
-        problem.padding,
+        padding,
         problem.dilation,
         problem.groups,
         algorithm=algorithm,
@@ -124,7 +134,7 @@ def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
     """The definition's empty sum, where conv2d forgets the output's channels."""
     x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)
     b = torch.tensor([1.0, 2.0, 3.0], device=device)
-    for algorithm in UNDER_TEST:
+    for algorithm in ("auto", *UNDER_TEST):
         y = corr2d(x, w, b, algorithm=algorithm)
         assert torch.equal(y, b[:, None, None].expand(2, 3, 3, 3))
 
@@ -169,9 +179,18 @@ def test_output_may_be_written_to(algorithm: Algorithm, device: torch.device) ->
     assert all(map(torch.equal, ours, theirs))
 
 
+def test_float16_is_summed_in_float32_under_auto() -> None:
+    """Gradients too: a long sum of ones in float16 would stop at 2048."""
+    x = torch.ones(4, 1, 40, 40, dtype=torch.float16)
+    w = torch.ones(1, 1, 1, 1, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(corr2d(x, w).sum(), w)
+    assert gradient.item() == 4 * 40 * 40
+
+
 def test_integers_have_no_gradient_but_values(device: torch.device) -> None:
     x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
-    for algorithm in UNDER_TEST:
+    able = [each for each in UNDER_TEST if each.name not in ("direct", "fft")]
+    for algorithm in ("auto", *able):
         y = corr2d(x, w, torch.tensor([5], dtype=torch.int32), algorithm=algorithm)
         assert y.dtype == torch.int32
         assert (y == 9).all()

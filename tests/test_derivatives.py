@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import UNDER_TEST, algorithm_id, assert_right, each_algorithm
+from laws import UNDER_TEST, algorithm_id, assert_right, each_algorithm, each_choice
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -26,7 +26,7 @@ others = pytest.mark.parametrize(
 )
 
 
-def correlate(problem: Problem, algorithm: Algorithm):
+def correlate(problem: Problem, algorithm: Algorithm | str):
     def function(x: Tensor, w: Tensor) -> Tensor:
         return corr2d(
             x,
@@ -61,10 +61,10 @@ def some(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Te
     return x, w
 
 
-@each_algorithm
+@each_choice
 @each_field
 def test_gradcheck_in_every_mode(
-    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+    algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Reverse, forward, both batched, against finite differences of the forward."""
     assert gradcheck(
@@ -77,10 +77,10 @@ def test_gradcheck_in_every_mode(
     )
 
 
-@each_algorithm
+@each_choice
 @each_field
 def test_second_order_in_every_mode(
-    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+    algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """Reverse over reverse and forward over reverse."""
     assert gradgradcheck(
@@ -93,11 +93,11 @@ def test_second_order_in_every_mode(
     )
 
 
-@each_algorithm
+@each_choice
 @settings(max_examples=8)
 @given(data=st.data(), problem=problems(max_size=5, max_kernel=3, max_channels=2, max_groups=2))
 def test_gradcheck_of_any_geometry(
-    data: st.DataObject, problem: Problem, algorithm: Algorithm, device: torch.device
+    data: st.DataObject, problem: Problem, algorithm: Algorithm | str, device: torch.device
 ) -> None:
     x, w = (value.contiguous() for value in data.draw(operands(problem, torch.float64, device))[:2])
     inputs = x.requires_grad_(), w.requires_grad_()
@@ -107,9 +107,9 @@ def test_gradcheck_of_any_geometry(
         assert gradgradcheck(function, inputs, check_fwd_over_rev=True, fast_mode=True)
 
 
-@each_algorithm
+@each_choice
 @each_field
-def test_third_order(algorithm: Algorithm, dtype: torch.dtype, device: torch.device) -> None:
+def test_third_order(algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device) -> None:
     """Third derivatives equal conv2d's; of a cubic of the output, so that none vanishes."""
     x, w = some(PROBLEM, dtype, device)
 
@@ -124,10 +124,10 @@ def test_third_order(algorithm: Algorithm, dtype: torch.dtype, device: torch.dev
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@each_algorithm
+@each_choice
 @given(data=st.data(), problem=problems(max_size=8))
 def test_gradients_of_gradients_are_the_form(
-    data: st.DataObject, problem: Problem, algorithm: Algorithm, device: torch.device
+    data: st.DataObject, problem: Problem, algorithm: Algorithm | str, device: torch.device
 ) -> None:
     """d<gx, a>/dg = corr(a, w), d<gx, a>/dw = grad_weight(a, g), and so on: no other rule."""
     x, w, g = (v.requires_grad_() for v in data.draw(operands(problem, torch.float64, device)))
@@ -147,7 +147,7 @@ def test_gradients_of_gradients_are_the_form(
 @others
 @each_field
 def test_transforms_equal_conv2ds(
-    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+    algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """torch.func on corr2d gives what it gives on conv2d."""
     x, w = (value.detach() for value in some(PROBLEM, dtype, device))
@@ -173,7 +173,7 @@ def test_transforms_equal_conv2ds(
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@each_algorithm
+@each_choice
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (2, 1), (None, 4)])
 @given(data=st.data(), problem=problems(max_size=6, max_batch=2, max_channels=2, max_groups=2))
 @settings(max_examples=15)
@@ -181,7 +181,7 @@ def test_vmap_is_a_loop(
     data: st.DataObject,
     problem: Problem,
     in_dims: tuple[int | None, int | None],
-    algorithm: Algorithm,
+    algorithm: Algorithm | str,
     device: torch.device,
 ) -> None:
     """Over the input, the weight, or both, on any axis, with gradients through it."""
@@ -210,20 +210,24 @@ def test_vmap_is_a_loop(
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-@each_algorithm
-def test_vmap_nested_chunked_and_of_nothing(algorithm: Algorithm, device: torch.device) -> None:
+@each_choice
+def test_vmap_nested_chunked_and_of_nothing(
+    algorithm: Algorithm | str, device: torch.device
+) -> None:
     function = correlate(PROBLEM, algorithm)
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
     xs, ws = torch.stack([x, 2 * x, x + 1]), torch.stack([w, w - 1])
     all_pairs = vmap(vmap(function, (None, 0)), (0, None))(xs, ws)
     expected = torch.stack([torch.stack([function(a, b) for b in ws]) for a in xs])
     torch.testing.assert_close(all_pairs, expected)
+    nothing = vmap(function, (0, None))(xs[:0], w)
+    assert nothing.shape == (0, *function(x, w).shape)
     chunked = vmap(function, (0, None), chunk_size=2)(xs, w)
     torch.testing.assert_close(chunked, torch.stack([function(a, w) for a in xs]))
 
 
-@each_algorithm
-def test_per_sample_gradients(algorithm: Algorithm, device: torch.device) -> None:
+@each_choice
+def test_per_sample_gradients(algorithm: Algorithm | str, device: torch.device) -> None:
     """The gradient of each sample's own loss, in one call."""
     layer = Corr2d(4, 6, 3, padding=1, groups=2, algorithm=algorithm, dtype=torch.float64)
     layer.to(device)
@@ -239,8 +243,8 @@ def test_per_sample_gradients(algorithm: Algorithm, device: torch.device) -> Non
             torch.testing.assert_close(each[name][n], gradient)
 
 
-@each_algorithm
-def test_batched_gradients(algorithm: Algorithm, device: torch.device) -> None:
+@each_choice
+def test_batched_gradients(algorithm: Algorithm | str, device: torch.device) -> None:
     """``is_grads_batched`` and vectorized jacobians, also with create_graph."""
     x, w = some(PROBLEM, torch.float64, device)
     y = correlate(PROBLEM, algorithm)(x, w)
@@ -253,8 +257,8 @@ def test_batched_gradients(algorithm: Algorithm, device: torch.device) -> None:
     assert second.isfinite().all()
 
 
-@each_algorithm
-def test_dual_numbers_carry_reverse_mode(algorithm: Algorithm, device: torch.device) -> None:
+@each_choice
+def test_dual_numbers_carry_reverse_mode(algorithm: Algorithm | str, device: torch.device) -> None:
     """A tangent can be differentiated backward (reverse over forward)."""
     x, w = some(PROBLEM, torch.float64, device)
     dx = torch.randn_like(x, requires_grad=True)
@@ -269,7 +273,7 @@ def test_dual_numbers_carry_reverse_mode(algorithm: Algorithm, device: torch.dev
 
 @each_algorithm
 def test_only_what_is_needed_is_computed_and_kept(
-    algorithm: Algorithm, device: torch.device
+    algorithm: Algorithm | str, device: torch.device
 ) -> None:
     """A frozen weight costs no grad_weight and keeps no input; and the other way round."""
     calls: list[str] = []
@@ -299,6 +303,17 @@ def test_only_what_is_needed_is_computed_and_kept(
         assert calls == expected
 
 
+def test_auto_keeps_no_more() -> None:
+    """Also where it hands over to PyTorch, which would keep both operands."""
+    for trained, bias in ((0, None), (1, None), (0, torch.ones(4, dtype=torch.float64))):
+        operands = [value.detach() for value in some(PROBLEM, torch.float64, torch.device("cpu"))]
+        operands[trained].requires_grad_()
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda kept: kept):
+            corr2d(*operands, bias, 2, 1, 1, 2)
+        assert [kept.data_ptr() for kept in saved] == [operands[1 - trained].data_ptr()]
+
+
 def _note(notes: list[Tensor], value: Tensor) -> Tensor:
     notes.append(value)
     return value
@@ -314,10 +329,10 @@ def test_nothing_is_kept_without_gradients() -> None:
     assert alive() is None
 
 
-@each_algorithm
+@each_choice
 @pytest.mark.parametrize("dual", [False, True], ids=["reverse", "dual"])
 def test_writing_to_what_was_saved_is_an_error(
-    algorithm: Algorithm, dual: bool, device: torch.device
+    algorithm: Algorithm | str, dual: bool, device: torch.device
 ) -> None:
     """As conv2d, even where forward mode was on as well."""
     x, w = some(PROBLEM, torch.float64, device)
@@ -331,8 +346,8 @@ def test_writing_to_what_was_saved_is_an_error(
             loss.backward()
 
 
-@each_algorithm
-def test_autograd_functional(algorithm: Algorithm, device: torch.device) -> None:
+@each_choice
+def test_autograd_functional(algorithm: Algorithm | str, device: torch.device) -> None:
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
 
     def results(function):

@@ -44,6 +44,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("groups a float", {"groups": 1.0}, "groups must be an integer, got 1.0 of type float"),
     ("groups a bool", {"groups": True}, "groups must be an integer, got the bool True"),
     ("stride 0", {"stride": 0}, r"stride must be at least 1, got \(0, 0\)"),
+    ("stride 0, padding same", {"stride": 0, "padding": "same"}, "stride must be at least 1"),
+    ("sizes past 64 bits", {"dilation": 2**62, "padding": 2**62}, "64 bits"),
     ("stride -1", {"stride": (1, -1)}, r"stride must be at least 1, got \(1, -1\)"),
     ("stride a float", {"stride": 1.5}, "stride must be an integer, got 1.5"),
     ("stride None", {"stride": None}, "stride must be an integer, got None"),
@@ -116,6 +118,11 @@ def test_devices_must_agree() -> None:
         corr2d(X, W.to("meta"))
     with pytest.raises(RuntimeError, match="input and bias must share one device"):
         corr2d(X, W, B.to("meta"))
+    meta = X.to("meta"), W.to("meta")
+    with pytest.raises(RuntimeError, match=r"bias must have shape \(6,\)"):
+        corr2d(*meta, B[:5].to("meta"))
+    with pytest.raises(RuntimeError, match="one dtype"):
+        corr2d(meta[0], meta[1].double())
 
 
 def test_unknown_names() -> None:

@@ -139,6 +139,14 @@ def test_lazy_becomes_corr2d(bias: bool) -> None:
     assert lazy.state_dict().keys() == eager.state_dict().keys()
 
 
+def test_lazy_has_the_dtype_and_device_asked_for() -> None:
+    lazy = LazyCorr2d(2, 3, dtype=torch.float64)
+    lazy(torch.ones(1, 1, 3, 3, dtype=torch.float64))
+    assert lazy.weight.dtype == lazy.bias.dtype == torch.float64
+    assert LazyCorr2d(2, 3, device="meta").weight.device.type == "meta"
+    assert LazyCorr2d(2, 3, device="meta").bias.device.type == "meta"
+
+
 def test_lazy_refuses_what_it_cannot_become() -> None:
     with pytest.raises(ValueError, match="divisible by groups"):
         LazyCorr2d(6, 3, groups=2)(torch.ones(1, 3, 5, 5))
@@ -148,7 +156,7 @@ def test_lazy_refuses_what_it_cannot_become() -> None:
 
 def test_learns_like_nn_conv2d(device: torch.device) -> None:
     """A few steps of SGD leave both layers with the same weights."""
-    theirs, ours = pair(device, padding=1)
+    theirs, ours = pair(device, padding=1, algorithm="unfold")
     x = torch.randn(4, 4, 8, 8, dtype=torch.float64, device=device)
     for layer in (theirs, ours):
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .autograd import trilinear
-from .planner import AlgorithmLike, Plan, make_plan
+from .planner import AlgorithmLike, Plan, autocasts, make_plan
 from .problem import (
     PaddingLike,
     Pair,
@@ -105,7 +105,10 @@ def corr2d(
         result = _conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
         if result is not None:
             return result
+    input, weight, bias = _as_autocast_would(input, weight, bias)
     _check_operands(input, weight, bias)
+    if algorithm == "auto" and _keeps_channels_last(input):
+        algorithm = "aten"
     images, filters = _with_all_axes(input), _with_all_axes(weight)
     geometry = (as_pair("stride", stride), _hashable(padding), as_pair("dilation", dilation))
     if padding_mode != "zeros":
@@ -204,19 +207,34 @@ def plan(
 def _conv2d_if_chosen(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor | None:
-    """``torch.conv2d`` itself, where a plan of an earlier call gives it all three maps.
+    """``torch.conv2d`` itself, where ``auto`` gives it all three maps; else None.
 
-    It brings PyTorch's own derivatives, which are the same.  Only the choice is looked up;
-    the arguments go to PyTorch as they are, and what it refuses is refused in our words.
+    It brings PyTorch's own derivatives, which are the same.  The arguments go to PyTorch as
+    they are, and what it refuses is refused in our words.
     """
+    if torch.compiler.is_compiling():
+        # Dynamo takes no Function with a ``jvp``: in a captured graph ``auto`` is conv2d.
+        named = padding == "full" or (padding == "same" and stride not in (1, (1, 1)))
+        if named or (isinstance(padding, (tuple, list)) and not isinstance(padding[0], int)):
+            return None  # spelt as conv2d does not know it
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if torch._C._are_functorch_transforms_active():
+        return None  # conv2d mistakes the shape of a vmap over nothing
     try:
+        if input.requires_grad != weight.requires_grad and torch.is_grad_enabled():
+            return None  # conv2d keeps both operands where one gradient needs one
+        steps = (
+            tuple(each) if isinstance(each, list) else each for each in (stride, padding, dilation)
+        )
         chosen = _auto_is_conv2d(
-            input.shape, weight.shape, stride, padding, dilation, groups, input.device, input.dtype
+            input.shape, weight.shape, *steps, groups, input.device, input.dtype
         )
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return None  # not to be planned: the checks that follow say why, or spell it anew
+    if input.is_meta or not chosen:
+        return None
     # PyTorch computes on across cpu and meta, and on layouts of its own.
-    if not chosen or weight.device != input.device or input.layout != torch.strided:
+    if weight.device != input.device or input.layout != torch.strided:
         return None
     if bias is not None and getattr(bias, "device", None) != input.device:
         return None
@@ -241,6 +259,9 @@ def _auto_is_conv2d(
     device: torch.device,
     dtype: torch.dtype,
 ) -> bool:
+    numbers = stride, padding, dilation, groups
+    if any(isinstance(each, Tensor) for each in numbers):
+        return False  # a Tensor may change, and would be kept here
     flat = not isinstance(padding, tuple) or all(isinstance(each, int) for each in padding)
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
         return False
@@ -262,6 +283,29 @@ def _plan(
 ) -> Plan:
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
     return make_plan(problem, device, dtype, algorithm)
+
+
+def _keeps_channels_last(input: Tensor) -> bool:
+    """Whether an input has PyTorch's channels_last layout, which PyTorch alone keeps."""
+    return (
+        input.dim() == 4
+        and not torch._C._are_functorch_transforms_active()  # a mapped tensor cannot tell
+        and not input.is_contiguous()
+        and input.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _as_autocast_would(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+    """Operands in the dtype of autocast where that is on; float64 stays, as in conv2d."""
+    if not isinstance(input, Tensor) or not autocasts(input.device):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(input.device.type)
+    halves = (torch.float32, torch.float16, torch.bfloat16)
+    input, weight, bias = (
+        value.to(dtype) if isinstance(value, Tensor) and value.dtype in halves else value
+        for value in (input, weight, bias)
+    )
+    return input, weight, bias
 
 
 def _with_all_axes(value: Tensor) -> Tensor:
@@ -338,6 +382,8 @@ def _pad(
                 f"pad less, or with zeros"
             )
     (top, bottom), (left, right) = sides
+    if input.shape[1] == 0:
+        mode = "constant"  # nothing to fill, and PyTorch's other modes refuse to
     if top or bottom or left or right:
         input = pad(input, (left, right, top, bottom), mode=mode)
     return input, (stride, ((0, 0), (0, 0)), dilation)

@@ -253,6 +253,11 @@ class Problem:
                     f"{shape_str(self.input_shape)} with padding {self.padding}; add padding, or "
                     f"use a smaller kernel or dilation"
                 )
+        if max(self.padded_size) > _INT64_MAX:
+            raise RuntimeError(
+                f"padding {self.padding} makes the input's size {self.padded_size}, more than 64 "
+                f"bits count"
+            )
         for what, shape in (("input", self.input_shape), ("output", self.output_shape)):
             if prod(shape) > _INT64_MAX:
                 raise RuntimeError(
@@ -274,6 +279,9 @@ def resolve_padding(
         TypeError: not an integer, pair, pair of pairs or string.
         RuntimeError: an unknown name.
     """
+    for name, pair in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
+        if min(pair) < 1:
+            raise RuntimeError(f"{name} must be at least 1, got {pair}")
     if not isinstance(padding, str):
         return as_sides(padding)
     if padding == "valid":

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..problem import Problem
+from ..problem import Problem, as_int
 from .base import (
     COMPLEX,
     DEFAULT_WORKSPACE,
@@ -48,6 +48,9 @@ class Unfold(Algorithm):
     workspace_limit: int = DEFAULT_WORKSPACE
 
     name = "unfold"
+
+    def __post_init__(self) -> None:
+        as_int("workspace_limit", self.workspace_limit)
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype

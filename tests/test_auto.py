@@ -1,0 +1,104 @@
+"""What auto chooses, and that it is right there: where it takes compiled kernels, under
+autocast, for channels_last, in captured graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_corr import Corr2d, Direct, Problem, corr2d
+from torch_corr.planner import make_plan
+
+CPU = torch.device("cpu")
+compiled = pytest.mark.skipif(
+    bool(Direct().refusals(Problem.parse("n1c1-x1-o1-k1"), CPU, torch.float32)),
+    reason="the kernels are not compiled here",
+)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("case", "chosen"),
+    [
+        ("n8c96-x56-o96-k7-p3-g96", ("direct", "direct", "direct")),
+        ("n1c1-x1024-o1-k15", ("direct", "direct", "direct")),
+        ("n64c1-x28-o32-k5", ("aten", "direct", "aten")),
+        ("n1c2048-x29-o2048-k5-g2048", ("aten", "aten", "direct")),
+        ("n8c64-x56-o64-k3-p1", ("aten", "aten", "aten")),
+        ("n1c4-x8-o4-k3-p1", ("aten", "aten", "aten")),
+    ],
+)
+def test_each_map_gets_what_is_ahead(case: str, chosen: tuple[str, ...]) -> None:
+    made = make_plan(Problem.parse(case), CPU, torch.float32, "auto")
+    assert (made.forward.name, made.grad_input.name, made.grad_weight.name) == chosen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_large_depthwise_layer_is_conv2d(dtype: torch.dtype) -> None:
+    """With bias and gradients, on the general path."""
+    x = torch.randn(2, 24, 40, 40, dtype=dtype, requires_grad=True)
+    w = torch.randn(24, 1, 9, 9, dtype=dtype, requires_grad=True)
+    b = torch.randn(24, dtype=dtype, requires_grad=True)
+    results = [function(x, w, b, 1, 4, 1, 24) for function in (corr2d, F.conv2d)]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(y.square().mean(), (x, w, b)) for y in results]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold", "naive"])
+def test_autocast_as_conv2d(algorithm: str) -> None:
+    """A net in bfloat16 with float32 weights; gradients in the weights' dtype."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(
+        Corr2d(4, 4, 3, algorithm=algorithm),
+        nn.ReLU(),
+        Corr2d(4, 4, 3, padding="same", algorithm=algorithm),
+    )
+    theirs = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding="same"))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, expected = ours(x), theirs(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    y.float().sum().backward()
+    expected.float().sum().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters()):
+        assert mine.grad.dtype == torch.float32
+        torch.testing.assert_close(mine.grad, other.grad, rtol=3e-2, atol=0.3)
+
+
+def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
+    x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert corr2d(x.double(), w.double(), algorithm="unfold").dtype == torch.float64
+        y = corr2d(x, w, algorithm="unfold")
+    rounded = corr2d(x.bfloat16(), w.bfloat16(), algorithm="unfold")
+    assert torch.equal(y, rounded)
+
+
+def test_channels_last_is_kept() -> None:
+    x = torch.randn(4, 32, 64, 64).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(32, 1, 7, 7)
+    y = corr2d(x, w, padding=3, groups=32)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=32))
+
+
+@pytest.mark.parametrize("groups", [1, 24])
+def test_captured_whole(groups: int) -> None:
+    """Under fullgraph compilation auto is conv2d, forward and backward."""
+    x = torch.randn(2, 24, 40, 40, requires_grad=True)
+    w = torch.randn(24, 24 // groups, 9, 9, requires_grad=True)
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return corr2d(x, w, padding=4, groups=groups)
+
+    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    y, expected = captured(x, w), F.conv2d(x, w, padding=4, groups=groups)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), (x, w)), torch.autograd.grad(expected.sum(), (x, w))
+    )
