@@ -153,7 +153,7 @@ _MANY_TAPS = 49
 _WIDE = 28
 """Columns of output that fill the vectors well enough with fewer taps."""
 
-_WORTH_A_CHOICE = 2**22
+_WORTH_A_CHOICE = 2**21
 """Multiplications below which PyTorch is done before a choice has paid for itself."""
 
 
