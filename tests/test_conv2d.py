@@ -179,6 +179,18 @@ def test_output_may_be_written_to(algorithm: Algorithm, device: torch.device) ->
     assert all(map(torch.equal, ours, theirs))
 
 
+@pytest.mark.parametrize("stride", [2**30, 2**62])
+def test_a_stride_that_is_never_taken(stride: int) -> None:
+    """One output is one output, whatever the step to the next would be."""
+    x, w = torch.ones(1, 1, 3, 3, requires_grad=True), torch.ones(1, 1, 2, 2)
+    ours = ("unfold", "naive")
+    for algorithm in ours if stride > 2**40 else ("auto", "aten", *ours):
+        y = corr2d(x, w, stride=stride, algorithm=algorithm)
+        assert y.tolist() == [[[[4.0]]]]
+        (gradient,) = torch.autograd.grad(y, x)
+        assert gradient.sum() == 4
+
+
 def test_float16_is_summed_in_float32_under_auto() -> None:
     """Gradients too: a long sum of ones in float16 would stop at 2048."""
     x = torch.ones(4, 1, 40, 40, dtype=torch.float16)

@@ -215,9 +215,11 @@ def _columns(problem: Problem, input: Tensor, block: Block) -> Tensor:
     image = image.to(accumulation_dtype(image.dtype))
     (span_down, span_across), (dilation_down, dilation_across) = problem.span, problem.dilation
     # (n, C, rows, columns, kH, kW): a view, in which windows overlap.
-    windows = image.unfold(2, span_down, problem.stride[0]).unfold(
-        3, span_across, problem.stride[1]
-    )[..., ::dilation_down, ::dilation_across]
+    # A stride that is never taken may be larger than PyTorch can multiply.
+    down, across = (min(pair) for pair in zip(problem.stride, image.shape[2:]))
+    windows = image.unfold(2, span_down, down).unfold(3, span_across, across)[
+        ..., ::dilation_down, ::dilation_across
+    ]
     taps = problem.group_in * prod(problem.kernel)
     windows = windows.reshape(
         len(block.images), problem.groups, problem.group_in, *windows.shape[2:]
@@ -243,7 +245,8 @@ def _every_step(problem: Problem, axis: int, outputs: range, tap: int, first: in
     """The pixels, counted from ``first``, that one tap meets as the window moves."""
     stride = problem.stride[axis]
     start = outputs.start * stride + tap * problem.dilation[axis] - problem.padding[axis][0] - first
-    return slice(start, start + (len(outputs) - 1) * stride + 1, stride)
+    last = start + (len(outputs) - 1) * stride
+    return slice(start, last + 1, stride if last > start else 1)
 
 
 def _pixels_read(problem: Problem, axis: int, outputs: range) -> range:
