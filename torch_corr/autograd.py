@@ -12,9 +12,9 @@ calls, and :func:`trilinear` is the one place that asks:
     eager, operands with tangents   ``_Dual``, which keeps the operands until ``jvp``
     a torch.func transform      ``_Transformed``, with ``setup_context`` and ``vmap``
 
-A third route, for graph capture (``torch.compile``, ``torch.export``), belongs in
-:func:`trilinear` too and is not there yet: Dynamo refuses a Function that has a ``jvp``,
-so capture breaks the graph here, or says so under ``fullgraph=True``.
+A route for graph capture (``torch.compile``, ``torch.export``) belongs in :func:`trilinear`
+too and is not there yet: Dynamo refuses a Function that has a ``jvp``.  Until it is,
+``functional`` gives captured calls under ``auto`` to ``torch.conv2d`` before they come here.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def make_plan(
 # 3 to 40 runs: on 21 depthwise, grouped and few-channel problems x 3 maps `direct` was 1.3 to
 # 180 times as fast as `aten`, but for depthwise 5x5 on planes of 25x25 (forward: 0.7 times), 5x5
 # with stride 2 (forward: even) and 1 -> 32 channels of 28x28 (grad_weight: 0.5 times); on 8 dense
-# float32 ones 0.2 to 0.8 times.  The limits below keep clear of those.
+# float32 ones, on one core, 0.2 to 0.9 times.  The limits below keep clear of the losses.
 _THIN = 16
 """Products of channels in one group, C/G * O/G, up to which a problem is planes x taps."""
 
