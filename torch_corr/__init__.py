@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from ._version import __version__
 from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Unfold
+from .conversion import Conversion, convert
 from .functional import convolve2d, corr2d, plan
+from .interception import intercept
 from .modules import Corr2d, LazyCorr2d
 from .planner import Plan
 from .problem import Problem
@@ -18,6 +20,7 @@ __all__ = [
     "MAPS",
     "Algorithm",
     "Aten",
+    "Conversion",
     "Corr2d",
     "Direct",
     "LazyCorr2d",
@@ -26,7 +29,9 @@ __all__ = [
     "Problem",
     "Unfold",
     "__version__",
+    "convert",
     "convolve2d",
     "corr2d",
+    "intercept",
     "plan",
 ]

@@ -1,0 +1,311 @@
+"""convert: the same layers, parameters and hooks, another class; and nothing else touched."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+from torch_corr import Algorithm, Corr2d, LazyCorr2d, Unfold, convert
+
+
+class Pointwise(nn.Conv2d):
+    """A subclass that computes as nn.Conv2d does."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+        self.scale = 2
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
+class Flipped(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flip(-1))
+
+
+class Padded(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(nn.functional.pad(input, (1, 1)), weight, bias)
+
+
+class Twice(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
+        nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4, bias=False)),
+        Pointwise(4),
+        nn.Conv2d(4, 2, (3, 2), stride=2, padding="valid", dilation=(1, 2)),
+    ).double()
+
+
+def outcome(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output and every gradient."""
+    model.zero_grad()
+    y = model(x)
+    y.square().sum().backward()
+    return [y.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "unfold", Unfold(workspace_limit=40_000)], ids=str)
+def test_converted_model_is_the_same(algorithm: str | Algorithm) -> None:
+    """Values, gradients, parameters, state and keys; before, between and after."""
+    model, x = small_model(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    expected, before = outcome(model, x), dict(model.named_parameters())
+    report = convert(model, algorithm)
+    assert list(report.replaced) == ["0", "1.2", "2", "3"]
+    assert report.skipped == {}
+    for name, layer in report.replaced.items():
+        assert layer is model.get_submodule(name)
+        assert isinstance(layer, Corr2d)
+        assert layer.algorithm == algorithm
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    torch.testing.assert_close(outcome(model, x), expected, rtol=1e-12, atol=1e-12)
+    report.revert()
+    assert [type(model[place]) for place in (0, 2, 3)] == [nn.Conv2d, Pointwise, nn.Conv2d]
+    assert not any("algorithm" in vars(module) for module in model.modules())
+    for mine, other in zip(outcome(model, x), expected):
+        assert torch.equal(mine, other)
+
+
+def test_named_algorithm_runs_everywhere() -> None:
+    ran = []
+
+    class Spy(Unfold):
+        def forward(self, *arguments: Any) -> Tensor:
+            ran.append(arguments[0])
+            return super().forward(*arguments)
+
+    model = small_model()
+    convert(model, Spy())
+    model(torch.randn(1, 3, 9, 9, dtype=torch.float64))
+    assert len(ran) == 4
+
+
+def test_a_model_that_is_a_convolution() -> None:
+    layer = nn.Conv2d(1, 1, 3)
+    report = convert(layer)
+    assert type(layer) is Corr2d
+    assert list(report.replaced) == [""]
+    assert "the model: Corr2d(1, 1," in str(report)
+    report.revert()
+    report.revert()
+    assert type(layer) is nn.Conv2d
+
+
+def test_hooks_training_flag_and_optimizer_stay() -> None:
+    model, seen = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False)), []
+    layer = model[0].eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    layer.register_forward_hook(lambda *_: seen.append("forward"))
+    layer.register_full_backward_hook(lambda *_: seen.append("backward"))
+    layer.weight.register_hook(lambda _: seen.append("weight"))
+    convert(model)
+    assert not layer.training
+    assert model.training
+    before = layer.weight.detach().clone()
+    model(torch.ones(1, 1, 3, 3, requires_grad=True)).sum().backward()
+    optimizer.step()
+    assert sorted(seen) == ["backward", "forward", "weight"]
+    torch.testing.assert_close(layer.weight, before - 1)
+
+
+def test_a_module_met_twice_is_converted_once() -> None:
+    layer = nn.Conv2d(2, 2, 1)
+    report = convert(nn.Sequential(layer, nn.ReLU(), layer))
+    assert list(report.replaced) == ["0"]
+
+
+def test_a_subclass_stays_an_instance_and_can_be_copied_and_pickled() -> None:
+    layer = Pointwise(3)
+    convert(layer, "unfold")
+    assert isinstance(layer, Pointwise)
+    assert isinstance(layer, Corr2d)
+    assert repr(layer) == "PointwiseAsCorr2d(scale=2)"
+    x = torch.randn(1, 3, 4, 4)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    for twin in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+        torch.load(file, weights_only=False),
+    ):
+        assert type(twin) is type(layer)
+        assert twin.algorithm == "unfold"
+        assert torch.equal(twin(x), layer(x))
+
+
+def test_parametrized_layers_stay_so_and_copies_are_left_alone() -> None:
+    layer = nn.Conv2d(2, 2, 3)
+    parametrize.register_parametrization(layer, "weight", Twice())
+    twin, x = copy.deepcopy(layer), torch.randn(1, 2, 5, 5)
+    expected = layer(x)
+    report = convert(layer, "unfold")
+    assert type(layer).__name__ == "ParametrizedCorr2d"
+    assert not isinstance(twin, Corr2d)
+    torch.testing.assert_close(layer(x), expected)
+    parametrize.register_parametrization(layer, "bias", Twice())
+    assert type(copy.deepcopy(layer)) is type(layer)
+    report.revert()
+    assert type(layer).__name__ == "ParametrizedConv2d"
+    assert parametrize.is_parametrized(layer, "bias")
+    assert set(layer.parametrizations) == {"weight", "bias"}
+    parametrize.remove_parametrizations(layer, "weight")
+    parametrize.remove_parametrizations(layer, "bias")
+    assert type(layer) is nn.Conv2d
+
+
+def test_parametrization_removed_or_added_after() -> None:
+    removed, added = Pointwise(2), nn.Conv2d(2, 2, 1)
+    parametrizations.weight_norm(removed)
+    reports = convert(removed), convert(added)
+    parametrize.remove_parametrizations(removed, "weight")
+    assert type(removed).__name__ == "PointwiseAsCorr2d"
+    parametrizations.spectral_norm(added)
+    for report in reports:
+        report.revert()
+    assert type(removed) is Pointwise
+    assert type(added).__bases__ == (nn.Conv2d,)
+
+
+def test_converting_does_not_run_a_parametrization() -> None:
+    """spectral_norm takes a step each time that the weight is read in training."""
+    layer = parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))
+    before = layer.parametrizations.weight[0]._u.clone()
+    convert(layer)
+    assert torch.equal(layer.parametrizations.weight[0]._u, before)
+
+
+def test_norms_and_pruning_by_hooks() -> None:
+    x = torch.randn(1, 3, 5, 5)
+    for change in (
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+        lambda layer: nn.utils.spectral_norm(layer).eval(),
+    ):
+        layer = change(nn.Conv2d(3, 3, 3))
+        expected = layer(x)
+        convert(layer, "unfold")
+        torch.testing.assert_close(layer(x), expected)
+
+
+def qat_convolution() -> nn.Module:
+    from torch.ao.nn.qat import Conv2d
+    from torch.ao.quantization import get_default_qat_qconfig
+
+    return Conv2d(2, 2, 3, qconfig=get_default_qat_qconfig())
+
+
+def with_a_qconfig() -> nn.Module:
+    layer = nn.Conv2d(2, 2, 3)
+    layer.qconfig = object()
+    return layer
+
+
+def with_a_patched_forward() -> nn.Module:
+    layer = nn.Conv2d(2, 2, 3)
+    layer.forward = lambda x: nn.functional.conv2d(x, layer.weight)
+    return layer
+
+
+def with_an_algorithm_of_its_own() -> nn.Module:
+    layer = nn.Conv2d(2, 2, 3)
+    layer.algorithm = "sgd"
+    return layer
+
+
+class Packed(Tensor):
+    @classmethod
+    def __torch_function__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return super().__torch_function__(*arguments, **keywords)
+
+
+def with_a_weight_of_another_kind() -> nn.Module:
+    layer = nn.Conv2d(2, 2, 3)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Packed))
+    return layer
+
+
+def quantized() -> nn.Module:
+    from torch.ao.nn.quantized import Conv2d
+
+    return Conv2d(2, 2, 3)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: nn.LazyConv2d(2, 3), "LazyConv2d has no weight yet; call the model once"),
+        (lambda: LazyCorr2d(2, 3), "LazyCorr2d is a Corr2d already"),
+        (lambda: Corr2d(2, 2, 3, algorithm="fft"), "its attribute algorithm is 'fft'"),
+        (lambda: Flipped(2, 2, 3), "Flipped has its own forward; torch_corr.intercept"),
+        (lambda: Padded(2, 2, 3), "Padded has its own _conv_forward"),
+        (with_a_patched_forward, "Conv2d has its own forward"),
+        (quantized, "Conv2d is quantized"),
+        (qat_convolution, "Conv2d has a qconfig"),
+        (with_a_qconfig, "Conv2d has a qconfig"),
+        (with_a_weight_of_another_kind, "Conv2d has a weight of type Packed"),
+        (with_an_algorithm_of_its_own, "Conv2d has an attribute algorithm of its own"),
+        (lambda: torch.jit.script(nn.Conv2d(2, 2, 3)), "Conv2d is scripted"),
+    ],
+)
+def test_left_alone_with_a_sentence(make: Any, sentence: str) -> None:
+    model = nn.Sequential(make(), nn.Conv2d(2, 2, 1))
+    skipped = model[0]
+    kind, own = type(skipped), getattr(skipped, "algorithm", None)
+    report = convert(model, "unfold")
+    assert type(skipped) is kind
+    assert getattr(skipped, "algorithm", None) == own
+    assert sentence in report.skipped["0"]
+    assert f"0 left alone: {report.skipped['0']}" in str(report)
+    assert list(report.replaced) == ["1"]
+    report.revert()
+    assert type(skipped) is kind
+
+
+def test_other_layers_are_not_mentioned() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.Linear(1, 1))
+    report = convert(model)
+    assert not report.replaced
+    assert not report.skipped
+    assert str(report) == "0 of 0 convolutions run algorithm='auto'"
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "error", "sentence"),
+    [
+        (torch.conv2d, "auto", TypeError, "got builtin_function_or_method; for functions"),
+        (nn.Conv2d(1, 1, 1), "dirct", ValueError, "did you mean 'direct'"),
+        (nn.Conv2d(1, 1, 1), Unfold, TypeError, "algorithm must be a name or an Algorithm"),
+    ],
+)
+def test_errors(model: Any, algorithm: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        convert(model, algorithm)
+    assert not isinstance(model, Corr2d)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_before_and_after() -> None:
+    """Compiled code notices that a layer has become another, and the way back."""
+    model = nn.Sequential(nn.Conv2d(2, 2, 3))
+    captured, x = torch.compile(model, fullgraph=True, backend="eager"), torch.randn(1, 2, 5, 5)
+    expected = captured(x)
+    report = convert(captured)
+    assert isinstance(model[0], Corr2d)
+    torch.testing.assert_close(captured(x), expected)
+    report.revert()
+    assert torch.equal(captured(x), expected)

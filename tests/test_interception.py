@@ -1,0 +1,274 @@
+"""intercept: every call of conv2d inside goes to corr2d, and no call of ours does."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from torch_corr import Corr2d, Problem, Unfold, convert, corr2d, intercept
+
+
+@dataclass(frozen=True, eq=False)
+class Spy(Unfold):
+    """Unfold that notes the maps it is asked for."""
+
+    asked: list[str] = field(default_factory=list)
+
+    # Plans are kept by equality, and one made for another spy would tell that one.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        self.asked.append("forward")
+        return super().forward(problem, input, weight)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        self.asked.append("grad_input")
+        return super().grad_input(problem, output, weight)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        self.asked.append("grad_weight")
+        return super().grad_weight(problem, input, output)
+
+
+class CallsConv2d(Unfold):
+    """An algorithm of someone's own, made of the function that is intercepted."""
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(input, weight, groups=problem.groups)
+
+
+def operands() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    shapes = (2, 4, 7, 8), (6, 2, 3, 2), (6,)
+    return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+
+
+layer = nn.Conv2d(4, 6, (3, 2), groups=2, dtype=torch.float64)
+
+CALLS = {
+    "F.conv2d": lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=(1, 0), groups=2),
+    "torch.conv2d": lambda x, w, b: torch.conv2d(x, w, b, 1, "same", 2, 2),
+    "keywords": lambda x, w, b: F.conv2d(weight=w, input=x, bias=b, groups=2),
+    "unbatched": lambda x, w, b: F.conv2d(x[0], w, b, groups=2),
+    "nn.Conv2d": lambda x, w, b: functional_call(layer, {"weight": w, "bias": b}, (x,)),
+    "aten": lambda x, w, b: torch.ops.aten.conv2d.default(x, w, b, [1, 1], [1, 1], [1, 1], 2),
+    "aten packet": lambda x, w, b: torch.ops.aten.conv2d(x, w, b, padding="valid", groups=2),
+}
+
+EVERY_WAY = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@EVERY_WAY
+@EVEN_SAME
+def test_every_way_to_call_goes_to_corr2d(call: Any) -> None:
+    """Forward and both gradients by the algorithm asked for, values those of conv2d."""
+    variables, spy = operands(), Spy()
+    expected = call(*variables)
+    gradients = torch.autograd.grad(expected.square().sum(), variables)
+    with intercept(spy):
+        y = call(*variables)
+    assert spy.asked == ["forward"]
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    ours = torch.autograd.grad(y.square().sum(), variables)
+    torch.testing.assert_close(ours, gradients, rtol=1e-12, atol=1e-12)
+    assert sorted(spy.asked) == ["forward", "grad_input", "grad_weight"]
+    call(*variables)
+    assert len(spy.asked) == 3
+
+
+def test_exported_programs_are_redirected() -> None:
+    x, spy = operands()[0], Spy()
+    program = torch.export.export(layer, (x,)).module()
+    with intercept(spy):
+        y = program(x)
+    assert spy.asked == ["forward"]
+    torch.testing.assert_close(y, layer(x))
+
+
+def test_who_asks_for_an_algorithm_gets_it() -> None:
+    """corr2d and Corr2d keep theirs, and so do their derivatives of any order."""
+    x, w, _ = operands()
+    spy, ours = Spy(), Corr2d(4, 6, 3, groups=2, dtype=torch.float64, algorithm="aten")
+    with intercept(spy):
+        for y in (
+            corr2d(x, w, groups=2),
+            corr2d(x, w, groups=2, algorithm="aten"),
+            corr2d(x, w, groups=2, padding=((1, 0), (0, 2)), algorithm="aten"),
+            ours(x),
+        ):
+            (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            torch.autograd.backward(g.square().sum())  # which no mode is told of, so stays on
+    assert spy.asked == []
+
+
+def test_nested_the_innermost_decides() -> None:
+    x, w, _ = operands()
+    outer, inner = Spy(), Spy()
+    with intercept(outer):
+        with intercept(inner):
+            y = F.conv2d(x, w, groups=2)
+        F.conv2d(x, w, groups=2)
+        assert inner.asked == ["forward"]
+        assert outer.asked == ["forward"]
+        y.sum().backward()
+    assert len(inner.asked) == 3
+    assert len(outer.asked) == 1
+
+
+def test_one_object_may_be_entered_again() -> None:
+    x, w, _ = operands()
+    block = intercept(Spy())
+    with block, block:
+        F.conv2d(x, w, groups=2)
+    with block:
+        F.conv2d(x, w, groups=2)
+    F.conv2d(x, w, groups=2)
+    assert block.algorithm.asked == ["forward"] * 2
+
+
+def test_an_algorithm_made_of_conv2d_does_not_call_itself() -> None:
+    x, w, _ = operands()
+    with intercept(CallsConv2d()):
+        y = F.conv2d(x, w, groups=2)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        g.square().sum().backward()
+    expected = F.conv2d(x, w, groups=2)
+    torch.testing.assert_close(y, expected)
+
+
+def test_left_by_an_error() -> None:
+    x, w, _ = operands()
+    spy = Spy()
+    with pytest.raises(RuntimeError, match="channels"), intercept(spy):
+        F.conv2d(x, w, groups=3)
+    F.conv2d(x, w, groups=2)
+    assert spy.asked == []
+
+
+def test_named_algorithms_refuse_as_ever() -> None:
+    with (
+        pytest.raises(RuntimeError, match="algorithm 'fft' cannot run"),
+        intercept("fft"),
+    ):
+        F.conv2d(torch.ones(1, 1, 3, 3, dtype=torch.int64), torch.ones(1, 1, 2, 2).long())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "error", "sentence"),
+    [
+        ("unfolded", ValueError, "did you mean 'unfold'"),
+        (None, TypeError, "algorithm must be a name or an Algorithm"),
+    ],
+)
+def test_errors(algorithm: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        intercept(algorithm)
+
+
+def test_other_functions_pass_through() -> None:
+    x = torch.randn(1, 2, 5, 5)
+    with intercept("unfold"):
+        for function in (F.relu, torch.sin, lambda x: x + 1, lambda x: F.max_pool2d(x, 2)):
+            y = function(x)
+        z = F.conv1d(x[0], torch.ones(2, 5, 1))
+    assert torch.equal(y, F.max_pool2d(x, 2))
+    assert torch.equal(z, F.conv1d(x[0], torch.ones(2, 5, 1)))
+
+
+def test_a_block_holds_for_its_thread_alone() -> None:
+    x, w, _ = operands()
+    spy = Spy()
+    with intercept(spy):
+        thread = threading.Thread(target=F.conv2d, args=(x, w), kwargs={"groups": 2})
+        thread.start()
+        thread.join()
+        assert spy.asked == []
+        F.conv2d(x, w, groups=2)
+    assert spy.asked == ["forward"]
+
+
+def test_checkpointed_with_the_block_inside() -> None:
+    x, w, _ = operands()
+    spy = Spy()
+
+    def redirected(x: Tensor, w: Tensor) -> Tensor:
+        with intercept(spy):
+            return F.conv2d(x, w, groups=2)
+
+    checkpoint(redirected, x, w, use_reentrant=False).sum().backward()
+    assert sorted(spy.asked) == ["forward", "forward", "grad_input", "grad_weight"]
+
+
+def test_under_torch_func() -> None:
+    """Per-sample gradients: grad under vmap, the block outside or inside."""
+    x, w, _ = operands()
+    x, w = x.detach(), w.detach()
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return F.conv2d(x[None], w, groups=2).square().sum()
+
+    def redirected(w: Tensor, x: Tensor) -> Tensor:
+        with intercept(spy):
+            return loss(w, x)
+
+    spy = Spy()
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    expected = per_sample(w, x)
+    with intercept(spy):
+        torch.testing.assert_close(per_sample(w, x), expected)
+    assert "grad_weight" in spy.asked
+    spy.asked.clear()
+    inside = torch.func.vmap(torch.func.grad(redirected), (None, 0))
+    torch.testing.assert_close(inside(w, x), expected)
+    assert "grad_weight" in spy.asked
+
+
+def test_converted_and_intercepted() -> None:
+    """A converted layer keeps the algorithm that it was given."""
+    x, spy = operands()[0], Spy()
+    model = nn.Conv2d(4, 2, 3, dtype=torch.float64)
+    convert(model, spy)
+    with intercept("naive"):
+        model(x)
+    assert spy.asked == ["forward"]
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["block inside", "block outside"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_captured_whole(inside: bool) -> None:
+    """fullgraph: the block within the function, or around its call; no stale code outside."""
+    x, w, b = operands()
+
+    def call(x: Tensor) -> Tensor:
+        return (
+            F.conv2d(x, w, b, padding=1, groups=2).relu() + layer(F.pad(x, (1, 1, 1, 1)))[..., :9]
+        )
+
+    def redirected(x: Tensor) -> Tensor:
+        with intercept():
+            return call(x)
+
+    torch.compiler.reset()
+    expected = call(x)
+    if inside:
+        captured = torch.compile(redirected, fullgraph=True, backend="aot_eager")
+        y = captured(x)
+    else:
+        captured = torch.compile(call, fullgraph=True, backend="aot_eager")
+        with intercept():
+            y = captured(x)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.sum(), (x, w, b)), torch.autograd.grad(expected.sum(), (x, w, b))
+    )
+    torch.testing.assert_close(captured(x), expected)
