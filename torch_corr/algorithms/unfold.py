@@ -1,45 +1,60 @@
-"""Windows laid out as columns, and one matrix product: im2col, in bounded memory.
+"""Windows laid out in strips, and a matrix product for every row of the kernel.
 
-Per group, with a row for every tap of the kernel and a column for every output pixel:
+Per group, with strips as in :mod:`._strips` and w_u the row u of the kernel as a matrix of
+(output channels) x (input channels, taps along the row):
 
-    forward      y  = weight @ columns(x)
-    grad_input   x  = fold(weight^T @ y)      fold adds every column back into its window
-    grad_weight  w  = y @ columns(x)^T
+    forward      y   = sum_u w_u @ strips(x)[rows that u meets]
+    grad_input   x   = fold(sum_u w_u^T @ y)      fold adds every strip back to its pixels
+    grad_weight  w_u = y @ strips(x)[rows that u meets]^T
 
-The columns repeat each input pixel up to kH*kW times.  They are never made whole when
-that exceeds the workspace limit: the maps go block by block, a block being some images
-by some rows by some columns of pixels.
+The maps go block by block, a block being some images by some rows by some columns of pixels:
+small enough for its strips to stay in the caches, and for all of it to stay in the workspace.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..problem import Problem, as_int
+from ._strips import Block, Rows, columns_touching, cut, fold, rows_read, rows_written
 from .base import (
     COMPLEX,
     DEFAULT_WORKSPACE,
     FLOATS,
     INTEGERS,
+    MAPS,
     Algorithm,
     MapName,
     accumulation_dtype,
     dtype_refusal,
 )
 
+CACHED = 4 * 2**20
+"""Bytes of strips in a block on a CPU.  Dense 3x3 in float64, 4x64x56x56, forward on two Zen 4
+cores (1 MiB of L2 each, 32 MiB of L3): 14.3 ms at 1 MiB, 12.9 at 2, 12.5 at 4, 13.0 at 8."""
+
+MOST_REPEATED = 3
+"""A block may pass :data:`CACHED` up to so many times what one row of output needs: rows that
+neighbouring blocks share are laid out in each of them."""
+
+TOGETHER = 32
+"""Images share a block if at least so many fit: such small products run one to a thread."""
+
+Lengths: TypeAlias = tuple[int, int, int]
+"""Images, rows and columns of a block."""
+
 
 @dataclass(frozen=True)
 class Unfold(Algorithm):
-    """Columns and matrix products.
+    """Strips and matrix products.
 
     Attributes:
         workspace_limit: bytes to take at most beyond operands and result.
@@ -57,9 +72,7 @@ class Unfold(Algorithm):
     ) -> tuple[str, ...]:
         able = FLOATS + COMPLEX + (INTEGERS if device.type in ("cpu", "meta") else ())
         refusals = dtype_refusal(dtype, able)
-        least = 2 * max(
-            _columns_bytes(problem, dtype, _ONE_PIXEL), _buffer_bytes(problem, dtype, _ONE_PIXEL)
-        )
+        least = max(_bytes(problem, map, dtype, (1, 1, 1)) for map in MAPS)
         if least > self.workspace_limit:
             refusals += (
                 f"the smallest block takes {least} bytes of workspace, more than the limit of "
@@ -68,248 +81,225 @@ class Unfold(Algorithm):
         return refusals
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        kernel = _kernel_matrix(problem, weight)
+        kernel = _kernel_rows(problem, weight)
         result = input.new_empty(problem.output_shape)
-        grouped = result.view(_grouped_output_shape(problem))
-        for block in self._column_blocks(problem, _whole_output(problem), input.dtype):
-            pixels = kernel @ _columns(problem, input, block)
-            grouped[block.select] = pixels.view(*pixels.shape[:2], *block.shape).movedim(2, 0)
+        for block in self._blocks(problem, "forward", input):
+            _forward(problem, block, input, kernel, result)
         return result
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        kernel = _kernel_matrix(problem, weight).mT
-        pixels = output.reshape(_grouped_output_shape(problem))
-        result = output.new_empty(problem.input_shape)
-        grouped = result.view(problem.batch, problem.groups, problem.group_in, *problem.size)
-        for block in self._input_blocks(problem, output.dtype):
-            windows = _windows_on(problem, block)
-            covered = _covered(problem, block, windows)
-            buffer = kernel.new_zeros(problem.groups, problem.group_in, *covered.shape)
-            for part in self._column_blocks(problem, windows, output.dtype):
-                _fold(problem, kernel @ _pixel_matrix(pixels, part), part, buffer, covered)
-            inside = block.relative_to(covered).select
-            grouped[block.select] = buffer.movedim(2, 0)[inside]
+        kernel = _kernel_rows(problem, weight).mT
+        result = output.new_zeros(problem.input_shape)
+        for block in self._blocks(problem, "grad_input", output):
+            _grad_input(problem, block, output, kernel, result)
         return result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        pixels = output.reshape(_grouped_output_shape(problem))
-        result = _kernel_matrix(problem, input.new_zeros(problem.weight_shape))
-        for block in self._column_blocks(problem, _whole_output(problem), input.dtype):
-            result.baddbmm_(_pixel_matrix(pixels, block), _columns(problem, input, block).mT)
-        return result.reshape(problem.weight_shape).to(input.dtype)
+        summing = accumulation_dtype(input.dtype)
+        rows, *matrix = _kernel_shape(problem)
+        images = self._lengths(problem, "grad_weight", input.dtype, input.device)[0]
+        # Each image of a block has sums of its own: a batched product adds none up.
+        sums = input.new_zeros((rows, images, *matrix), dtype=summing)
+        for block in self._blocks(problem, "grad_weight", input):
+            _grad_weight(problem, block, input, output, sums)
+        total = sums.squeeze(1) if images == 1 else sums.sum(1)
+        result = input.new_empty(problem.weight_shape)
+        taps = _taps_last(problem, result)
+        taps.copy_(total.view(taps.shape))
+        return result
 
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
-        """The bytes of the first and largest block; at most ``workspace_limit``."""
-        first, buffer = _whole_output(problem), 0
-        if map == "grad_input":
-            block = next(self._input_blocks(problem, dtype), _ONE_PIXEL)
-            first, buffer = _windows_on(problem, block), _buffer_bytes(problem, dtype, block)
-        columns = next(self._column_blocks(problem, first, dtype), None)
-        return buffer + (_columns_bytes(problem, dtype, columns) if columns else 0)
+        """The bytes of the largest block on a CPU, and of the weight laid out as matrices.
 
-    def _column_blocks(self, problem: Problem, whole: Block, dtype: torch.dtype) -> Iterator[Block]:
-        """Blocks of output pixels whose columns take at most half the limit."""
-        return whole.split(
-            self.workspace_limit // 2, lambda block: _columns_bytes(problem, dtype, block)
-        )
-
-    def _input_blocks(self, problem: Problem, dtype: torch.dtype) -> Iterator[Block]:
-        """Blocks of input pixels whose sums take at most half the limit."""
-        whole = Block(range(problem.batch), *map(range, problem.size))
-        return whole.split(
-            self.workspace_limit // 2, lambda block: _buffer_bytes(problem, dtype, block)
-        )
-
-
-class Block(NamedTuple):
-    """Some images by some rows by some columns of pixels."""
-
-    images: range
-    rows: range
-    columns: range
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.images), len(self.rows), len(self.columns)
-
-    @property
-    def slices(self) -> tuple[slice, slice, slice]:
-        images, rows, columns = (slice(axis.start, axis.stop) for axis in self)
-        return images, rows, columns
-
-    @property
-    def select(self) -> tuple[slice, ...]:
-        """What selects the block in an (N, G, channels, rows, columns) tensor."""
-        images, rows, columns = self.slices
-        return images, slice(None), slice(None), rows, columns
-
-    def relative_to(self, other: Block) -> Block:
-        """The same pixels, counted from the first pixel of ``other``."""
-        return Block(
-            *(
-                range(mine.start - theirs.start, mine.stop - theirs.start)
-                for mine, theirs in zip(self, other)
-            )
-        )
-
-    def split(self, limit: int, bytes_of: Callable[[Block], int]) -> Iterator[Block]:
-        """Blocks that make up this one, each of at most ``limit`` bytes or of one pixel.
-
-        Whole images stay together where they fit, then whole rows.
+        On other devices blocks are as large as ``workspace_limit`` allows.
         """
-        if 0 in self.shape:
-            return
-        lengths = [1, 1, 1]
-        for axis in (2, 1, 0):
+        return _bytes(problem, map, dtype, self._lengths(problem, map, dtype, torch.device("cpu")))
 
-            def cost(length: int, axis: int = axis) -> int:
-                trial = [*lengths[:axis], length, *lengths[axis + 1 :]]
-                return bytes_of(Block(*map(range, trial)))
+    def _blocks(self, problem: Problem, map: MapName, operand: Tensor) -> Iterator[Block]:
+        """Blocks of output pixels, or of input pixels for ``grad_input``."""
+        size = problem.size if map == "grad_input" else problem.output_size
+        whole = Block(range(problem.batch), range(size[0]), range(size[1]))
+        return whole.split(self._lengths(problem, map, operand.dtype, operand.device))
 
-            most = self.shape[axis]
-            lengths[axis] = max(1, bisect_right(range(1, most + 1), limit, key=cost))
-            if lengths[axis] < most:
-                break
-        starts = (range(axis.start, axis.stop, length) for axis, length in zip(self, lengths))
-        for corner in product(*starts):
-            yield Block(
-                *(
-                    range(start, min(start + length, axis.stop))
-                    for start, length, axis in zip(corner, lengths, self)
-                )
-            )
+    def _lengths(
+        self, problem: Problem, map: MapName, dtype: torch.dtype, device: torch.device
+    ) -> Lengths:
+        cached = CACHED if device.type in ("cpu", "meta") else self.workspace_limit
+        return _block_lengths(problem, map, dtype, self.workspace_limit, cached)
 
 
-_ONE_PIXEL = Block(range(1), range(1), range(1))
+def _forward(problem: Problem, block: Block, input: Tensor, kernel: Tensor, result: Tensor) -> None:
+    """Compute a block of output pixels."""
+    rows = rows_read(problem, block.rows)
+    strips = _strips(problem, input, block, rows)
+    pixels = _matrices(problem, result, block)
+    sums = pixels if kernel.dtype == result.dtype else kernel.new_empty(pixels.shape)
+    for u, met in enumerate(rows.met(len(block.columns))):
+        taps = _repeated(kernel[u], len(block.images))
+        sums.baddbmm_(taps, strips[..., met], beta=min(u, 1))
+    if sums is not pixels:
+        pixels.copy_(sums)
 
 
-def _whole_output(problem: Problem) -> Block:
-    return Block(range(problem.batch), *map(range, problem.output_size))
-
-
-def _grouped_output_shape(problem: Problem) -> tuple[int, ...]:
-    return (problem.batch, problem.groups, problem.group_out, *problem.output_size)
-
-
-def _kernel_matrix(problem: Problem, weight: Tensor) -> Tensor:
-    """(G, O/G, C/G * kH * kW), in the dtype that sums products."""
-    taps = problem.group_in * prod(problem.kernel)
-    return weight.reshape(problem.groups, problem.group_out, taps).to(
-        accumulation_dtype(weight.dtype)
-    )
-
-
-def _pixel_matrix(pixels: Tensor, block: Block) -> Tensor:
-    """(G, O/G, pixels of the block), in the dtype that sums products."""
-    part = pixels[block.select].movedim(0, 2)
-    return part.to(accumulation_dtype(part.dtype)).flatten(2)
-
-
-def _columns(problem: Problem, input: Tensor, block: Block) -> Tensor:
-    """(G, C/G * kH * kW, output pixels of the block): the windows of the padded input."""
-    rows, columns = (
-        _pixels_read(problem, axis, outputs)
-        for axis, outputs in enumerate((block.rows, block.columns))
-    )
-    image = _padded_cut(input[block.slices[0]], rows, columns)
-    image = image.to(accumulation_dtype(image.dtype))
-    (span_down, span_across), (dilation_down, dilation_across) = problem.span, problem.dilation
-    # (n, C, rows, columns, kH, kW): a view, in which windows overlap.
-    # A stride that is never taken may be larger than PyTorch can multiply.
-    down, across = (min(pair) for pair in zip(problem.stride, image.shape[2:]))
-    windows = image.unfold(2, span_down, down).unfold(3, span_across, across)[
-        ..., ::dilation_down, ::dilation_across
-    ]
-    taps = problem.group_in * prod(problem.kernel)
-    windows = windows.reshape(
-        len(block.images), problem.groups, problem.group_in, *windows.shape[2:]
-    )
-    return windows.permute(1, 2, 5, 6, 0, 3, 4).reshape(problem.groups, taps, prod(block.shape))
-
-
-def _fold(problem: Problem, columns: Tensor, part: Block, buffer: Tensor, covered: Block) -> None:
-    """Add the columns of the output pixels ``part`` to the input pixels that they look at."""
-    windows = columns.reshape(problem.groups, problem.group_in, *problem.kernel, *part.shape)
-    here = slice(part.images.start - covered.images.start, part.images.stop - covered.images.start)
-    for u, v in product(*map(range, problem.kernel)):
-        rows, columns_ = (
-            _every_step(problem, axis, outputs, tap, first)
-            for axis, (outputs, tap, first) in enumerate(
-                ((part.rows, u, covered.rows.start), (part.columns, v, covered.columns.start))
-            )
-        )
-        buffer[:, :, here, rows, columns_] += windows[:, :, u, v]
-
-
-def _every_step(problem: Problem, axis: int, outputs: range, tap: int, first: int) -> slice:
-    """The pixels, counted from ``first``, that one tap meets as the window moves."""
-    stride = problem.stride[axis]
-    start = outputs.start * stride + tap * problem.dilation[axis] - problem.padding[axis][0] - first
-    last = start + (len(outputs) - 1) * stride
-    return slice(start, last + 1, stride if last > start else 1)
-
-
-def _pixels_read(problem: Problem, axis: int, outputs: range) -> range:
-    """Along an axis, the input pixels under the windows of some outputs; padding included."""
-    stride, before = problem.stride[axis], problem.padding[axis][0]
-    return range(
-        outputs.start * stride - before,
-        (outputs.stop - 1) * stride - before + problem.span[axis],
-    )
-
-
-def _windows_on(problem: Problem, block: Block) -> Block:
-    """The output pixels whose windows may touch a block of input pixels."""
-    axes = []
-    for axis, pixels in enumerate((block.rows, block.columns)):
-        stride, before = problem.stride[axis], problem.padding[axis][0]
-        first = -((problem.span[axis] - 1 - before - pixels.start) // stride)
-        last = (pixels.stop - 1 + before) // stride
-        axes.append(range(max(first, 0), min(last + 1, problem.output_size[axis])))
-    return Block(block.images, *axes)
-
-
-def _covered(problem: Problem, block: Block, windows: Block) -> Block:
-    """The block of input pixels, grown to hold every window on it."""
+def _grad_input(
+    problem: Problem, block: Block, output: Tensor, kernel: Tensor, result: Tensor
+) -> None:
+    """Compute a block of input pixels, zero before."""
+    rows = rows_written(problem, block.rows)
+    windows = Block(block.images, rows.windows, columns_touching(problem, block.columns))
     if 0 in windows.shape:
-        return block
-    axes = []
-    for axis, (pixels, outputs) in enumerate(
-        ((block.rows, windows.rows), (block.columns, windows.columns))
-    ):
-        read = _pixels_read(problem, axis, outputs)
-        axes.append(range(min(pixels.start, read.start), max(pixels.stop, read.stop)))
-    return Block(block.images, *axes)
+        return
+    images, width = len(windows.images), len(windows.columns)
+    pixels = _matrices(problem, output, windows).to(kernel.dtype)
+    if _pointwise(problem) and kernel.dtype == result.dtype:
+        place = _matrices(problem, result, block)
+        place.baddbmm_(_repeated(kernel[0], images), pixels, beta=0)
+        return
+    strips = kernel.new_zeros(_strips_shape(problem, windows, rows))
+    matrices = _as_matrices(problem, strips)
+    for u, met in enumerate(rows.met(width)):
+        first = (rows.outputs[u].start - windows.rows.start) * width
+        seen = pixels[..., first : first + met.stop - met.start]
+        matrices[..., met].baddbmm_(_repeated(kernel[u], images), seen)
+    place = block.of(result)
+    sums = place if kernel.dtype == result.dtype else kernel.new_zeros(place.shape)
+    fold(problem, strips, block, rows, windows.columns, sums)
+    if sums is not place:
+        place.copy_(sums)
 
 
-def _padded_cut(input: Tensor, rows: range, columns: range) -> Tensor:
-    """The given rows and columns of an image that is zero outside of its size."""
-    (top, inner_rows, bottom), (left, inner_columns, right) = (
-        _inside(axis, size) for axis, size in zip((rows, columns), input.shape[2:])
-    )
-    return pad(input[:, :, inner_rows, inner_columns], (left, right, top, bottom))
+def _grad_weight(
+    problem: Problem, block: Block, input: Tensor, output: Tensor, sums: Tensor
+) -> None:
+    """Add what a block of output pixels contributes to the sums, (kH, images, G, O/G, C/G * kW)."""
+    rows = rows_read(problem, block.rows)
+    strips = _strips(problem, input, block, rows)
+    pixels = _matrices(problem, output, block).to(sums.dtype)
+    for u, met in enumerate(rows.met(len(block.columns))):
+        own = sums[u, : len(block.images)].flatten(0, 1)
+        own.baddbmm_(pixels, strips[..., met].mT)
 
 
-def _inside(pixels: range, size: int) -> tuple[int, slice, int]:
-    """How many of the pixels lie before an axis of ``size``, which on it, how many after."""
-    start, stop = (min(max(edge, 0), size) for edge in (pixels.start, pixels.stop))
-    before = min(max(-pixels.start, 0), len(pixels))
-    return before, slice(start, stop), len(pixels) - before - (stop - start)
+@lru_cache(maxsize=4096)
+def _block_lengths(
+    problem: Problem, map: MapName, dtype: torch.dtype, limit: int, cached: int
+) -> Lengths:
+    """The largest blocks whose strips stay in the caches, and that stay within the limit.
+
+    Rows are whole where the limit allows it; then there are as many of them as there is room
+    for; then several images, if they are small.
+    """
+    height, width = problem.size if map == "grad_input" else problem.output_size
+    columns = _most(width, lambda n: _bytes(problem, map, dtype, (1, 1, n)) <= limit)
+    if columns < width:
+        return 1, 1, columns
+    room = max(cached, MOST_REPEATED * _strips_bytes(problem, map, dtype, (1, 1, columns)))
+
+    def fits(lengths: Lengths) -> bool:
+        strips = _strips_bytes(problem, map, dtype, lengths)
+        return strips <= room and _bytes(problem, map, dtype, lengths) <= limit
+
+    rows = _most(height, lambda n: fits((1, n, columns)))
+    if rows < height:
+        return 1, -(-height // -(-height // rows)), columns
+    small = TOGETHER * _strips_bytes(problem, map, dtype, (1, rows, columns)) <= room
+    images = _most(problem.batch, lambda n: fits((n, rows, columns))) if small else 1
+    return images, rows, columns
 
 
-def _columns_bytes(problem: Problem, dtype: torch.dtype, block: Block) -> int:
-    """What a block of output pixels takes: its columns, the pixels they come from or go to."""
+def _most(length: int, fits: Callable[[int], bool]) -> int:
+    """The largest of 1, 2, ... ``length`` that fits, as all below it then do; 1 if none does."""
+    return max(bisect_left(range(1, length + 1), True, key=lambda n: not fits(n)), 1)
+
+
+def _strips_bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths) -> int:
+    images, rows, columns = lengths
+    if map == "grad_input":
+        columns = _windows_touching(problem, 1, columns)
+    else:
+        rows = rows_read(problem, range(rows)).held
+    strips = problem.in_channels * problem.kernel[1] * images * rows * columns
+    return strips * accumulation_dtype(dtype).itemsize
+
+
+def _bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths) -> int:
+    """What blocks take at most: strips, copies of pixels, the weight as matrices."""
+    images, rows, columns = lengths
+    itemsize = accumulation_dtype(dtype).itemsize
+    rounds = itemsize != dtype.itemsize
+    repeated = images > 1 and (map == "grad_weight" or problem.groups > 1)
+    matrices = images + 1 if repeated else 1
+    inputs = outputs = 0
+    if map == "grad_input":
+        outputs = _windows_touching(problem, 0, rows) * _windows_touching(problem, 1, columns)
+        inputs = rows * columns if rounds else 0
+    elif map == "grad_weight" or rounds:
+        outputs = rows * columns
+    copies = images * (problem.in_channels * inputs + problem.out_channels * outputs)
+    copies += matrices * prod(problem.weight_shape)
+    return _strips_bytes(problem, map, dtype, lengths) + copies * itemsize
+
+
+def _windows_touching(problem: Problem, axis: int, pixels: int) -> int:
+    """How many rows (columns) of output touch some rows (columns) of input, at most."""
+    most = (pixels + problem.span[axis] - 2) // problem.stride[axis] + 1
+    return min(most, problem.output_size[axis])
+
+
+def _pointwise(problem: Problem) -> bool:
+    """Whether each pixel of output looks at one pixel of input, and the other way round."""
+    return problem.kernel == problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
+
+
+def _kernel_shape(problem: Problem) -> tuple[int, int, int, int]:
+    """(kH, G, O/G, C/G * kW): for each row of the kernel a matrix for each group."""
+    height, width = problem.kernel
+    return height, problem.groups, problem.group_out, problem.group_in * width
+
+
+def _taps_last(problem: Problem, weight: Tensor) -> Tensor:
+    """A weight's view as (kH, G, O/G, C/G, kW)."""
+    grouped = torch.unflatten(weight, 0, (problem.groups, problem.group_out))
+    return grouped.permute(3, 0, 1, 2, 4)
+
+
+def _kernel_rows(problem: Problem, weight: Tensor) -> Tensor:
+    """The rows of the kernel as matrices, (kH, G, O/G, C/G * kW), in the dtype that sums."""
+    rows = weight.new_empty(_kernel_shape(problem), dtype=accumulation_dtype(weight.dtype))
+    taps = _taps_last(problem, weight)
+    rows.view(taps.shape).copy_(taps)
+    return rows
+
+
+def _repeated(matrices: Tensor, images: int) -> Tensor:
+    """(G, a, b) for each image, (images * G, a, b): a view if there is one image or one group."""
+    return matrices.expand(images, *matrices.shape).flatten(0, 1)
+
+
+def _matrices(problem: Problem, tensor: Tensor, block: Block) -> Tensor:
+    """A block's pixels as (images * G, channels of a group, rows * columns); a view where the
+    tensor is contiguous."""
     images, rows, columns = block.shape
-    taps = problem.in_channels * prod(problem.kernel)
-    read = len(_pixels_read(problem, 0, block.rows)) * len(_pixels_read(problem, 1, block.columns))
-    elements = rows * columns * (taps + 2 * problem.out_channels) + 2 * problem.in_channels * read
-    return images * elements * accumulation_dtype(dtype).itemsize
+    channels = tensor.shape[1] // problem.groups
+    return block.of(tensor).reshape(images * problem.groups, channels, rows * columns)
 
 
-def _buffer_bytes(problem: Problem, dtype: torch.dtype, block: Block) -> int:
-    """What a block of input pixels takes: its sums, and those of its windows' other pixels."""
-    images, rows, columns = (
-        length + 2 * (span - 1) for length, span in zip(block.shape, (1, *problem.span))
-    )
-    elements = images * problem.in_channels * rows * columns
-    return elements * accumulation_dtype(dtype).itemsize
+def _strips(problem: Problem, input: Tensor, block: Block, rows: Rows) -> Tensor:
+    """The strips under a block of outputs as (images * G, C/G * kW, rows held * columns)."""
+    summing = accumulation_dtype(input.dtype)
+    if _pointwise(problem):
+        return _matrices(problem, input, block).to(summing)
+    strips = input.new_empty(_strips_shape(problem, block, rows), dtype=summing)
+    cut(problem, input, block, rows, strips)
+    return _as_matrices(problem, strips)
+
+
+def _strips_shape(problem: Problem, windows: Block, rows: Rows) -> tuple[int, ...]:
+    """(images, C, kW, rows held, columns of outputs)."""
+    images, _, columns = windows.shape
+    return images, problem.in_channels, problem.kernel[1], rows.held, columns
+
+
+def _as_matrices(problem: Problem, strips: Tensor) -> Tensor:
+    images, _, taps, rows, columns = strips.shape
+    return strips.view(images * problem.groups, problem.group_in * taps, rows * columns)
