@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,19 +15,24 @@ from PIL import Image
 
 import torch_corr
 
-TRAIN_DIGITS = Path(__file__).parent.parent / "examples" / "train_digits.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TRAIN_DIGITS = EXAMPLES / "train_digits.py"
+REPLKNET_STEP = EXAMPLES / "replknet_step.py"
 
 
-def train_digits(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(example: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     path = [str(Path(torch_corr.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
-        [sys.executable, str(TRAIN_DIGITS), *arguments],
+        [sys.executable, str(example), *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
         capture_output=True,
         text=True,
         timeout=300,
     )
+
+
+train_digits = partial(run, TRAIN_DIGITS)
 
 
 def largest_difference(text: str) -> float:
@@ -67,23 +73,37 @@ def test_another_algorithm_follows_the_same_curve(tmp_path: Path) -> None:
     check_plot(output)
 
 
+def test_replknet_learns_the_same_when_converted(tmp_path: Path) -> None:
+    """A narrow one on small images, where nothing is won: its losses, not its speed."""
+    done = run(REPLKNET_STEP, "--width", "4", "--image", "32", "--steps", "2", cwd=tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert (done.returncode == 1) == ("The goal is 3 times as fast" in done.stderr)
+    assert "34 layers converted, algorithm='auto'" in done.stdout
+    found = re.search(r"times as fast.  Largest difference of the losses: (\S+)", done.stdout)
+    assert found is not None, done.stdout
+    assert float(found[1]) < 1e-4
+
+
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("example", "arguments", "sentence"),
     [
-        (["--algorithm", "unfolded"], "unknown algorithm 'unfolded'"),
-        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--output", "absent/plot.png"], "must be a .png in a directory that exists"),
+        (TRAIN_DIGITS, ["--algorithm", "unfolded"], "unknown algorithm 'unfolded'"),
+        (TRAIN_DIGITS, ["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (TRAIN_DIGITS, ["--output", "absent/plot.png"], "must be a .png in a directory that"),
+        (REPLKNET_STEP, ["--algorithm", "unfolded"], "unknown algorithm 'unfolded'"),
+        (REPLKNET_STEP, ["--batch", "1"], "--batch must be at least 2, got 1"),
     ],
-    ids=["algorithm", "epochs", "output"],
+    ids=["algorithm", "epochs", "output", "replknet algorithm", "replknet batch"],
 )
 def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    example: Path,
     arguments: list[str],
     sentence: str,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(TRAIN_DIGITS), *arguments])
+    monkeypatch.setattr(sys, "argv", [str(example), *arguments])
     with pytest.raises(SystemExit) as exit:
-        runpy.run_path(str(TRAIN_DIGITS), run_name="__main__")
+        runpy.run_path(str(example), run_name="__main__")
     assert exit.value.code == 2
     assert sentence in capsys.readouterr().err

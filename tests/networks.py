@@ -1,0 +1,200 @@
+"""Whole networks under test, and how far from the exact result one of them may lie.
+
+No bound of one layer says how far a network's logits and gradients may be off: normalisations
+divide, and cancellation may leave nothing but rounding errors (the gradient of a bias before a
+normalisation is exactly zero).  So ``nn.Conv2d``'s network itself is the yardstick.  Its results
+for data that differ by one rounding are all equally right, since the data are not known any
+better.  The farthest of a few from the exact result (float64, the data as they are) is what
+rounding costs in this network; ours may lie ``FACTOR`` times as far, tensor by tensor, in the
+2-norm.
+
+``FACTOR`` = 4: were ours one more draw of one normal distribution, a single number would lie
+beyond 4 times the farthest of 4 draws with probability E|z|^4 (sqrt(2/pi)/4)^4 = 0.5%, and a tensor
+of n numbers with one that falls as a power of 4 n: 10^-6 for the smallest here, n = 5.  A tap, an
+edge or a term left out is off by parts of the result itself, 10^4 to 10^6 times a float32 rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import runpy
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FACTOR = 4
+DRAWS = 4
+CLASSES = 5
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def resnet() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=CLASSES)
+    )
+
+
+def convnext() -> nn.Module:
+    """With a layer scale of 1: the usual 1e-6 would hide its blocks."""
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    return ConvNextForImageClassification(
+        ConvNextConfig(
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            num_stages=2,
+            layer_scale_init_value=1.0,
+            num_labels=CLASSES,
+        )
+    )
+
+
+def mobilenet() -> nn.Module:
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    return MobileNetV2ForImageClassification(
+        MobileNetV2Config(
+            depth_multiplier=0.25, min_depth=4, classifier_dropout_prob=0.0, num_labels=CLASSES
+        )
+    )
+
+
+def segformer() -> nn.Module:
+    """Without dropout, whose masks would differ between dtypes."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    return SegformerForSemanticSegmentation(
+        SegformerConfig(
+            num_encoder_blocks=2,
+            depths=[1, 1],
+            sr_ratios=[4, 2],
+            hidden_sizes=[8, 16],
+            patch_sizes=[7, 3],
+            strides=[4, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
+            decoder_hidden_size=8,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            classifier_dropout_prob=0.0,
+            drop_path_rate=0.0,
+            num_labels=CLASSES,
+        )
+    )
+
+
+def replknet() -> nn.Module:
+    """The example's: 31 x 31 kernels, which ``auto`` gives to compiled kernels."""
+    make = runpy.run_path(str(EXAMPLES / "replknet_step.py"))["replknet"]
+    return make(8, (31, 13), CLASSES)
+
+
+NETWORKS = {each.__name__: each for each in (resnet, convnext, mobilenet, segformer, replknet)}
+
+
+@cache
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """A network and images for it, float32; copy it before use."""
+    torch.manual_seed(0)
+    return NETWORKS[name](), torch.randn(3, 3, 64, 64)
+
+
+def outcome(
+    model: nn.Module, images: Tensor, *, train: bool, halves: bool, around: Any = None
+) -> dict[str, Tensor]:
+    """The logits and every parameter's gradient for a fixed random loss, in float64.
+
+    Args:
+        model: a network of which nobody else needs the state.
+        images: its input.
+        train: batch statistics rather than running ones.
+        halves: under autocast to bfloat16.
+        around: context of the forward pass.
+    """
+    model.train(train)
+    with around or nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=halves):
+        output = model(images)
+    logits = getattr(output, "logits", output).double()
+    weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
+    (logits * weights).sum().backward()
+    gradients = {
+        name: parameter.grad.double()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return {"logits": logits.detach(), **gradients}
+
+
+@cache
+def exact(name: str, train: bool) -> dict[str, Tensor]:
+    """``nn.Conv2d``'s network in float64."""
+    model, images = network(name)
+    return outcome(copy.deepcopy(model).double(), images.double(), train=train, halves=False)
+
+
+@cache
+def yardstick(name: str, train: bool, halves: bool) -> dict[str, float]:
+    """How far from exact the results of ``nn.Conv2d``'s network lie, in the 2-norm."""
+    model, images = network(name)
+    return yardstick_of(
+        lambda model, images: outcome(model, images, train=train, halves=halves),
+        exact(name, train),
+        model,
+        images,
+        torch.finfo(torch.bfloat16 if halves else torch.float32).eps / 2,
+    )
+
+
+def yardstick_of(
+    compute: Callable[[nn.Module, Tensor], dict[str, Tensor]],
+    expected: dict[str, Tensor],
+    model: nn.Module,
+    images: Tensor,
+    roundoff: float,
+) -> dict[str, float]:
+    """The farthest of ``DRAWS`` results from the expected ones, for each tensor of them.
+
+    Each draw multiplies every parameter and pixel by 1 + roundoff or 1 - roundoff.
+    """
+    farthest = dict.fromkeys(expected, 0.0)
+    for seed in range(DRAWS):
+        random = torch.Generator().manual_seed(seed)
+
+        def shaken(value: Tensor, random: torch.Generator = random) -> Tensor:
+            signs = 2 * torch.randint(2, value.shape, generator=random) - 1
+            return value + value * signs * 2 * roundoff
+
+        drawn = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in drawn.parameters():
+                parameter.copy_(shaken(parameter))
+        for name, distance in distances(compute(drawn, shaken(images)), expected).items():
+            farthest[name] = max(farthest[name], distance)
+    return farthest
+
+
+def distances(result: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """The 2-norm of the difference, tensor by tensor."""
+    assert result.keys() == expected.keys()
+    return {name: (result[name] - value).norm().item() for name, value in expected.items()}
+
+
+def assert_as_right(
+    result: dict[str, Tensor], expected: dict[str, Tensor], allowed: dict[str, float]
+) -> None:
+    """Each tensor lies within ``FACTOR`` times the yardstick of the exact one."""
+    found = distances(result, expected)
+    wrong = {
+        name: f"{distance:.1e} from exact, nn.Conv2d {allowed[name]:.1e}"
+        for name, distance in found.items()
+        if not distance <= FACTOR * allowed[name]
+    }
+    assert not wrong, wrong
