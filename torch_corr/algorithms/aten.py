@@ -3,14 +3,15 @@
 oneDNN on x86, cuDNN on CUDA, and PyTorch's own loops elsewhere.  What PyTorch lacks is
 put around it here: asymmetric padding, gradient maps for complex numbers, float16 on the
 CPU, and sums over no channel, of which ``conv2d`` makes an output without channels instead
-of zeros.
+of zeros.  Where its kernels end and a slow path begins, the problem is first made one that
+they take: see :func:`_padded_first` and :func:`_computed_in_float32`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from .base import (
     COMPLEX,
     FLOATS,
     INTEGERS,
+    MAPS,
     Algorithm,
     MapName,
     complex_from_real,
@@ -48,19 +50,19 @@ class Aten(Algorithm):
     @staticmethod
     def adds_nothing(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether PyTorch's convolution does this problem without any of what is put around it."""
-        return (
-            0 not in problem.input_shape
-            and _split_padding(problem)[1] is None
-            and not _computed_in_float32(device, dtype)
+        return 0 not in problem.input_shape and not any(
+            _computed_in_float32(problem, map, device, dtype)
+            or any(_split_padding(problem, map, device, dtype)[1])
+            for map in MAPS
         )
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return input.new_zeros(problem.output_shape)
-        if _computed_in_float32(input.device, input.dtype):
-            return self.forward(problem, input.float(), weight.float()).half()
-        padding, extra = _split_padding(problem)
-        if extra:
+        if _computed_in_float32(problem, "forward", input.device, input.dtype):
+            return self.forward(problem, input.float(), weight.float()).to(input.dtype)
+        padding, extra = _split_padding(problem, "forward", input.device, input.dtype)
+        if any(extra):
             input = pad(input, extra)
         return torch.conv2d(
             input, weight, None, problem.stride, padding, problem.dilation, problem.groups
@@ -69,58 +71,96 @@ class Aten(Algorithm):
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return output.new_zeros(problem.input_shape)
-        if _computed_in_float32(output.device, output.dtype):
-            return self.grad_input(problem, output.float(), weight.float()).half()
+        if _computed_in_float32(problem, "grad_input", output.device, output.dtype):
+            return self.grad_input(problem, output.float(), weight.float()).to(output.dtype)
         if output.is_complex():
             return complex_from_real(self.grad_input, problem, output, weight)
-        _, extra = _split_padding(problem)
-        (height, width), (left, right, top, bottom) = problem.size, extra or (0, 0, 0, 0)
+        padding, extra = _split_padding(problem, "grad_input", output.device, output.dtype)
+        (height, width), (left, right, top, bottom) = problem.size, extra
         # Only the input's shape is read, so a tensor without memory of its own stands for it.
         shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
         input = output.new_empty(1).expand(shape)
-        result = _backward(problem, output, input, weight, wanted=0)
-        return result[..., top : top + height, left : left + width] if extra else result
+        result = _backward(problem, output, input, weight, padding, wanted=0)
+        return result[..., top : top + height, left : left + width] if any(extra) else result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return input.new_zeros(problem.weight_shape)
-        if _computed_in_float32(input.device, input.dtype):
-            return self.grad_weight(problem, input.float(), output.float()).half()
+        if _computed_in_float32(problem, "grad_weight", input.device, input.dtype):
+            return self.grad_weight(problem, input.float(), output.float()).to(input.dtype)
         if input.is_complex():
             return complex_from_real(self.grad_weight, problem, input, output)
-        _, extra = _split_padding(problem)
-        if extra:
+        padding, extra = _split_padding(problem, "grad_weight", input.device, input.dtype)
+        if any(extra):
             input = pad(input, extra)
         weight = output.new_empty(1).expand(problem.weight_shape)
-        return _backward(problem, output, input, weight, wanted=1)
+        return _backward(problem, output, input, weight, padding, wanted=1)
 
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
-        """The copies made here, of all slots in float32 or of the padded input; PyTorch's own
-        scratch is not known."""
+        """The copies made here on a CPU, of all slots in float32 or of the padded input;
+        PyTorch's own scratch is not known."""
+        here = torch.device("cpu")
         height, width = problem.padded_size
         padded = problem.batch * problem.in_channels * height * width
-        if dtype == torch.float16:
+        if _computed_in_float32(problem, map, here, dtype):
             slots = problem.input_shape, problem.weight_shape, problem.output_shape
             return torch.float32.itemsize * (padded + sum(prod(shape) for shape in slots))
-        return padded * dtype.itemsize if _split_padding(problem)[1] else 0
+        return padded * dtype.itemsize if any(_split_padding(problem, map, here, dtype)[1]) else 0
 
 
-def _computed_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """PyTorch's own float16 convolution on the CPU sums the weight's gradient over the batch
-    in float16, and takes 3 to 18 times as long."""
-    return dtype == torch.float16 and device.type == "cpu"
+Sides: TypeAlias = tuple[int, int, int, int]
+"""Left, right, top and bottom, as ``pad`` takes them."""
 
 
-def _split_padding(problem: Problem) -> tuple[Pair, tuple[int, int, int, int] | None]:
+def _computed_in_float32(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Where a half-precision map on the CPU goes through float32.
+
+    PyTorch's own float16 convolution there sums the weight's gradient over the batch in
+    float16, and takes 5 to 35 times as long (dense 3x3, 8x64x56x56).  The input's gradient of
+    a strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).
+    """
+    if device.type != "cpu":
+        return False
+    strided = map == "grad_input" and _depthwise(problem) and problem.stride != (1, 1)
+    return dtype == torch.float16 or (dtype == torch.bfloat16 and strided)
+
+
+def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's kernels do not take so wide a padding to the left and right.
+
+    They hold a few columns of output in registers and take no padding wider than those.  What
+    PyTorch then falls back on takes, on two Zen 4 cores in float32, against padding first:
+    depthwise 31x31 with padding 15, 128x56x56: 113 ms / 6; 17x17 with padding 7: 61 / 2.3, but
+    with 6 even; 32 to 32 channels of 64x64, 21x21 with padding 10: 50 / 18, but 15x15 even; one
+    512x512 image, 101x101 with padding 50: 8.1 s / 0.4, but 51x51 with padding 25 even.  Padding
+    of rows does not matter, nor does any to the gradients (0.9 to 1.3 times).
+    """
+    if map != "forward" or device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    across, channels = max(problem.padding[1]), min(problem.group_in, problem.group_out)
+    if _depthwise(problem):
+        return across > 6
+    return across > 28 or (across > 7 and channels >= 16 and problem.kernel[1] > 20)
+
+
+def _depthwise(problem: Problem) -> bool:
+    return problem.group_in == problem.group_out == 1 < problem.groups
+
+
+def _split_padding(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> tuple[Pair, Sides]:
     """The part of the padding that PyTorch's convolution does, and the rest for ``pad``."""
     (top, bottom), (left, right) = problem.padding
-    down, across = min(top, bottom), min(left, right)
-    extra = (left - across, right - across, top - down, bottom - down)
-    return (down, across), extra if any(extra) else None
+    down = min(top, bottom)
+    across = 0 if _padded_first(problem, map, device, dtype) else min(left, right)
+    return (down, across), (left - across, right - across, top - down, bottom - down)
 
 
 def _backward(
-    problem: Problem, output: Tensor, input: Tensor, weight: Tensor, wanted: int
+    problem: Problem, output: Tensor, input: Tensor, weight: Tensor, padding: Pair, wanted: int
 ) -> Tensor:
     """One of the gradients of ``aten::convolution_backward``: 0 the input's, 1 the weight's."""
     gradients = torch.ops.aten.convolution_backward(
@@ -129,7 +169,7 @@ def _backward(
         weight,
         None,
         problem.stride,
-        _split_padding(problem)[0],
+        padding,
         problem.dilation,
         False,  # transposed
         (0, 0),  # output padding

@@ -1,0 +1,61 @@
+"""What the laws do not ask of aten: the slow paths of PyTorch's convolution that it avoids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws import assert_right
+
+from torch_corr import MAPS, Aten, Problem
+
+CPU = torch.device("cpu")
+WIDE = [
+    "n2c3-x9x12-o3-k3x17-p1x8-g3",
+    "n1c2-x6x15-o2-k3-p0,9x9,7-d4-g2",
+    "n1c16-x5x20-o16-k2x21-p1x10",
+    "n1c1-x3x40-o2-k1x60-p0x29",
+]
+STRIDED = "n2c4-x9x8-o4-k3-s2-p1-g4"
+READ = {
+    "forward": ("input", "weight"),
+    "grad_input": ("output", "weight"),
+    "grad_weight": ("input", "output"),
+}
+
+
+@pytest.mark.parametrize("text", WIDE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
+    problem = Problem.parse(text)
+    x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
+    assert not Aten.adds_nothing(problem, CPU, dtype)
+    assert Aten().workspace(problem, "forward", dtype) > 0
+    assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
+
+
+def test_what_pytorch_is_quick_at_is_left_to_it() -> None:
+    for text in ("n1c128-x56-o128-k13-p6-g128", "n1c1-x99-o1-k31-p15", "n4c32-x64-o32-k15-p7"):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            assert Aten.adds_nothing(Problem.parse(text), CPU, dtype)
+    assert Aten.adds_nothing(Problem.parse(WIDE[0]), torch.device("cuda"), torch.float32)
+    assert Aten.adds_nothing(Problem.parse(WIDE[0]), CPU, torch.float64)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_strided_depthwise_halves_are_rounded_once(map: str, dtype: torch.dtype) -> None:
+    problem = Problem.parse(STRIDED)
+    slots = {slot: torch.randn(getattr(problem, f"{slot}_shape")).to(dtype) for slot in READ[map]}
+    result = getattr(Aten(), map)(problem, *slots.values())
+    assert result.dtype == dtype
+    assert_right(result, problem, **slots, algorithm=Aten())
+
+
+def test_a_nan_stays_in_its_windows_where_padding_comes_first() -> None:
+    problem = Problem.parse("n1c2-x9x40-o2-k3x17-p1x8-g2")
+    x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
+    x[0, 1, 4, 3] = float("nan")
+    y = Aten().forward(problem, x, w)
+    expected = torch.zeros_like(y, dtype=torch.bool)
+    expected[0, 1, 3:6, :12] = True
+    assert torch.equal(y.isnan(), expected)
