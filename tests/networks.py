@@ -160,25 +160,36 @@ def yardstick_of(
     images: Tensor,
     roundoff: float,
 ) -> dict[str, float]:
-    """The farthest of ``DRAWS`` results from the expected ones, for each tensor of them.
+    """The farthest of ``DRAWS`` results from the expected ones, for each tensor of them."""
+    draws = [compute(*shaken(model, images, roundoff, seed)) for seed in range(DRAWS)]
+    return farthest(draws, expected)
 
-    Each draw multiplies every parameter and pixel by 1 + roundoff or 1 - roundoff.
+
+def shaken(
+    model: nn.Module, images: Tensor, roundoff: float, seed: int
+) -> tuple[nn.Module, Tensor]:
+    """A copy of a network, and its images, in other roundings.
+
+    Every parameter and pixel is multiplied by 1 + 2 u or 1 - 2 u, which changes it for
+    certain, by one or two units in its last place.
     """
-    farthest = dict.fromkeys(expected, 0.0)
-    for seed in range(DRAWS):
-        random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(seed)
 
-        def shaken(value: Tensor, random: torch.Generator = random) -> Tensor:
-            signs = 2 * torch.randint(2, value.shape, generator=random) - 1
-            return value + value * signs * 2 * roundoff
+    def changed(value: Tensor) -> Tensor:
+        signs = 2 * torch.randint(2, value.shape, generator=random) - 1
+        return value + value * signs * 2 * roundoff
 
-        drawn = copy.deepcopy(model)
-        with torch.no_grad():
-            for parameter in drawn.parameters():
-                parameter.copy_(shaken(parameter))
-        for name, distance in distances(compute(drawn, shaken(images)), expected).items():
-            farthest[name] = max(farthest[name], distance)
-    return farthest
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.copy_(changed(parameter))
+    return copied, changed(images)
+
+
+def farthest(draws: list[dict[str, Tensor]], expected: dict[str, Tensor]) -> dict[str, float]:
+    """The farthest that any of the draws lies from the expected result, tensor by tensor."""
+    found = [distances(draw, expected) for draw in draws]
+    return {name: max(each[name] for each in found) for name in expected}
 
 
 def distances(result: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
