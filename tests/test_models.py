@@ -12,7 +12,8 @@ from networks import NETWORKS, assert_as_right, exact, network, outcome, yardsti
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torch_corr import Direct, Problem, convert, corr2d, intercept
+from benchmarks import models
+from torch_corr import Corr2d, Direct, Problem, convert, corr2d, intercept
 
 KERNELS = not Direct().refusals(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
 NAMED = "direct" if KERNELS else "unfold"
@@ -87,6 +88,18 @@ def test_the_yardstick_finds_an_edge_left_out() -> None:
     result = outcome(model, images, train=True, halves=False)
     with pytest.raises(AssertionError, match=r"narrow.weight.*from exact"):
         assert_as_right(result, exact("replknet", True), yardstick("replknet", True, False))
+
+
+def test_the_benchmark_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """Three contenders from the same weights, a step each in turn; calls in microseconds."""
+    pytest.importorskip("transformers", reason="its networks need the extra 'models'")
+    model, images = network("resnet")
+    contenders = models.time_steps(copy.deepcopy(model).train(), images, halves=False, rounds=1)
+    assert [len(each.seconds) for each in contenders] == [2, 2, 2]
+    assert any(isinstance(module, Corr2d) for module in contenders[1].model.modules())
+    assert models.first_difference(contenders) < 1e-5
+    models.time_calls(rounds=1, number=1)
+    assert "nn.Conv2d, intercepted" in capsys.readouterr().out
 
 
 FILTERS = {
