@@ -4,6 +4,7 @@ python -m benchmarks [options]           run, then report
 python -m benchmarks report RESULTS.json regenerate the table and the charts
 python -m benchmarks compare OLD NEW     what changed beyond noise
 python -m benchmarks readme [--check]    fill README.md from benchmarks/results
+python -m benchmarks fit ...             fit the planner's factors, judge its choices
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from torch_corr.algorithms import MAPS
 
-from . import compare, readme, report
+from . import compare, fit, readme, report
 from .cases import CUDA_CASES, WORKS, Case, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
 from .machine import describe, measure_peaks, slug, usable_cores
@@ -35,7 +36,12 @@ HERE = Path(__file__).parent
 
 def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
-    commands = {"report": report.main, "compare": compare.main, "readme": readme.main}
+    commands = {
+        "report": report.main,
+        "compare": compare.main,
+        "readme": readme.main,
+        "fit": fit.main,
+    }
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
     return run(words)

@@ -24,8 +24,6 @@ compiled = pytest.mark.skipif(
     [
         ("n8c96-x56-o96-k7-p3-g96", ("direct", "direct", "direct")),
         ("n1c1-x1024-o1-k15", ("direct", "direct", "direct")),
-        ("n64c1-x28-o32-k5", ("aten", "direct", "aten")),
-        ("n1c2048-x29-o2048-k5-g2048", ("aten", "aten", "direct")),
         ("n8c64-x56-o64-k3-p1", ("aten", "aten", "aten")),
         ("n1c4-x8-o4-k3-p1", ("aten", "aten", "aten")),
     ],

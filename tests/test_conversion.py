@@ -289,7 +289,12 @@ def test_other_layers_are_not_mentioned() -> None:
     [
         (torch.conv2d, "auto", TypeError, "got builtin_function_or_method; for functions"),
         (nn.Conv2d(1, 1, 1), "dirct", ValueError, "did you mean 'direct'"),
-        (nn.Conv2d(1, 1, 1), Unfold, TypeError, "algorithm must be a name or an Algorithm"),
+        (
+            nn.Conv2d(1, 1, 1),
+            Unfold,
+            TypeError,
+            "must be a name, an Auto or an Algorithm",
+        ),
     ],
 )
 def test_errors(model: Any, algorithm: Any, error: type[Exception], sentence: str) -> None:

@@ -132,9 +132,11 @@ def test_unknown_names() -> None:
         ValueError, match="'auto', " + ", ".join(repr(each.name) for each in ALGORITHMS)
     ):
         corr2d(X, W, algorithm="zzz")
-    with pytest.raises(TypeError, match="algorithm must be a name or an Algorithm, got None"):
+    with pytest.raises(
+        TypeError, match="algorithm must be a name, an Auto or an Algorithm, got None"
+    ):
         corr2d(X, W, algorithm=None)
-    with pytest.raises(TypeError, match="algorithm must be a name or an Algorithm"):
+    with pytest.raises(TypeError, match="algorithm must be a name, an Auto or an Algorithm"):
         corr2d(X, W, algorithm=Unfold)
     with pytest.raises(ValueError, match=r"padding_mode 'relect'; did you mean 'reflect'\?"):
         corr2d(X, W, padding=1, padding_mode="relect")

@@ -167,7 +167,7 @@ def test_named_algorithms_refuse_as_ever() -> None:
     ("algorithm", "error", "sentence"),
     [
         ("unfolded", ValueError, "did you mean 'unfold'"),
-        (None, TypeError, "algorithm must be a name or an Algorithm"),
+        (None, TypeError, "algorithm must be a name, an Auto or an Algorithm"),
     ],
 )
 def test_errors(algorithm: Any, error: type[Exception], sentence: str) -> None:

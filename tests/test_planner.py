@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d, plan
+from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d, explain, plan
 from torch_corr.planner import make_plan
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def test_each_map_may_have_its_own() -> None:
     assert Loud.heard == [("grad_weight", str(PROBLEM))]
 
 
-def test_auto_takes_the_first_that_is_able() -> None:
+def test_auto_takes_the_first_that_is_able_of_small_problems() -> None:
     assert make_plan(PROBLEM, CPU, torch.float32, "auto").forward == ALGORITHMS[0]
     dilated = Problem.parse("n1c2-x5x5-o2-k2x2-d2")
     chosen = make_plan(dilated, CPU, torch.int8, "auto").forward
@@ -72,11 +72,21 @@ def test_nobody_able_says_why_each_is_not() -> None:
 
 
 def test_a_plan_explains_itself() -> None:
+    """Every algorithm has a line in each map: what it takes, or why it refuses."""
     x = torch.ones(1, 2, 5, 5, dtype=torch.int8)
     text = str(plan(x, torch.ones(2, 2, 2, 2, dtype=torch.int8), dilation=2))
-    assert text.splitlines()[0].endswith("-d2x2-g1 on cpu/int8, algorithm=auto")
-    assert "forward      unfold   workspace 0.0 MiB, error componentwise" in text
-    assert "not aten: PyTorch has no dilated convolution in int8" in text
+    head, *lines = text.splitlines()
+    assert head.endswith("-d2x2-g1 on cpu/int8, algorithm=auto")
+    for algorithm in ALGORITHMS:
+        assert sum(line[4:].startswith(f"{algorithm.name} ") for line in lines) == len(MAPS)
+    assert sum("> unfold" in line for line in lines) == len(MAPS)
+    assert "aten      refuses: PyTorch has no dilated convolution in int8" in text
+
+
+def test_explain_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    x, w = torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2)
+    explain(x, w, algorithm="naive")
+    assert capsys.readouterr().out == f"{plan(x, w, algorithm='naive')}\n"
 
 
 def test_plans_are_made_once() -> None:

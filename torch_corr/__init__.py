@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from . import wisdom
 from ._version import __version__
 from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Unfold
+from .auto import Auto
 from .conversion import Conversion, convert
-from .functional import convolve2d, corr2d, plan
+from .functional import convolve2d, corr2d, explain, plan
 from .interception import intercept
 from .modules import Corr2d, LazyCorr2d
 from .planner import Plan
@@ -20,6 +22,7 @@ __all__ = [
     "MAPS",
     "Algorithm",
     "Aten",
+    "Auto",
     "Conversion",
     "Corr2d",
     "Direct",
@@ -32,6 +35,8 @@ __all__ = [
     "convert",
     "convolve2d",
     "corr2d",
+    "explain",
     "intercept",
     "plan",
+    "wisdom",
 ]

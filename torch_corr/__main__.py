@@ -97,7 +97,71 @@ def _verify(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-COMMANDS = (_demo, _verify)
+def _explain(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "explain",
+        help="which algorithm each map of a problem gets, and why",
+        description="For each map: every algorithm's predicted time, workspace and error class, "
+        "what refuses and why, and the choice.",
+    )
+    _add_problem(parser)
+    parser.add_argument("--algorithm", default="auto", help="a name (default: %(default)s)")
+
+    def run(arguments: argparse.Namespace) -> int:
+        from .commands import explain
+
+        return explain(arguments.problem, arguments.device, arguments.dtype, arguments.algorithm)
+
+    parser.set_defaults(run=run)
+
+
+def _measure(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "measure",
+        help="time every algorithm on a problem",
+        description="Time every algorithm that is able, for each map, in turns, and print them "
+        "with the choice.",
+    )
+    _add_problem(parser)
+    parser.add_argument("--save", metavar="JSON", help="keep the measurements as wisdom")
+
+    def run(arguments: argparse.Namespace) -> int:
+        from .commands import measure
+
+        return measure(arguments.problem, arguments.device, arguments.dtype, arguments.save)
+
+    parser.set_defaults(run=run)
+
+
+def _calibrate(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "calibrate",
+        help="measure this machine's rates, by which the planner predicts, and save them",
+        description="Measure this machine's rates (matrix product, FFT, copy, call) in some ten "
+        "seconds, and save them in $TORCH_CORR_MACHINE, or else in torch_corr/machine.json under "
+        "$XDG_CONFIG_HOME or ~/.config.",
+    )
+
+    def run(arguments: argparse.Namespace) -> int:
+        from .commands import calibrate_and_save
+
+        return calibrate_and_save()
+
+    parser.set_defaults(run=run)
+
+
+def _add_problem(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "problem",
+        metavar="PROBLEM",
+        help="e.g. n8c64-x56-o64-k3-p1: batch and channels, size, filters, kernel; then, if "
+        "wanted, s(tride), p(adding), d(ilation), g(roups)",
+    )
+    parser.add_argument("--dtype", default="float32", help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+
+
+COMMANDS = (_demo, _explain, _measure, _calibrate, _verify)
 
 if __name__ == "__main__":
     sys.exit(main())

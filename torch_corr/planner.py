@@ -1,24 +1,29 @@
-"""Choosing an algorithm for each map; and saying which one and why.
+"""A plan: one algorithm for each map; how it is made, run and explained.
 
 Planning and executing never mix: a :class:`Plan` is made once from a problem, a device, a
-dtype and what the caller asked for; running it decides nothing.
+dtype and what the caller asked for.  Running it decides nothing, but for whether a transform's
+result may stand (:class:`~torch_corr.algorithms.guarded.Guarded`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, Direct, MapName, dtype_name
+from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, MapName, dtype_name
+from .auto import Auto
+from .explanation import provenance, table
 from .problem import Problem
 from .suggest import did_you_mean
+from .wisdom import WISDOM
 
-AlgorithmLike: TypeAlias = str | Algorithm
-"""``"auto"``, the name of an algorithm, or an :class:`Algorithm` of one's own."""
+AlgorithmLike: TypeAlias = str | Auto | Algorithm
+"""``"auto"`` or an :class:`Auto` with options, an algorithm's name, or an :class:`Algorithm`."""
 
 ALGORITHM_NAMES = tuple(algorithm.name for algorithm in ALGORITHMS)
 
@@ -71,7 +76,7 @@ class Plan:
     def able(self, problem: Problem) -> bool:
         """Whether what was asked for can run another problem of this device and dtype."""
         asked = find_algorithm(self.asked)
-        if asked is None:
+        if isinstance(asked, Auto):
             return bool(able_algorithms(problem, self.device, self.dtype))
         return not asked.refusals(problem, self.device, self.dtype)
 
@@ -80,29 +85,42 @@ class Plan:
         return make_plan(problem, self.device, self.dtype, self.asked)
 
     def __str__(self) -> str:
-        """Which algorithm each map gets, and why the others were not chosen."""
-        asked = self.asked if isinstance(self.asked, str) else repr(self.asked)
-        lines = [f"{_where(self.problem, self.device, self.dtype)}, algorithm={asked}"]
+        """For each map every algorithm's time, workspace and error class, or why it is out."""
+        asked = find_algorithm(self.asked)
+        named = self.asked if isinstance(self.asked, str) else repr(self.asked)
+        lines = [f"{_where(self.problem, self.device, self.dtype)}, algorithm={named}"]
+        auto = asked if isinstance(asked, Auto) else Auto()
         for map in MAPS:
-            algorithm: Algorithm = getattr(self, map)
-            needed = algorithm.workspace(self.problem, map, self.dtype)
-            lines.append(
-                f"  {map:<12} {algorithm.name:<8} workspace {needed / 2**20:.1f} MiB, "
-                f"error {algorithm.error_class}"
-            )
-        for algorithm in ALGORITHMS:
-            for sentence in algorithm.refusals(self.problem, self.device, self.dtype):
-                lines.append(f"  not {algorithm.name}: {sentence}")
-        return "\n".join(lines)
+            survey = auto.survey(map, self.problem, self.device, self.dtype)
+            lines.extend(table(map, survey, getattr(self, map)))
+        return "\n".join([*lines, provenance()])
 
 
-@lru_cache(maxsize=4096)
+_caches: list[Callable[[], None]] = []
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def cached_plan(function: Function) -> Function:
+    """Remember what a planning function of hashable arguments returns, until plans go stale."""
+    cached = lru_cache(maxsize=4096)(function)
+    _caches.append(cached.cache_clear)
+    return cached  # type: ignore[return-value]
+
+
+def forget_plans() -> None:
+    """Make every plan anew from now on: what is known has changed."""
+    for clear in _caches:
+        clear()
+
+
+WISDOM.on_change.append(forget_plans)
+
+
+@cached_plan
 def make_plan(
     problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
 ) -> Plan:
     """The plan for a problem: a named algorithm for all three maps, or what ``auto`` chooses.
-
-    What ``auto`` chooses, map by map, says :func:`choose`.
 
     Raises:
         RuntimeError: the named algorithm refuses the problem.
@@ -111,19 +129,14 @@ def make_plan(
         TypeError: ``asked`` is neither a string nor an :class:`Algorithm`.
     """
     algorithm = find_algorithm(asked)
-    if algorithm is None:
-        try:
-            chosen = [choose(map, problem, device, dtype) for map in MAPS]
-        except StopIteration:
-            lines = [
-                f"  - {each.name}: {sentence}"
-                for each in ALGORITHMS
-                for sentence in each.refusals(problem, device, dtype)
-            ]
-            raise NotImplementedError(
-                "\n".join([f"no algorithm can run {_where(problem, device, dtype)}:", *lines])
-            ) from None
-        return Plan(problem, device, dtype, asked, *chosen)
+    if isinstance(algorithm, Auto):
+        return Plan(
+            problem,
+            device,
+            dtype,
+            asked,
+            *(_chosen(algorithm, map, problem, device, dtype) for map in MAPS),
+        )
     if sentences := algorithm.refusals(problem, device, dtype):
         able = able_algorithms(problem, device, dtype)
         names = ", ".join(each.name for each in able)
@@ -139,66 +152,27 @@ def make_plan(
     return Plan(problem, device, dtype, asked, algorithm, algorithm, algorithm)
 
 
-# Measured on two cores of an AMD EPYC with AVX-512 (Zen 5), PyTorch 2.13, 2026-11-23, least of
-# 3 to 40 runs: on 21 depthwise, grouped and few-channel problems x 3 maps `direct` was 1.3 to
-# 180 times as fast as `aten`, but for depthwise 5x5 on planes of 25x25 (forward: 0.7 times), 5x5
-# with stride 2 (forward: even) and 1 -> 32 channels of 28x28 (grad_weight: 0.5 times); on 8 dense
-# float32 ones, on one core, 0.2 to 0.9 times.  The limits below keep clear of the losses.
-_THIN = 16
-"""Products of channels in one group, C/G * O/G, up to which a problem is planes x taps."""
-
-_MANY_TAPS = 49
-"""Taps from which the size of the planes and the number of outputs no longer matter."""
-
-_WIDE = 28
-"""Columns of output that fill the vectors well enough with fewer taps."""
-
-_WORTH_A_CHOICE = 2**21
-"""Multiplications below which PyTorch is done before a choice has paid for itself."""
-
-
-def choose(map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype) -> Algorithm:
-    """What ``auto`` takes for one map: ``direct`` where it is ahead, else the first one able.
-
-    ``direct`` is ahead where planes of pixels meet few channels: at most 16 products of
-    channels in a group, or one channel on either side, unless planes and kernels are small.
-    No transform is ever chosen: its errors are normwise, and it spreads what is not finite.
-    """
-    # Asked one by one, since some look long before they answer.
-    able = (each for each in ALGORITHMS if not each.refusals(problem, device, dtype))
-    direct = Direct()
-    if not _suits_direct(map, problem, dtype) or direct.refusals(problem, device, dtype):
-        return next(able)
-    return direct
-
-
-def _suits_direct(map: MapName, problem: Problem, dtype: torch.dtype) -> bool:
-    if dtype.is_complex or problem.multiplications < _WORTH_A_CHOICE:
-        return False
-    many_taps = problem.kernel[0] * problem.kernel[1] >= _MANY_TAPS
-    if problem.group_in * problem.group_out <= _THIN:
-        return map == "grad_weight" or many_taps or problem.output_size[1] >= _WIDE
-    if problem.group_in == 1:
-        return map == "grad_input" or many_taps
-    return problem.group_out == 1
-
-
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; on meta there is none to ask about."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
-def find_algorithm(asked: AlgorithmLike) -> Algorithm | None:
-    """The algorithm of a name, an algorithm itself, or None for ``"auto"``."""
-    if isinstance(asked, Algorithm):
+def find_algorithm(asked: AlgorithmLike) -> Auto | Algorithm:
+    """The algorithm of a name, or what was asked for itself; :class:`Auto` for ``"auto"``.
+
+    Raises:
+        ValueError: no algorithm has that name.
+        TypeError: neither a string nor an :class:`Auto` or :class:`Algorithm`.
+    """
+    if isinstance(asked, (Auto, Algorithm)):
         return asked
     if not isinstance(asked, str):
         raise TypeError(
-            f"algorithm must be a name or an Algorithm, got {asked!r} of type "
+            f"algorithm must be a name, an Auto or an Algorithm, got {asked!r} of type "
             f"{type(asked).__name__}"
         )
     if asked == "auto":
-        return None
+        return Auto()
     for algorithm in ALGORITHMS:
         if algorithm.name == asked:
             return algorithm
@@ -212,6 +186,21 @@ def find_algorithm(asked: AlgorithmLike) -> Algorithm | None:
 def able_algorithms(problem: Problem, device: torch.device, dtype: torch.dtype) -> list[Algorithm]:
     """The algorithms that can run the problem there, in their order."""
     return [each for each in ALGORITHMS if not each.refusals(problem, device, dtype)]
+
+
+def _chosen(
+    auto: Auto, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+) -> Algorithm:
+    if algorithm := auto.choose(map, problem, device, dtype):
+        return algorithm
+    reasons = [
+        f"  - {each.algorithm.name}: {sentence}"
+        for each in auto.survey(map, problem, device, dtype)
+        for sentence in each.refusals
+    ]
+    raise NotImplementedError(
+        "\n".join([f"no algorithm can run {_where(problem, device, dtype)}:", *reasons])
+    )
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from .base import (
     DEFAULT_WORKSPACE,
     MAPS,
     Algorithm,
+    Cost,
     ErrorClass,
     MapName,
     accumulation_dtype,
@@ -14,6 +15,7 @@ from .base import (
 )
 from .direct import Direct
 from .fft import FFT
+from .guarded import Guarded
 from .naive import Naive
 from .unfold import Unfold
 
@@ -26,8 +28,10 @@ __all__ = [
     "MAPS",
     "Algorithm",
     "Aten",
+    "Cost",
     "Direct",
     "ErrorClass",
+    "Guarded",
     "MapName",
     "Naive",
     "Unfold",

@@ -23,16 +23,19 @@ from .base import (
     FLOATS,
     INTEGERS,
     MAPS,
-    Algorithm,
+    Cost,
     MapName,
     complex_from_real,
+    definition_flops,
     dtype_name,
     dtype_refusal,
+    operand_bytes,
 )
+from .fitted import Fitted, Work, columns_bytes, filled
 
 
 @dataclass(frozen=True)
-class Aten(Algorithm):
+class Aten(Fitted):
     """``torch.conv2d`` and ``aten::convolution_backward``."""
 
     name = "aten"
@@ -106,6 +109,24 @@ class Aten(Algorithm):
             slots = problem.input_shape, problem.weight_shape, problem.output_shape
             return torch.float32.itemsize * (padded + sum(prod(shape) for shape in slots))
         return padded * dtype.itemsize if any(_split_padding(problem, map, here, dtype)[1]) else 0
+
+    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+        """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""
+        ins, outs, flops = problem.group_in, problem.group_out, definition_flops(problem, dtype)
+        if dtype in (torch.float64, torch.complex64, torch.complex128):
+            regime = "columns" if problem.groups == 1 else "columns of groups"
+            return Work(regime, Cost(flops, 0, columns_bytes(problem, dtype), 1))
+        if _depthwise(problem):
+            near = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
+            plain = near and problem.dilation == (1, 1)
+            regime, fill = "depthwise" if plain else "depthwise by the reference", 1.0
+        elif problem.groups > 1 and (ins % 16 or outs % 16):
+            regime, fill = "groups", filled(ins, 4) * filled(outs, 8)
+        elif ins <= 4:
+            regime, fill = "few channels", filled(outs, 16)
+        else:
+            regime, fill = "dense", filled(ins, 16) * filled(outs, 16)
+        return Work(regime, Cost(flops * fill, 0, operand_bytes(problem, dtype), 1))
 
 
 Sides: TypeAlias = tuple[int, int, int, int]

@@ -15,7 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from math import prod
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,6 +34,28 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 DEFAULT_WORKSPACE = 256 * 2**20
 """Bytes an algorithm may take beyond input, weight and output."""
+
+
+class Cost(NamedTuple):
+    """What a map does, in the four quantities that a machine has measured rates for.
+
+    Attributes:
+        matmul_flops: multiplications and additions, in units of those that a large matrix
+            product does in the same time: work at half that rate counts twice.
+        fft_flops: 5 L log2 L for each complex transform of L samples, half of it for a real
+            one; the count that FFT benchmarks use, whatever the library really does.
+        bytes: read and written by copies and elementwise operations.
+        calls: of PyTorch operators or compiled kernels.
+    """
+
+    matmul_flops: float = 0.0
+    fft_flops: float = 0.0
+    bytes: float = 0.0
+    calls: float = 0.0
+
+    def plus(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        return Cost(*(mine + theirs for mine, theirs in zip(self, other)))
 
 
 @dataclass(frozen=True)
@@ -73,10 +96,31 @@ class Algorithm(ABC):
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
         """Bytes that ``map`` takes at its peak beyond its operands and its result."""
 
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """What ``map`` does, for the planner to price; asked only where nothing refuses.
+
+        Unless an algorithm knows better: the definition's multiplications and additions, and
+        every operand and the result passing through memory once.
+        """
+        return Cost(definition_flops(problem, dtype), 0.0, operand_bytes(problem, dtype), 1)
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to sum products in: float32 for the halves, the dtype itself otherwise."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def definition_flops(problem: Problem, dtype: torch.dtype) -> float:
+    """Real multiplications and additions in the definition; four of each make a complex one."""
+    return (8.0 if dtype.is_complex else 2.0) * problem.multiplications
+
+
+def operand_bytes(problem: Problem, dtype: torch.dtype) -> float:
+    """Bytes of input, weight and output together."""
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    return float(dtype.itemsize * sum(prod(shape) for shape in shapes))
 
 
 def complex_from_real(

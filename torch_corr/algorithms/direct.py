@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from math import prod
+from math import ceil, prod
 from typing import Any, ClassVar
 
 import torch
@@ -21,12 +21,15 @@ from ..problem import Problem
 from .base import (
     COMPLEX,
     FLOATS,
-    Algorithm,
+    Cost,
     MapName,
     accumulation_dtype,
     complex_from_real,
+    definition_flops,
     dtype_refusal,
+    operand_bytes,
 )
+from .fitted import Fitted, Work, filled
 
 _native: Any
 try:
@@ -50,7 +53,7 @@ _THREAD_SCRATCH = 640 * 2**10
 
 
 @dataclass(frozen=True)
-class Direct(Algorithm):
+class Direct(Fitted):
     """Compiled kernels on the CPU.
 
     Attributes:
@@ -116,6 +119,23 @@ class Direct(Algorithm):
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
         copies = weights.get(map, min(32 * taps, taps + 2**20))
         return torch.get_num_threads() * _THREAD_SCRATCH + width * copies
+
+    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+        """Idle lanes and rows of the register tiles count as work, and so does starting a row."""
+        flops, bytes = definition_flops(problem, dtype), operand_bytes(problem, dtype)
+        lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
+        if map == "grad_weight":
+            rows, columns = problem.output_size
+            tiles = filled(problem.kernel[0], 4) * filled(problem.kernel[1], 5)
+            fill = filled(columns, lanes) * tiles * (1 + 8 / (rows * columns))
+        else:
+            # grad_input is a forward for each residue of the stride, with the taps that reach it.
+            steps = problem.stride if map == "grad_input" else (1, 1)
+            size = problem.size if map == "grad_input" else problem.output_size
+            rows, columns = (ceil(length / step) for length, step in zip(size, steps))
+            down, across = (max(1, taps / step) for taps, step in zip(problem.kernel, steps))
+            fill = filled(columns, lanes) * filled(rows, 4) * (1 + 1 / down) * (1 + 1.5 / across)
+        return Work("planes", Cost(flops * fill, 0, bytes, 1))
 
     def _call(
         self, map: MapName, problem: Problem, first: Tensor, second: Tensor, shape: tuple[int, ...]

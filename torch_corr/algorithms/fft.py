@@ -45,7 +45,8 @@ from torch import Tensor
 from ..problem import Problem
 from . import _dft, _fft
 from ._tiling import Axis, Window, axis_of, axis_of_length, prime_factors, read_span, slabs
-from .base import DEFAULT_WORKSPACE, Algorithm, ErrorClass, MapName, dtype_refusal
+from .base import DEFAULT_WORKSPACE, Cost, ErrorClass, MapName, dtype_refusal
+from .fitted import Fitted, Work
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -59,7 +60,7 @@ SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
 
 
 @dataclass(frozen=True)
-class FFT(Algorithm):
+class FFT(Fitted):
     """Overlap-save in the frequency domain.
 
     Attributes:
@@ -107,6 +108,12 @@ class FFT(Algorithm):
     def features(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Features:
         """What the chosen plan does, for a planner to price."""
         return self._plan(problem, map, dtype).features
+
+    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+        """What the chosen plan does."""
+        chosen = self._plan(problem, map, dtype)
+        fft_flops, matmul_flops, bytes, calls = chosen.features
+        return Work(chosen.engine, Cost(matmul_flops, fft_flops, bytes, calls))
 
     def error_constant(self, problem: Problem, map: MapName, dtype: torch.dtype) -> float:
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states.

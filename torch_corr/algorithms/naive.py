@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from .base import (
     FLOATS,
     INTEGERS,
     Algorithm,
+    Cost,
     MapName,
     accumulation_dtype,
     dtype_refusal,
@@ -73,6 +75,13 @@ class Naive(Algorithm):
             pixel = pixels[:, :, :, None, i, j, None, None]
             result += (pixel * window).sum(0, dtype=result.dtype)
         return result.reshape(problem.weight_shape).to(input.dtype)
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """Some calls of PyTorch for each output pixel, which write and read every product."""
+        products = problem.multiplications * dtype.itemsize
+        return Cost(0, 0, 3.0 * products, 15.0 * prod(problem.output_size))
 
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
         """The padded image, and one window's products, in the dtype that sums them."""

@@ -31,11 +31,13 @@ from .base import (
     FLOATS,
     INTEGERS,
     MAPS,
-    Algorithm,
+    Cost,
     MapName,
     accumulation_dtype,
+    definition_flops,
     dtype_refusal,
 )
+from .fitted import Fitted, Work
 
 CACHED = 4 * 2**20
 """Bytes of strips in a block on a CPU.  Dense 3x3 in float64, 4x64x56x56, forward on two Zen 4
@@ -53,7 +55,7 @@ Lengths: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Unfold(Algorithm):
+class Unfold(Fitted):
     """Strips and matrix products.
 
     Attributes:
@@ -120,6 +122,13 @@ class Unfold(Algorithm):
         size = problem.size if map == "grad_input" else problem.output_size
         whole = Block(range(problem.batch), range(size[0]), range(size[1]))
         return whole.split(self._lengths(problem, map, operand.dtype, operand.device))
+
+    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+        """The matrix products; and the strips, in which every pixel stands up to kW times."""
+        rows, columns = problem.size[0], problem.output_size[1]
+        strips = problem.batch * problem.in_channels * rows * columns * problem.kernel[1]
+        flops = definition_flops(problem, dtype)
+        return Work("strips", Cost(flops, 0, float(strips * dtype.itemsize), problem.kernel[0]))
 
     def _lengths(
         self, problem: Problem, map: MapName, dtype: torch.dtype, device: torch.device

@@ -1,0 +1,74 @@
+"""A quick algorithm whose results are checked, and a sure one for those that fail the check.
+
+A transform spreads a NaN, or the rounding of one huge pixel, over its whole tile.  Most
+images hold neither, and whether one does shows in the result.  So ``auto`` takes a transform
+where it pays only together with an algorithm that keeps what happens in a window to that
+window, and pays for the second only when the first may not stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from .base import Algorithm, Cost, ErrorClass, MapName
+from .fft import FFT
+
+
+@dataclass(frozen=True)
+class Guarded(Algorithm):
+    """``quick`` where its result is finite throughout, else ``sure``.
+
+    Attributes:
+        quick: transforms.
+        sure: an algorithm of componentwise error.
+    """
+
+    quick: FFT
+    sure: Algorithm
+
+    name: ClassVar[str] = "guarded"
+    error_class: ClassVar[ErrorClass] = "normwise"
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """What either of the two cannot do."""
+        return tuple(
+            f"{each.name}: {sentence}"
+            for each in (self.quick, self.sure)
+            for sentence in each.refusals(problem, device, dtype)
+        )
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        """(x, w) -> y, as the base class says."""
+        return self._run("forward", problem, input, weight)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        """(y, w) -> x, as the base class says."""
+        return self._run("grad_input", problem, output, weight)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        """(x, y) -> w, as the base class says."""
+        return self._run("grad_weight", problem, input, output)
+
+    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+        """The larger of the two: they run one after the other."""
+        return max(each.workspace(problem, map, dtype) for each in (self.quick, self.sure))
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """The quick one's: results that do not stand are rare."""
+        return self.quick.cost(problem, map, device, dtype)
+
+    def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+        result: Tensor = getattr(self.quick, map)(problem, first, second)
+        if result.sum().isfinite() or result.isfinite().all():
+            return result
+        sure: Tensor = getattr(self.sure, map)(problem, first, second)
+        return sure

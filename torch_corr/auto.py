@@ -1,0 +1,216 @@
+"""What ``auto`` takes for each map: the quickest, as measured where there is wisdom, else as
+predicted from what each algorithm says that it does and from the rates of the machine.
+
+Measured accuracy of the predictions: see :data:`PREJUDICE`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Literal, NamedTuple, get_args
+
+import torch
+
+from .algorithms import (
+    ALGORITHMS,
+    DEFAULT_WORKSPACE,
+    FFT,
+    Algorithm,
+    Aten,
+    ErrorClass,
+    Guarded,
+    MapName,
+    Unfold,
+)
+from .machine import current_machine
+from .problem import Problem, as_int
+from .stopwatch import time_algorithms
+from .suggest import did_you_mean
+from .wisdom import WISDOM, Key
+
+WORTH_A_CHOICE = 2**19
+"""Multiplications below which PyTorch is done before another choice could pay for itself."""
+
+PREJUDICE = 0.85
+"""The part of PyTorch's predicted time that another's must stay below to be taken instead."""
+
+HOPELESS = 20
+"""Times the least predicted time from which an algorithm is not even measured."""
+
+_measuring = Lock()
+"""Two measurements at once would measure each other."""
+
+
+class Candidate(NamedTuple):
+    """One algorithm in the race for one map.
+
+    Attributes:
+        algorithm: with the options that ``auto`` gives it.
+        refusals: why it is out of the race, a sentence each; empty if it is in.
+        workspace: bytes beyond operands and result; 0 where it is not able at all.
+        seconds: that it takes; infinite where it is not able at all.
+        source: where the seconds come from.
+    """
+
+    algorithm: Algorithm
+    refusals: tuple[str, ...]
+    workspace: int
+    seconds: float
+    source: Literal["predicted", "measured"]
+
+
+@dataclass(frozen=True)
+class Auto:
+    """Choose the algorithm of each map; ``algorithm="auto"`` is ``algorithm=Auto()``.
+
+    Attributes:
+        measure: time the algorithms that are able the first time that a problem is seen, and
+            take the quickest; the times go into :data:`torch_corr.wisdom`.  Without it the
+            choice is by wisdom where there is some, else by predicted time.
+        error: ``"normwise"`` allows transforms, whose error is relative to the largest numbers
+            near by; ``"componentwise"`` keeps to algorithms whose error is relative to each
+            output's own terms.
+        workspace_limit: bytes that a map may take beyond its operands and its result.
+
+    Raises:
+        ValueError: an error class that is neither.
+        TypeError: a workspace limit that is no integer.
+
+    Example:
+        >>> import torch
+        >>> from torch_corr import Auto, corr2d
+        >>> corr2d(torch.ones(4, 4), torch.ones(3, 3), algorithm=Auto(error="componentwise"))
+        tensor([[9., 9.],
+                [9., 9.]])
+    """
+
+    measure: bool = False
+    error: ErrorClass = "normwise"
+    workspace_limit: int = DEFAULT_WORKSPACE
+
+    def __post_init__(self) -> None:
+        classes = get_args(ErrorClass)
+        if self.error not in classes:
+            raise ValueError(
+                f"unknown error class {self.error!r}{did_you_mean(str(self.error), classes)}; use "
+                f"'componentwise', or 'normwise' to allow both"
+            )
+        as_int("workspace_limit", self.workspace_limit)
+
+    def choose(
+        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> Algorithm | None:
+        """The algorithm for one map; None where none is able."""
+        small = problem.multiplications < WORTH_A_CHOICE
+        if (small and not self.measure) or device.type == "meta":
+            # Asked one by one, since some look long before they answer.
+            return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
+        race = [each for each in self.survey(map, problem, device, dtype) if not each.refusals]
+        if not race:
+            return None
+        best = _quickest(race)
+        if not isinstance(best, FFT):
+            return best
+        sure = [each for each in race if each.algorithm.error_class == "componentwise"]
+        return Guarded(best, _quickest(sure)) if sure else best
+
+    def survey(
+        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> list[Candidate]:
+        """All algorithms, with what speaks against each, its workspace and its seconds."""
+        candidates = [
+            self._candidate(each, map, problem, device, dtype)
+            for each in (self._with_options(algorithm) for algorithm in ALGORITHMS)
+        ]
+        measured = self._measured(
+            [each for each in candidates if not each.refusals], map, problem, device, dtype
+        )
+        return [
+            each._replace(seconds=measured[each.algorithm.name], source="measured")
+            if each.algorithm.name in measured
+            else each
+            for each in candidates
+        ]
+
+    def _candidate(
+        self,
+        algorithm: Algorithm,
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Candidate:
+        """One algorithm as it is predicted to do."""
+        if refusals := algorithm.refusals(problem, device, dtype):
+            return Candidate(algorithm, refusals, 0, math.inf, "predicted")
+        workspace = algorithm.workspace(problem, map, dtype)
+        seconds = current_machine().seconds(algorithm.cost(problem, map, device, dtype), dtype)
+        refusals = self._rules_out(algorithm, device, workspace)
+        return Candidate(algorithm, refusals, workspace, seconds, "predicted")
+
+    def _with_options(self, algorithm: Algorithm) -> Algorithm:
+        if isinstance(algorithm, (FFT, Unfold)):
+            return replace(algorithm, workspace_limit=self.workspace_limit)
+        return algorithm
+
+    def _rules_out(
+        self, algorithm: Algorithm, device: torch.device, workspace: int
+    ) -> tuple[str, ...]:
+        """Why an algorithm that is able is not to be chosen."""
+        if algorithm.error_class != "componentwise":
+            if self.error == "componentwise":
+                return ("its error is normwise, and Auto(error='componentwise') was asked for",)
+            if device.type != "cpu":
+                return (
+                    "its results must be checked before they may stand, for which the host would "
+                    "wait for the device; name it to have it unchecked",
+                )
+        if workspace > self.workspace_limit:
+            return (
+                f"it takes {workspace} bytes of workspace, more than the limit of "
+                f"{self.workspace_limit}; raise it with Auto(workspace_limit=...)",
+            )
+        return ()
+
+    def _measured(
+        self,
+        race: Sequence[Candidate],
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> dict[str, float]:
+        """Seconds that are known of those in the race; of all with a chance, if to measure."""
+        if device.type == "meta" or not (self.measure or len(WISDOM)):
+            return {}
+        key = Key.of(problem, map, device, dtype)
+        if self.measure:
+            with _measuring:
+                hopeful = _hopeful(race)
+                if any(each.name not in WISDOM.seconds(key) for each in hopeful):
+                    WISDOM.remember(key, time_algorithms(hopeful, problem, map, device, dtype))
+        return dict(WISDOM.seconds(key))
+
+
+def _hopeful(race: Sequence[Candidate]) -> list[Algorithm]:
+    """Those whose predicted time is not beyond all hope: predictions are good to a factor."""
+    limit = HOPELESS * min((each.seconds for each in race), default=0.0)
+    return [each.algorithm for each in race if each.seconds <= max(limit, 1e-3)]
+
+
+def _quickest(race: Sequence[Candidate]) -> Algorithm:
+    """The least time; PyTorch's own unless another is clearly ahead, as far as is only predicted.
+
+    A measured time beats any prediction: an algorithm that was not measured is not taken.
+    """
+    measured = [each for each in race if each.source == "measured"]
+    if measured:
+        return min(measured, key=lambda each: each.seconds).algorithm
+    best = min(race, key=lambda each: each.seconds)
+    for each in race:
+        if isinstance(each.algorithm, Aten) and best.seconds > PREJUDICE * each.seconds:
+            return each.algorithm
+    return best.algorithm

@@ -1,0 +1,68 @@
+"""What the planner's commands print: ``explain``, ``measure`` and ``calibrate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+import torch
+
+from .auto import Auto
+from .explanation import duration
+from .machine import SHIPPED, Machine, calibrate, calibration_path
+from .planner import AlgorithmLike, make_plan
+from .problem import Problem
+from .wisdom import WISDOM
+
+
+def explain(spelling: str, device: str, dtype: str, algorithm: str) -> int:
+    """Print a problem's plan: each algorithm's predicted time, and the choice."""
+    return _print_plan(spelling, device, dtype, algorithm)
+
+
+def measure(spelling: str, device: str, dtype: str, keep: str | None) -> int:
+    """Time every able algorithm on a problem, print the plan, and keep the wisdom in a file."""
+    code = _print_plan(spelling, device, dtype, Auto(measure=True))
+    if code == 0 and keep is not None:
+        print(
+            f"{WISDOM.save(keep)} measurements saved; torch_corr.wisdom.load({keep!r}) reads them"
+        )
+    return code
+
+
+def calibrate_and_save() -> int:
+    """Measure the machine, print its rates beside those that ship, and save them."""
+    machine, path = calibrate(), calibration_path()
+    print(f"{machine.name}, {machine.threads} threads; in parentheses times those that ship")
+    for dtype in ("float32", "float64"):
+        print(f"  {dtype}: {_rates(machine, dtype)}")
+    try:
+        machine.save(path)
+    except OSError as error:
+        print(f"cannot write {path}: {error}", file=sys.stderr)
+        return 1
+    print(f"saved as {path}; processes that start from now on plan with it")
+    return 0
+
+
+def _rates(machine: Machine, dtype: Literal["float32", "float64"]) -> str:
+    ours, theirs = getattr(machine, dtype), getattr(SHIPPED, dtype)
+    matmul, fft, copied, calls = (f"({mine / other:.2f})" for mine, other in zip(ours, theirs))
+    return (
+        f"matrix product {ours.matmul_flops / 1e9:.0f} GFLOP/s {matmul}, FFT "
+        f"{ours.fft_flops / 1e9:.0f} GFLOP/s {fft}, copy {ours.bytes / 1e9:.0f} GB/s {copied}, "
+        f"a call {duration(1 / ours.calls)} {calls}"
+    )
+
+
+def _print_plan(spelling: str, device: str, dtype: str, algorithm: AlgorithmLike) -> int:
+    try:
+        chosen = getattr(torch, dtype, None)
+        if not isinstance(chosen, torch.dtype):
+            raise ValueError(f"unknown dtype {dtype!r}; use a name of torch's, as float32")
+        problem, where = Problem.parse(spelling), torch.device(device)
+        print(make_plan(problem, where, chosen, algorithm))
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,56 @@
+"""A survey of the algorithms in words: what each would take, and what speaks against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from .algorithms import Algorithm, Guarded, MapName
+from .auto import Candidate
+from .machine import current_machine
+
+
+def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Iterator[str]:
+    """One map's algorithms, quickest first, ``>`` before the one that runs; then the refusals.
+
+    A number in parentheses is of an algorithm that is able but was ruled out.
+    """
+    yield f"{map}:"
+    quick = chosen.quick if isinstance(chosen, Guarded) else chosen
+    for each in sorted(survey, key=lambda each: (bool(each.refusals), each.seconds)):
+        mark = ">" if each.algorithm == quick else " "
+        name = each.algorithm.name
+        if not math.isfinite(each.seconds):
+            yield from (f"    {name:<9} refuses: {sentence}" for sentence in each.refusals)
+            continue
+        verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.error_class
+        if mark == ">" and isinstance(chosen, Guarded):
+            verdict += f"; {chosen.sure.name} where a result is not finite"
+        yield (
+            f"  {mark} {name:<9} {duration(each.seconds):>9} {each.source:<9} "
+            f"{size(each.workspace):>9}  {verdict}"
+        )
+    if not any(each.algorithm == quick for each in survey):
+        yield f"  > {quick!r}"
+
+
+def provenance() -> str:
+    """Which machine's rates the predictions are made of."""
+    machine = current_machine()
+    return (
+        f"predicted for {machine.name} with {machine.threads} threads, measured "
+        f"{machine.measured}; for this machine: python -m torch_corr calibrate"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``1.23 ms``: three digits in a unit that suits."""
+    if seconds >= 1:
+        return f"{seconds:#.3g} s"
+    unit, number = ("ms", seconds * 1e3) if seconds >= 1e-3 else ("us", seconds * 1e6)
+    return f"{number:#.3g}".rstrip(".") + f" {unit}"
+
+
+def size(number: int) -> str:
+    """``1.5 MiB``, of workspace."""
+    return f"{number / 2**20:.1f} MiB"

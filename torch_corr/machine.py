@@ -1,0 +1,202 @@
+"""How fast a machine is: the four rates in which the cost of an algorithm is told.
+
+An algorithm's :class:`~torch_corr.algorithms.base.Cost` says what it does; a machine's
+:class:`Rates` turn that into seconds.  Rates ship for one machine (:data:`SHIPPED`).
+``python -m torch_corr calibrate`` measures them anew and writes them where
+:func:`calibration_path` says, and from there they are read when a process plans for the first
+time.  Only ratios of predicted times decide, so a machine that is slower in everything alike
+plans the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from .algorithms import Cost
+
+CALIBRATION_VARIABLE = "TORCH_CORR_MACHINE"
+"""Environment variable that names another file for the machine's rates."""
+
+_FORMAT = 1
+
+
+class Rates(NamedTuple):
+    """What a machine does in a second, for each quantity of a ``Cost``, in its order.
+
+    Attributes:
+        matmul_flops: of a large matrix product.
+        fft_flops: of batched real transforms of 64 x 64, counted as in ``Cost``.
+        bytes: read and written by a copy too large for the caches.
+        calls: of PyTorch operators on a few numbers.
+    """
+
+    matmul_flops: float
+    fft_flops: float
+    bytes: float
+    calls: float
+
+    def seconds(self, cost: Cost) -> float:
+        """Predicted time of a cost: its parts are done one after the other."""
+        return sum(amount / rate for amount, rate in zip(cost, self))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A named machine and its rates.
+
+    Attributes:
+        name: the processor.
+        threads: that PyTorch used when the rates were measured.
+        measured: the day, as 2026-11-24.
+        float32: rates of float32, complex64 and of the halves, which are computed in float32.
+        float64: rates of float64 and complex128.
+    """
+
+    name: str
+    threads: int
+    measured: str
+    float32: Rates
+    float64: Rates
+
+    def seconds(self, cost: Cost, dtype: torch.dtype) -> float:
+        """Predicted time of a cost on operands of a dtype."""
+        return self.rates(dtype).seconds(cost)
+
+    def rates(self, dtype: torch.dtype) -> Rates:
+        """The rates of computing with a dtype."""
+        return self.float64 if dtype in (torch.float64, torch.complex128) else self.float32
+
+    def save(self, path: Path) -> None:
+        """Write the machine as JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields = {
+            "format": _FORMAT,
+            "name": self.name,
+            "threads": self.threads,
+            "measured": self.measured,
+            "float32": self.float32._asdict(),
+            "float64": self.float64._asdict(),
+        }
+        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+        draft.write_text(json.dumps(fields, indent=2) + "\n")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Machine:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file does not hold a machine's rates.
+            OSError: it cannot be read.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            if fields["format"] != _FORMAT:
+                raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}")
+            rates = {name: Rates(**fields[name]) for name in ("float32", "float64")}
+            for each in (*rates["float32"], *rates["float64"]):
+                if not 0 < each < float("inf"):
+                    raise ValueError(f"a rate of {each}")
+            return cls(
+                str(fields["name"]), int(fields["threads"]), str(fields["measured"]), **rates
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} does not hold a machine's rates ({error!r}); measure them again with "
+                f"'python -m torch_corr calibrate', or delete the file"
+            ) from None
+
+
+SHIPPED = Machine(
+    name="AMD EPYC (Zen 4, AVX-512)",
+    threads=2,
+    measured="2026-11-24",
+    float32=Rates(matmul_flops=179e9, fft_flops=33e9, bytes=48e9, calls=880e3),
+    float64=Rates(matmul_flops=95e9, fft_flops=23e9, bytes=46e9, calls=910e3),
+)
+"""The machine whose rates are used where nobody has calibrated."""
+
+
+def calibration_path() -> Path:
+    """Where ``calibrate`` writes: ``$TORCH_CORR_MACHINE``, else torch_corr/machine.json in
+    ``$XDG_CONFIG_HOME`` or ``~/.config``."""
+    if named := os.environ.get(CALIBRATION_VARIABLE):
+        return Path(named)
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(folder) / "torch_corr" / "machine.json"
+
+
+@cache
+def current_machine() -> Machine:
+    """The machine that this process plans for: the calibrated one, else the one that ships."""
+    path = calibration_path()
+    return Machine.load(path) if path.exists() else SHIPPED
+
+
+def calibrate() -> Machine:
+    """Measure this machine's rates with PyTorch's present number of threads; some ten seconds."""
+    return Machine(
+        name=device_name(torch.device("cpu")),
+        threads=torch.get_num_threads(),
+        measured=date.today().isoformat(),
+        float32=_measured_rates(torch.float32),
+        float64=_measured_rates(torch.float64),
+    )
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """What wisdom calls a device: its maker's name for it, or PyTorch's where that is not known."""
+    if device.type == "cpu":
+        return _processor_name()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _processor_name() -> str:
+    """The processor, as the operating system calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _measured_rates(dtype: torch.dtype) -> Rates:
+    side, tiles, numbers = 1536, 256, 2**26 // dtype.itemsize
+    a, b, c = (torch.full((side, side), 0.5, dtype=dtype) for _ in range(3))
+    images = torch.linspace(-1, 1, tiles * 64 * 64, dtype=dtype).view(tiles, 64, 64)
+    source, target = (torch.zeros(numbers, dtype=dtype) for _ in range(2))
+    few = torch.zeros(8, dtype=dtype)
+    return Rates(
+        matmul_flops=2 * side**3 / _seconds(lambda: torch.mm(a, b, out=c)),
+        fft_flops=tiles * 2.5 * 64 * 64 * 12 / _seconds(lambda: torch.fft.rfft2(images)),
+        bytes=2 * numbers * dtype.itemsize / _seconds(lambda: target.copy_(source)),
+        calls=1 / _seconds(lambda: few + few, times=1000),
+    )
+
+
+def _seconds(work: Callable[[], Any], times: int = 1) -> float:
+    """Median seconds of a piece of work, over about a second of runs."""
+    work()
+    samples: list[float] = []
+    start = time.perf_counter()
+    while len(samples) < 5 or time.perf_counter() < start + 1:
+        before = time.perf_counter()
+        for _ in range(times):
+            work()
+        samples.append((time.perf_counter() - before) / times)
+    return median(samples)

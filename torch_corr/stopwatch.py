@@ -1,0 +1,83 @@
+"""Timing algorithms on a problem, in turns, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from .algorithms import Algorithm, MapName
+from .problem import Problem
+
+_ENOUGH = 0.05
+"""Seconds of runs after which an algorithm has been timed well enough."""
+
+_HOPELESS = 8.0
+"""Times the quickest run from which an algorithm is not run again."""
+
+
+def time_algorithms(
+    algorithms: Sequence[Algorithm],
+    problem: Problem,
+    map: MapName,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, float]:
+    """Median seconds of each algorithm on one map, by name.
+
+    Each runs once untimed, since a first run sets up what lasts, and twice to sort out those
+    that are hopeless, for which that is enough; the others take turns.  The operands are made
+    here, without touching the random generators: no algorithm's speed depends on its data.
+    """
+    first, second = _operands(problem, map, device, dtype)
+
+    def run(algorithm: Algorithm) -> float:
+        return _timed(device, lambda: getattr(algorithm, map)(problem, first, second))
+
+    for algorithm in algorithms:
+        run(algorithm)
+    samples = {algorithm: [run(algorithm), run(algorithm)] for algorithm in algorithms}
+    limit = _HOPELESS * min((min(times) for times in samples.values()), default=0.0)
+    hopeful = [each for each in algorithms if min(samples[each]) <= max(limit, 1e-3)]
+    for turn in _turns(_ENOUGH * len(hopeful)):
+        for algorithm in hopeful[turn % len(hopeful) :] + hopeful[: turn % len(hopeful)]:
+            samples[algorithm].append(run(algorithm))
+    return {algorithm.name: median(values) for algorithm, values in samples.items()}
+
+
+def _turns(seconds: float) -> Iterator[int]:
+    """Numbers of turns until the time is up: from 1 to 100 of them."""
+    end = time.perf_counter() + seconds
+    for turn in range(100):
+        yield turn
+        if time.perf_counter() > end:
+            return
+
+
+def _timed(device: torch.device, work: Callable[[], Tensor]) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    with torch.cuda.device(device):
+        before.record()
+        work()
+        after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1e3
+
+
+def _operands(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    shapes = {
+        "forward": (problem.input_shape, problem.weight_shape),
+        "grad_input": (problem.output_shape, problem.weight_shape),
+        "grad_weight": (problem.input_shape, problem.output_shape),
+    }[map]
+    first, second = (torch.full(shape, 0.5, dtype=dtype, device=device) for shape in shapes)
+    return first, second
