@@ -49,6 +49,15 @@ def test_the_least_predicted_time_is_taken_unless_pytorch_is_close() -> None:
     assert _quickest(close) == Aten()
 
 
+def test_a_transform_is_taken_where_it_is_clearly_ahead() -> None:
+    """Measured or not: its error is worse."""
+    for source in ("predicted", "measured"):
+        clear = [candidate(Unfold(), 1.0, source), candidate(FFT(), PREJUDICE - 0.01, source)]
+        close = [candidate(Unfold(), 1.0, source), candidate(FFT(), PREJUDICE + 0.01, source)]
+        assert _quickest(clear) == FFT()
+        assert _quickest(close) == Unfold()
+
+
 def test_a_measured_time_beats_any_prediction() -> None:
     race = [candidate(Aten(), 1.0, "measured"), candidate(Unfold(), 0.1)]
     assert _quickest(race) == Aten()

@@ -35,7 +35,7 @@ WORTH_A_CHOICE = 2**19
 """Multiplications below which PyTorch is done before another choice could pay for itself."""
 
 PREJUDICE = 0.85
-"""The part of PyTorch's predicted time that another's must stay below to be taken instead."""
+"""The part of a preferred algorithm's time that another's must stay below to be taken instead."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured."""
@@ -105,10 +105,14 @@ class Auto:
     ) -> Algorithm | None:
         """The algorithm for one map; None where none is able."""
         small = problem.multiplications < WORTH_A_CHOICE
-        if (small and not self.measure) or device.type == "meta":
+        # The factors of predictions are known of CPUs; elsewhere only what was measured counts.
+        known = device.type == "cpu" or len(WISDOM)
+        if not self.measure and (small or not known):
             # Asked one by one, since some look long before they answer.
             return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
         race = [each for each in self.survey(map, problem, device, dtype) if not each.refusals]
+        if device.type != "cpu":
+            race = [each for each in race if each.source == "measured"] or race[:1]
         if not race:
             return None
         best = _quickest(race)
@@ -202,15 +206,29 @@ def _hopeful(race: Sequence[Candidate]) -> list[Algorithm]:
 
 
 def _quickest(race: Sequence[Candidate]) -> Algorithm:
-    """The least time; PyTorch's own unless another is clearly ahead, as far as is only predicted.
+    """The least time, unless what is preferred for another reason is nearly as quick.
 
     A measured time beats any prediction: an algorithm that was not measured is not taken.
+    Errors relative to each output's own terms are preferred; and, as far as times are only
+    predicted, PyTorch's own convolution.
     """
     measured = [each for each in race if each.source == "measured"]
-    if measured:
-        return min(measured, key=lambda each: each.seconds).algorithm
-    best = min(race, key=lambda each: each.seconds)
-    for each in race:
-        if isinstance(each.algorithm, Aten) and best.seconds > PREJUDICE * each.seconds:
-            return each.algorithm
+    race = measured or race
+    best = min(race, key=_seconds)
+    if best.algorithm.error_class != "componentwise":
+        best = _unless_far_behind(
+            best, [each for each in race if each.algorithm.error_class == "componentwise"]
+        )
+    if not measured:
+        best = _unless_far_behind(best, [each for each in race if isinstance(each.algorithm, Aten)])
     return best.algorithm
+
+
+def _unless_far_behind(best: Candidate, preferred: Sequence[Candidate]) -> Candidate:
+    """The quickest of the preferred where it is nearly as quick as the best, else that."""
+    favourite = min(preferred, key=_seconds, default=best)
+    return best if best.seconds <= PREJUDICE * favourite.seconds else favourite
+
+
+def _seconds(candidate: Candidate) -> float:
+    return candidate.seconds

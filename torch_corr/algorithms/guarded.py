@@ -31,7 +31,7 @@ class Guarded(Algorithm):
     quick: FFT
     sure: Algorithm
 
-    name: ClassVar[str] = "guarded"
+    name: ClassVar[str] = "fft, guarded"
     error_class: ClassVar[ErrorClass] = "normwise"
 
     def refusals(
