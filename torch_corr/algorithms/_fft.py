@@ -1,12 +1,20 @@
 """Long transforms by FFT: spectra laid out image by image, channels multiplied pair by pair.
 
-A spectrum is (image, row of tiles, tile, channel, frequencies), as ``torch.fft`` gives it;
-the sum over the channels of a group is a loop of elementwise products.  That suits one
-channel, depthwise and a few channels, where no matrix product could gain from the
-transposition that it needs.
+A spectrum is (image, channel, row of tiles, tile, row frequency, column frequency); the sum
+over the channels of a group is a loop of elementwise products.  That suits one channel,
+depthwise and a few channels, where no matrix product could gain from the transposition that
+it needs.
+
+Where one tile holds all, each axis is transformed by itself: rows of nothing but zeros, of which
+a padded kernel mostly consists, are left out, and so are rows of the result that nobody
+asked for; and no axis is transposed between the two of the inverse.  On two Zen 4 cores one
+512 x 512 image with a 101 x 101 kernel takes 0.86 ms so, and 1.03 ms by ``rfft2`` and ``irfft2``;
+128 of 72 x 72 with kernels of 31 x 31 take 2.5 and 2.8 ms.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -17,34 +25,139 @@ Windows = tuple[Window, Window]
 """One operand's place along the rows and along the columns."""
 
 
-def analyse(tensor: Tensor, windows: Windows, lengths: tuple[int, int], reverse: bool) -> Tensor:
+def analyse(
+    tensor: Tensor, windows: Windows, lengths: tuple[int, int], reverse: bool, apart: bool
+) -> Tensor:
     """Spectra of the tiles of (images, channels, H, W): (images, channels, T, U, f, g).
 
-    ``reverse`` gives the spectrum at (-f, -g).
+    Args:
+        reverse: give the spectrum at (-f, -g).
+        apart: transform each axis by itself; for one tile.
     """
-    tiles = _cut(tensor, windows)
-    if (windows[0].spacing, windows[1].spacing) != (1, 1):
-        tiles = _spread(tiles, windows)
-    spectrum: Tensor
-    if tensor.is_complex():
+    norm = "forward" if tensor.is_complex() and reverse else "backward"
+    if apart:
+        spectrum = _analyse_apart(tensor, windows, lengths, norm)
+    elif tensor.is_complex():
         transform = torch.fft.ifft2 if reverse else torch.fft.fft2
-        spectrum = transform(tiles, s=lengths, norm="forward" if reverse else "backward")
-        return spectrum
-    spectrum = torch.fft.rfft2(tiles, s=lengths)
-    return spectrum.conj_physical_() if reverse else spectrum
+        spectrum = transform(_cut(tensor, windows, lengths), norm=norm)
+    else:
+        spectrum = torch.fft.rfft2(_cut(tensor, windows, lengths))
+    return spectrum.conj_physical_() if reverse and not tensor.is_complex() else spectrum
 
 
-def synthesise(spectrum: Tensor, windows: Windows, lengths: tuple[int, int], real: bool) -> Tensor:
-    """(images, channels, rows, columns) under the tiles of (images, channels, T, U, f, g)."""
+def _analyse_apart(tensor: Tensor, windows: Windows, lengths: tuple[int, int], norm: str) -> Tensor:
+    (rows, to_rows), (columns, to_columns) = (
+        _inside(window, size) for window, size in zip(windows, tensor.shape[2:])
+    )
+    full = torch.fft.ifft if norm == "forward" else torch.fft.fft
+    along_rows = full if tensor.is_complex() else torch.fft.rfft
+    spectrum: Tensor
+    part = tensor[:, :, rows, columns]
+    if part.shape[3] != lengths[1]:
+        part = tensor.new_zeros(*part.shape[:3], lengths[1])
+        part[..., to_columns] = tensor[:, :, rows, columns]
+    spectrum = along_rows(part, norm=norm)
+    del part
+    if spectrum.shape[2] != lengths[0]:
+        some = spectrum
+        spectrum = some.new_zeros(*some.shape[:2], lengths[0], some.shape[3])
+        spectrum[:, :, to_rows] = some
+        del some
+    spectrum = full(spectrum, dim=2, norm=norm)
+    return spectrum[:, :, None, None]
+
+
+def synthesise(
+    spectrum: Tensor,
+    windows: Windows,
+    lengths: tuple[int, int],
+    apart: bool,
+    result: Tensor,
+    add: bool,
+) -> None:
+    """From (images, channels, T, U, f, g) to where the tiles lie in (images, channels, H, W).
+
+    Args:
+        apart: as the spectrum was made.
+        add: to what is there.
+    """
     down, across = windows
-    tiles = torch.fft.irfft2(spectrum, s=lengths) if real else torch.fft.ifft2(spectrum)
-    tiles = tiles[..., :: down.spacing, :: across.spacing]
-    tiles = tiles[..., : down.count, : across.count].permute(0, 1, 2, 4, 3, 5)
-    return overlap_add(overlap_add(tiles, 2, down.hop), 3, across.hop)
+    (rows, from_rows), (columns, from_columns) = (
+        _inside(window, size) for window, size in zip(windows, result.shape[2:])
+    )
+    place = result[:, :, rows, columns]
+    if apart:
+        lines = torch.fft.ifft(spectrum[:, :, 0, 0], dim=2)[:, :, from_rows]
+        if result.is_complex():
+            values = torch.fft.ifft(lines, dim=3)
+        else:
+            values = torch.fft.irfft(lines, lengths[1], dim=3)
+        _put(place, values[..., from_columns], add)
+        return
+    if result.is_complex():
+        tiles = torch.fft.ifft2(spectrum)
+    else:
+        tiles = torch.fft.irfft2(spectrum, s=lengths)
+    if down.tiles == across.tiles == 1:
+        _put(place, tiles[:, :, 0, 0, from_rows, from_columns], add)
+        return
+    tiles = tiles[..., :: down.spacing, :: across.spacing][..., : down.count, : across.count]
+    side_by_side = (down.hop, across.hop) == (down.count, across.count)
+    if side_by_side and from_rows.start == from_columns.start == 0 and not add:
+        _copy_side_by_side(tiles, place)
+        return
+    sums = overlap_add(overlap_add(tiles.permute(0, 1, 2, 4, 3, 5), 2, down.hop), 3, across.hop)
+    (_, from_rows), (_, from_columns) = (
+        read_span(window, size) for window, size in zip(windows, result.shape[2:])
+    )
+    place.add_(sums[:, :, from_rows, from_columns])
 
 
-def _cut(tensor: Tensor, windows: Windows) -> Tensor:
-    """Tiles (images, channels, T, U, count, count) of a tensor, zeros where it has no samples."""
+def _put(place: Tensor, values: Tensor, add: bool) -> None:
+    if add:
+        place.add_(values)
+    else:
+        place.copy_(values)
+
+
+def _copy_side_by_side(tiles: Tensor, place: Tensor) -> None:
+    """Copy (images, channels, T, U, rows, columns) to (images, channels, H, W), the last cut."""
+    for rows, height in _whole_and_rest(place.shape[2], tiles.shape[4]):
+        for columns, width in _whole_and_rest(place.shape[3], tiles.shape[5]):
+            part = tiles[:, :, rows, columns, :height, :width]
+            down = slice(
+                rows.start * tiles.shape[4], rows.start * tiles.shape[4] + part.shape[2] * height
+            )
+            across = slice(
+                columns.start * tiles.shape[5],
+                columns.start * tiles.shape[5] + part.shape[3] * width,
+            )
+            target = place[:, :, down, across]
+            target = torch.unflatten(torch.unflatten(target, 3, (-1, width)), 2, (-1, height))
+            target.copy_(part.permute(0, 1, 2, 4, 3, 5))
+
+
+def _whole_and_rest(size: int, hop: int) -> Iterator[tuple[slice, int]]:
+    """Tiles that lie whole on an axis and the one that does not, and how much of each does."""
+    if whole := size // hop:
+        yield slice(0, whole), hop
+    if rest := size % hop:
+        yield slice(whole, whole + 1), rest
+
+
+def _inside(window: Window, size: int) -> tuple[slice, slice]:
+    """What of an axis lies under one tile or more, and at which samples of the transform."""
+    axis, samples = read_span(window, size)
+    last = max(samples.stop - 1, samples.start)
+    return axis, slice(
+        samples.start * window.spacing,
+        last * window.spacing + (samples.stop > samples.start),
+        window.spacing,
+    )
+
+
+def _cut(tensor: Tensor, windows: Windows, lengths: tuple[int, int]) -> Tensor:
+    """Tiles (images, channels, T, U, length, length) of a tensor, zeros where it has no samples."""
     down, across = windows
     (rows, to_rows), (columns, to_columns) = (
         read_span(window, size) for window, size in zip(windows, tensor.shape[2:])
@@ -54,14 +167,11 @@ def _cut(tensor: Tensor, windows: Windows) -> Tensor:
     if tuple(padded.shape[2:]) != samples:
         padded = tensor.new_zeros(*tensor.shape[:2], *samples)
         padded[:, :, to_rows, to_columns] = tensor[:, :, rows, columns]
-    if down.tiles == across.tiles == 1:
-        return padded[:, :, None, None]
-    return padded.unfold(2, down.count, down.hop).unfold(3, across.count, across.hop)
-
-
-def _spread(tiles: Tensor, windows: Windows) -> Tensor:
-    """The samples of each tile, ``spacing`` apart with zeros between."""
-    extents = [(window.count - 1) * window.spacing + 1 for window in windows]
-    spread = tiles.new_zeros(*tiles.shape[:-2], *extents)
-    spread[..., :: windows[0].spacing, :: windows[1].spacing] = tiles
-    return spread
+    cut = padded.unfold(2, down.count, max(down.hop, 1)).unfold(3, across.count, max(across.hop, 1))
+    if cut.shape[4:] == lengths:
+        return cut
+    tiles = tensor.new_zeros(*cut.shape[:4], *lengths)
+    extents = ((window.count - 1) * window.spacing + 1 for window in windows)
+    height, width = extents
+    tiles[..., : height : down.spacing, : width : across.spacing] = cut
+    return tiles

@@ -9,11 +9,17 @@ cyclic correlation, which the discrete Fourier transform of that length makes a 
 The same holds for both adjoints, over the same tiles: ``x`` is read in overlapping
 windows (overlap-save) and, transposed, added in them (overlap-add).
 
+A tile of the whole axis may be shorter than its extent.  Its pixels are zero before ``p``,
+the padding, and after ``p + h``; so an index at or past ``length >= p + h``, taken modulo
+``length``, still meets a zero if that leaves it below ``p``: the padding after the image and
+that before it are one and the same.
+
 Source: Oppenheim & Schafer, Discrete-Time Signal Processing, section 8.7.3.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -71,7 +77,8 @@ class Axis:
     def input(self) -> Window:
         """Where the input lies: overlapping windows."""
         hop = self.outputs * self.stride
-        return Window(self.extent, 1, hop, self.tiles, self.padding - self.first * hop)
+        count = min(self.extent, self.length)
+        return Window(count, 1, hop, self.tiles, self.padding - self.first * hop)
 
     @property
     def output(self) -> Window:
@@ -92,13 +99,18 @@ class Axis:
 def axis_of(problem: Problem, dim: int, tiles: int) -> Axis:
     """Axis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length."""
     outputs = -(-problem.output_size[dim] // tiles)
-    extent = (outputs - 1) * problem.stride[dim] + problem.span[dim]
+    stride, span, before = problem.stride[dim], problem.span[dim], problem.padding[dim][0]
+    extent = (outputs - 1) * stride + span
+    length = extent
+    if outputs == problem.output_size[dim]:
+        read = min(before + problem.size[dim], extent)
+        length = max(read, extent - before, span, (outputs - 1) * stride + 1)
     return Axis(
         problem.kernel[dim],
-        problem.stride[dim],
+        stride,
         problem.dilation[dim],
-        problem.padding[dim][0],
-        fast_length(extent),
+        before,
+        fast_length(length),
         outputs,
         -(-problem.output_size[dim] // outputs),
     )
@@ -112,17 +124,27 @@ def axis_of_length(problem: Problem, dim: int, length: int) -> Axis:
 
 @lru_cache(maxsize=4096)
 def fast_length(at_least: int) -> int:
-    """The least even length >= ``at_least`` with no prime factor above 7.
+    """The even length >= ``at_least``, without prime factors above 7, that takes least time.
 
-    MKL 2024.2 on two Zen 5 cores, float32, batched ``rfft2`` of n x n, ns per pixel on
-    one core: 64: 1.0, 96: 1.3, 100: 1.6, 112: 1.4, 128: 1.0, 120: 1.4; but odd 81: 2.7,
-    121: 3.0, 125: 2.7, and prime 127: 6.6, 251: 7.6.  Odd lengths lose the real
-    transform's halving.
+    MKL 2024.2 on two Zen 4 cores, float32, ``rfft2`` and ``irfft2`` of n x n, ns per pixel:
+    64: 2.7, 72: 3.6, 80: 2.9, 84: 3.1, 90: 3.8, 96: 2.8, 98: 3.9, 100: 3.5, 112: 3.1, 126: 3.7,
+    128: 2.4, 140: 2.7, 144: 2.3, 150: 3.0.  Odd lengths lose the real transform's halving, and
+    larger factors cost more (512: 0.9 for ``rfft2``, 612: 2.3, 616: 1.3, 640: 1.0).
     """
     length = max(at_least + at_least % 2, 2)
-    while prime_factors(length)[-1] > 7:
+    best, least = 0, math.inf
+    while length < least:
+        factors = prime_factors(length)
+        if factors[-1] <= 7 and (cost := length * _slowness(factors)) < least:
+            best, least = length, cost
         length += 2
-    return length
+    return best
+
+
+def _slowness(factors: list[int]) -> float:
+    """Time per sample along one axis, against lengths of many factors 2."""
+    twos = min(factors.count(2), 4)
+    return (1.0, 1.18, 1.1, 1.04, 1.0)[twos] * (1.06 if factors[-1] == 7 else 1.0)
 
 
 def prime_factors(number: int) -> list[int]:

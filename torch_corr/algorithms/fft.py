@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
@@ -215,9 +215,21 @@ class Plan:
         """Transform lengths of rows and columns."""
         return self.axes[0].length, self.axes[1].length
 
+    @property
+    def apart(self) -> bool:
+        """Whether one tile holds all."""
+        return self.axes[0].tiles == self.axes[1].tiles == 1
+
     def windows(self, slot: Slot, rows: range) -> tuple[Window, Window]:
         """Where an operand lies under the given rows of tiles."""
         return getattr(self.axes[0].run(rows), slot), getattr(self.axes[1], slot)
+
+    def read(self, slot: Slot, rows: range) -> tuple[Window, Window]:
+        """The same, but for pixels that no product meets: read, they need no zeros written."""
+        down, across = self.windows(slot, rows)
+        if slot != "input" or self.apart:
+            return down, across
+        return replace(down, count=self.lengths[0]), replace(across, count=self.lengths[1])
 
 
 def _shape(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
@@ -368,19 +380,20 @@ def _groups_fft(
     result: Tensor,
 ) -> None:
     source, other, target = SLOTS[map]
-    everything = range(plan.axes[0].tiles)
-    real = not result.is_complex()
+    everything, apart = range(plan.axes[0].tiles), plan.apart
+    # Inputs belong to several tiles, and to every output channel.
+    add = map == "grad_input" and not (apart and plan.outs == problem.group_out)
     right = spectrum = None
     if map != "grad_weight":
-        windows = plan.windows("weight", everything)
-        right = _fft.analyse(second, windows, plan.lengths, reverse=map == "forward")
+        windows = plan.read(other, everything)
+        right = _fft.analyse(second, windows, plan.lengths, map == "forward", apart)
         right = torch.unflatten(right.squeeze((2, 3)), 0, (groups, -1))
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
-        left = _fft.analyse(first[part], plan.windows(source, rows), plan.lengths, False)
+        left = _fft.analyse(first[part], plan.read(source, rows), plan.lengths, False, apart)
         left = torch.unflatten(left, 1, (groups, -1))
         if map == "grad_weight":
-            last = _fft.analyse(second[part], plan.windows(other, rows), plan.lengths, True)
+            last = _fft.analyse(second[part], plan.read(other, rows), plan.lengths, True, apart)
             partial = _sum_over_tiles(left, torch.unflatten(last, 1, (groups, -1)))
             spectrum = partial if spectrum is None else spectrum.add_(partial)
             continue
@@ -388,13 +401,12 @@ def _groups_fft(
         product = _sum_over_channels(left, right if map == "grad_input" else right.transpose(1, 2))
         del left
         windows = plan.windows(target, rows)
-        piece = _fft.synthesise(product.flatten(1, 2), windows, plan.lengths, real)
+        _fft.synthesise(product.flatten(1, 2), windows, plan.lengths, apart, result[part], add)
         del product
-        _place(result[part], piece, windows, map)
     if spectrum is not None:
         windows = plan.windows("weight", everything)
         spectrum = spectrum.flatten(0, 1)[:, :, None, None]
-        result.copy_(_fft.synthesise(spectrum, windows, plan.lengths, real))
+        _fft.synthesise(spectrum, windows, plan.lengths, apart, result, False)
 
 
 def _sum_over_channels(spectra: Tensor, weight: Tensor) -> Tensor:
@@ -409,6 +421,8 @@ def _sum_over_channels(spectra: Tensor, weight: Tensor) -> Tensor:
 
 def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
     """``sum_{n,tiles} Y[n, g, o, tiles, f] X[n, g, c, tiles, f]``, as (g, o, c, f)."""
+    if input.shape[0] == input.shape[3] == input.shape[4] == 1:
+        return output[0, :, :, None, 0, 0] * input[0, :, None, :, 0, 0]
     columns = [
         torch.mul(output, input[:, :, c, None]).sum((0, 3, 4)) for c in range(input.shape[2])
     ]
@@ -652,8 +666,9 @@ def _plan_fft(
             images = outs if slot == "weight" else per_slab[0]
             size = _sizes(axes, slot, images, per_slab[1])
             channels = block * (outs if slot == "output" else problem.group_in)
-            spread = any(getattr(axis, slot).spacing > 1 for axis in axes)
-            transform = (2 + spread) * size.number * samples + size.padded * itemsize
+            # Tiles and PyTorch's own copy of them, or half a spectrum and two of a whole one.
+            padded = size.padded + sum(axis.length for axis in axes) * axes[0].length
+            transform = size.number * max(2 * samples, 2 * spectrum) + padded * itemsize
             if slot == SLOTS[map][2]:
                 transform = max(transform, size.number * (2 * spectrum + 2 * samples))
             total += channels * size.number * spectrum
