@@ -3,12 +3,14 @@ autocast, for channels_last, in captured graphs."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from torch_corr import Corr2d, Direct, Problem, corr2d
+from torch_corr import Auto, Corr2d, Direct, Problem, corr2d, wisdom
 from torch_corr.planner import make_plan
 
 CPU = torch.device("cpu")
@@ -75,6 +77,33 @@ def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
         y = corr2d(x, w, algorithm="unfold")
     rounded = corr2d(x.bfloat16(), w.bfloat16(), algorithm="unfold")
     assert torch.equal(y, rounded)
+
+
+def test_many_threads_at_once() -> None:
+    """Each plans, measures and computes problems of its own, and gets them right."""
+    problems = [(c, k) for c in (1, 2, 5) for k in (3, 5, 11)]
+
+    def work(number: int) -> list[tuple[Tensor, Tensor]]:
+        channels, kernel = problems[number % len(problems)]
+        draw = torch.Generator().manual_seed(number)
+        x = torch.randn(1, channels, 60, 61, generator=draw, dtype=torch.float64)
+        w = torch.randn(channels, 1, kernel, kernel, generator=draw, dtype=torch.float64)
+        asked = Auto(measure=number % 2 == 0)
+        return [
+            (
+                corr2d(x + i, w, groups=channels, algorithm=asked),
+                F.conv2d(x + i, w, groups=channels),
+            )
+            for i in range(3)
+        ]
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for pairs in pool.map(work, range(2 * len(problems))):
+                for ours, theirs in pairs:
+                    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-10)
+    finally:
+        wisdom.forget()
 
 
 def test_channels_last_is_kept() -> None:

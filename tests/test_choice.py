@@ -65,8 +65,8 @@ def test_a_measured_time_beats_any_prediction() -> None:
 
 
 @dataclass(frozen=True)
-class Sleeper(Naive):
-    """Naive, after a pause: slow and predicted quick."""
+class Sleeper(Unfold):
+    """Unfold, after a pause: slow, and predicted to cost nothing."""
 
     name = "sleeper"
     pause: float = 0.002
@@ -127,7 +127,7 @@ def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
     forget_plans()
     before = make_plan(SMALL, CPU, torch.float32, "auto").forward
-    chosen = Naive() if before != Naive() else Unfold()
+    chosen = Unfold() if before != Unfold() else Aten()
     WISDOM.remember(Key.of(SMALL, "forward", CPU, torch.float32), {chosen.name: 1e-9})
     wisdom.save(tmp_path / "wisdom.json")
     wisdom.load(tmp_path / "wisdom.json")
@@ -272,5 +272,5 @@ def test_a_machine_twice_as_fast_predicts_half_the_time() -> None:
 
 
 def test_the_stopwatch_tells_the_slow_from_the_quick() -> None:
-    times = time_algorithms([Naive(), Sleeper()], SMALL, "forward", CPU, torch.float32)
-    assert times["sleeper"] > times["naive"] > 0
+    times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
+    assert times["sleeper"] > times["unfold"] > 0

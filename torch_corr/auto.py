@@ -23,6 +23,7 @@ from .algorithms import (
     ErrorClass,
     Guarded,
     MapName,
+    Naive,
     Unfold,
 )
 from .machine import current_machine
@@ -31,11 +32,18 @@ from .stopwatch import time_algorithms
 from .suggest import did_you_mean
 from .wisdom import WISDOM, Key
 
-WORTH_A_CHOICE = 2**19
+WORTH_A_CHOICE = 2**15
 """Multiplications below which PyTorch is done before another choice could pay for itself."""
 
-PREJUDICE = 0.85
+TRANSFORM_TAPS = 81
+"""Taps below which no transform is looked at: planning one takes milliseconds, and of the 1,265
+timings that the factors come from, it was ahead with fewer in two."""
+
+PREJUDICE = 0.75
 """The part of a preferred algorithm's time that another's must stay below to be taken instead."""
+
+OWN_CALL = 8e-6
+"""Seconds that a call through the Function of ``autograd`` takes on top of PyTorch's own."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured."""
@@ -110,11 +118,16 @@ class Auto:
         if not self.measure and (small or not known):
             # Asked one by one, since some look long before they answer.
             return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
-        race = [each for each in self.survey(map, problem, device, dtype) if not each.refusals]
+        few_taps = problem.kernel[0] * problem.kernel[1] < TRANSFORM_TAPS
+        hopeless = (FFT, Naive) if few_taps else (Naive,)
+        algorithms = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
+        survey = self.survey(map, problem, device, dtype, algorithms)
+        race = [each for each in survey if not each.refusals]
         if device.type != "cpu":
             race = [each for each in race if each.source == "measured"] or race[:1]
         if not race:
-            return None
+            # The reference is for reading; it runs what nothing else can.
+            return Naive() if not Naive().refusals(problem, device, dtype) else None
         best = _quickest(race)
         if not isinstance(best, FFT):
             return best
@@ -122,12 +135,17 @@ class Auto:
         return Guarded(best, _quickest(sure)) if sure else best
 
     def survey(
-        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+        self,
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+        algorithms: Sequence[Algorithm] = (),
     ) -> list[Candidate]:
-        """All algorithms, with what speaks against each, its workspace and its seconds."""
+        """All algorithms, or some, with what speaks against each, workspace and seconds."""
         candidates = [
             self._candidate(each, map, problem, device, dtype)
-            for each in (self._with_options(algorithm) for algorithm in ALGORITHMS)
+            for each in (self._with_options(algorithm) for algorithm in algorithms or ALGORITHMS)
         ]
         measured = self._measured(
             [each for each in candidates if not each.refusals], map, problem, device, dtype
@@ -152,6 +170,7 @@ class Auto:
             return Candidate(algorithm, refusals, 0, math.inf, "predicted")
         workspace = algorithm.workspace(problem, map, dtype)
         seconds = current_machine().seconds(algorithm.cost(problem, map, device, dtype), dtype)
+        seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL
         refusals = self._rules_out(algorithm, device, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 

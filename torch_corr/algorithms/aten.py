@@ -119,11 +119,15 @@ class Aten(Fitted):
         if _depthwise(problem):
             near = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
             plain = near and problem.dilation == (1, 1)
-            regime, fill = "depthwise" if plain else "depthwise by the reference", 1.0
+            small = max(problem.kernel) <= 3
+            regime = "depthwise, 3x3" if small else "depthwise, larger"
+            regime, fill = regime if plain else f"{regime}, by the reference", 1.0
         elif problem.groups > 1 and (ins % 16 or outs % 16):
             regime, fill = "groups", filled(ins, 4) * filled(outs, 8)
         elif ins <= 4:
             regime, fill = "few channels", filled(outs, 16)
+        elif outs <= 4:
+            regime, fill = "few filters", filled(ins, 16)
         else:
             regime, fill = "dense", filled(ins, 16) * filled(outs, 16)
         return Work(regime, Cost(flops * fill, 0, operand_bytes(problem, dtype), 1))

@@ -127,14 +127,15 @@ class Direct(Fitted):
         if map == "grad_weight":
             rows, columns = problem.output_size
             tiles = filled(problem.kernel[0], 4) * filled(problem.kernel[1], 5)
-            fill = filled(columns, lanes) * tiles * (1 + 8 / (rows * columns))
+            vectors = problem.batch * rows * ceil(columns / lanes)
+            fill = filled(columns, lanes) * tiles * (1 + 24 / max(vectors, 1)) * (1 + 1 / rows)
         else:
             # grad_input is a forward for each residue of the stride, with the taps that reach it.
             steps = problem.stride if map == "grad_input" else (1, 1)
             size = problem.size if map == "grad_input" else problem.output_size
             rows, columns = (ceil(length / step) for length, step in zip(size, steps))
             down, across = (max(1, taps / step) for taps, step in zip(problem.kernel, steps))
-            fill = filled(columns, lanes) * filled(rows, 4) * (1 + 1 / down) * (1 + 1.5 / across)
+            fill = filled(columns, lanes) * filled(rows, 4) * (1 + 1 / down) * (1 + 3 / across)
         return Work("planes", Cost(flops * fill, 0, bytes, 1))
 
     def _call(
