@@ -1,9 +1,9 @@
 // The correlation engine: forward, and grad_input as correlations of the output's gradient.
 //
-// Tiles of R rows x up to C vectors of one output plane.  Where a tile's taps stay inside the
-// image's columns and the numbers need no conversion, it reads the image itself; otherwise it
-// packs the rows it needs, once for all output channels of the block.  Rows outside the image are
-// never visited.
+// Tiles of a few rows x up to `tile_vectors` vectors of one output plane, computed by one of two
+// register tiles: strip.hpp's for few tap rows, tile.hpp's for any.  Where a tile's taps stay inside
+// the image's columns and the numbers need no conversion, or where masks do both, it reads the image
+// itself; otherwise it packs the rows it needs, once for all output channels of the block.
 //
 // Rows: outputs i = i0 + a * d', with d' = dilation / gcd(stride, dilation), meet the same image
 // rows.  Tap rows u = t * s' + phi, s' = stride / gcd, of one phi form a dense correlation over
@@ -13,6 +13,7 @@
 
 #include "engines.hpp"
 #include "pack.hpp"
+#include "strip.hpp"
 #include "tile.hpp"
 
 namespace torch_corr {
@@ -20,6 +21,9 @@ namespace TORCH_CORR_ISA {
 
 constexpr int64_t kPackBytes = 128 << 10;  // of a thread's packed rows, unless one tap row needs more
 constexpr int64_t kSteps = 512;
+constexpr int64_t kBands = 64;
+constexpr int64_t kBandRows = 512;     // of all bands together
+constexpr int64_t kWidestReach = 2048;  // columns from the first tap to the last, read in place with masks
 constexpr int64_t kOutBlock = 16;
 constexpr int64_t kOutBlockHeld = 4;  // when sums wait in scratch
 
@@ -33,6 +37,7 @@ TORCH_CORR_INLINE int64_t gcd(int64_t a, int64_t b) {
 }
 
 constexpr int kTileRows = 8;  // at most
+static_assert(kStripRows <= kTileRows);
 
 // Rows of a tile: more where the tile is narrow, to keep as many sums in registers.
 TORCH_CORR_INLINE int tile_rows(int64_t vectors) {
@@ -105,6 +110,7 @@ class TileRunner {
     spans_ = aligned<Span>(memory, c.segment_count);
     for (int64_t i = 0; i < capacity_; i++) tags_[i] = -1;
     spans_from_ = -1;
+    lanes_from_ = -1;
     epoch_ = 0;
     ring_batch_ = -1;
     const AxisPlan& axis = c.rows[0];  // all phases have one step and dilation
@@ -117,8 +123,16 @@ class TileRunner {
     ring_ = 1;
     while (ring_ < reach && ring_ <= capacity_) ring_ *= 2;
     if (ring_ > capacity_ || c.group_in > 1) ring_ = 0;
-    steps_ = aligned<Step<T>>(memory, kSteps);
     sums_ = aligned<T>(memory, held_ ? sums_size(c) : 0);
+    if (c.strips) {
+      bands_ = aligned<Band>(memory, kBands);
+      band_rows_ = aligned<const void*>(memory, kBandRows);
+      lanes_ = aligned<LaneMask>(memory, lanes_size(c));
+      zeros_ = aligned<T>(memory, zeros_size(c));
+      for (int64_t i = 0; i < zeros_size(c); i++) zeros_[i] = T(0);
+    } else {
+      steps_ = aligned<Step<T>>(memory, kSteps);
+    }
   }
 
   static bool holds_sums(const Correlation& c) {
@@ -126,9 +140,13 @@ class TileRunner {
   }
 
   static int64_t bytes(const Correlation& c) {
+    const int64_t tiles = kSteps * int64_t(sizeof(Step<T>));
+    const int64_t strips = kBands * int64_t(sizeof(Band)) + kBandRows * int64_t(sizeof(void*)) +
+                           lanes_size(c) * int64_t(sizeof(LaneMask)) +
+                           zeros_size(c) * int64_t(sizeof(T));
     return row_capacity(c) * (row_pitch(c) * int64_t(sizeof(T)) + 8) +
-           c.segment_count * int64_t(sizeof(Span)) + kSteps * int64_t(sizeof(Step<T>)) +
-           (holds_sums(c) ? sums_size(c) * int64_t(sizeof(T)) : 0) + 5 * 64;
+           c.segment_count * int64_t(sizeof(Span)) +
+           (holds_sums(c) ? sums_size(c) * int64_t(sizeof(T)) : 0) + (c.strips ? strips : tiles) + 8 * 64;
   }
 
   static int64_t out_block(const Correlation& c) {
@@ -140,10 +158,12 @@ class TileRunner {
   void run(int64_t batch, int64_t group, int64_t out_first, int64_t out_last, int64_t row_phase,
            int64_t first_row, int64_t row_apart, int rows, int64_t from, int64_t width) {
     constexpr int64_t L = kLanes<T>;
-    const AxisPlan& axis = c_.rows[row_phase];
     const int vectors = int((width + L - 1) / L);
     const int64_t high = c_.reach_high + (from + vectors * L - 1);
-    direct_ = !kWidens && c_.cols[0].axis.step == 1 && c_.reach_low + from >= 0 && high < c_.in_cols;
+    const bool inside = c_.reach_low + from >= 0 && high < c_.in_cols;
+    const bool dense = c_.cols[0].axis.step == 1 && !(c_.strips && c_.crowded);
+    masked_ = dense && c_.strips && kLaneMasks && c_.reach_high - c_.reach_low <= kWidestReach;
+    direct_ = masked_ || (dense && inside && !kWidens);
     from_ = from;
     vectors_ = vectors;
     out_first_ = out_first;
@@ -156,16 +176,55 @@ class TileRunner {
     rows_ = rows;
     width_ = width;
     resume_ = false;
-    count_ = used_ = 0;
-    if (!direct_) aim();
+    count_ = used_ = listed_ = 0;
+    if (!direct_) aim_packing();
+    if (masked_) aim_lanes();
+    if (c_.strips)
+      list_bands();
+    else
+      list_steps();
+    flush();
+    if (held_) put();
+  }
 
-    const S* image = static_cast<const S*>(c_.input) + batch * c_.in.batch + group * c_.in.group;
+ private:
+  static int64_t row_pitch(const Correlation& c) {
+    return (c.packed_width + 2 * kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  }
+  static int64_t row_capacity(const Correlation& c) {
+    const int64_t fit = least<int64_t>(kSteps, kPackBytes / int64_t(sizeof(T)) / row_pitch(c));
+    return most<int64_t>(kTileRows + kStripTaps, fit);
+  }
+  static int64_t tile_size(const Correlation& c) {
+    return (c.strips ? kStripRows * c.tile_vectors : 4 * most<int64_t>(4, c.tile_vectors)) * kLanes<T>;
+  }
+  static int64_t lanes_size(const Correlation& c) {
+    int64_t taps = 0;
+    for (int64_t p = 0; p < c.col_phases; p++) taps += c.cols[p].axis.taps;
+    return kLaneMasks ? taps * c.tile_vectors : 0;
+  }
+  // A row of zeros for either way of reading rows.
+  static int64_t zeros_size(const Correlation& c) {
+    const int64_t reach = least(kWidestReach, c.reach_high - c.reach_low);
+    return most(row_pitch(c), reach + (c.tile_vectors + 1) * kLanes<T>);
+  }
+  static int64_t sums_size(const Correlation& c) { return out_block(c) * c.col_phases * tile_size(c); }
+
+  const S* plane_of(int64_t channel) const {
+    return static_cast<const S*>(c_.input) + batch_ * c_.in.batch + group_ * c_.in.group +
+           channel * c_.in.channel;
+  }
+
+  // All rows that the tile meets, one after the other; none outside the image.
+  void list_steps() {
+    const AxisPlan& axis = c_.rows[row_phase_];
     const int64_t tap_step = tap_step_, row_step = row_step_;
+    const int rows = rows_;
     for (int64_t channel = 0; channel < c_.group_in; channel++) {
-      const S* plane = image + channel * c_.in.channel;
+      const S* plane = plane_of(channel);
       for (int64_t phi = 0; phi < least(tap_step, axis.taps); phi++) {
         const int64_t taps = ceil_div(axis.taps - phi, tap_step);
-        const int64_t base = axis.first + first_row * axis.step + phi * axis.dilation;
+        const int64_t base = axis.first + first_row_ * axis.step + phi * axis.dilation;
         // b outside the image adds nothing; skip to those inside.
         const int64_t b_low = most<int64_t>(0, ceil_div(-base, row_step));
         const int64_t b_high = least(taps + rows - 1, ceil_div(c_.in_rows - base, row_step));
@@ -180,30 +239,41 @@ class TileRunner {
           for (int64_t b = most(t, b_low); b < least(t_end + rows - 1, b_high); b++) {
             const int low = int(most<int64_t>(0, b - t_end + 1));
             const int high_row = int(least<int64_t>(rows, b - t + 1));
-            steps_[count_++] = {row_of(plane, base + b * row_step), channel, b * tap_step + phi, low, high_row};
+            const T* row = static_cast<const T*>(row_of(plane, base + b * row_step));
+            steps_[count_++] = {row, channel, b * tap_step + phi, low, high_row};
           }
           t = t_end;
         }
       }
     }
-    flush();
-    if (held_) put();
   }
 
- private:
-  static int64_t row_pitch(const Correlation& c) {
-    return (c.packed_width + 2 * kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+  // All rows of a channel at once.  Those outside the image are zeros: at an image's edge they cost
+  // less than another shape of tile would.
+  void list_bands() {
+    const AxisPlan& axis = c_.rows[row_phase_];
+    const int height = rows_ <= kStripRows / 2 ? kStripRows / 2 : kStripRows;
+    const void* outside = zeros_;
+    if (direct_) outside = reinterpret_cast<const S*>(zeros_) - c_.reach_low;
+    for (int64_t channel = 0; channel < c_.group_in; channel++) {
+      const S* plane = plane_of(channel);
+      for (int64_t phi = 0; phi < least(tap_step_, axis.taps); phi++) {
+        const int64_t taps = ceil_div(axis.taps - phi, tap_step_);
+        const int64_t base = axis.first + first_row_ * axis.step + phi * axis.dilation;
+        const int64_t low = ceil_div(-base, row_step_), high = ceil_div(c_.in_rows - base, row_step_);
+        if (taps + rows_ - 1 <= low || high <= 0) continue;
+        const int64_t rows = taps + height - 1;
+        if (count_ == kBands || listed_ + rows > kBandRows || (!direct_ && used_ + rows > capacity_))
+          flush();
+        bands_[count_++] = {band_rows_ + listed_, channel, phi, int(taps)};
+        for (int64_t b = 0; b < rows; b++)
+          band_rows_[listed_++] = b < low || b >= high ? outside : row_of(plane, base + b * row_step_);
+      }
+    }
   }
-  static int64_t row_capacity(const Correlation& c) {
-    return most<int64_t>(kTileRows, least<int64_t>(kSteps, kPackBytes / int64_t(sizeof(T)) / row_pitch(c)));
-  }
-  static int64_t tile_size(const Correlation& c) {
-    return 4 * most<int64_t>(4, c.tile_vectors) * kLanes<T>;
-  }
-  static int64_t sums_size(const Correlation& c) { return out_block(c) * c.col_phases * tile_size(c); }
 
   // Prepares packing at these columns of this plane.
-  void aim() {
+  void aim_packing() {
     if (spans_from_ != from_) {
       for (int64_t i = 0; i < c_.segment_count; i++)
         spans_[i] = span_of(c_.segments[i], c_.in_cols, c_.cols[0].axis.step, from_);
@@ -214,9 +284,30 @@ class TileRunner {
     ring_group_ = group_;
   }
 
-  const T* row_of(const S* plane, int64_t row) {
+  // Which vectors of the strip have all their taps inside the image, and the lanes of those that
+  // do not.
+  void aim_lanes() {
+    if (lanes_from_ == from_) return;
+    lanes_from_ = from_;
+    constexpr int64_t L = kLanes<T>;
+    const int64_t low = -c_.reach_low - from_, high = c_.in_cols - c_.reach_high - from_;
+    inside_first_ = int(least<int64_t>(vectors_, most<int64_t>(0, ceil_div(low, L))));
+    inside_last_ = int(most<int64_t>(inside_first_, least<int64_t>(vectors_, high < 0 ? 0 : high / L)));
+    LaneMask* to = lanes_;
+    for (int64_t p = 0; p < c_.col_phases; p++)
+      for (int64_t q = 0; q < vectors_; q++)
+        for (int64_t v = 0; v < c_.cols[p].axis.taps; v++) {
+          const int64_t first = from_ + q * L + c_.cols[p].direct[v];
+          const int64_t begin = least(L, most<int64_t>(0, -first));
+          const int64_t end = most(begin, least(L, c_.in_cols - first));
+          *to++ = LaneMask((1u << end) - (1u << begin));
+        }
+  }
+
+  // Row of a plane as the tile reads it: in place (S), from column `from` on, or packed (T).
+  const void* row_of(const S* plane, int64_t row) {
     const S* from = plane + row * c_.in_cols;
-    if (direct_) return reinterpret_cast<const T*>(from) + from_;
+    if (direct_) return from + from_;
     T* to;
     if (ring_) {
       // Neighbouring tiles share rows: each has its place, and a tag that says whose it is.
@@ -233,33 +324,48 @@ class TileRunner {
   }
 
   void flush() {
-    constexpr int64_t L = kLanes<T>;
     for (int64_t o = out_first_; o < out_last_; o++) {
+      const LaneMask* lanes = lanes_;
       for (int64_t p = 0; p < c_.col_phases; p++) {
         const ColumnPlan& col = c_.cols[p];
-        const Weights& w = c_.weights[row_phase_ * c_.col_phases + p];
-        const int64_t cols = least(width_, col.axis.count - from_);
-        if (cols <= 0) continue;
-        const TileTaps<T> taps{static_cast<const T*>(w.data) + group_ * w.group + o * w.out, w.in,
-                               col.axis.taps, tap_step_, direct_ ? col.direct : col.packed};
-        TileTarget<T> target{nullptr, 0, rows_, 0, resume_};
-        if (held_) {
-          target.data = sums_ + ((o - out_first_) * c_.col_phases + p) * tile_size(c_);
-          target.pitch = vectors_ * L;
-          target.cols = int(vectors_ * L);
-        } else {
-          const AxisPlan& axis = c_.rows[row_phase_];
-          target.data = static_cast<T*>(c_.output) + batch_ * c_.out.batch + group_ * c_.out.group +
-                        o * c_.out.channel +
-                        (axis.out_first + first_row_ * axis.out_step) * c_.out_cols + from_;
-          target.pitch = row_apart_ * axis.out_step * c_.out_cols;
-          target.cols = int(width_);
-        }
-        run_tile_of(vectors_, steps_, count_, taps, target);
+        if (col.axis.count > from_) compute(o, p, lanes);
+        lanes += vectors_ * col.axis.taps;
       }
     }
     resume_ = true;
-    count_ = used_ = 0;
+    count_ = used_ = listed_ = 0;
+  }
+
+  // The listed rows' share of one filter's tile, in one phase of columns.
+  void compute(int64_t o, int64_t p, const LaneMask* lanes) {
+    constexpr int64_t L = kLanes<T>;
+    const ColumnPlan& col = c_.cols[p];
+    const Weights& w = c_.weights[row_phase_ * c_.col_phases + p];
+    const T* taps = static_cast<const T*>(w.data) + group_ * w.group + o * w.out;
+    const ptrdiff_t* offset = direct_ ? col.direct : col.packed;
+    T* to;
+    int64_t pitch;
+    int width;
+    if (held_) {
+      to = sums_ + ((o - out_first_) * c_.col_phases + p) * tile_size(c_);
+      pitch = vectors_ * L;
+      width = int(pitch);
+    } else {
+      const AxisPlan& axis = c_.rows[row_phase_];
+      to = static_cast<T*>(c_.output) + batch_ * c_.out.batch + group_ * c_.out.group +
+           o * c_.out.channel + (axis.out_first + first_row_ * axis.out_step) * c_.out_cols + from_;
+      pitch = row_apart_ * axis.out_step * c_.out_cols;
+      width = int(width_);
+    }
+    if (!c_.strips) {
+      const TileTaps<T> tile{taps, w.in, col.axis.taps, tap_step_, offset};
+      return run_tile_of(vectors_, steps_, count_, tile, TileTarget<T>{to, pitch, rows_, width, resume_});
+    }
+    const StripTaps<T> strip{taps, w.in, col.axis.taps, tap_step_ * col.axis.taps, offset, lanes};
+    const StripTarget<T> target{to, pitch, rows_, width, resume_};
+    if constexpr (kLaneMasks)
+      if (masked_) return run_strip<S>(inside_first_, inside_last_, bands_, count_, strip, target);
+    run_strip<T>(0, vectors_, bands_, count_, strip, target);
   }
 
   void put() {
@@ -278,15 +384,19 @@ class TileRunner {
 
   const Correlation& c_;
   T* packed_;
-  Step<T>* steps_;
+  Step<T>* steps_ = nullptr;
+  Band* bands_ = nullptr;
+  const void** band_rows_ = nullptr;
+  LaneMask* lanes_ = nullptr;
+  T* zeros_ = nullptr;
   T* sums_;
-  int64_t pitch_, capacity_, count_, used_;
+  int64_t pitch_, capacity_, count_, used_, listed_;
   int64_t batch_, group_, out_first_, out_last_, row_phase_, first_row_, row_apart_, from_, width_;
-  int64_t tap_step_, row_step_, ring_, epoch_, spans_from_, ring_batch_, ring_group_;
+  int64_t tap_step_, row_step_, ring_, epoch_, spans_from_, lanes_from_, ring_batch_, ring_group_;
   int64_t* tags_;
   Span* spans_;
-  int rows_, vectors_;
-  bool held_, direct_, resume_;
+  int rows_, vectors_, inside_first_, inside_last_;
+  bool held_, direct_, masked_, resume_;
 };
 
 // Tiles along the rows of one phase: blocks of `rows` times `apart` outputs, in each of them `apart`
@@ -305,7 +415,7 @@ Status correlate_as(const Correlation& c, int threads) {
   const int64_t col_tiles = (vectors + c.tile_vectors - 1) / c.tile_vectors;
   const int64_t wide = (vectors + col_tiles - 1) / col_tiles;  // as even as may be: 5 is 3 + 2
   const int64_t wide_tiles = vectors - (wide - 1) * col_tiles;  // so many of `wide`, the rest one less
-  const int rows = tile_rows(wide);  // a narrower tile can do as many
+  const int rows = c.strips ? kStripRows : tile_rows(wide);  // a narrower tile can do as many
 
   const int64_t out_block = Runner::out_block(c);
   const int64_t out_blocks = (c.group_out + out_block - 1) / out_block;

@@ -54,7 +54,9 @@ struct Correlation {
   const Segment* segments;
   int64_t segment_count, packed_width;
   int64_t reach_low, reach_high;  // input columns of output column 0: lowest and highest tap
-  int64_t tile_vectors;           // vectors across the widest tile
+  bool strips;                    // by the tile of strip.hpp, or by that of tile.hpp
+  bool crowded;                   // rows get in each other's way in the cache: strips pack them
+  int64_t tile_vectors;           // vectors across the widest tile or strip
 };
 
 struct TapReduction {
@@ -74,7 +76,10 @@ enum class Status : int { done = 0, out_of_memory = 1 };
 struct Engines {
   const char* name;
   int64_t vector_bytes;
-  int64_t tile_vectors;  // most vectors across a tile
+  int64_t tile_vectors;   // most vectors across a tile
+  int64_t strip_vectors;  // the same of a strip
+  int64_t strip_taps;     // most tap rows of a strip
+  int64_t strip_rows;     // output rows of a strip
   Status (*correlate)(const Correlation&, Dtype, int threads);
   Status (*reduce_taps)(const TapReduction&, Dtype, int threads);
 };

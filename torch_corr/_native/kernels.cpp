@@ -10,7 +10,8 @@ namespace TORCH_CORR_ISA {
 
 extern const Engines engines;
 const Engines engines = {TORCH_CORR_STRING(TORCH_CORR_ISA), TORCH_CORR_VECTOR_BYTES,
-                         TORCH_CORR_TILE_VECTORS, correlate, reduce_taps};
+                         TORCH_CORR_TILE_VECTORS, kStripVectors, kStripTaps, kStripRows,
+                         correlate, reduce_taps};
 
 }  // namespace TORCH_CORR_ISA
 }  // namespace torch_corr

@@ -13,6 +13,9 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #ifndef TORCH_CORR_ISA
 #error "compile with -DTORCH_CORR_ISA=<namespace>"
@@ -76,6 +79,21 @@ TORCH_CORR_INLINE void store(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Keeps a vector that is used several times in a register: left alone, GCC 12 reads it anew from
+// memory for every use, and most such reads touch two cache lines.
+template <class V>
+TORCH_CORR_INLINE void keep_in_register(V& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#else
+  (void)v;
+#endif
+}
+
 template <class T>
 TORCH_CORR_INLINE Vector<T> broadcast(T value) {
   return value - Vector<T>{};
@@ -96,6 +114,15 @@ TORCH_CORR_INLINE void store_first(T* p, Vector<T> v, int n) {
     if (n & 2) __builtin_memcpy(p, from, 2 * sizeof(T)), p += 2, from += 2;
   if (n & 1) *p = *from;
 }
+
+#ifdef __AVX512F__
+TORCH_CORR_INLINE void store_first(float* p, Vector<float> v, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+}
+TORCH_CORR_INLINE void store_first(double* p, Vector<double> v, int n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
+}
+#endif
 
 template <class T>
 TORCH_CORR_INLINE Vector<T> load_first(const T* p, int n) {
@@ -146,6 +173,59 @@ TORCH_CORR_INLINE float widen(half_bits value) {
   bits = magnitude < 0x0400u ? subnormal : bits;
   return float_of(bits | sign);
 }
+
+// A vector's worth of numbers, widened to T.
+template <class T, class S>
+TORCH_CORR_INLINE Vector<T> load_wide(const S* p) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    return load(p);
+  } else {
+    Vector<T> v;
+    for (int i = 0; i < kLanes<T>; i++) v[i] = widen(p[i]);
+    return v;
+  }
+}
+
+// The same with lanes outside the mask zero; their memory is not touched.  Where there are such
+// instructions: kLaneMasks.
+typedef uint16_t LaneMask;
+template <class T, class S>
+Vector<T> load_lanes(const S* p, LaneMask lanes);
+#ifdef __AVX512F__
+constexpr bool kLaneMasks = true;
+TORCH_CORR_INLINE Vector<float> widen_lanes(__m256i numbers, half_bits) {
+  return _mm512_cvtph_ps(numbers);
+}
+TORCH_CORR_INLINE Vector<float> widen_lanes(__m256i numbers, bfloat_bits) {
+  return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16);
+}
+template <>
+TORCH_CORR_INLINE Vector<float> load_wide<float, half_bits>(const half_bits* p) {
+  return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), half_bits{});
+}
+template <>
+TORCH_CORR_INLINE Vector<float> load_wide<float, bfloat_bits>(const bfloat_bits* p) {
+  return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), bfloat_bits{});
+}
+template <>
+TORCH_CORR_INLINE Vector<float> load_lanes<float, float>(const float* p, LaneMask lanes) {
+  return _mm512_maskz_loadu_ps(lanes, p);
+}
+template <>
+TORCH_CORR_INLINE Vector<double> load_lanes<double, double>(const double* p, LaneMask lanes) {
+  return _mm512_maskz_loadu_pd(__mmask8(lanes), p);
+}
+template <>
+TORCH_CORR_INLINE Vector<float> load_lanes<float, half_bits>(const half_bits* p, LaneMask lanes) {
+  return widen_lanes(_mm256_maskz_loadu_epi16(lanes, p), half_bits{});
+}
+template <>
+TORCH_CORR_INLINE Vector<float> load_lanes<float, bfloat_bits>(const bfloat_bits* p, LaneMask lanes) {
+  return widen_lanes(_mm256_maskz_loadu_epi16(lanes, p), bfloat_bits{});
+}
+#else
+constexpr bool kLaneMasks = false;
+#endif
 
 template <class S, class T>
 struct Narrow;
