@@ -89,7 +89,8 @@ void put_row(S* out, int64_t out_cols, const ColumnPlan* cols, int64_t phases, i
     const T* sum = sums + p * phase_stride;
     S* __restrict to = out + axis.out_first + from * axis.out_step;
     if (axis.out_step == 1)
-      for (int64_t i = 0; i < n; i++) to[i] = Narrow<S, T>::of(sum[i]);
+      for (int64_t i = 0; i < n; i += kLanes<T>)
+        store_narrow<S, T>(to + i, load(sum + i), int(least<int64_t>(kLanes<T>, n - i)));
     else
       for (int64_t i = 0; i < n; i++) to[i * axis.out_step] = Narrow<S, T>::of(sum[i]);
   }

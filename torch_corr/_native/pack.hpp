@@ -11,7 +11,10 @@ namespace TORCH_CORR_ISA {
 // One vector's worth of numbers, `step` apart; constant steps become vector loads and shuffles.
 template <int STEP, class S, class T>
 TORCH_CORR_INLINE void copy_block(T* __restrict to, const S* __restrict from) {
-  if constexpr (STEP == 1 && sizeof(S) == sizeof(T)) return store(to, load(from));
+  if constexpr (STEP == 1) return store(to, load_wide<T>(from));
+#ifdef __AVX512F__
+  if constexpr (STEP == 2) return store(to, load_every_other<T>(from));
+#endif
   for (int i = 0; i < kLanes<T>; i++) to[i] = widen(from[STEP * i]);
 }
 

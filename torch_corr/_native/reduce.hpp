@@ -153,7 +153,7 @@ class TapReducer {
       const int tail = int(width % L);
       const int64_t low = from * col.stride - col.padding;
       const int64_t high = low + width - 1 + (col.kernel - 1) * col.dilation;
-      const bool whole = !kWidens && tail == 0;
+      const bool whole = !kWidens && (kLaneMasks || tail == 0);  // whole rows can be read in place
       const bool image_direct = whole && col.stride == 1 && low >= 0 && high < col.input;
 
       TapRows<T> tile{};

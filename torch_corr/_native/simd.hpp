@@ -223,6 +223,20 @@ template <>
 TORCH_CORR_INLINE Vector<float> load_lanes<float, bfloat_bits>(const bfloat_bits* p, LaneMask lanes) {
   return widen_lanes(_mm256_maskz_loadu_epi16(lanes, p), bfloat_bits{});
 }
+TORCH_CORR_INLINE Vector<float> every_other(Vector<float> low, Vector<float> high) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_permutex2var_ps(low, even, high);
+}
+TORCH_CORR_INLINE Vector<double> every_other(Vector<double> low, Vector<double> high) {
+  return _mm512_permutex2var_pd(low, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), high);
+}
+// p[0], p[2], ...: a vector's worth, and nothing read past the last of them.
+template <class T, class S>
+TORCH_CORR_INLINE Vector<T> load_every_other(const S* p) {
+  constexpr int L = kLanes<T>;
+  const LaneMask but_last = LaneMask((1u << (L - 1)) - 1);
+  return every_other(load_wide<T>(p), load_lanes<T>(p + L, but_last));
+}
 #else
 constexpr bool kLaneMasks = false;
 #endif
@@ -259,6 +273,33 @@ struct Narrow<half_bits, float> {
     return {uint16_t(result | sign)};
   }
 };
+
+// The first n lanes of a vector, n <= kLanes, narrowed to S.
+template <class S, class T>
+TORCH_CORR_INLINE void store_narrow(S* p, Vector<T> v, int n) {
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (n == kLanes<T>) return store(p, v);
+    return store_first(p, v, n);
+  } else {
+    for (int i = 0; i < n; i++) p[i] = Narrow<S, T>::of(v[i]);
+  }
+}
+#ifdef __AVX512F__
+template <>
+TORCH_CORR_INLINE void store_narrow<half_bits, float>(half_bits* p, Vector<float> v, int n) {
+  const __m256i halves = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), halves);
+}
+template <>
+TORCH_CORR_INLINE void store_narrow<bfloat_bits, float>(bfloat_bits* p, Vector<float> v, int n) {
+  typedef Simd<float>::mask Bits;
+  const Bits bits = (Bits)v;
+  const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const Bits result = v == v ? rounded : bits | 0x400000;  // a NaN stays one
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1),
+                           _mm512_cvtepi32_epi16(_mm512_srli_epi32((__m512i)result, 16)));
+}
+#endif
 
 template <class S>
 struct Accumulation {

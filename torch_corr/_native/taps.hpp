@@ -33,7 +33,6 @@ struct TapRows {
 template <int U, int V, class T>
 __attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
   constexpr int L = kLanes<T>;
-  typedef typename Simd<T>::mask Mask;
   Vector<T> sum[U][V];
 #pragma GCC unroll 8
   for (int u = 0; u < U; u++)
@@ -42,10 +41,17 @@ __attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
   ptrdiff_t offset[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; v++) offset[v] = r.offset[v];
-  // Past the last column the gradient is packed as zero, but the image goes on, and zero times
-  // infinity is not zero: those lanes must be zero on both sides.
-  Mask inside;
-  for (int i = 0; i < L; i++) inside[i] = i < r.tail ? -1 : 0;
+  // Past the last column the image goes on, and zero times infinity is not zero: those lanes must be
+  // zero on both sides.  Without masks the rows are packed, so that they can be read all the same.
+  const auto first_lanes = [&](const T* p) -> Vector<T> {
+    if constexpr (kLaneMasks) {
+      return load_lanes<T>(p, LaneMask((1u << r.tail) - 1));
+    } else {
+      typename Simd<T>::mask inside;
+      for (int i = 0; i < L; i++) inside[i] = i < r.tail ? -1 : 0;
+      return (Vector<T>)((typename Simd<T>::mask)load(p) & inside);
+    }
+  };
 
   const T* image = r.image;
   const T* grad = r.grad;
@@ -58,7 +64,8 @@ __attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
       for (int u = 0; u < U; u++) y[u] = load(y_at - u * r.grad_pitch);
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) {
-        const Vector<T> x = load(x_at + offset[v]);
+        Vector<T> x = load(x_at + offset[v]);
+        keep_in_register(x);
 #pragma GCC unroll 8
         for (int u = 0; u < U; u++) sum[u][v] += y[u] * x;
       }
@@ -68,10 +75,11 @@ __attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
     if (r.tail) {
       Vector<T> y[U];
 #pragma GCC unroll 8
-      for (int u = 0; u < U; u++) y[u] = load(y_at - u * r.grad_pitch);
+      for (int u = 0; u < U; u++) y[u] = first_lanes(y_at - u * r.grad_pitch);
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) {
-        const Vector<T> x = (Vector<T>)((Mask)load(x_at + offset[v]) & inside);
+        Vector<T> x = first_lanes(x_at + offset[v]);
+        keep_in_register(x);
 #pragma GCC unroll 8
         for (int u = 0; u < U; u++) sum[u][v] += y[u] * x;
       }

@@ -57,7 +57,10 @@ TORCH_CORR_INLINE void add_row(Vector<T> (&sums)[R][C], const T* row, const T* t
     const T* from = row + offset[v];
     Vector<T> x[C];
 #pragma GCC unroll 8
-    for (int q = 0; q < C; q++) x[q] = load(from + q * kLanes<T>);
+    for (int q = 0; q < C; q++) {
+      x[q] = load(from + q * kLanes<T>);
+      keep_in_register(x[q]);
+    }
 #pragma GCC unroll 8
     for (int a = LOW; a < HIGH; a++) {
       const Vector<T> tap = broadcast(taps[v - a * up]);
