@@ -2,11 +2,12 @@
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
 python -m benchmarks fit write FILE                   fit, write torch_corr/algorithms/_factors.py
-python -m benchmarks fit judge FILE                   hold the planner's choices against the times
+python -m benchmarks fit judge FILE [--record]        hold the planner's choices against the times
 
 The corpus is some 250 problems drawn at random, from a fixed seed, in four families: dense
 layers, depthwise layers, groups, images with few channels; in five dtypes.  *Judge* wants a
-file of another seed (``measure --seed 1``), which the factors have not seen.
+file of another seed (``measure --seed 1``), which the factors have not seen; ``--record`` keeps
+its verdict beside the factors.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import random
 import sys
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,6 +39,8 @@ from torch_corr.stopwatch import time_algorithms
 CPU = torch.device("cpu")
 DTYPES = {"float32": 12, "float64": 4, "bfloat16": 2, "float16": 2, "complex64": 1}
 """Dtypes of the corpus, with their weights in the draw."""
+
+_VERDICT = "Judged on problems of another seed,"
 
 TARGET = Path(__file__).parent.parent / "torch_corr" / "algorithms" / "_factors.py"
 
@@ -61,6 +65,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--seconds", type=float, default=math.inf, help="measure so long at most")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help="keep the verdict in _factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
         return measure(options.file, options.seed, options.seconds)
@@ -69,7 +74,10 @@ def main(words: Sequence[str]) -> int:
         TARGET.write_text(source_of(fit(timings), len(timings)))
         print(f"written: {TARGET}; start anew to judge it")
         return 0
-    print(judge(timings))
+    verdict, details = judge(timings)
+    print("\n".join([verdict, *details]))
+    if options.record:
+        record(verdict)
     return 0
 
 
@@ -281,7 +289,8 @@ def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
         '"""Fitted factors of the algorithms\' costs; see ``fitted``.\n\n'
         "Written by ``python -m benchmarks fit write``; not to be edited by hand.\n"
         f"From {number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, PyTorch "
-        f"{torch.__version__},\n{date.today().isoformat()}.\n"
+        f"{torch.__version__},\n{date.today().isoformat()}.\n\n"
+        f"{_VERDICT} not yet.\n"
         '"""\n\n'
         "from __future__ import annotations\n\n"
         "FACTORS: dict[str, tuple[float, float, float, float]] = {\n"
@@ -294,7 +303,7 @@ def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
 # -- judging ------------------------------------------------------------------------------------
 
 
-def judge(timings: Sequence[Timing]) -> str:
+def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
     """How often ``auto`` takes the quickest or one within 5 % of it, and what it loses."""
     losses, slower, errors, gains = [], [], defaultdict(list), []
     for timing in timings:
@@ -321,11 +330,16 @@ def judge(timings: Sequence[Timing]) -> str:
         gains.append(timing.seconds["aten"] / taken)
     within = sum(loss <= 1.05 for loss, _ in losses) / len(losses)
     behind = sorted((each for each in slower if each[0] > 1.05), reverse=True)
-    lines = [
-        f"{len(timings)} maps; taken: the quickest or within 5 % of it {within:.1%}, geometric "
-        f"mean of the loss {_geometric(loss for loss, _ in losses):.3f}",
-        f"against PyTorch: geometric mean {_geometric(gains):.2f} times as fast; more than 5 % "
-        f"slower in {len(behind)}",
+    worst, least = max(losses)[0], min(1 / ratio for ratio, _ in slower)
+    verdict = (
+        f"Of {len(losses)} maps the quickest, or one within 5 % of it, is taken in {within:.0%}; "
+        f"the time is {_geometric(loss for loss, _ in losses):.3f} times the quickest's in the "
+        f"geometric mean, {worst:.1f} times at worst. Beside PyTorch {_geometric(gains):.2f} "
+        f"times as fast, "
+        f"{least:.2f} at worst, more than 5 % slower in {len(behind)}."
+    )
+    return verdict, [
+        "furthest behind PyTorch:",
         *(f"  {ratio:.2f}  {label}" for ratio, label in behind[:20]),
         "furthest behind the quickest:",
         *(f"  {ratio:.2f}  {label}" for ratio, label in sorted(losses, reverse=True)[:20]),
@@ -335,7 +349,16 @@ def judge(timings: Sequence[Timing]) -> str:
             for name, each in errors.items()
         ),
     ]
-    return "\n".join(lines)
+
+
+def record(verdict: str) -> None:
+    """Put a verdict in the place that :func:`source_of` left for it."""
+    head, mark, rest = TARGET.read_text().partition(_VERDICT)
+    if not mark:
+        raise SystemExit(f"{TARGET} has no line {_VERDICT!r}; write the factors anew")
+    _, end, tail = rest.partition('"""\n')
+    said = textwrap.fill(f"{_VERDICT} {date.today().isoformat()}: {verdict}", width=98)
+    TARGET.write_text(f"{head}{said}\n{end}{tail}")
 
 
 def _geometric(values: Iterator[float] | Sequence[float]) -> float:

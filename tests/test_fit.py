@@ -1,0 +1,71 @@
+"""The planner's factors: fitted from timings, they give back what the timings were made of."""
+
+from __future__ import annotations
+
+import ast
+import math
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import fit
+from torch_corr import MAPS, Direct, Problem
+from torch_corr.algorithms.fitted import factors_key
+from torch_corr.machine import SHIPPED
+
+pytest.importorskip("scipy", reason="least squares are scipy's")
+
+PLANTED = (1.7, 1.0, 2.5, 9.0)
+
+
+def timings(number: int) -> list[fit.Timing]:
+    """Seconds as they would be if the planted factors were the truth."""
+    made = []
+    for problem, _ in islice(fit.corpus(0), number):
+        for map in MAPS:
+            _, ideal = Direct().work(problem, map, torch.float32)
+            parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
+            made.append(fit.Timing(problem, torch.float32, map, {"direct": sum(parts), "aten": 1}))
+    return made
+
+
+def test_planted_factors_are_found_again() -> None:
+    found = fit.fit(timings(70))
+    for map in MAPS:
+        flops, _, moved, calls = found[factors_key("direct", "planes", map, "float32")]
+        assert math.isclose(flops, PLANTED[0], rel_tol=0.1)
+        assert math.isclose(moved, PLANTED[2], rel_tol=0.3)
+        assert math.isclose(calls, PLANTED[3], rel_tol=0.3)
+
+
+def test_the_corpus_is_the_same_for_the_same_seed() -> None:
+    first, again, other = (list(islice(fit.corpus(seed), 40)) for seed in (0, 0, 1))
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_what_is_written_is_python_and_takes_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "_factors.py"
+    monkeypatch.setattr(fit, "TARGET", target)
+    target.write_text(fit.source_of({"direct, planes, forward, float32": PLANTED}, 7))
+    for verdict in ("good", "better"):
+        fit.record(verdict)
+        module = ast.parse(target.read_text())
+        assert (ast.get_docstring(module) or "").endswith(f": {verdict}")
+    scope: dict[str, object] = {}
+    exec(target.read_text(), scope)
+    assert scope["FACTORS"] == {"direct, planes, forward, float32": PLANTED}
+
+
+@pytest.mark.parametrize(("others", "slower"), [(1e-4, 0), (1.0, 1)])
+def test_the_judge_counts_losses(others: float, slower: int) -> None:
+    """Of one map, for which auto takes compiled kernels or strips."""
+    problem = Problem.parse("n8c96-x56-o96-k7-p3-g96")
+    seconds = {"aten": 1e-2, "direct": others, "unfold": others}
+    verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "grad_weight", seconds)])
+    assert verdict.startswith("Of 1 maps")
+    assert verdict.endswith(f"more than 5 % slower in {slower}.")
