@@ -80,9 +80,8 @@ class Aten(Fitted):
             return complex_from_real(self.grad_input, problem, output, weight)
         padding, extra = _split_padding(problem, "grad_input", output.device, output.dtype)
         (height, width), (left, right, top, bottom) = problem.size, extra
-        # Only the input's shape is read, so a tensor without memory of its own stands for it.
         shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
-        input = output.new_empty(1).expand(shape)
+        input = _stand_in(output, shape)
         result = _backward(problem, output, input, weight, padding, wanted=0)
         return result[..., top : top + height, left : left + width] if any(extra) else result
 
@@ -96,7 +95,7 @@ class Aten(Fitted):
         padding, extra = _split_padding(problem, "grad_weight", input.device, input.dtype)
         if any(extra):
             input = pad(input, extra)
-        weight = output.new_empty(1).expand(problem.weight_shape)
+        weight = _stand_in(output, problem.weight_shape)
         return _backward(problem, output, input, weight, padding, wanted=1)
 
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
@@ -182,6 +181,15 @@ def _split_padding(
     down = min(top, bottom)
     across = 0 if _padded_first(problem, map, device, dtype) else min(left, right)
     return (down, across), (left - across, right - across, top - down, bottom - down)
+
+
+def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """For the operand of which the backward reads the shape alone.
+
+    On a CPU memory that nobody touches costs nothing, and PyTorch would copy a tensor without
+    memory of its own into such as has (8x144x56x56: 25 ms instead of 20, two Zen 4 cores).
+    """
+    return like.new_empty(shape) if like.device.type == "cpu" else like.new_empty(1).expand(shape)
 
 
 def _backward(
