@@ -44,6 +44,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from . import _dft, _fft
+from ._contrast import even, views
 from ._tiling import Axis, Window, axis_of, axis_of_length, prime_factors, read_span, slabs
 from .base import DEFAULT_WORKSPACE, Cost, ErrorClass, MapName, dtype_refusal
 from .fitted import Fitted, Work
@@ -114,6 +115,24 @@ class FFT(Fitted):
         chosen = self._plan(problem, map, dtype)
         fft_flops, matmul_flops, bytes, calls = chosen.features
         return Work(chosen.engine, Cost(matmul_flops, fft_flops, bytes, calls))
+
+    def stands(
+        self, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+    ) -> bool:
+        """Whether a result is as good as if no plane had bright and faint parts; on the CPU.
+
+        A transform blurs what is not finite over its tile, and rounds a tile's faint parts as
+        coarsely as its bright ones.  The result stands if all of it is finite, and if in no
+        plane of the operands half a window is fainter than the rest by more than the contrast
+        C = 2**-7 / eps (65,536 in float32), unless it is zero.  The error is then at most
+        C sqrt(N) times :meth:`error_constant` times sum_c m_c ||w_oc||, m_c being the largest
+        modulus in any half window that is not zero (see :mod:`._contrast`).
+
+        The way out where it is False: an algorithm whose error class is componentwise.
+        """
+        if not (result.sum().isfinite() or result.isfinite().all()):
+            return False
+        return all(even(*pair) for pair in zip((first, second), views(problem, map)))
 
     def error_constant(self, problem: Problem, map: MapName, dtype: torch.dtype) -> float:
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states.
