@@ -1,5 +1,5 @@
 """What auto chooses, and that it is right there: where it takes compiled kernels, under
-autocast, for channels_last, in captured graphs."""
+autocast, for channels_last."""
 
 from __future__ import annotations
 
@@ -112,20 +112,3 @@ def test_channels_last_is_kept() -> None:
     y = corr2d(x, w, padding=3, groups=32)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=32))
-
-
-@pytest.mark.parametrize("groups", [1, 24])
-def test_captured_whole(groups: int) -> None:
-    """Under fullgraph compilation auto is conv2d, forward and backward."""
-    x = torch.randn(2, 24, 40, 40, requires_grad=True)
-    w = torch.randn(24, 24 // groups, 9, 9, requires_grad=True)
-
-    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return corr2d(x, w, padding=4, groups=groups)
-
-    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
-    y, expected = captured(x, w), F.conv2d(x, w, padding=4, groups=groups)
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(y.sum(), (x, w)), torch.autograd.grad(expected.sum(), (x, w))
-    )

@@ -12,29 +12,41 @@ calls, and :func:`trilinear` is the one place that asks:
     eager, operands with tangents   ``_Dual``, which keeps the operands until ``jvp``
     a torch.func transform      ``_Transformed``, with ``setup_context`` and ``vmap``
 
-A route for graph capture (``torch.compile``, ``torch.export``) belongs in :func:`trilinear`
-too and is not there yet: Dynamo refuses a Function that has a ``jvp``.  Until it is,
-``functional`` gives captured calls under ``auto`` to ``torch.conv2d`` before they come here.
+Graph capture takes these same routes, since Dynamo writes a call of ``corr2d`` into its graph
+unseen and what traces that graph further is plain Python.  At the bottom of each route is
+:func:`~torch_corr.operators.run`, where a capturer sees one operator; the operators in turn
+have these rules, so that a captured graph may be differentiated again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from .algorithms import MAPS, MapName
+from .operators import (
+    INPUT,
+    LIBRARY,
+    OUTPUT,
+    WEIGHT,
+    Deferred,
+    Slots,
+    open_slot,
+    plan_of,
+    run,
+    slots_of,
+)
 from .planner import Plan
 from .problem import Problem
 
-INPUT, WEIGHT, OUTPUT = range(3)
-
 
 def trilinear(
-    plan: Plan,
+    plan: Plan | Deferred,
     input: Tensor | None = None,
     weight: Tensor | None = None,
     output: Tensor | None = None,
@@ -97,17 +109,25 @@ class _Rules(Function):
 class _Eager(_Rules):
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, input: Tensor | None, weight: Tensor | None, output: Tensor | None
+        ctx: Any,
+        plan: Plan | Deferred,
+        input: Tensor | None,
+        weight: Tensor | None,
+        output: Tensor | None,
     ) -> Tensor:
         slots = (input, weight, output)
         _remember(ctx, plan, slots)
-        return plan.run(*slots)
+        return run(plan, slots)
 
 
 class _Dual(_Eager):
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, input: Tensor | None, weight: Tensor | None, output: Tensor | None
+        ctx: Any,
+        plan: Plan | Deferred,
+        input: Tensor | None,
+        weight: Tensor | None,
+        output: Tensor | None,
     ) -> Tensor:
         ctx.save_for_forward(input, weight, output)
         return _Eager.forward(ctx, plan, input, weight, output)
@@ -124,9 +144,12 @@ class _Dual(_Eager):
 class _Transformed(_Rules):
     @staticmethod
     def forward(
-        plan: Plan, input: Tensor | None, weight: Tensor | None, output: Tensor | None
+        plan: Plan | Deferred,
+        input: Tensor | None,
+        weight: Tensor | None,
+        output: Tensor | None,
     ) -> Tensor:
-        return plan.run(input, weight, output)
+        return run(plan, (input, weight, output))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -136,7 +159,7 @@ class _Transformed(_Rules):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], plan: Plan, *slots: Tensor | None
+        info: Any, in_dims: tuple[int | None, ...], plan: Plan | Deferred, *slots: Tensor | None
     ) -> tuple[Tensor, int]:
         leading = [
             value if value is None or dim is None else value.movedim(dim, 0)
@@ -145,7 +168,7 @@ class _Transformed(_Rules):
         return _mapped(plan, leading, [dim is not None for dim in in_dims[1:]], info.batch_size), 0
 
 
-def _mapped(plan: Plan, slots: Sequence[Tensor | None], mapped: list[bool], times: int) -> Tensor:
+def _mapped(plan: Plan | Deferred, slots: Slots, mapped: list[bool], times: int) -> Tensor:
     """Many problems of one geometry as a single larger one: vmap's rule.
 
     Each axis of the form, image axes aside, is shared by two slots, the groups by all
@@ -158,7 +181,7 @@ def _mapped(plan: Plan, slots: Sequence[Tensor | None], mapped: list[bool], time
     Returns:
         The open slot, with the axis in front.
     """
-    opened = _open_slot(slots)
+    opened = open_slot(slots)
     lacking = [slot for slot, has in enumerate(mapped) if not has and slot != opened]
     axis = _LACKED_AXIS[lacking[0]] if lacking else _GROUPS
     if times == 0:
@@ -189,7 +212,7 @@ def _mapped(plan: Plan, slots: Sequence[Tensor | None], mapped: list[bool], time
     return _unfold(plan.problem, opened, axis, trilinear(plan.of(problem), *operands), times)
 
 
-def _under_old_vmap(plan: Plan, slots: Sequence[Tensor | None]) -> Tensor:
+def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
     """The same for the vmap that came before torch.func, which ``is_grads_batched`` still uses."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
@@ -207,11 +230,11 @@ def _is_old_batched(value: Tensor | None) -> bool:
     return value is not None and torch._C._functorch.is_legacy_batchedtensor(value)
 
 
-def _remember(ctx: Any, plan: Plan, slots: Sequence[Tensor | None]) -> None:
+def _remember(ctx: Any, plan: Plan | Deferred, slots: Slots) -> None:
     """Save each operand that the other's gradient needs, and no more."""
     ctx.set_materialize_grads(False)
     ctx.plan = plan
-    ctx.open = _open_slot(slots)
+    ctx.open = open_slot(slots)
     needs = ctx.needs_input_grad[1:]
     ctx.save_for_backward(
         *(
@@ -221,11 +244,7 @@ def _remember(ctx: Any, plan: Plan, slots: Sequence[Tensor | None]) -> None:
     )
 
 
-def _open_slot(slots: Sequence[Tensor | None]) -> int:
-    return next(slot for slot, value in enumerate(slots) if value is None)
-
-
-def _with(slots: Sequence[Tensor | None], slot: int, value: Tensor | None) -> list[Tensor | None]:
+def _with(slots: Slots, slot: int, value: Tensor | None) -> list[Tensor | None]:
     changed = list(slots)
     changed[slot] = value
     return changed
@@ -279,3 +298,42 @@ def _unfold(problem: Problem, slot: int, axis: str, value: Tensor, times: int) -
     shape, position = list(_split_shape(problem, slot)), _AXES[slot].index(axis)
     split = value.reshape(*shape[:position], times, *shape[position:])
     return split.movedim(position, 0).reshape(times, *_shape(problem, slot))
+
+
+def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+    """An operator above autograd: the rules, where there is something to differentiate."""
+    operands = first, second
+    if (torch.is_grad_enabled() and any(value.requires_grad for value in operands)) or (
+        torch._C._is_fwd_grad_enabled()
+        and forward_ad._current_level >= 0
+        and any(_has_tangent(value) for value in operands)
+    ):
+        plan = plan_of(map, first, second, *arguments)
+        return trilinear(plan, *slots_of(map, first, second))
+    with torch._C._AutoDispatchBelowAutograd():
+        result: Tensor = getattr(torch.ops.torch_corr, map)(first, second, *arguments)
+    return result
+
+
+def _map_over(
+    map: MapName,
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    first: Tensor,
+    second: Tensor,
+    *arguments: Any,
+) -> tuple[Tensor, int]:
+    """An operator under vmap."""
+    dims = in_dims[:2]
+    operands = [
+        value if dim is None else value.movedim(dim, 0) for value, dim in zip((first, second), dims)
+    ]
+    one = [value if dim is None else value[0] for value, dim in zip(operands, dims)]
+    plan = plan_of(map, one[0], one[1], *arguments)
+    mapped = [dim is not None for dim in slots_of(map, *dims)]
+    return _mapped(plan, slots_of(map, *operands), mapped, info.batch_size), 0
+
+
+for _map in MAPS:
+    LIBRARY.impl(_map, partial(_differentiate, _map), "Autograd")
+    torch.library.register_vmap(f"torch_corr::{_map}", partial(_map_over, _map), lib=LIBRARY)

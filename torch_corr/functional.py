@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.jit._trace import TracerWarning
 from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.utils._python_dispatch import _disable_current_modes
 
+from .algorithms import Aten
+from .algorithms.aten import conv2d
 from .autograd import trilinear
+from .operators import Deferred, asked_for, planned, spelled
 from .planner import AlgorithmLike, Plan, autocasts, cached_plan, make_plan
 from .problem import (
     PaddingLike,
@@ -24,6 +31,9 @@ from .problem import (
     shape_str,
 )
 from .suggest import did_you_mean
+
+# Looked up once, since the smallest layers would notice.
+_are_transforms_active = torch._C._are_functorch_transforms_active
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -99,6 +109,11 @@ def corr2d(
             padding_mode=padding_mode,
             algorithm=algorithm,
         )
+    if is_dynamo_compiling():
+        key = _key_in_graph(algorithm)
+        return _corr2d_in_graph(
+            input, weight, bias, stride, padding, dilation, groups, padding_mode, key
+        )
     if algorithm == "auto" and padding_mode == "zeros":
         # Four microseconds of planning would double the cost of the smallest layers.
         result = _conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
@@ -106,27 +121,73 @@ def corr2d(
             return result
     input, weight, bias = _as_autocast_would(input, weight, bias)
     _check_operands(input, weight, bias)
-    if algorithm == "auto" and _keeps_channels_last(input):
-        algorithm = "aten"
     images, filters = _with_all_axes(input), _with_all_axes(weight)
+    shapes = _shape(images), _shape(filters)
     geometry = (as_pair("stride", stride), _hashable(padding), as_pair("dilation", dilation))
     if padding_mode != "zeros":
-        images, geometry = _pad(images, filters, *geometry, padding_mode)
+        images, shapes, geometry = _pad(images, shapes, *geometry, padding_mode)
     plan = _plan(
-        images.shape,
-        filters.shape,
+        *shapes,
         *geometry,
         as_int("groups", groups),
         input.device,
         input.dtype,
-        algorithm,
+        _standing_for(algorithm, input),
     )
     if bias is not None:
         _check_bias(bias, weight, plan.problem)
-    result = trilinear(plan, images, filters)
-    if bias is not None:
-        result = result + bias[:, None, None]
+    if _written_down():
+        if padding == "same" and max(plan.problem.stride) > 1 and torch._C._is_tracing():
+            _warn_of_one_size(plan.problem)
+        result = _standard(plan.problem, images, filters, bias)
+    else:
+        result = trilinear(plan, images, filters)
+        if bias is not None:
+            result = result + bias[:, None, None]
     return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
+
+
+def _key_in_graph(algorithm: AlgorithmLike) -> str:
+    """The algorithm as a string, which is what a graph can hold.
+
+    Dynamo calls this while it traces, which makes it the place to say that the call after it
+    goes into the graph unseen; saying so at import would load all of Dynamo.
+    """
+    torch.compiler.allow_in_graph(_corr2d_in_graph)  # type: ignore[no-untyped-call]
+    return spelled(algorithm)
+
+
+# What the decorator ``torch.compiler.assume_constant_result`` does.
+_key_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _corr2d_in_graph(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: SizeLike,
+    padding: PaddingLike,
+    dilation: SizeLike,
+    groups: int,
+    padding_mode: str,
+    key: str,
+) -> Tensor:
+    """:func:`corr2d` as one call in Dynamo's graph.
+
+    The backend ``eager`` makes this very call; others trace it further, as Python, down to
+    the operators.
+    """
+    return corr2d(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=padding_mode,
+        algorithm=asked_for(key),
+    )
 
 
 def convolve2d(
@@ -188,7 +249,7 @@ def plan(
         (Aten(), Aten(), Aten())
     """
     _check_operands(input, weight, None)
-    return _plan(
+    return _known_plan(
         _with_all_axes(input).shape,
         _with_all_axes(weight).shape,
         as_pair("stride", stride),
@@ -228,39 +289,32 @@ def _conv2d_if_chosen(
     It brings PyTorch's own derivatives, which are the same.  The arguments go to PyTorch as
     they are, and what it refuses is refused in our words.
     """
-    if torch.compiler.is_compiling():
-        # Dynamo takes no Function with a ``jvp``: in a captured graph ``auto`` is conv2d.
-        named = padding == "full" or (padding == "same" and stride not in (1, (1, 1)))
-        if named or (isinstance(padding, (tuple, list)) and not isinstance(padding[0], int)):
-            return None  # spelt as conv2d does not know it
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    if torch._C._are_functorch_transforms_active():
+    if _are_transforms_active():
         return None  # conv2d mistakes the shape of a vmap over nothing
     try:
         if input.requires_grad != weight.requires_grad and torch.is_grad_enabled():
             return None  # conv2d keeps both operands where one gradient needs one
-        stride_, padding_, dilation_ = (
-            tuple(each) if isinstance(each, list) else each for each in (stride, padding, dilation)
+        device = input.device
+        if not _auto_is_conv2d(
+            input.shape, weight.shape, stride, padding, dilation, groups, device, input.dtype
+        ):
+            return None
+        # PyTorch computes on across cpu and meta, and on layouts of its own.
+        if weight.device != device or input.layout is not torch.strided:
+            return None
+        if bias is not None and bias.device != device:
+            return None
+    except TypeError:
+        # Lists have no hash; whatever else it was, the checks that follow say it.
+        numbers = stride, padding, dilation
+        if not any(isinstance(each, list) for each in numbers):
+            return None
+        stride, padding, dilation = (
+            tuple(each) if isinstance(each, list) else each for each in numbers
         )
-        chosen = _auto_is_conv2d(
-            input.shape,
-            weight.shape,
-            stride_,
-            padding_,
-            dilation_,
-            groups,
-            input.device,
-            input.dtype,
-        )
-    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return _conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
+    except (AttributeError, RuntimeError, ValueError):
         return None  # not to be planned: the checks that follow say why, or spell it anew
-    if input.is_meta or not chosen:
-        return None
-    # PyTorch computes on across cpu and meta, and on layouts of its own.
-    if weight.device != input.device or input.layout != torch.strided:
-        return None
-    if bias is not None and getattr(bias, "device", None) != input.device:
-        return None
     try:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     except (RuntimeError, TypeError, ValueError):
@@ -282,9 +336,13 @@ def _auto_is_conv2d(
     device: torch.device,
     dtype: torch.dtype,
 ) -> bool:
+    if _written_down():
+        raise TypeError("shapes are of tensors under jit.trace; an error, so as not to be kept")
     numbers = stride, padding, dilation, groups
     if any(isinstance(each, Tensor) for each in numbers):
         return False  # a Tensor may change, and would be kept here
+    if device.type == "meta":
+        return False  # conv2d there lets a bias of any shape pass
     flat = not isinstance(padding, tuple) or all(isinstance(each, int) for each in padding)
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
         return False
@@ -292,8 +350,20 @@ def _auto_is_conv2d(
     return make_plan(problem, device, dtype, "auto").is_conv2d
 
 
+def _plan(*arguments: Any) -> Plan | Deferred:
+    """The plan for the arguments of :func:`_known_plan`, of which sizes may be symbols."""
+    try:
+        if torch._C._len_torch_dispatch_stack() == 0:
+            return _known_plan(*arguments)
+        with _disable_current_modes():  # if it measures, then on tensors that are no fakes
+            return _known_plan(*arguments)
+    except TypeError:  # a symbol has no hash
+        *geometry, device, dtype, algorithm = arguments
+        return planned(Problem.of(*geometry), device, dtype, algorithm)
+
+
 @cached_plan
-def _plan(
+def _known_plan(
     input_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     stride: Pair,
@@ -306,6 +376,50 @@ def _plan(
 ) -> Plan:
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
     return make_plan(problem, device, dtype, algorithm)
+
+
+def _standing_for(algorithm: AlgorithmLike, input: Tensor) -> AlgorithmLike:
+    """What is planned with, where nothing is computed or PyTorch alone keeps the layout."""
+    if input.is_meta:
+        return "auto"
+    if _written_down() or (algorithm == "auto" and _keeps_channels_last(input)):
+        return "aten"
+    return algorithm
+
+
+def _written_down() -> bool:
+    """Whether the program is being written for others to run: ``torch.export`` or a trace."""
+    return torch.compiler.is_exporting() or torch._C._is_tracing()
+
+
+def _standard(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own convolution, which every reader of an exported program knows."""
+    if problem.in_channels == 0:
+        return Aten().forward(problem, input, weight) + (0 if bias is None else bias[:, None, None])
+    return conv2d(problem, input, weight, bias)
+
+
+def _warn_of_one_size(problem: Problem) -> None:
+    warnings.warn(
+        f"padding='same' with stride {problem.stride} depends on the input's size; torch.jit.trace "
+        f"keeps what is right for {problem.size[0]}x{problem.size[1]} pixels and pads other sizes "
+        f"the same; use torch.export, which keeps the formula",
+        TracerWarning,
+        stacklevel=3,
+    )
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    """The shape in numbers, or in symbols; under ``torch.jit.trace`` it would be of tensors."""
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return value.shape
+    pause: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    pause(None)
+    try:
+        return value.shape
+    finally:
+        pause(state)
 
 
 def _keeps_channels_last(input: Tensor) -> bool:
@@ -375,25 +489,29 @@ def _check_operands(input: Any, weight: Any, bias: Any) -> None:
 
 
 def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
-    if bias.shape != (problem.out_channels,):
+    if _shape(bias) != (problem.out_channels,):
         raise RuntimeError(
             f"bias must have shape ({problem.out_channels},), one number for each output channel "
-            f"of weight {shape_str(weight.shape)}, got {shape_str(bias.shape)}"
+            f"of weight {shape_str(weight.shape)}, got {shape_str(_shape(bias))}"
         )
 
 
 def _pad(
-    input: Tensor, weight: Tensor, stride: Pair, padding: str | Sides, dilation: Pair, mode: str
-) -> tuple[Tensor, tuple[Pair, Sides, Pair]]:
-    """The input with its border filled in, and the geometry that is left to do: no padding."""
+    input: Tensor,
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+    stride: Pair,
+    padding: str | Sides,
+    dilation: Pair,
+    mode: str,
+) -> tuple[Tensor, tuple[tuple[int, ...], tuple[int, ...]], tuple[Pair, Sides, Pair]]:
+    """The input with its border filled in, and what is left to do: larger, without padding."""
     if mode not in PADDING_MODES:
         raise ValueError(
             f"unknown padding_mode {mode!r}{did_you_mean(str(mode), PADDING_MODES)}; use one of "
             f"{', '.join(map(repr, PADDING_MODES))}"
         )
-    height, width = input.shape[2:]
-    kernel = weight.shape[2], weight.shape[3]
-    sides = resolve_padding(padding, (height, width), kernel, stride, dilation)
+    (batch, channels, height, width), (_, _, *kernel) = shapes
+    sides = resolve_padding(padding, (height, width), as_pair("kernel", kernel), stride, dilation)
     for axis, size, side in zip("HW", (height, width), sides):
         if min(side) < 0:
             raise RuntimeError(f"padding must be at least 0 on every side, got {sides}")
@@ -401,12 +519,13 @@ def _pad(
         if max(side) > most:
             raise RuntimeError(
                 f"padding {side} along {axis} is more than padding_mode={mode!r} can fill from "
-                f"{size} pixels (at most {most}), in an input of shape {shape_str(input.shape)}; "
+                f"{size} pixels (at most {most}), in an input of shape {shape_str(shapes[0])}; "
                 f"pad less, or with zeros"
             )
     (top, bottom), (left, right) = sides
-    if input.shape[1] == 0:
+    if channels == 0:
         mode = "constant"  # nothing to fill, and PyTorch's other modes refuse to
     if top or bottom or left or right:
         input = pad(input, (left, right, top, bottom), mode=mode)
-    return input, (stride, ((0, 0), (0, 0)), dilation)
+    padded = batch, channels, height + top + bottom, width + left + right
+    return input, (padded, shapes[1]), (stride, ((0, 0), (0, 0)), dilation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -138,6 +139,34 @@ class Corr2d(nn.Conv2d):
             padding_mode=self.padding_mode,
             algorithm=self.algorithm,
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles: an ``nn.Conv2d`` with these very parameters.
+
+        TorchScript is a language of its own, in which PyTorch's convolution is the only one.
+
+        Raises:
+            RuntimeError: padding ``"same"`` with a stride, which depends on the input's size.
+        """
+        cls = type(self)
+        if (cls.forward, cls._conv_forward) != (nn.Conv2d.forward, Corr2d._conv_forward):
+            return self  # a subclass with a way of its own
+        strided = max(as_pair("stride", self.stride)) > 1
+        if self.padding == "same" and strided:
+            raise RuntimeError(
+                f"torch.jit.script cannot take {self}: padding='same' with a stride depends on the "
+                f"input's size, and TorchScript's convolution pads the same every time; use "
+                f"torch.export, or spell the padding ((top, bottom), (left, right))"
+            )
+        twin: Any = copy(self)
+        twin.__class__ = nn.Conv2d
+        twin.__dict__.pop("algorithm", None)
+        if self.padding == "full" or isinstance(self.padding[0], tuple):
+            # nn.Conv2d fills the border first in every mode but "zeros"; this one is zeros too.
+            twin.padding = 0, 0
+            twin.padding_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        assert isinstance(twin, nn.Module)
+        return twin
 
     def extra_repr(self) -> str:
         """The arguments, as ``nn.Conv2d`` shows them, and the algorithm where one is named."""

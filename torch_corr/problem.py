@@ -2,7 +2,9 @@
 
 A :class:`Problem` holds every size that a 2-D cross-correlation needs and no
 tensor, dtype or device.  It is checked when it is made, so whoever holds one may
-rely on it.  It has one spelling, ``str(problem)``, which :meth:`Problem.parse`
+rely on it; but for sizes that are symbols (``torch.SymInt``), which a graph captured
+for many shapes has: such a problem stands for all of them, and each is checked when
+the graph is run.  A problem has one spelling, ``str(problem)``, which :meth:`Problem.parse`
 reads back; that spelling is the key, the test id, the command-line argument and
 the noun of every error message.
 """
@@ -14,7 +16,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
+
+import torch
 
 from .suggest import did_you_mean
 
@@ -74,7 +78,8 @@ class Problem:
         for name in ("size", "kernel", "stride", "dilation"):
             object.__setattr__(self, name, as_pair(name, getattr(self, name)))
         object.__setattr__(self, "padding", as_sides(self.padding))
-        self._check()
+        if not self.is_symbolic:
+            self._check()
 
     @classmethod
     def of(
@@ -171,6 +176,13 @@ class Problem:
             f"-k{_x(self.kernel)}-s{_x(self.stride)}-p{top},{bottom}x{left},{right}"
             f"-d{_x(self.dilation)}-g{self.groups}"
         )
+
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether some number is a symbol that stands for many."""
+        numbers = (self.batch, self.in_channels, self.out_channels, self.groups, *self.size)
+        more = (*self.kernel, *self.stride, *self.dilation, *self.padding[0], *self.padding[1])
+        return any(isinstance(each, torch.SymInt) for each in (*numbers, *more))
 
     @property
     def group_in(self) -> int:
@@ -311,6 +323,9 @@ def as_int(name: str, value: Any) -> int:
         return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got the bool {value}")
+    if isinstance(value, torch.SymInt):
+        # Held as it is: taken as an index it would become the one number that it has now.
+        return cast(int, value)
     try:
         number = operator.index(value)
     except TypeError:
@@ -359,8 +374,12 @@ def _items(value: Any) -> list[Any] | None:
 
 
 def _same(size: int, span: int, stride: int) -> Pair:
-    outputs = -(-size // stride)
-    total = max((outputs - 1) * stride + span - size, 0)
+    if stride == 1:
+        total = span - 1  # whatever the size, which may be a symbol
+    else:
+        outputs = (size + stride - 1) // stride  # not -(-size // stride): ONNX rounds to zero
+        missing = (outputs - 1) * stride + span - size
+        total = torch.sym_max(missing, 0)  # type: ignore[no-untyped-call]
     return total // 2, total - total // 2
 
 

@@ -136,6 +136,26 @@ Sides: TypeAlias = tuple[int, int, int, int]
 """Left, right, top and bottom, as ``pad`` takes them."""
 
 
+def conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``torch.conv2d`` on a problem, after ``pad`` where its padding is no pair of numbers."""
+    padding, extra = _symmetric(problem)
+    if any(isinstance(side, torch.SymInt) or side for side in extra):
+        input = pad(input, extra)
+    return torch.conv2d(
+        input, weight, bias, problem.stride, padding, problem.dilation, problem.groups
+    )
+
+
+def _symmetric(problem: Problem) -> tuple[Pair, Sides]:
+    """The part of the padding that is the same on both sides, and the rest for ``pad``."""
+    (top, bottom), (left, right) = problem.padding
+    if any(isinstance(side, torch.SymInt) for side in (top, bottom, left, right)):
+        # Comparing symbols would hold a captured graph to what they compare to now.
+        return (0, 0), (left, right, top, bottom)
+    down, across = min(top, bottom), min(left, right)
+    return (down, across), (left - across, right - across, top - down, bottom - down)
+
+
 def _computed_in_float32(
     problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
 ) -> bool:
@@ -177,10 +197,10 @@ def _split_padding(
     problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
 ) -> tuple[Pair, Sides]:
     """The part of the padding that PyTorch's convolution does, and the rest for ``pad``."""
-    (top, bottom), (left, right) = problem.padding
-    down = min(top, bottom)
-    across = 0 if _padded_first(problem, map, device, dtype) else min(left, right)
-    return (down, across), (left - across, right - across, top - down, bottom - down)
+    (down, across), (left, right, top, bottom) = _symmetric(problem)
+    if not _padded_first(problem, map, device, dtype):
+        return (down, across), (left, right, top, bottom)
+    return (down, 0), (left + across, right + across, top, bottom)
 
 
 def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,378 @@
+"""torch.compile takes corr2d whole, with every algorithm, and it stays conv2d; so do the
+transforms of torch.func inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import algorithm_id
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from torch_corr import (
+    ALGORITHMS,
+    Algorithm,
+    Auto,
+    Corr2d,
+    Naive,
+    Problem,
+    Unfold,
+    convolve2d,
+    corr2d,
+)
+from torch_corr.wisdom import WISDOM, Key
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`torch._prims_common.check` is deprecated:FutureWarning",
+    "ignore:.*isinstance.treespec, LeafSpec.* is deprecated:FutureWarning",
+)
+
+
+class Mine(Naive):
+    """An algorithm from elsewhere, which nobody registered."""
+
+    name = "mine"
+
+
+CHOICES = ["auto", *(each.name for each in ALGORITHMS), Unfold(workspace_limit=50_000), Mine()]
+each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def some(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
+
+
+def close(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def with_gradients(function: Callable[..., Tensor], *operands: Tensor) -> tuple[Tensor, ...]:
+    leaves = [value.detach().clone().requires_grad_() for value in operands]
+    y = function(*leaves)
+    return y, *torch.autograd.grad(y.pow(3).sum(), leaves)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "backend"),
+    [
+        *((algorithm, backend) for algorithm in CHOICES for backend in ("eager", "aot_eager")),
+        *((algorithm, "inductor") for algorithm in ("auto", "fft", Mine())),
+    ],
+    ids=lambda value: value if isinstance(value, str) else algorithm_id(value),
+)
+def test_ten_shapes_in_two_graphs(algorithm: Algorithm | str, backend: str) -> None:
+    """One graph for the first shape, one for all others, forward and backward."""
+    counter = CompileCounterWithBackend(backend)
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def captured(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return corr2d(x, w, b, (1, 2), 1, 1, 2, algorithm=algorithm)
+
+    for n in range(10 if backend != "inductor" else 3):
+        x, w, b = some((n + 2, 4, 5 + n, 6 + n), (6, 2, 3, 2), (6,))
+        ours = with_gradients(captured, x, w, b)
+        theirs = with_gradients(lambda x, w, b: F.conv2d(x, w, b, (1, 2), 1, 1, 2), x, w, b)
+        close(ours, theirs)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft"])
+@pytest.mark.parametrize(
+    ("padding", "stride"),
+    [("full", 1), ("same", 1), ("same", 2), ("valid", 2), (((1, 0), (0, 2)), 2), ([1, 2], 1)],
+    ids=str,
+)
+def test_every_padding_for_any_size(padding: Any, stride: int, algorithm: str) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, None, stride, padding, algorithm=algorithm)
+
+    captured = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    for n in (5, 6, 7):
+        x, w = some((2, 3, n, 11 - n), (4, 3, 3, 2))
+        close(with_gradients(captured, x, w), with_gradients(function, x, w))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular"])
+def test_marked_dynamic(mode: str) -> None:
+    """``mark_dynamic`` holds: nothing ties the graph to a size."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def captured(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=1, padding_mode=mode, algorithm="unfold")
+
+    for n in range(4, 7):
+        x, w = some((n, 3, n + 1, n + 3), (4, 3, 3, 2))
+        for axis in (0, 2, 3):
+            torch._dynamo.mark_dynamic(x, axis)
+        close(captured(x, w), F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), w))
+    assert counter.frame_count == 1
+
+
+@each_choice
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_no_more_is_saved_than_the_operands(algorithm: Algorithm | str, dynamic: bool) -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    def captured(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=1, algorithm=algorithm)
+
+    x, w = (value.requires_grad_() for value in some((2, 3, 6, 7), (4, 3, 3, 3)))
+    saved: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        saved.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        captured(x, w)
+    assert {value.data_ptr() for value in saved} == {x.data_ptr(), w.data_ptr()}
+    assert len(saved) == 2
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("groups", [1, 32])
+def test_auto_chooses_as_in_eager(groups: int, dynamic: bool) -> None:
+    """The same algorithms run, map by map; what is PyTorch's own is traced into the graph."""
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=4, groups=groups)
+
+    def ran(function: Callable[..., Tensor]) -> set[str]:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            with_gradients(function, *operands)
+        names = {event.key for event in profile.key_averages()}
+        return {name for name in names if name.startswith("torch_corr::") and "." in name} - {
+            f"torch_corr::aten.{map}" for map in ("forward", "grad_input", "grad_weight")
+        }
+
+    captured = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for size in (40, 12, 41):
+        operands = some((2, 32, size, size), (32, 32 // groups, 9, 9), dtype=torch.float32)
+        with_gradients(captured, *operands)
+        assert ran(captured) == ran(function)
+
+
+def transforms(function: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Callable[[], Any]]:
+    """Calls of torch.func on a correlation, by name."""
+    x, w, xs, ws = some((2, 3, 5, 4), (2, 3, 2, 2), (3, 2, 3, 5, 4), (3, 2, 3, 2, 2))
+
+    def loss(x: Tensor, w: Tensor) -> Tensor:
+        return function(x, w).pow(3).sum()
+
+    return {
+        "vmap input": lambda: vmap(function, (0, None))(xs, w),
+        "vmap weight": lambda: vmap(function, (None, 0))(x, ws),
+        "vmap both": lambda: vmap(function)(xs, ws),
+        "nested": lambda: vmap(vmap(function, (None, 0)), (0, None))(xs, ws),
+        "chunked": lambda: vmap(function, (0, None), chunk_size=2)(xs, w),
+        "grad": lambda: grad(loss, (0, 1))(x, w),
+        "vjp": lambda: vjp(function, x, w)[1](torch.ones_like(function(x, w))),
+        "jvp": lambda: jvp(function, (x, w), (2 * x, w + 1)),
+        "jacrev": lambda: jacrev(function, (0, 1))(x, w),
+        "jacfwd": lambda: jacfwd(function, (0, 1))(x, w),
+        "hessian": lambda: hessian(loss, 1)(x, w),
+        "jacrev of jacrev": lambda: jacrev(jacrev(loss, 0), 1)(x, w),
+        "per sample": lambda: vmap(grad(loss, 1), (0, None))(xs, w),
+    }
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "fft"])
+@pytest.mark.parametrize("name", transforms(F.conv2d))
+def test_transforms_inside(name: str, algorithm: str) -> None:
+    """torch.func inside a compiled function gives what it gives on conv2d outside."""
+    ours = transforms(lambda x, w: corr2d(x, w, algorithm=algorithm))[name]
+    captured = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    close(captured(), transforms(F.conv2d)[name]())
+
+
+def test_transforms_inside_with_gradients_from_outside() -> None:
+    """Through a vmap and a jvp inside, whose other operand is differentiated outside."""
+
+    def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, w: Tensor) -> Tensor:
+            tangent = jvp(lambda x: function(x, w), (x[0],), (x[1],))[1]
+            return vmap(lambda x: function(x, w))(x).sum() + tangent.pow(2).sum()
+
+        return call
+
+    operands = some((3, 2, 3, 5, 4), (2, 3, 2, 2))
+    ours = torch.compile(
+        inside(lambda x, w: corr2d(x, w, algorithm="unfold")), fullgraph=True, backend="aot_eager"
+    )
+    close(with_gradients(ours, *operands), with_gradients(inside(F.conv2d), *operands))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_per_sample_gradients_of_a_network(backend: str) -> None:
+    """A small network with ours in it, against nn.Conv2d."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(
+        Corr2d(2, 3, 3, padding="same", stride=2, padding_mode="reflect", algorithm="fft"),
+        nn.Tanh(),
+        Corr2d(3, 2, 2, algorithm=Mine()),
+    ).double()
+    theirs = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2), nn.Tanh(), nn.Conv2d(3, 2, 2)).double()
+    theirs.load_state_dict(ours.state_dict())
+    (x,) = some((3, 2, 7, 7))
+    parameters = {name: value.detach() for name, value in ours.named_parameters()}
+
+    def each(net: nn.Module, x: Tensor) -> Any:
+        def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+            return functional_call(net, parameters, (sample[None],)).pow(2).sum()
+
+        return vmap(grad(loss), (None, 0))(parameters, x)
+
+    captured = torch.compile(lambda x: each(ours, x), fullgraph=True, backend=backend)
+    close(captured(x), each(theirs, F.pad(x, (1, 1, 1, 1), mode="reflect")))
+
+
+def test_an_algorithm_made_inside_keeps_its_options() -> None:
+    """Dynamo must make the very one that the code spells, not one with the defaults."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def captured(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, algorithm=Unfold(workspace_limit=7))
+
+    x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
+    with pytest.raises(RuntimeError) as eager:
+        corr2d(x, w, algorithm=Unfold(workspace_limit=7))
+    with pytest.raises(Exception, match="algorithm 'unfold' cannot run") as inside:
+        captured(x, w)
+    assert str(eager.value).splitlines()[1] in str(inside.value)
+
+
+def test_options_of_auto_made_inside() -> None:
+    """Among them measuring, for which the tensors of a capturer will not do."""
+    x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
+    for dynamic in (False, True):
+
+        @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        def captured(x: Tensor, w: Tensor) -> Tensor:
+            return corr2d(x, w, algorithm=Auto(measure=True, error="componentwise"))
+
+        close(with_gradients(captured, x, w), with_gradients(F.conv2d, x, w))
+    key = Key.of(Problem.of(x.shape, w.shape), "forward", x.device, x.dtype)
+    assert all(0 < seconds < 1 for seconds in WISDOM.seconds(key).values())
+    assert "fft" not in WISDOM.seconds(key)
+
+
+def test_another_algorithm_is_another_graph() -> None:
+    layer = Corr2d(2, 2, 3, algorithm=Unfold(workspace_limit=10_000))
+    counter = CompileCounterWithBackend("eager")
+    captured = torch.compile(layer, fullgraph=True, backend=counter)
+    (x,) = some((1, 2, 5, 5), dtype=torch.float32)
+    for algorithm in (layer.algorithm, Mine(), layer.algorithm, "fft"):
+        layer.algorithm = algorithm
+        torch.testing.assert_close(captured(x), F.conv2d(x, layer.weight, layer.bias))
+    assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct", "unfold"])
+def test_autocast_inside(algorithm: str) -> None:
+    def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return function(x, w, b)
+
+        return call
+
+    operands = some((2, 3, 6, 7), (4, 3, 3, 3), (4,), dtype=torch.float32)
+    ours = inside(lambda x, w, b: corr2d(x, w, b, algorithm=algorithm))
+    captured = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    theirs = with_gradients(inside(F.conv2d), *operands)
+    for got, expected in zip(with_gradients(captured, *operands), theirs):
+        assert got.dtype == expected.dtype
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * scale)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_channels_last_inside(dynamic: bool) -> None:
+    x, w = some((2, 32, 24, 24), (32, 1, 7, 7))
+    x = x.contiguous(memory_format=torch.channels_last)
+
+    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    def captured(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=3, groups=32)
+
+    y = captured(x, w)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    close(y, F.conv2d(x, w, padding=3, groups=32))
+
+
+def test_two_and_three_axes_and_the_true_convolution() -> None:
+    x, w = some((3, 6, 7), (4, 3, 3, 3))
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def captured(x: Tensor, w: Tensor) -> list[Tensor]:
+        return [
+            corr2d(x, w, algorithm="fft"),
+            corr2d(x[0], w[0, 0], algorithm="fft"),
+            convolve2d(x, w, padding="full"),
+        ]
+
+    flipped = F.conv2d(x, w.flip(-2, -1), padding=2)
+    close(captured(x, w), [F.conv2d(x, w), F.conv2d(x[None, :1], w[:1, :1])[0, 0], flipped])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": (4, 2, 3, 3)}, "reads 2"),
+        ({"w": (4, 3, 9, 3)}, "kernel does not fit"),
+        ({"b": (5,)}, r"bias must have shape \(4,\)"),
+    ],
+    ids=str,
+)
+def test_wrong_shapes_are_refused_inside(change: dict[str, Any], message: str) -> None:
+    shapes = {"x": (2, 3, 6, 7), "w": (4, 3, 3, 3), "b": (4,), **change}
+    captured = torch.compile(
+        lambda x, w, b: corr2d(x, w, b, algorithm="fft"), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match=message):
+        captured(*some(*shapes.values()))
+
+
+def test_a_size_that_does_not_fit_is_refused_when_it_comes() -> None:
+    """A graph for any size checks each size that it gets."""
+    captured = torch.compile(
+        lambda x, w: corr2d(x, w, algorithm="unfold"), backend="aot_eager", dynamic=True
+    )
+    x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
+    close(captured(x, w), F.conv2d(x, w))
+    with pytest.raises(RuntimeError, match="kernel does not fit"):
+        captured(x[:, :, :2], w)
+
+
+def test_training_is_nn_conv2ds() -> None:
+    """Steps of SGD through a compiled model leave nn.Conv2d's weights."""
+    nets = []
+    for make in (nn.Conv2d, lambda *a, **k: Corr2d(*a, **k, algorithm="direct")):
+        torch.manual_seed(0)
+        net = nn.Sequential(make(3, 8, 3, padding=1, groups=1), nn.ReLU(), make(8, 8, 3, groups=8))
+        nets.append(net.double())
+    (x,) = some((4, 3, 8, 8))
+    for net in nets:
+        captured = torch.compile(net, fullgraph=True, backend="aot_eager")
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (captured(x) - 1).square().mean().backward()
+            optimizer.step()
+    close(list(nets[1].parameters()), list(nets[0].parameters()))

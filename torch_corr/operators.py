@@ -1,0 +1,248 @@
+"""Three operators, one for each map, for whoever watches operators and not Python.
+
+``torch.compile``, fake tensors, tensor subclasses and FLOP counters see a program as the
+PyTorch operators that it calls.  Compiled kernels and loops in Python mean nothing to them,
+so what an algorithm does is one operator there, of known shape and known cost:
+
+    torch_corr::forward      (x, w) -> y
+    torch_corr::grad_input   (y, w) -> x
+    torch_corr::grad_weight  (x, y) -> w
+
+The plan is made when the operator runs, from the sizes that it then has: a graph that was
+captured for any batch chooses for each batch as eager PyTorch does.  :func:`run` is the one
+place that asks whether anybody watches; where nobody does, the algorithm is called directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch._library.opaque_object import register_opaque_type
+from torch.autograd.profiler import record_function
+from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
+
+from .algorithms import MAPS, Aten, MapName
+from .planner import AlgorithmLike, Plan, find_algorithm, make_plan
+from .problem import Problem, as_pair, shape_str
+
+Slots: TypeAlias = Sequence[Tensor | None]
+
+INPUT, WEIGHT, OUTPUT = range(3)
+OPERANDS: dict[MapName, tuple[int, int]] = {
+    "forward": (INPUT, WEIGHT),
+    "grad_input": (OUTPUT, WEIGHT),
+    "grad_weight": (INPUT, OUTPUT),
+}
+"""The slots that each map reads."""
+
+_MAP_OF: dict[int, MapName] = {OUTPUT: "forward", INPUT: "grad_input", WEIGHT: "grad_weight"}
+_PLAIN = (Tensor, Parameter)
+_is_profiling = torch._C._autograd._profiler_enabled
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A plan for sizes that are symbols: made anew, from numbers, whenever an operator runs.
+
+    Attributes:
+        problem: the geometry, with symbols in it.
+        device, dtype, asked: as in :class:`~torch_corr.Plan`.
+    """
+
+    problem: Problem
+    device: torch.device
+    dtype: torch.dtype
+    asked: AlgorithmLike
+
+    def able(self, problem: Problem) -> bool:
+        """Whether it can run another problem; a refusal comes when it is run."""
+        return problem.is_symbolic or bool(self.of(problem))
+
+    def of(self, problem: Problem) -> Plan | Deferred:
+        """A plan for another problem, asked for in the same words."""
+        return planned(problem, self.device, self.dtype, self.asked)
+
+
+def planned(
+    problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
+) -> Plan | Deferred:
+    """The plan for a problem, as :func:`make_plan`; deferred where sizes are symbols."""
+    if problem.is_symbolic:
+        return Deferred(problem, device, dtype, asked)
+    return make_plan(problem, device, dtype, asked)
+
+
+def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
+    """Fill the open slot: by the plan, or by an operator where somebody watches those."""
+    map = _MAP_OF[open_slot(slots)]
+    if isinstance(plan, Plan):
+        if not _watched(slots):
+            return _recorded(plan, map, slots)
+        algorithm: Any = getattr(plan, map)
+    else:
+        algorithm = find_algorithm(plan.asked)
+    first, second = (slots[slot] for slot in OPERANDS[map])
+    assert first is not None
+    if isinstance(algorithm, Aten):
+        # PyTorch's own operators need no hiding, and compilers do much with them.
+        result: Tensor = getattr(algorithm, map)(plan.problem, first, second)
+        return result
+    p = plan.problem
+    extra = {"forward": (), "grad_input": (p.size,), "grad_weight": (p.kernel,)}[map]
+    padding = (*p.padding[0], *p.padding[1])
+    operator: Callable[..., Tensor] = getattr(torch.ops.torch_corr, map)
+    return operator(
+        first, second, *extra, p.stride, padding, p.dilation, p.groups, spelled(plan.asked)
+    )
+
+
+def open_slot(slots: Slots) -> int:
+    """The slot to fill, which is None."""
+    return next(slot for slot, value in enumerate(slots) if value is None)
+
+
+def _watched(slots: Slots) -> bool:
+    return torch._C._len_torch_dispatch_stack() > 0 or any(
+        value is not None and type(value) not in _PLAIN for value in slots
+    )
+
+
+def _recorded(plan: Plan, map: MapName, slots: Slots) -> Tensor:
+    """Run a plan, under a name such as ``torch_corr::fft.grad_weight`` where a profiler is on."""
+    if not _is_profiling():
+        return plan.run(*slots)
+    with record_function(f"torch_corr::{getattr(plan, map).name}.{map}"):
+        return plan.run(*slots)
+
+
+_asked: dict[str, AlgorithmLike] = {}
+
+
+def spelled(asked: AlgorithmLike) -> str:
+    """What was asked for, as a string: operators take no algorithms.
+
+    A name stands for itself, an :class:`~torch_corr.Algorithm` is kept under its ``repr``.
+    """
+    find_algorithm(asked)
+    if isinstance(asked, str):
+        return asked
+    key = repr(asked)
+    while _asked.setdefault(key, asked) != asked:
+        key += "'"  # another that looks the same
+    return key
+
+
+def asked_for(key: str) -> AlgorithmLike:
+    """What :func:`spelled` made a string of."""
+    return _asked.get(key, key)
+
+
+# Dynamo guards on the value of these, and makes real ones where the code that it traces makes
+# one.  Without this it hands on an instance with none of its options set.
+for _kind in get_args(AlgorithmLike):
+    if _kind is not str:
+        _kind.__fx_repr__ = lambda self: (repr(self), {type(self).__name__: type(self)})
+        register_opaque_type(_kind, typ="value")
+
+
+def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbers: Any) -> Problem:
+    """The problem that an operator's arguments spell.
+
+    Batch and channels are read from the operands' shapes alone, so that an operator does
+    right on a part of the batch.
+
+    Args:
+        map: which operator.
+        first: shape of its first operand.
+        second: shape of its second operand.
+        numbers: its other arguments, without the algorithm.
+    """
+    size, kernel = tuple(first[2:]), tuple(second[2:])
+    if map == "grad_input":
+        size, *numbers = numbers  # type: ignore[assignment]
+    elif map == "grad_weight":
+        kernel, *numbers = numbers  # type: ignore[assignment]
+    stride, (top, bottom, left, right), dilation, groups = numbers
+    return Problem(
+        batch=first[0],
+        in_channels=second[1] * groups if map == "grad_input" else first[1],
+        size=as_pair("size", size),
+        out_channels=second[1] if map == "grad_weight" else second[0],
+        kernel=as_pair("kernel", kernel),
+        stride=as_pair("stride", stride),
+        padding=((top, bottom), (left, right)),
+        dilation=as_pair("dilation", dilation),
+        groups=groups,
+    )
+
+
+def slots_of(map: MapName, first: Any, second: Any) -> list[Any]:
+    """The three slots of the form with an operator's operands in theirs."""
+    slots = [None, None, None]
+    for slot, value in zip(OPERANDS[map], (first, second)):
+        slots[slot] = value
+    return slots
+
+
+def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Plan | Deferred:
+    """The plan for an operator's arguments.
+
+    Raises:
+        RuntimeError: the operands' shapes do not belong together, or the algorithm refuses.
+    """
+    *numbers, key = arguments
+    problem = problem_of(map, first.shape, second.shape, *numbers)
+    shapes = slots_of(map, first.shape, second.shape)
+    for slot, shape in enumerate((problem.input_shape, problem.weight_shape, problem.output_shape)):
+        if shapes[slot] is not None and tuple(shapes[slot]) != shape:
+            raise RuntimeError(
+                f"torch_corr::{map} got operands of shapes {shape_str(first.shape)} and "
+                f"{shape_str(second.shape)}, which do not belong together in {problem}: "
+                f"{('input', 'weight', 'output')[slot]} should be {shape_str(shape)}"
+            )
+    return planned(problem, first.device, first.dtype, asked_for(key))
+
+
+def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+    plan = plan_of(map, first, second, *arguments)
+    assert isinstance(plan, Plan)
+    # A compiler relies on the layout that ``_promise`` has.
+    return _recorded(plan, map, slots_of(map, first, second)).contiguous()
+
+
+def _promise(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+    """What a capturer is told: a contiguous tensor of the open slot's shape."""
+    problem = plan_of(map, first, second, *arguments).problem
+    shapes = {
+        "forward": problem.output_shape,
+        "grad_input": problem.input_shape,
+        "grad_weight": problem.weight_shape,
+    }
+    return first.new_empty(shapes[map])
+
+
+def _flops(map: MapName, first: Any, second: Any, *arguments: Any, **_: Any) -> int:
+    """Two for each product, as PyTorch counts its own convolution."""
+    return 2 * problem_of(map, first, second, *arguments[:-1]).multiplications
+
+
+LIBRARY: Any = torch.library.Library("torch_corr", "DEF")  # type: ignore[no-untyped-call]
+_GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, str algorithm"
+_OPERANDS: dict[MapName, str] = {
+    "forward": "Tensor input, Tensor weight",
+    "grad_input": "Tensor output, Tensor weight, SymInt[2] size",
+    "grad_weight": "Tensor input, Tensor output, SymInt[2] kernel",
+}
+for _map in MAPS:
+    LIBRARY.define(
+        f"{_map}({_OPERANDS[_map]}, {_GEOMETRY}) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+    )
+    LIBRARY.impl(_map, partial(_compute, _map), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"torch_corr::{_map}", partial(_promise, _map), lib=LIBRARY)
+    register_flop_formula(getattr(torch.ops.torch_corr, _map))(partial(_flops, _map))
