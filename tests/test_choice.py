@@ -236,6 +236,26 @@ def test_what_is_not_finite_stays_in_its_windows(map: MapName, bad: float) -> No
     torch.testing.assert_close(result, sure, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("map", MAPS)
+def test_faint_numbers_beside_bright_ones_are_not_drowned(map: MapName) -> None:
+    """1e30 beside 1e-30 in one image: every result within the sure algorithm's own bound."""
+    problem = Problem.parse("n1c1-x40-o1-k7-p3")
+    shapes = {
+        "forward": (problem.input_shape, problem.weight_shape),
+        "grad_input": (problem.output_shape, problem.weight_shape),
+        "grad_weight": (problem.input_shape, problem.output_shape),
+    }[map]
+    first, second = (torch.randn(shape) for shape in shapes)
+    first *= 1e-30
+    assert torch.equal(
+        getattr(GUARDED, map)(problem, first, second), getattr(FFT(), map)(problem, first, second)
+    )
+    first[0, 0, 0, 0] = 1e30
+    sure = getattr(Unfold(), map)(problem, first, second)
+    assert not torch.allclose(getattr(FFT(), map)(problem, first, second), sure, atol=0)
+    assert torch.equal(getattr(GUARDED, map)(problem, first, second), sure)
+
+
 # -- machines -------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,9 @@
 """A quick algorithm whose results are checked, and a sure one for those that fail the check.
 
 A transform spreads a NaN, or the rounding of one huge pixel, over its whole tile.  Most
-images hold neither, and whether one does shows in the result.  So ``auto`` takes a transform
-where it pays only together with an algorithm that keeps what happens in a window to that
-window, and pays for the second only when the first may not stand.
+images hold neither, and to look for them takes less time than the transform.  So ``auto``
+takes a transform where it pays only together with an algorithm that keeps what happens in a
+window to that window, and pays for the second only when the first may not stand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .fft import FFT
 
 @dataclass(frozen=True)
 class Guarded(Algorithm):
-    """``quick`` where its result is finite throughout, else ``sure``.
+    """``quick`` where its result stands (:meth:`FFT.stands`), else ``sure``.
 
     Attributes:
         quick: transforms.
@@ -68,7 +68,7 @@ class Guarded(Algorithm):
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         result: Tensor = getattr(self.quick, map)(problem, first, second)
-        if result.sum().isfinite() or result.isfinite().all():
+        if self.quick.stands(problem, map, first, second, result):
             return result
         sure: Tensor = getattr(self.sure, map)(problem, first, second)
         return sure
