@@ -17,11 +17,9 @@ over the indices that are whole and inside.  Elements outside the sample must be
 So a wrong tile, tail, group, stride or sum is found; one wrong pixel amid a large image may
 be missed: that is for the law tests, on small problems, where every element is checked.
 
-Bounds.  An algorithm of ours that declares ``componentwise`` errors is held to
-``torch_corr.testing.error_bound``.  A ``normwise`` one, PyTorch and the peers (which
-may choose transforms inside) are held to the same bound with the largest ``sum |a||b|``
-of the checked elements in place of each element's own and, for the butterflies, 8 more
-terms for each doubling of the padded image.  With TF32 on, operands lose 11 bits first.
+Bounds are the conformance kit's.  An algorithm of ours is held to what it declares, PyTorch and
+the peers, which may choose transforms inside, to ``SOME_TRANSFORM``.  With TF32 on, operands may
+lose all but 11 digits first.
 
 PyTorch and peers beyond that bound are ``rough`` while no error exceeds 16 rounding units of
 the largest value (some sum in half precision); they are timed, and marked.
@@ -38,13 +36,22 @@ import torch
 from torch import Tensor
 
 from torch_corr import Problem
-from torch_corr.algorithms import ErrorClass
-from torch_corr.testing import Reference, error_bound, oracle
+from torch_corr.testing import (
+    TF32_READING,
+    Componentwise,
+    Either,
+    ErrorModel,
+    Fourier,
+    Reference,
+    Winograd,
+    oracle,
+)
 
 from .cases import Work
 from .results import Kind, Verdict
 
 Slot: TypeAlias = Literal["input", "weight", "output"]
+SLOTS: tuple[Slot, Slot, Slot] = ("input", "weight", "output")
 Operands: TypeAlias = dict[Slot, Tensor]
 
 SOUGHT: dict[Work, tuple[Slot, ...]] = {
@@ -68,8 +75,9 @@ WHOLE = 2**18
 PRODUCTS = 2**24
 SAMPLE = 160
 
-_TF32_ROUNDOFF = 2.0**-11
-_TERMS_PER_DOUBLING = 8
+SOME_TRANSFORM = Either((Componentwise(), Fourier(), Winograd()))
+"""What is asked of those who choose by themselves."""
+
 _ROUGH_UNITS = 16
 
 Index: TypeAlias = tuple[int, int, int, int]
@@ -79,8 +87,8 @@ class Expected(NamedTuple):
     """The truth about one slot, at some of its elements."""
 
     slot: Slot
-    at: list[Index] | None
-    """Which elements; None for all."""
+    given: Operands
+    """The other two."""
     reference: Reference
 
 
@@ -104,10 +112,10 @@ def expected(
     for slot in SOUGHT[work]:
         given = {name: value for name, value in operands.items() if name != slot}
         if problem.multiplications <= WHOLE:
-            found.append(Expected(slot, None, oracle(problem, **given)))
+            found.append(Expected(slot, given, oracle(problem, **given)))
         else:
             at = sample(problem, slot, rng)
-            found.append(Expected(slot, at, reference_at(problem, slot, given, at)))
+            found.append(Expected(slot, given, reference_at(problem, slot, given, at)))
     return tuple(found)
 
 
@@ -143,6 +151,7 @@ def reference_at(problem: Problem, slot: Slot, given: Operands, at: list[Index])
         torch.stack(magnitudes),
         torch.tensor(terms, dtype=torch.float64),
         integral=False,
+        at=tuple(torch.tensor(axis) for axis in zip(*at)),
     )
 
 
@@ -150,12 +159,14 @@ def judge(
     problem: Problem,
     truths: tuple[Expected, ...],
     results: tuple[Tensor, ...],
-    error_class: ErrorClass,
+    errors: ErrorModel,
     kind: Kind,
     tf32: bool = False,
 ) -> Judgement:
     """Whether results are right, by the bound that their maker is held to."""
     worst, verdict = 0.0, "right"
+    if tf32:
+        errors = Either((errors, Componentwise(operands=TF32_READING)))
     for truth, result in zip(truths, results):
         shape = shape_of(problem, truth.slot)
         if tuple(result.shape) != shape:
@@ -163,48 +174,29 @@ def judge(
         if not bool(torch.isfinite(result).all()):
             return Judgement("wrong", None, "NaN or Inf from finite operands")
         got = result.detach().cpu().resolve_conj()
-        if truth.at is not None:
-            got = got[tuple(torch.tensor(axis) for axis in zip(*truth.at))]
+        if truth.reference.at is not None:
+            got = got[truth.reference.at]
         value = truth.reference.value
-        errors = (got.to(value.dtype) - value).abs()
-        bound = _bound(problem, truth.reference, result.dtype, error_class, tf32)
+        off = (got.to(value.dtype) - value).abs()
+        slots = tuple(truth.given.get(slot) for slot in SLOTS)
+        bound = errors.bound(problem, truth.reference, slots, result.dtype)
         # An element without terms has a bound of zero, and must be zero.
-        ratio = float(torch.where(errors > 0, errors / bound, 0.0).max())
+        ratio = float(torch.where(off > 0, off / bound, 0.0).max())
         worst = max(worst, ratio)
         if ratio <= 1:
             continue
         limit = _ROUGH_UNITS * torch.finfo(result.dtype).eps * float(value.abs().max())
-        if kind != "ours" and float(errors.max()) <= limit:
+        if kind != "ours" and float(off.max()) <= limit:
             verdict = "rough"
         else:
-            worst_at = int(torch.where(errors > 0, errors / bound, 0.0).argmax())
+            worst_at = int(torch.where(off > 0, off / bound, 0.0).argmax())
             return Judgement(
                 "wrong",
                 ratio,
-                f"{truth.slot}: off by {float(errors.flatten()[worst_at]):.3g} where at most "
+                f"{truth.slot}: off by {float(off.flatten()[worst_at]):.3g} where at most "
                 f"{float(bound.flatten()[worst_at]):.3g} is allowed",
             )
     return Judgement("rough" if verdict == "rough" else "right", worst)
-
-
-def _bound(
-    problem: Problem,
-    reference: Reference,
-    dtype: torch.dtype,
-    error_class: ErrorClass,
-    tf32: bool,
-) -> Tensor:
-    if error_class == "normwise":
-        doublings = math.log2(max(2, math.prod(problem.padded_size)))
-        reference = reference._replace(
-            magnitude=torch.full_like(reference.magnitude, float(reference.magnitude.max())),
-            terms=reference.terms + _TERMS_PER_DOUBLING * doublings,
-            integral=False,
-        )
-    bound = error_bound(reference, dtype)
-    if tf32 and dtype == torch.float32:
-        bound = bound + (2 + _TF32_ROUNDOFF) * _TF32_ROUNDOFF * reference.magnitude
-    return bound
 
 
 def _products(problem: Problem, slot: Slot, given: Operands, index: Index) -> Tensor:

@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Problem, corr2d
-from torch_corr.algorithms import ErrorClass
 from torch_corr.planner import AlgorithmLike, make_plan
+from torch_corr.testing import ErrorModel, declared
 
 from .cases import CALLS, Work
-from .check import GIVEN, Operands
+from .check import GIVEN, SOME_TRANSFORM, Operands
 from .results import Kind
 
 EXPECTED_ALGORITHMS = ("direct", "fft", "triton")
@@ -42,13 +42,13 @@ class Prepared:
         run: does it once.
         tensors: what ``run`` returned, as tensors of the sought slots' shapes.
         chose: which algorithm runs, where the contender had a choice.
-        error_class: of the algorithm that runs.
+        errors: what the algorithm that runs promises about rounding.
     """
 
     run: Callable[[], Any]
     tensors: Callable[[Any], tuple[Tensor, ...]]
     chose: str = ""
-    error_class: ErrorClass = "normwise"
+    errors: ErrorModel = SOME_TRANSFORM
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Ours(Contender):
             run=lambda: plan.run(*slots),
             tensors=lambda result: (result,),
             chose="" if isinstance(self.asked, Algorithm) and self.asked is chosen else chosen.name,
-            error_class=chosen.error_class,
+            errors=declared(chosen),
         )
 
     def _corr2d(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:

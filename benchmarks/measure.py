@@ -197,7 +197,7 @@ class _Entry:
             problem,
             truth,
             self.prepared.tensors(self.kept[0]),
-            self.prepared.error_class,
+            self.prepared.errors,
             self.contender.kind,
             self.settings.tf32 and self.settings.device.type == "cuda",
         )

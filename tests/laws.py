@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_corr import ALGORITHMS, FFT, Algorithm, Problem, Unfold
-from torch_corr.testing import Reference, error_bound, oracle, require_close, require_right
-from torch_corr.testing.bounds import Slots
+from torch_corr import ALGORITHMS, Algorithm, Problem, Unfold
+from torch_corr.testing import Componentwise, ErrorModel, declared, require_close, require_right
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
@@ -32,42 +31,9 @@ each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_
 each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=algorithm_id)
 
 
-class Declared:
-    """The error bound that an algorithm declares for itself; an ``ErrorModel`` of the kit."""
-
-    def __init__(self, algorithm: Algorithm | str) -> None:
-        self.algorithm = algorithm
-
-    def bound(
-        self, problem: Problem, reference: Reference, slots: Slots, dtype: torch.dtype
-    ) -> Tensor:
-        if not isinstance(self.algorithm, FFT):
-            return error_bound(reference, dtype)
-        opened = next(slot for slot, value in enumerate(slots) if value is None)
-        map = ("grad_input", "grad_weight", "forward")[opened]
-        # sum_c ||x_c|| ||w_oc|| is the same form of 1x1 planes that hold the planes' norms.
-        norms = [None if value is None else _plane_norms(value) for value in slots]
-        planes = Problem(
-            problem.batch,
-            problem.in_channels,
-            (1, 1),
-            problem.out_channels,
-            (1, 1),
-            groups=problem.groups,
-        )
-        factor = self.algorithm.error_constant(problem, map, dtype)
-        # The constant is of first order in u; the hundredth part stands for the rest.
-        own = error_bound(reference, torch.complex128 if dtype.is_complex else torch.float64)
-        pixels = sum(value.numel() for value in slots if value is not None)
-        underflow = 3 * pixels * torch.finfo(dtype).tiny
-        return 1.01 * factor * oracle(planes, *norms).value + own + underflow
-
-
-def _plane_norms(value: Tensor) -> Tensor:
-    """The 2-norm of each plane, as a 1x1 plane."""
-    wide = value.detach().cpu().to(torch.complex128 if value.is_complex() else torch.float64)
-    norms: Tensor = torch.linalg.vector_norm(wide.flatten(2), dim=2)
-    return norms[..., None, None]
+def promise(algorithm: Algorithm | str) -> ErrorModel:
+    """What an algorithm promises about rounding; ``auto`` takes componentwise ones alone."""
+    return Componentwise() if isinstance(algorithm, str) else declared(algorithm)
 
 
 def assert_right(
@@ -81,7 +47,7 @@ def assert_right(
 ) -> None:
     """``result`` is the open slot of the form, within the error that its algorithm declares."""
     slots = input, weight, output
-    require_right("result", result, problem, slots, errors=Declared(algorithm))
+    require_right("result", result, problem, slots, errors=promise(algorithm))
 
 
 def assert_close(result: Tensor, expected: Tensor, bound: Tensor) -> None:

@@ -43,9 +43,9 @@ from benchmarks.contenders import (
 from benchmarks.machine import describe, slug
 from benchmarks.memory import random_operands, try_once
 from benchmarks.results import Results, Row
-from torch_corr import ALGORITHMS, Aten, Problem
+from torch_corr import ALGORITHMS, FFT, Aten, Problem
 from torch_corr.algorithms import MAPS
-from torch_corr.testing import oracle, problems
+from torch_corr.testing import Componentwise, Fourier, declared, oracle, problems
 
 CPU = torch.device("cpu")
 SMALL = Case("small", "n2c4-x9x11-o6-k3x2-p1-g2", "tiny", "test")
@@ -236,7 +236,7 @@ def test_the_sample_holds_corners_and_fits_its_budget():
 
 
 def test_normwise_contenders_are_allowed_transforms_and_no_more():
-    """A plain FFT passes as normwise; so does no result that is a thousandth off."""
+    """A plain FFT passes as normwise; so does no result that is a hundredth off."""
     problem = Problem.parse("n1c1-x64-o1-k9")
     generator = torch.Generator().manual_seed(0)
     operands = random_operands(problem, "forward", torch.float32, generator)
@@ -244,18 +244,22 @@ def test_normwise_contenders_are_allowed_transforms_and_no_more():
     spectrum = torch.fft.rfft2(operands["input"])
     kernel = torch.fft.rfft2(operands["weight"], s=problem.size)
     result = torch.fft.irfft2(spectrum * kernel.conj(), s=problem.size)[..., :56, :56]
-    assert judge(problem, truth, (result,), "normwise", "ours").verdict == "right"
-    assert judge(problem, truth, (result * 1.001,), "normwise", "ours").verdict == "wrong"
+    assert judge(problem, truth, (result,), Fourier(), "ours").verdict == "right"
+    assert judge(problem, truth, (result * 1.01,), Fourier(), "ours").verdict == "wrong"
+    declares = declared(FFT())
+    assert judge(problem, truth, (result,), declares, "ours").verdict == "right"
+    assert judge(problem, truth, (result * 1.001,), declares, "ours").verdict == "wrong"
 
 
 def test_rough_is_for_rounding_of_others_only():
     problem, value = Problem.parse("n1c1-x1-o1-k1"), torch.ones(1, 1, 1, 1)
-    truth = (Expected("output", None, oracle(problem, value, value)),)
+    given = {"input": value, "weight": value}
+    truth = (Expected("output", given, oracle(problem, **given)),)
     off = value * (1 + 8 * torch.finfo(torch.float16).eps)
     off = off.half()
-    assert judge(problem, truth, (off,), "componentwise", "peer").verdict == "rough"
-    assert judge(problem, truth, (off,), "componentwise", "ours").verdict == "wrong"
-    assert judge(problem, truth, (off * 2,), "componentwise", "peer").verdict == "wrong"
+    assert judge(problem, truth, (off,), Componentwise(), "peer").verdict == "rough"
+    assert judge(problem, truth, (off,), Componentwise(), "ours").verdict == "wrong"
+    assert judge(problem, truth, (off * 2,), Componentwise(), "peer").verdict == "wrong"
 
 
 # Peers --------------------------------------------------------------------------------

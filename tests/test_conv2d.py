@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import FLOATS, UNDER_TEST, Declared, algorithm_id, assert_close, each_algorithm
+from laws import FLOATS, UNDER_TEST, algorithm_id, assert_close, each_algorithm, promise
 from torch import Tensor
 
 from torch_corr import FFT, Algorithm, Aten, Problem, convolve2d, corr2d
-from torch_corr.testing import LAYOUTS, error_bound, in_layout, operands, oracle, problems
+from torch_corr.testing import error_bound, operands, oracle, problems
 
 # aten is conv2d itself.
 others = pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_values_and_gradients_are_conv2ds(
     )
     expected = conv2d(problem, x, w, b)
     forward = oracle(problem, input=x, weight=w)
-    errors = Declared(algorithm)
+    errors = promise(algorithm)
     bound = errors.bound(problem, forward, (x, w, None), dtype) + error_bound(forward, dtype)
     added = torch.finfo(dtype).eps * (forward.value.abs() + 2)
     assert_close(y, expected.detach().cpu(), bound + 2 * added)
@@ -95,20 +95,6 @@ def test_ranks(algorithm: Algorithm, dtype: torch.dtype, device: torch.device) -
     flat = corr2d(x[0], w[0, 0], b[:1], algorithm=algorithm)
     assert flat.shape == (5, 7)
     assert torch.equal(flat, corr2d(x[None, :1], w[:1, :1], b[:1], algorithm=algorithm)[0, 0])
-
-
-@each_algorithm
-def test_layouts_change_nothing(algorithm: Algorithm, device: torch.device) -> None:
-    problem = Problem.parse("n2c4-x6x7-o6-k3x2-s2x1-p1,2x0,1-d1x2-g2")
-    x = torch.randn(problem.input_shape, dtype=torch.float64, device=device)
-    w = torch.randn(problem.weight_shape, dtype=torch.float64, device=device)
-    reference = oracle(problem, input=x, weight=w)
-    bound = 2 * Declared(algorithm).bound(problem, reference, (x, w, None), torch.float64)
-    plain = algorithm.forward(problem, x, w)
-    for layout in LAYOUTS:
-        if layout != "expanded":
-            y = algorithm.forward(problem, in_layout(x, layout), in_layout(w, layout))
-            assert_close(y, plain.cpu(), bound)
 
 
 @settings(max_examples=30)

@@ -7,13 +7,13 @@ import random
 
 import pytest
 import torch
-from laws import Declared, assert_right
+from laws import assert_right
 from test_memory import Peak
 from torch import Tensor
 
 from torch_corr import FFT, MAPS, Problem
 from torch_corr.algorithms import fft
-from torch_corr.testing import Reference, error_bound, oracle
+from torch_corr.testing import Reference, declared, error_bound, oracle
 
 CPU = torch.device("cpu")
 
@@ -100,7 +100,7 @@ def test_the_bound_is_not_vacuous() -> None:
     problem = Problem.parse("n1c1-x64x64-o1-k9")
     x, w = some(problem, "forward", torch.float32)
     expected = reference(problem, "forward", [x, w])
-    bound = Declared(FFT()).bound(problem, expected, (x, w, None), torch.float32)
+    bound = declared(FFT()).bound(problem, expected, (x, w, None), torch.float32)
     assert bound.max() < 1e-2 * expected.value.abs().max()
     with pytest.raises(AssertionError):
         assert_right(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import COMPLEX, FLOATS, INTEGERS, Declared, assert_right, each_algorithm
+from laws import COMPLEX, FLOATS, INTEGERS, assert_right, each_algorithm, promise
 
 from torch_corr import Algorithm, Problem, corr2d
 from torch_corr.testing import CLAIMS, LAWS, Law, check_corr2d, operands, problems
@@ -40,7 +40,7 @@ def test_laws(law: Law, algorithm: Algorithm, device: torch.device) -> None:
         laws=[law.name],
         problems=problems(max_one=30, allow_empty=False),
         able=able,
-        errors=Declared(algorithm),
+        errors=promise(algorithm),
         examples=profile.max_examples // 4,
         seed=0 if profile.derandomize else random.randrange(2**32),
     )

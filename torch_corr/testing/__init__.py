@@ -3,7 +3,7 @@
     from torch_corr.testing import check_corr2d
     check_corr2d(my_conv2d, device="cuda", dtypes=[torch.float16]).raise_if_failed()
 
-The one part of the package that needs hypothesis: ``pip install "torch_corr[test]"``.
+The one part of the package that needs hypothesis: ``pip install "torch_corr[kit]"``.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ try:
 except ImportError as error:
     raise ImportError(
         "torch_corr.testing draws its examples with hypothesis, which is not installed; run: "
-        'pip install "torch_corr[test]"'
+        'pip install "torch_corr[kit]"'
     ) from error
 
-from .bounds import Componentwise, ErrorModel, Fourier, error_bound, gamma, unit_roundoff
+from .bounds import TF32_READING, Componentwise, ErrorModel, error_bound, gamma, unit_roundoff
 from .check import Trial, check_corr2d, recheck, select_laws, try_law
 from .data import DATA, LAYOUTS, Operands, in_layout, make_operands
 from .laws import CLAIMS, LAWS, Law, find_law
+from .normwise import Either, Fourier, Normwise, Winograd, declared
 from .oracle import Reference, oracle
 from .poison import poisoned
 from .pytest_face import conformance_tests
@@ -32,13 +33,16 @@ __all__ = [
     "DATA",
     "LAWS",
     "LAYOUTS",
+    "TF32_READING",
     "Case",
     "Componentwise",
     "Counterexample",
+    "Either",
     "ErrorModel",
     "Fourier",
     "Law",
     "NonConformance",
+    "Normwise",
     "Operands",
     "Reference",
     "Refusal",
@@ -47,8 +51,10 @@ __all__ = [
     "Trial",
     "Verdict",
     "Violation",
+    "Winograd",
     "check_corr2d",
     "conformance_tests",
+    "declared",
     "error_bound",
     "find_law",
     "gamma",

@@ -30,6 +30,8 @@ class Reference(NamedTuple):
     """How many products each result sums, taps on the padding left out, float64."""
     integral: bool
     """Whether all operands are integers (of whatever dtype), so that sums may be exact."""
+    at: tuple[Tensor, ...] | None = None
+    """Which elements of the result these are, an index tensor for each axis; None for all."""
 
 
 def oracle(
