@@ -242,6 +242,20 @@ def column_tail_dropped(p, x, w, b):
 
 
 @bug("values")
+def column_tail_of_a_wide_block_dropped(p, x, w, b):
+    """Columns of the output beyond the last whole block of sixty-four are left zero."""
+    y, tail = assemble(p, x, w, b), p.output_size[1] % 64
+    keep = p.output_size[1] - tail if p.output_size[1] > 64 else p.output_size[1]
+    return y * (torch.arange(p.output_size[1]) < keep).to(y.dtype)
+
+
+@bug("values")
+def channels_beyond_a_block_dropped(p, x, w, b):
+    """Input channels beyond 128 are not summed."""
+    return assemble(p, x, w * (torch.arange(p.group_in) < 128)[:, None, None].to(w.dtype), b)
+
+
+@bug("values")
 def channel_tail_dropped(p, x, w, b):
     """Input channels beyond the last whole block of eight are not summed."""
     keep = p.group_in - p.group_in % 8 if p.group_in > 8 else p.group_in
@@ -262,6 +276,26 @@ def dilation_ignored_on_columns(p, x, w, b):
 def summed_in_float16(p, x, w, b):
     """Products of halves are summed in halves."""
     return assemble(p, x, w, b, accumulate=lambda dtype: dtype)
+
+
+@bug("values", torch.bfloat16)
+def summed_in_bfloat16(p, x, w, b):
+    """Products of bfloat16 are summed in bfloat16."""
+    return assemble(p, x, w, b, accumulate=lambda dtype: dtype)
+
+
+@bug("values", torch.int64)
+def int64_through_float64(p, x, w, b):
+    """int64 goes through float64, which has 53 digits."""
+    y = assemble(p, x.double(), w.double(), None if b is None else b.double())
+    return y.to(x.dtype)
+
+
+@bug("values", torch.int64)
+def int64_through_int32(p, x, w, b):
+    """int64 is summed in 32 bits."""
+    y = assemble(p, x.int(), w.int(), None if b is None else b.int())
+    return y.to(x.dtype)
 
 
 @bug("values", torch.float64)
@@ -304,6 +338,68 @@ def fourier_wraps_around(p, x, w, b):
     y = torch.fft.irfft2(spectrum.sum(2), size).roll((top, left), (2, 3))
     y = y[..., : p.output_size[0], : p.output_size[1]]
     return y if b is None else y + b[:, None, None]
+
+
+# F(4, 3) as published: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 4.3.
+_A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+_B = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+_G = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+
+
+def winograd(
+    p: Problem, x: Tensor, w: Tensor, b: Tensor | None = None, tiles: int | None = None
+) -> Tensor:
+    """Winograd's F(4x4, 3x3), where it applies.
+
+    Args:
+        tiles: how many tiles along either axis, if not all.
+    """
+    if (p.kernel, p.stride, p.dilation) != ((3, 3), (1, 1), (1, 1)) or not x.is_floating_point():
+        return assemble(p, x, w, b)
+    dtype = summing(x.dtype)
+    A, B, G = (torch.tensor(matrix, dtype=dtype) for matrix in (_A, _B, _G))
+    counts = [-(-side // 4) for side in p.output_size]
+    rest = [4 * n + 2 - side for n, side in zip(counts, p.padded_size)]
+    image = F.pad(pad_zeros(p, x.to(dtype)), (0, max(0, rest[1]), 0, max(0, rest[0])))
+    image = image.unfold(2, 6, 4).unfold(3, 6, 4).reshape(p.batch, p.groups, -1, *counts, 6, 6)
+    seen = torch.einsum("ka,lb,ngcijab->ngcijkl", B, B, image)
+    kernel = w.to(dtype).reshape(p.groups, p.group_out, p.group_in, 3, 3)
+    kernel = torch.einsum("ka,lb,gocab->gockl", G, G, kernel)
+    product = torch.einsum("ngcijkl,gockl->ngoijkl", seen, kernel)
+    y = torch.einsum("ak,bl,ngoijkl->ngoiajb", A, A, product)
+    y = y.reshape(p.batch, p.out_channels, 4 * counts[0], 4 * counts[1])
+    if tiles is not None:
+        y = torch.cat([y[:, :, : 4 * tiles], 0 * y[:, :, 4 * tiles :]], 2)
+    y = y[..., : p.output_size[0], : p.output_size[1]]
+    if b is not None:
+        y = y + b.to(dtype)[:, None, None]
+    return y.to(x.dtype)
+
+
+@bug("values")
+def winograd_that_claims_to_be_direct(p, x, w, b):
+    """Winograd's F(4x4, 3x3), whose errors are relative to the tile, promising better."""
+    return winograd(p, x, w, b)
+
+
+@bug("values", errors="winograd")
+def winograd_forgets_the_last_tiles(p, x, w, b):
+    """Rows of the last tiles are zero, when they are not full."""
+    return winograd(p, x, w, b, tiles=p.output_size[0] // 4 or None)
 
 
 @bug("values", torch.int8)
@@ -476,6 +572,54 @@ def conjugate_missing(p, x, w, g):
     return adjoints(p, x.conj(), w.conj(), g)
 
 
+@bug("gradients", torch.float16)
+@with_pullback
+def grad_weight_summed_in_float16(p, x, w, g):
+    """The weight's gradient is summed over the images in halves."""
+    grad_input, grad_weight = adjoints(p, x, w, g)
+    alone = Problem.of(x[:1].shape, w.shape, p.stride, p.padding, p.dilation, p.groups)
+    for n in range(p.batch):
+        part = adjoints(alone, x[n : n + 1], w, g[n : n + 1])[1]
+        grad_weight = part if n == 0 else grad_weight + part
+    return grad_input, grad_weight
+
+
+class _MixedUp(Function):
+    """Asks after the wrong operand's need of a gradient."""
+
+    @staticmethod
+    def forward(ctx, p, x, w):
+        ctx.p = p
+        ctx.save_for_backward(x, w)
+        return assemble(p, x, w)
+
+    @staticmethod
+    def backward(ctx, g):
+        grad_input, grad_weight = adjoints(ctx.p, *ctx.saved_tensors, g)
+        _, needs_input, needs_weight = ctx.needs_input_grad
+        zero = torch.zeros_like
+        return (
+            None,
+            grad_input if needs_weight else zero(grad_input),
+            grad_weight if needs_input else zero(grad_weight),
+        )
+
+
+@bug("frozen_operands")
+def frozen_operand_takes_the_gradient(p, x, w, b):
+    """A gradient is computed only if the other operand wants one."""
+    y = _MixedUp.apply(p, x, w)
+    return y if b is None else y + b[:, None, None]
+
+
+@bug("second_order", torch.complex64)
+@with_pullback
+def second_conjugate_missing(p, x, w, g):
+    """Complex gradients are right, but their own gradients see the operand unconjugated."""
+    held = w.conj().detach()
+    return adjoints(p, x, w + (held - w.conj()), g)
+
+
 @bug("second_order")
 @with_pullback
 def gradients_without_gradients(p, x, w, g):
@@ -565,6 +709,23 @@ def expanded_gradient_read_as_dense(p, x, w, g):
     return adjoints(p, x, w, g)
 
 
+@bug("memory_formats")
+def a_row_too_many_is_read_and_masked(p, x, w, b):
+    """The row behind the image is read and multiplied by zero: harmless, unless NaN lies there."""
+    y = assemble(p, x, w, b)
+    after = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride())) + x.stride(2)
+    if x.numel() and after < x.untyped_storage().nbytes() // x.element_size():
+        y = y + 0 * x.detach().as_strided((), (), after)
+    return y
+
+
+@bug("non_finite")
+def infinity_counts_as_the_largest_number(p, x, w, b):
+    """Infinities are clipped to what is finite."""
+    most = torch.finfo(x.dtype).max
+    return assemble(p, torch.where(x.isinf(), x.clamp(-most, most) / 1e9, x), w, b)
+
+
 @bug("non_finite")
 def padding_by_multiplication(p, x, w, b):
     """Outside of the image is the image times zero: NaN and infinity come along."""
@@ -603,6 +764,18 @@ def result_is_the_input(p, x, w, b):
     if y.shape == x.shape and not y.requires_grad:
         return x.copy_(y)
     return y
+
+
+_outputs: dict[Any, Tensor] = {}
+
+
+@bug("purity")
+def output_buffer_used_again(p, x, w, b):
+    """Outputs of one shape share one buffer, which the next call overwrites."""
+    y = assemble(p, x, w, b)
+    if y.requires_grad:
+        return y + (_outputs.setdefault(y.shape, y.detach().clone()).copy_(y.detach()) * 0)
+    return _outputs.setdefault(y.shape, y.clone()).copy_(y)
 
 
 @bug("stale_memory")
@@ -655,6 +828,26 @@ def surplus_channels_ignored(
 ) -> Tensor:
     """An image with too many channels is cut to what the weight reads."""
     return right(x[:, : w.shape[1] * groups], w, bias, stride, padding, dilation, groups)
+
+
+@raw("spellings")
+def same_with_the_odd_pixel_first(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """padding="same" puts the odd pixel before the image instead of behind it."""
+    if padding == "same":
+        steps = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * 2
+        spans = [d * (k - 1) for d, k in zip(steps, w.shape[2:])]
+        padding = tuple((span - span // 2, span // 2) for span in spans)
+    alone = x.dim() == 3
+    y = right(x[None] if alone else x, w, bias, stride, padding, dilation, groups)
+    return y[0] if alone else y
 
 
 @torch.library.custom_op(

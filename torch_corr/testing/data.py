@@ -14,8 +14,17 @@ from torch import Tensor
 
 from ..problem import Problem
 
-DATA = ("normal", "integers", "wide", "cancelling", "subnormal")
-LAYOUTS = ("contiguous", "channels_last", "transposed", "every_second", "expanded", "offset")
+DATA = ("normal", "integers", "wide", "cancelling", "subnormal", "special")
+LAYOUTS = (
+    "contiguous",
+    "channels_last",
+    "transposed",
+    "every_second",
+    "cropped",
+    "offset",
+    "repeated",
+    "expanded",
+)
 SLOTS = ("input", "weight", "output")
 
 
@@ -47,11 +56,15 @@ def make_operands(
             - ``cancelling``: sums of terms far larger than the sum itself.
             - ``subnormal``: an input below the smallest normal number; the others at most
               1, so that whoever flushes subnormals to zero loses no more than the bound.
+            - ``special``: zeros of either sign, the smallest normal numbers, and up to two
+              NaN or infinities an operand, among normal numbers.
 
             Integer dtypes hold small integers whatever is asked, and ``normal`` ones
             integers over the dtype's whole range, which wrap around.
         layouts: how each slot lies in memory, of ``LAYOUTS``.
     """
+    if data not in DATA:
+        raise ValueError(f"unknown data {data!r}; use one of {', '.join(DATA)}")
     generator = torch.Generator().manual_seed(seed)
     values = []
     for slot, shape in zip(
@@ -64,7 +77,8 @@ def make_operands(
             values.append(_real(problem, slot, shape, dtype, data, generator))
     return Operands(
         *(
-            in_layout(value.to(device=device, dtype=dtype), layout)
+            # The dtype first: not every device has float64.
+            in_layout(value.to(dtype).to(device), layout)
             for value, layout in zip(values, layouts)
         )
     )
@@ -103,7 +117,23 @@ def _real(
         if slot == "input":
             return normal * torch.finfo(dtype).tiny / 4
         return normal.clamp(-1, 1)
+    if data == "special":
+        return _with_special_values(normal, torch.finfo(dtype).tiny, generator)
     return normal
+
+
+def _with_special_values(normal: Tensor, tiny: float, generator: torch.Generator) -> Tensor:
+    """``normal``, with a quarter of it 0, -0, tiny or -tiny, and at most two NaN or infinities."""
+    small = torch.tensor([0.0, -0.0, tiny, -tiny], dtype=normal.dtype)
+    large = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=normal.dtype)
+    choice = torch.randint(0, 16, normal.shape, generator=generator)
+    value = torch.where(choice < 4, small[choice.clamp(max=3)], normal)
+    count = int(torch.randint(0, 3, (), generator=generator))
+    where = torch.randint(0, max(1, value.numel()), (count,), generator=generator)
+    which = torch.randint(0, 3, (count,), generator=generator)
+    if value.numel():
+        value.view(-1)[where] = large[which]
+    return value
 
 
 def most_terms(problem: Problem) -> int:
@@ -138,24 +168,41 @@ def _exponents(problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
 def in_layout(value: Tensor, layout: str) -> Tensor:
     """The 4-D ``value`` with other strides.
 
-    ``transposed`` has its axes in another order, ``every_second`` skips every second pixel,
-    ``offset`` starts inside a larger block of memory, at an odd element; and ``expanded``
-    is another value, which repeats the first row and column with strides of 0.
+    - ``channels_last``: the channels of a pixel side by side.
+    - ``transposed``: axes in another order.
+    - ``every_second``: every second pixel of a larger image.
+    - ``cropped``: cut out of a larger block on all four axes, hence with an offset.
+    - ``offset``: starts inside a larger block, at an odd element.
+    - ``repeated``: another value, which repeats the first image and row with strides of 0.
+    - ``expanded``: another value, the first element everywhere, with no stride but 0.
+
+    The block around a value is full of NaN (integers: the largest), as other data may be.
     """
     if layout == "channels_last":
         return value.contiguous(memory_format=torch.channels_last)
     if layout == "transposed":
         return value.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     if layout == "every_second":
-        wider = value.new_zeros(*value.shape[:2], 2 * value.shape[2] + 1, 2 * value.shape[3] + 1)
-        wider[:, :, 1::2, 1::2] = value
-        return wider[:, :, 1::2, 1::2]
+        height, width = value.shape[2:]
+        block = _block(value, (*value.shape[:2], 2 * height + 1, 2 * width + 1))
+        return block[:, :, 1::2, 1::2].copy_(value)
+    if layout == "cropped":
+        block = _block(value, tuple(side + 3 for side in value.shape))
+        return block[1:-2, 2:-1, 1:-2, 2:-1].copy_(value)
+    if layout == "offset":
+        block = _block(value, (value.numel() + 8,))
+        return block[3 : 3 + value.numel()].view(value.shape).copy_(value)
+    if layout == "repeated" and value.numel():
+        return value[:1, :, :1].expand(value.shape)
     if layout == "expanded" and value.numel():
         return value[:1, :1, :1, :1].expand(value.shape)
-    if layout == "offset":
-        block = value.new_full((value.numel() + 8,), 7)
-        block[3 : 3 + value.numel()] = value.flatten()
-        return block[3 : 3 + value.numel()].view(value.shape)
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; use one of {', '.join(LAYOUTS)}")
     return value.contiguous()
+
+
+def _block(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Memory of another shape, full of what no result may be made of."""
+    if value.dtype.is_floating_point or value.dtype.is_complex:
+        return value.new_full(shape, float("nan"))
+    return value.new_full(shape, torch.iinfo(value.dtype).max)

@@ -11,9 +11,7 @@ from ..problem import Problem, window_span
 from .data import DATA, LAYOUTS, Operands, make_operands
 
 
-@st.composite
 def problems(
-    draw: st.DrawFn,
     *,
     max_batch: int = 3,
     max_channels: int = 3,
@@ -26,7 +24,7 @@ def problems(
     max_one: int = 0,
     allow_empty: bool = True,
     asymmetric_padding: bool = True,
-) -> Problem:
+) -> st.SearchStrategy[Problem]:
     """Problems of every kind that conv2d takes, small enough to try thousands.
 
     Narrow it to what a callable is for: ``problems(max_dilation=1, max_groups=1)``.
@@ -34,17 +32,49 @@ def problems(
     Args:
         max_channels: most channels of one group, on either side.
         max_one: unless 0, one of batch, channels, rows or columns is often longer than its
-            own limit and up to this long, to reach the tails of blocked loops.
+            own limit and up to this long, to reach the tails of blocked loops; half of these
+            lengths are next to a power of two.
         allow_empty: whether the batch, or the channels, or then the image may be empty.
         asymmetric_padding: whether the two sides of an axis may be padded differently.
+
+    Raises:
+        ValueError: a limit that leaves no problem.
     """
+    limits = dict(locals())
+    for name, limit in limits.items():
+        sizes = ("max_batch", "max_channels", "max_size")
+        least = 0 if name in ("max_padding", "max_one") or (allow_empty and name in sizes) else 1
+        if not isinstance(limit, int) or limit < (least if name.startswith("max_") else 0):
+            raise ValueError(f"{name} must be an integer of at least {least}, got {limit}")
+    return _problems(**limits)
+
+
+@st.composite
+def _problems(
+    draw: st.DrawFn,
+    max_batch: int,
+    max_channels: int,
+    max_groups: int,
+    max_size: int,
+    max_kernel: int,
+    max_stride: int,
+    max_padding: int,
+    max_dilation: int,
+    max_one: int,
+    allow_empty: bool,
+    asymmetric_padding: bool,
+) -> Problem:
     least = 0 if allow_empty else 1
     long = draw(st.sampled_from(_LONG), label="long axis") if max_one else ""
 
     def length(axis: str, smallest: int, most: int) -> int:
-        least, most = (most + 1, max_one) if axis == long and max_one > most else (0, most)
-        smallest = max(smallest, least)
-        return draw(st.integers(smallest, max(smallest, most)), label=axis)
+        if axis != long or max_one <= most:
+            return draw(st.integers(smallest, max(smallest, most)), label=axis)
+        smallest = max(smallest, most + 1)
+        lengths = st.integers(smallest, max(smallest, max_one))
+        if tails := [n for n in _AROUND_BLOCKS if smallest <= n <= max_one]:
+            lengths = st.one_of(lengths, st.sampled_from(tails))
+        return draw(lengths, label=axis)
 
     batch = length("batch", least, max_batch)
     # One group, and dense windows, are what special code is written for: half the problems.
@@ -52,11 +82,16 @@ def problems(
     groups = draw(st.integers(1, max_groups), label="groups") if grouped else 1
     group_in = length("input channels of a group", least, max_channels)
     group_out = length("output channels of a group", 1, max_channels)
-    kernel = draw(st.integers(1, max_kernel)), draw(st.integers(1, max_kernel))
-    sparse = draw(st.booleans(), label="stride or dilation")
+    # So are 3x3 kernels, a quarter of them, and square ones.
+    taps = st.integers(1, max_kernel)
+    if max_kernel >= 3:
+        taps = st.one_of(taps, taps, st.just(3))
+    tall = draw(taps, label="kernel rows")
+    kernel = tall, draw(st.one_of(taps, st.just(tall)), label="kernel columns")
+    sparse = draw(st.sampled_from(_SPARSE), label="sparse")
     stride, dilation = (
-        (draw(st.integers(1, most)), draw(st.integers(1, most))) if sparse else (1, 1)
-        for most in (max_stride, max_dilation)
+        (draw(st.integers(1, most)), draw(st.integers(1, most))) if name in sparse else (1, 1)
+        for name, most in (("stride", max_stride), ("dilation", max_dilation))
     )
     side = st.integers(0, max_padding)
     top, left = draw(side), draw(side)
@@ -79,6 +114,11 @@ def problems(
         groups=groups,
     )
 
+
+_SPARSE = ("", "", "stride", "stride", "dilation", "stride and dilation")
+
+# Loops are blocked by powers of two.
+_AROUND_BLOCKS = tuple(2**power + rest for power in range(3, 13) for rest in (1, 0, -1))
 
 # Rows and columns are what loops are blocked along most.
 _LONG = (

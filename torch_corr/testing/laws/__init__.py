@@ -5,12 +5,13 @@ A failure of an early law often explains those of later ones: read a report from
 
 from __future__ import annotations
 
-from .base import ANY_DATA, ANY_LAYOUT, Law
-from .calls import determinism, invalid_arguments, opcheck, threads
+from .base import ANY_LAYOUT, FINITE_DATA, Law
+from .calls import determinism, invalid_arguments, opcheck, spellings, threads
 from .gradients import (
     differentiable,
     finite_differences,
     forward_mode,
+    frozen_operands,
     gradients,
     second_order,
     trilinear,
@@ -23,10 +24,11 @@ _INTEGERS = ("integers",)
 
 LAWS: tuple[Law, ...] = (
     Law(accepts),
-    Law(values, data=ANY_DATA, share=2),
+    Law(values, data=FINITE_DATA, share=2),
     Law(bias, share=0.5),
     Law(differentiable, dtypes="differentiable", share=0.5),
-    Law(gradients, data=ANY_DATA, dtypes="differentiable", share=2),
+    Law(gradients, data=FINITE_DATA, dtypes="differentiable", share=2),
+    Law(frozen_operands, dtypes="differentiable", share=0.5),
     Law(second_order, dtypes="differentiable", share=0.5),
     Law(forward_mode, dtypes="differentiable", share=0.5, claim=True),
     Law(finite_differences, data=("normal",), dtypes="double", share=0.1),
@@ -39,11 +41,12 @@ LAWS: tuple[Law, ...] = (
     Law(memory_formats, layouts=ANY_LAYOUT),
     Law(zero_sizes, share=0.5),
     Law(large_numbers, share=0.5),
-    Law(non_finite, data=_INTEGERS, dtypes="differentiable", share=0.5),
+    Law(non_finite, data=("integers", "special"), dtypes="differentiable", share=0.5),
     Law(determinism, data=("normal",), share=0.2),
     Law(purity, layouts=ANY_LAYOUT, share=0.2),
     Law(stale_memory, share=0.5),
     Law(invalid_arguments, data=_INTEGERS, share=0.2),
+    Law(spellings, share=0.2, claim=True),
     Law(threads, share=0.2),
     Law(opcheck, data=("normal",), share=0.1),
 )

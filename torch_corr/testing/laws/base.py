@@ -91,4 +91,5 @@ def moot(why: str) -> Iterator[None]:
         raise Refusal(f"moot: {why}") from violation
 
 
-ANY_DATA, ANY_LAYOUT = DATA, LAYOUTS
+FINITE_DATA = tuple(each for each in DATA if each != "special")
+ANY_LAYOUT = LAYOUTS

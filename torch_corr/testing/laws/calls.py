@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.library import opcheck as torch_opcheck
 
+from ...problem import Problem
 from ..subject import Case, Refusal, Silence, Subject, Violation, arguments, require_alike
 from .base import is_differentiable, leaves, moot
 
@@ -36,17 +39,20 @@ def threads(subject: Subject, case: Case) -> None:
 
     def calls(number: int) -> None:
         mine = case.another(number)
-        x, w, _ = mine.operands()
+        values = mine.operands()
         barrier.wait(timeout=60)
         for _ in range(ROUNDS):
-            y = subject.forward(mine.problem, x, w)
-            subject.require(f"output in thread {number}", y, mine.problem, input=x, weight=w)
+            results = subject.maps(mine.problem, *values)
+            try:
+                subject.require_maps(results, mine.problem, *values)
+            except Violation as violation:
+                raise Violation(f"in thread {number} of {THREADS}, {violation}") from violation
 
     with moot("wrong in a single thread already"):
         for number in range(THREADS):
             one = case.another(number)
-            x, w, _ = one.operands()
-            subject.require("output", subject.forward(one.problem, x, w), one.problem, x, w)
+            values = one.operands()
+            subject.require_maps(subject.maps(one.problem, *values), one.problem, *values)
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # that threads take turns often
     try:
@@ -77,8 +83,7 @@ def _invalid_calls(case: Case) -> Iterator[tuple[str, tuple[Tensor, ...], dict[s
     p = case.problem
     x, w, _ = case.operands()
     right = arguments(p)
-    pairs = {torch.float64: torch.float32, torch.complex64: torch.complex128}
-    other = pairs.get(case.dtype, torch.complex64 if x.is_complex() else torch.float64)
+    other = torch.float16 if case.dtype == torch.float32 else torch.float32  # every device has both
     yield "a weight with one channel too many", (x, torch.cat([w, w[:, :1]], 1)), right
     yield "an input with one channel too many", (torch.cat([x, x[:, :1]], 1), w), right
     tall = w.new_ones(*w.shape[:2], p.padded_size[0] + 1, 1)
@@ -87,7 +92,7 @@ def _invalid_calls(case: Case) -> Iterator[tuple[str, tuple[Tensor, ...], dict[s
     yield "a kernel wider than the padded image", (x, wide), {**right, "dilation": (1, 1)}
     yield "an input of five axes", (x[None], w), right
     yield "a weight of three axes", (x, w[0]), right
-    yield f"a {other} weight", (x, w.to(other)), right
+    yield f"a {other} weight", (x, (w.real if w.is_complex() else w).to(other)), right
     yield "a bias with one number too many", (x, w), {**right, "bias": w.new_ones(len(w) + 1)}
     for name, value in (
         ("stride", 0),
@@ -99,6 +104,55 @@ def _invalid_calls(case: Case) -> Iterator[tuple[str, tuple[Tensor, ...], dict[s
         ("groups", p.in_channels + 1),
     ):
         yield f"{name}={value}", (x, w), {**right, name: value}
+
+
+def spellings(subject: Subject, case: Case) -> None:
+    """As F.conv2d reads them: integers for pairs, lists, "valid", "same", positions, no batch.
+
+    ``padding="same"`` (stride 1) puts the odd pixel at the end, and an input of three axes is
+    an image alone.
+    """
+    for problem, what, positional, keywords in _spelt(case):
+        x, w, _ = replace(case, problem=problem).operands()
+        alone = what == "an image without a batch"
+        if all(first == last for first, last in problem.padding):
+            with moot("wrong in plain spelling already"):
+                subject.require(what, subject.forward(problem, x, w), problem, x, w)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # conv2d's, of "same" with an odd pixel
+                y = subject.call(x[0] if alone else x, w, *positional, **keywords)
+        except Exception as error:  # any type will do here
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise Violation(f"{what} raises {said}") from error
+        if alone:
+            require_alike(what, y, problem.output_shape[1:], x)
+            y = y[None]
+        subject.require(what, y, problem, input=x, weight=w)
+
+
+def _spelt(case: Case) -> Iterator[tuple[Problem, str, tuple[Any, ...], dict[str, Any]]]:
+    """A problem, another way to call it, and the call's arguments after input and weight."""
+    p = replace(case.problem, batch=max(1, case.problem.batch))
+    stride, dilation, side = max(p.stride), min(p.dilation), max(map(max, p.padding))
+    square = replace(p, stride=(stride,) * 2, dilation=(dilation,) * 2, padding=((side, side),) * 2)
+    grouped = {"groups": p.groups}
+    numbers = {"stride": stride, "padding": side, "dilation": dilation, **grouped}
+    yield square, "an integer for a pair", (), numbers
+    yield square, "arguments by position", (None, stride, side, dilation, p.groups), {}
+    sides = [max(pair) for pair in p.padding]
+    flat = replace(p, padding=((sides[0],) * 2, (sides[1],) * 2))
+    lists = {"stride": list(p.stride), "padding": sides, "dilation": list(p.dilation), **grouped}
+    yield flat, "lists for pairs", (), lists
+    alone = replace(square, batch=1)
+    yield alone, "an image without a batch", (), numbers
+    spans = [dilation * (taps - 1) for taps in p.kernel]
+    same = tuple((span // 2, span - span // 2) for span in spans)
+    dense = replace(p, stride=(1, 1), dilation=(dilation,) * 2, padding=(same[0], same[1]))
+    yield dense, "padding='same'", (), {"padding": "same", "dilation": dilation, **grouped}
+    if all(span < size for span, size in zip(spans, p.size)):
+        valid = replace(square, padding=((0, 0), (0, 0)))
+        yield valid, "padding='valid'", (), {**numbers, "padding": "valid"}
 
 
 def opcheck(subject: Subject, case: Case) -> None:

@@ -40,6 +40,18 @@ def gradients(subject: Subject, case: Case) -> None:
     subject.require("grad_weight", grad_weight, problem, input=x.conj(), output=g)
 
 
+def frozen_operands(subject: Subject, case: Case) -> None:
+    """An operand's gradient is the same where the other one asks for none."""
+    x, w, g = case.operands()
+    for name, other in (("input", "weight"), ("weight", "input")):
+        slots = {"input": x, "weight": w}
+        (slots[name],) = leaves(slots[name])
+        y = subject.forward(case.problem, **slots)
+        (gradient,) = subject.pull(y, (slots[name],), g)
+        rest = {other: slots[other].conj(), "output": g}
+        subject.require(f"grad_{name} alone", gradient, case.problem, **rest)
+
+
 def second_order(subject: Subject, case: Case) -> None:
     """The gradients' gradients are the form once more, its slots filled anew."""
     problem = case.problem

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ..data import SLOTS
 from ..oracle import oracle
 from ..poison import poisoned
-from ..subject import Case, Refusal, Subject, Violation
+from ..subject import Case, Refusal, Subject, Violation, require_alike
 from .base import is_differentiable, leaves, moot
 
 CONTIGUOUS = torch.contiguous_format
@@ -48,7 +49,7 @@ def stale_memory(subject: Subject, case: Case) -> None:
 
 
 def purity(subject: Subject, case: Case) -> None:
-    """The operands are not written to, and no result shares their memory."""
+    """No operand and no earlier result is written to, and no result shares operands' memory."""
     values = case.operands()
     before = [value.clone() for value in values]
     b = case.bias()
@@ -65,73 +66,80 @@ def purity(subject: Subject, case: Case) -> None:
             shared = result.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
             if shared and result.numel() and value.numel():
                 raise Violation(f"{name} shares the memory of {operand}")
+    kept = {name: result.clone() for name, result in results.items()}
+    subject.maps(case.problem, *case.another().operands())
+    for name, result in results.items():
+        if not torch.equal(result, kept[name]):
+            raise Violation(f"a later call wrote to the earlier {name}")
 
 
 def non_finite(subject: Subject, case: Case) -> None:
     """NaN and infinity reach the results whose sums hold them, and no others.
 
-    One element of one operand is made NaN or infinite.  A result that multiplies it by a pixel
-    of the image is what the definition makes of it; one that meets it over the padding may or
-    may not be; all others stay finite, and right.
+    One element of one operand is made NaN or infinite, or operands hold several already.  A
+    result that multiplies one by a pixel of the image is not finite either; one that meets one
+    over the padding may or may not be; all others are finite, and right.
     """
     problem = case.problem
-    x, w, g = (value.contiguous() for value in case.operands())
-    choice = case.seed
+    slots = dict(zip(SLOTS, (value.contiguous() for value in case.operands())))
+    if case.data == "special":
+        for opened, result in _maps(subject, problem, slots).items():
+            _require_contained(subject, problem, "special values", opened, result, slots)
+        return
     for special in (float("nan"), float("inf")):
         everywhere = complex(special, special) if case.dtype.is_complex else special
-        _spread(subject, problem, x, w, g, everywhere, choice)
+        for marked, clean in slots.items():
+            if clean.numel() == 0:
+                continue
+            dirty = clean.clone()
+            dirty.view(-1)[case.seed % clean.numel()].fill_(everywhere)
+            operands = {**slots, marked: dirty}
+            results = _maps(subject, problem, operands)
+            del results[marked]  # which does not read it
+            for opened, result in results.items():
+                name = f"{special} in {marked}"
+                _require_contained(subject, problem, name, opened, result, operands)
 
 
-def _spread(
+def _require_contained(
     subject: Subject,
     problem: Problem,
-    x: Tensor,
-    w: Tensor,
-    g: Tensor,
-    special: complex,
-    choice: int,
+    what: str,
+    opened: str,
+    result: Tensor,
+    slots: dict[str, Tensor],
 ) -> None:
-    slots = {"input": x, "weight": w, "output": g}
-    for marked, clean in slots.items():
-        if clean.numel() == 0:
-            continue
-        where = choice % clean.numel()
-        dirty = clean.clone()
-        dirty.view(-1)[where : where + 1].fill_(special)
-        mark = torch.zeros_like(clean, dtype=torch.float64, device="cpu")
-        mark.view(-1)[where] = 1
-        operands = {**slots, marked: dirty}
-        for opened, result in _maps(subject, problem, operands, marked).items():
-            others = {name: value for name, value in slots.items() if name != opened}
-            ones = {
-                name: mark if name == marked else torch.ones(value.shape, dtype=torch.float64)
-                for name, value in others.items()
-            }
-            meets = oracle(problem, **ones).value > 0
-            may = _over_padding(problem, opened, marked, mark)
-            name = f"{opened} with {special} in {marked}"
-            got = result.detach().cpu()
-            reached = ~(got.isfinite())
-            if (meets & ~reached).any():
-                count = int((meets & ~reached).sum())
-                raise Violation(f"{name}: {count} results whose sums hold it are finite")
-            if (reached & ~meets & ~may).any():
-                count = int((reached & ~meets & ~may).sum())
-                raise Violation(f"{name}: {count} results are not finite that do not meet it")
-            subject.require(name, result, problem, **others, only=~meets & ~may)
+    """That a map's result is not finite where its operands' NaN and infinities reach it alone."""
+    operands = {name: value for name, value in slots.items() if name != opened}
+    ones = {name: torch.ones(value.shape, dtype=torch.float64) for name, value in operands.items()}
+    meets, may = torch.tensor(False), torch.tensor(False)
+    for name, value in operands.items():
+        mark = (~value.isfinite()).cpu().double()
+        meets = meets | (oracle(problem, **{**ones, name: mark}).value > 0)
+        may = may | _over_padding(problem, opened, name, mark)
+    reached = ~result.detach().cpu().isfinite()
+    for wrong, so in (
+        (meets & ~reached, "whose sums hold one are finite"),
+        (reached & ~meets & ~may, "are not finite that do not meet one"),
+    ):
+        if wrong.any():
+            raise Violation(f"{opened} with {what}: {int(wrong.sum())} results {so}")
+    clean = {
+        name: torch.where(value.isfinite(), value, torch.zeros_like(value))
+        for name, value in operands.items()
+    }
+    only = ~meets & ~may
+    subject.require(f"{opened} with {what}", result, problem, **clean, only=only)
 
 
-def _maps(
-    subject: Subject, problem: Problem, operands: dict[str, Tensor], marked: str
-) -> dict[str, Tensor]:
-    """The results that read the marked operand, by the slot that they open."""
-    a, b = leaves(*(operands[name].conj().resolve_conj() for name in ("input", "weight")))
-    g = operands["output"]
-    grad_input, grad_weight = subject.pull(subject.forward(problem, a, b), (a, b), g)
-    output = subject.forward(problem, operands["input"], operands["weight"])
-    results = {"input": grad_input, "weight": grad_weight, "output": output}
-    del results[marked]
-    return results
+def _maps(subject: Subject, problem: Problem, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The results by the slot that they open; of the form, hence of conjugated operands."""
+    a, b = leaves(*(slots[name].conj().resolve_conj() for name in ("input", "weight")))
+    grad_input, grad_weight = subject.pull(subject.forward(problem, a, b), (a, b), slots["output"])
+    output = subject.forward(problem, slots["input"], slots["weight"])
+    for got, slot in ((output, "output"), (grad_input, "input"), (grad_weight, "weight")):
+        require_alike(f"the open {slot}", got, tuple(slots[slot].shape), slots[slot])
+    return {"input": grad_input, "weight": grad_weight, "output": output}
 
 
 def _over_padding(problem: Problem, opened: str, marked: str, mark: Tensor) -> Tensor:

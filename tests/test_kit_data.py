@@ -1,0 +1,178 @@
+"""What the kit draws: every kind of problem, of numbers and of memory, and each often enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import strategies as st
+
+from torch_corr import Problem
+from torch_corr.testing import DATA, LAYOUTS, Case, in_layout, make_operands, problems, tensors_for
+from torch_corr.testing.check import callers_problems
+from torch_corr.testing.laws import find_law
+
+PROBLEM = Problem.parse("n2c4-x6x7-o6-k3x2-p1-g2")
+drawn = settings(
+    max_examples=300,
+    database=None,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_every_kind_of_data_and_layout_is_drawn() -> None:
+    """At least a third of its even share, by ``tensors_for`` and by the laws."""
+    kinds: Counter[str] = Counter()
+    values, formats = find_law("values"), find_law("memory_formats")
+
+    @drawn
+    @given(
+        of_values=values.cases(st.just(PROBLEM), torch.float32, "cpu"),
+        of_formats=formats.cases(st.just(PROBLEM), torch.float32, "cpu"),
+    )
+    def count(of_values: Case, of_formats: Case) -> None:
+        kinds[of_values.data] += 1
+        kinds.update(f"{slot} {each}" for slot, each in zip("xwy", of_formats.layouts))
+
+    count()
+    assert set(values.data) == set(DATA) - {"special"}
+    assert find_law("non_finite").data == ("integers", "special")
+    for data in values.data:
+        assert kinds[data] >= 300 / len(values.data) / 3, (data, kinds)
+    for layout in LAYOUTS:
+        for slot in "xwy":
+            assert kinds[f"{slot} {layout}"] >= 300 / len(LAYOUTS) / 3, (slot, layout, kinds)
+
+
+def test_callers_problems_reach_what_special_code_is_written_for() -> None:
+    seen: Counter[str] = Counter()
+
+    @drawn
+    @given(problem=callers_problems())
+    def count(problem: Problem) -> None:
+        p, dense = problem, problem.stride == problem.dilation == (1, 1)
+        seen["3x3, dense"] += p.kernel == (3, 3) and dense
+        seen["1x1"] += p.kernel == (1, 1)
+        seen["stride alone"] += p.stride != (1, 1) == p.dilation
+        seen["dilation alone"] += p.dilation != (1, 1) == p.stride
+        seen["both"] += p.dilation != (1, 1) != p.stride
+        seen["depthwise"] += p.group_in == p.group_out == 1 < p.groups
+        seen["no padding"] += p.padding == ((0, 0), (0, 0))
+        seen["wide"] += p.output_size[1] > 64
+        seen["channels"] += p.group_in > 16
+        seen["batch"] += p.batch > 16
+
+    count()
+    assert len(seen) == 10
+    assert min(seen.values()) >= 3, seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64, torch.float64])
+def test_each_kind_of_data_holds_what_it_says(dtype: torch.dtype) -> None:
+    tiny = torch.finfo(dtype).tiny
+    of = {data: make_operands(PROBLEM, dtype, data=data, seed=3) for data in DATA}
+
+    def parts(data: str, slot: int = 0) -> torch.Tensor:
+        value = of[data][slot]
+        return torch.view_as_real(value) if value.is_complex() else value
+
+    assert (parts("integers") == parts("integers").round()).all()
+    exponents = parts("wide").abs().double().log2()
+    assert exponents.max() - exponents.min() > (8 if dtype == torch.float16 else 60)
+    x, w = (of["cancelling"][slot].to(torch.complex128) for slot in (0, 1))
+    assert x[0, 0, 0].sum().abs() > 6 * 60
+    assert w[0, 0, 0].sum().abs() < 0.2 * w[0, 0, 0].abs().sum()
+    assert 0 < parts("subnormal").abs().max() < tiny
+    special = torch.cat(
+        [make_operands(PROBLEM, dtype, data="special", seed=seed)[0].flatten() for seed in range(9)]
+    )
+    special = torch.view_as_real(special) if special.is_complex() else special
+    assert special.isnan().any()
+    assert special.isposinf().any()
+    assert special.isneginf().any()
+    assert (special.abs() == tiny).any()
+    zeros = special[special == 0]
+    assert zeros.signbit().any()
+    assert not zeros.signbit().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.complex128], ids=str)
+def test_each_layout_is_what_it_says(dtype: torch.dtype) -> None:
+    value = make_operands(PROBLEM, dtype, data="integers")[0]
+    lying = {layout: in_layout(value, layout) for layout in LAYOUTS}
+    for layout, other in lying.items():
+        assert other.shape == value.shape
+        assert torch.equal(other, value) != (layout in ("repeated", "expanded")), layout
+        assert other.is_contiguous() == (layout in ("contiguous", "offset")), layout
+    assert lying["channels_last"].is_contiguous(memory_format=torch.channels_last)
+    assert set(lying["expanded"].stride()) == {0}
+    assert lying["repeated"].stride()[0] == lying["repeated"].stride()[2] == 0
+    assert lying["offset"].storage_offset() == 3
+    assert lying["cropped"].storage_offset() > 0
+    around = lying["cropped"].as_strided((), (), 0)
+    assert around.isnan() if dtype != torch.int8 else around == 127
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown data 'nromal'; use one of normal, integers"):
+        make_operands(PROBLEM, torch.float32, data="nromal")
+    with pytest.raises(ValueError, match="unknown layout 'rows'; use one of contiguous"):
+        in_layout(torch.ones(1, 1, 1, 1), "rows")
+
+
+@given(
+    problem=problems(
+        max_batch=1,
+        max_channels=2,
+        max_groups=1,
+        max_size=6,
+        max_kernel=2,
+        max_stride=1,
+        max_padding=0,
+        max_dilation=1,
+        allow_empty=False,
+    )
+)
+def test_problems_can_be_narrowed(problem: Problem) -> None:
+    p = problem
+    assert (p.batch, p.groups, p.stride, p.dilation) == (1, 1, (1, 1), (1, 1))
+    assert p.padding == ((0, 0), (0, 0))
+    assert 1 <= p.in_channels <= 2
+    assert 1 <= p.out_channels <= 2
+    assert max(p.kernel) <= 2
+    assert max(p.size) <= 6
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_stride": 0}, "max_stride must be an integer of at least 1, got 0"),
+        ({"max_padding": -1}, "max_padding must be an integer of at least 0, got -1"),
+        ({"max_batch": 0, "allow_empty": False}, "max_batch must be an integer of at least 1"),
+        ({"max_kernel": 2.5}, "max_kernel must be an integer of at least 1, got 2.5"),
+    ],
+)
+def test_limits_that_leave_nothing_are_refused(limits: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        problems(**limits)
+
+
+def test_a_counterexample_prints_as_a_problem_to_paste() -> None:
+    smallest = find(problems(allow_empty=False), lambda p: p.stride[0] > 1 and p.groups == 2)
+    assert eval(repr(smallest)) == smallest
+    assert Problem.parse(str(smallest)) == smallest
+
+    @settings(database=None, derandomize=True, print_blob=False)
+    @given(problem=problems(allow_empty=False), data=st.data())
+    def law(problem: Problem, data: st.DataObject) -> None:
+        x, _, _ = data.draw(tensors_for(problem, torch.float32))
+        assert x.shape[1] < 2
+
+    with pytest.raises(AssertionError) as caught:
+        law()
+    said = " ".join("\n".join(caught.value.__notes__).split())
+    assert "problem=Problem(batch=1, in_channels=2, size=" in said
