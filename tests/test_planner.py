@@ -117,4 +117,4 @@ def test_importing_the_package_needs_torch_alone() -> None:
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
     assert run.stdout.splitlines()[0] == "[[4.0, 4.0], [4.0, 4.0]]"
-    assert 'pip install "torch_corr[test]"' in run.stdout
+    assert 'pip install "torch_corr[kit]"' in run.stdout

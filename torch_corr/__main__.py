@@ -90,8 +90,11 @@ def _verify(commands: Commands) -> None:
     parser.add_argument("arguments", nargs="*")
 
     def run(arguments: argparse.Namespace) -> int:
-        from .testing.verify import main
-
+        try:
+            from .testing.verify import main
+        except ImportError as error:
+            print(error, file=sys.stderr)
+            return 1
         return main(arguments.arguments)
 
     parser.set_defaults(run=run)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -22,13 +22,20 @@ from torch import Tensor
 
 from .._version import __version__
 from ..problem import Problem
-from .bounds import Componentwise, ErrorModel, Fourier
+from .bounds import TF32_READING, Componentwise, ErrorModel
 from .laws import LAWS, Law, find_law
+from .normwise import Either, Fourier, Winograd
 from .report import Counterexample, Report, Verdict
 from .strategies import problems as any_problem
 from .subject import Case, Refusal, Silence, Subject, Violation, home
 
-ERROR_MODELS: dict[str, ErrorModel] = {"componentwise": Componentwise(), "normwise": Fourier()}
+ERROR_MODELS: dict[str, ErrorModel] = {
+    "componentwise": Componentwise(),
+    "tf32": Componentwise(operands=TF32_READING),
+    "normwise": Fourier(),
+    "winograd": Winograd(),
+    "any": Either((Componentwise(), Fourier(), Winograd())),
+}
 SHRINKING_SECONDS = 5.0
 _ROUND = 25
 
@@ -63,7 +70,7 @@ def check_corr2d(
     fn: Callable[..., Tensor],
     *,
     device: torch.device | str = "cpu",
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    dtypes: torch.dtype | Sequence[torch.dtype] = (torch.float32,),
     laws: Collection[str] | None = None,
     without: Collection[str] = (),
     claims: Collection[str] = (),
@@ -83,13 +90,15 @@ def check_corr2d(
         fn: callable with the arguments of ``torch.nn.functional.conv2d``; those that have
             their default are left out, the others but input and weight given by name.
         device: where to try it.
-        dtypes: of the operands.
+        dtypes: of the operands, one or several.
         laws: names of the laws to try; None for all that need no claim.
         without: names of laws to leave out, which the report says.
         claims: names of laws that bind only who claims them, to try besides:
-            ``forward_mode``, ``batch_invariance``.
+            ``forward_mode``, ``batch_invariance``, ``spellings``.
         errors: what the callable promises about rounding: ``"componentwise"`` (sums of
-            products), ``"normwise"`` (Fourier transforms) or an :class:`ErrorModel`.
+            products), ``"tf32"`` (of operands cut to 11 digits), ``"normwise"`` (Fourier
+            transforms), ``"winograd"`` (tiles of 4), ``"any"`` of these but TF32, or an
+            :class:`ErrorModel` of your own numbers: ``Winograd(tile=2)``, ``Normwise(constant)``.
         problems: which problems it is for, e.g. ``problems(max_groups=1)``; None for all
             that ``F.conv2d`` takes.
         able: says of a problem, device and dtype whether the callable is for it.
@@ -103,9 +112,20 @@ def check_corr2d(
 
     Returns:
         A :class:`Report`; ``print`` it, ``raise_if_failed()``, ``to_json()``.
+
+    Raises:
+        TypeError: ``fn`` cannot be called.
+        ValueError: no such law, promise or device; no example, no dtype.
     """
-    model = ERROR_MODELS[errors] if isinstance(errors, str) else errors
-    subject = Subject(fn, model)
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, got {type(fn).__name__}")
+    dtypes = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
+    if not dtypes or examples < 1:
+        raise ValueError(
+            f"nothing to try: {len(dtypes)} dtypes, {examples} examples; both must be at least 1"
+        )
+    require_usable(device)
+    subject = Subject(fn, error_model(errors))
     trial = Trial(
         problems=callers_problems() if problems is None else problems,
         device=str(device),
@@ -147,7 +167,7 @@ def callers_limits() -> dict[str, Any]:
         "max_stride": 4,
         "max_padding": 4,
         "max_dilation": 3,
-        "max_one": 40,
+        "max_one": 140,
         "allow_empty": False,
         "asymmetric_padding": False,
     }
@@ -171,8 +191,29 @@ def recheck(
         Violation: the law fails.
         Refusal: the callable raises, and the law does not mind.
     """
-    model = ERROR_MODELS[errors] if isinstance(errors, str) else errors
-    find_law(law).check(Subject(fn, model), case)
+    find_law(law).check(Subject(fn, error_model(errors)), case)
+
+
+def error_model(errors: str | ErrorModel) -> ErrorModel:
+    """The promise of a name.  Raises ValueError for one that is none."""
+    if not isinstance(errors, str):
+        return errors
+    if errors not in ERROR_MODELS:
+        raise ValueError(
+            f"no promise {errors!r} about rounding; use one of {', '.join(ERROR_MODELS)}, or an "
+            f"ErrorModel such as Normwise(constant)"
+        )
+    return ERROR_MODELS[errors]
+
+
+def require_usable(device: torch.device | str) -> None:
+    """That numbers can be sent to the device and fetched back."""
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each backend has its own
+        raise ValueError(
+            f"device {str(device)!r} cannot compute here: {str(error).splitlines()[0]}"
+        ) from error
 
 
 @dataclass
@@ -293,7 +334,16 @@ def _verdict(
 
 
 def _promise(subject: Subject) -> str:
-    return repr(subject.errors).replace("halves=torch.float32", "")
+    """Python that makes the promise about rounding, without what it has by default."""
+    model = subject.errors
+    if not is_dataclass(model):
+        return repr(model)
+    given = [
+        f"{each.name}={getattr(model, each.name)!r}"
+        for each in fields(model)
+        if getattr(model, each.name) != each.default
+    ]
+    return f"{type(model).__name__}({', '.join(given)})"
 
 
 def select_laws(

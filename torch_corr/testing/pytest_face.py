@@ -45,10 +45,10 @@ def conformance_tests(
     )
     def test(law: str, dtype: torch.dtype) -> None:
         report = check_corr2d(fn, dtypes=(dtype,), laws=(law,), **options)
-        report.raise_if_failed()
         (verdict,) = report.verdicts
-        if verdict.outcome != "passed":
+        if verdict.outcome in ("refused", "silent"):
             pytest.skip(verdict.reason)
+        report.raise_if_failed()
 
     test.__doc__ = "\n".join(f"{law.name}: {law.statement}" for law in LAWS)
     return test

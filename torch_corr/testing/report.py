@@ -105,15 +105,15 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no law failed."""
-        return not self.failures
+        """Whether no law failed, and at least one case was decided."""
+        return not self.failures and any(each.cases for each in self.verdicts)
 
     def failed_laws(self) -> tuple[str, ...]:
         """The names of the laws that failed in some dtype, in order."""
         return tuple(dict.fromkeys(each.law for each in self.failures))
 
     def raise_if_failed(self) -> None:
-        """Raises :class:`NonConformance`, whose message is the report, if a law failed."""
+        """Raises :class:`NonConformance`, whose message is the report, unless it passed."""
         if not self.passed:
             raise NonConformance(f"\n{self}")
 
@@ -136,12 +136,19 @@ class Report:
             lines += [
                 f"    {line}".rstrip() for line in failure.counterexample.snippet.splitlines()
             ]
-        for each in self.verdicts:
-            if each.refusals and each.reason:
-                lines += ["", f"refused, {each.law}, {dtype_name(each.dtype)}, the first:"]
-                lines += [f"    {each.reason}"]
+        for dtype, reason in dict.fromkeys((each.dtype, each.reason) for each in self.verdicts):
+            refused = [
+                each.law
+                for each in self.verdicts
+                if each.refusals and (each.dtype, each.reason) == (dtype, reason)
+            ]
+            if refused:
+                lines += ["", f"refused in {dtype_name(dtype)} ({', '.join(refused)}), the first:"]
+                lines += [f"    {reason}"]
         decided = sum(each.cases for each in self.verdicts)
         lines += ["", f"{len(self.failures)} failures in {decided} cases"]
+        if not decided:
+            lines[-1] += ": nothing was tried, hence nothing shown"
         return "\n".join(lines)
 
     def to_json(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 from ..algorithms import dtype_name
 from ..problem import Problem
@@ -261,16 +262,28 @@ def spelling(call: Callable[..., Any]) -> str:
         simple = all(isinstance(each, (str, int, float)) for each in call.keywords.values())
         if not call.args and simple and not inner.startswith("#"):
             return f"import functools\n{inner}\nfn = functools.partial(fn, {values})"
+    if isinstance(call, (OpOverload, OpOverloadPacket)):
+        return f"fn = torch.ops.{call}  # after an import of what registers it"
     module, name = home(call)
-    return f"from {module} import {name} as fn" if module else f"# fn is the callable: {name}"
+    first, _, rest = name.partition(".")
+    if not module:
+        return f"# fn is the callable: {name}"
+    if rest:
+        return f"from {module} import {first}\nfn = {name}"
+    return f"from {module} import {name} as fn"
 
 
 def home(call: Callable[..., Any]) -> tuple[str, str]:
     """The module that the callable can be imported from, or "", and its name there."""
-    name = getattr(call, "__name__", "")
-    for module in ("torch.nn.functional", "torch", getattr(call, "__module__", None)):
-        if module and name and getattr(sys.modules.get(module), name, None) is call:
-            return module, name
+    defined = getattr(call, "_init_fn", call)  # of an operator of torch.library
+    name, path = (getattr(defined, each, "") for each in ("__name__", "__qualname__"))
+    for module in ("torch.nn.functional", "torch", getattr(defined, "__module__", None)):
+        for spelt in (name, path):
+            found: Any = sys.modules.get(module) if module and module != "__main__" else None
+            for part in spelt.split("."):
+                found = getattr(found, part, None)
+            if found is not None and found == call:
+                return str(module), spelt
     return "", name or repr(call)
 
 

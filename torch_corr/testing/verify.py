@@ -2,7 +2,7 @@
 
     python -m torch_corr verify torch.nn.functional:conv2d --dtype bfloat16 --budget 60s
 
-Exit codes: 0 all laws hold, 1 one does not, 2 asked for wrongly.
+Exit codes: 0 all laws hold, 1 one does not (or no case was decided), 2 asked for wrongly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from .check import ERROR_MODELS, callers_limits, check_corr2d
+from ..suggest import did_you_mean
+from .check import ERROR_MODELS, callers_limits, check_corr2d, require_usable
 from .laws import CLAIMS, LAWS
 from .strategies import problems
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a keyword argument of every call, e.g. algorithm=unfold",
     )
-    add("--device", default="cpu", help="where to try it (default: cpu)")
+    add("--device", type=_device, default="cpu", help="where to try it (default: cpu)")
     add(
         "--dtype",
         dest="dtypes",
@@ -74,20 +75,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit",
         action="append",
         default=[],
-        type=_keyword,
+        type=_limit,
         metavar="KEY=N",
         help="narrow the problems: " + ", ".join(sorted(callers_limits())),
     )
-    add("--examples", type=int, help="cases for each law and dtype (default: 100, or the budget)")
+    add(
+        "--examples", type=_count, help="cases for each law and dtype (default: 100, or the budget)"
+    )
     add("--budget", type=_seconds, metavar="TIME", help="how long to try, e.g. 60s or 5m")
     add("--seed", type=int, default=0, help="another one draws other cases (default: 0)")
     add(
         "--trace",
-        type=Path,
+        type=_writable,
         metavar="PATH",
         help="write each case there before it is tried: what a crash leaves is its last",
     )
-    add("--json", type=Path, metavar="PATH", help="write the report there as JSON as well")
+    add("--json", type=_writable, metavar="PATH", help="write the report there as JSON as well")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -147,8 +150,9 @@ def _target(text: str) -> tuple[Callable[..., Any], str]:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {error}") from None
+    except Exception as error:  # a module may raise anything
+        said = f"{type(error).__name__}: {error}"
+        raise argparse.ArgumentTypeError(f"cannot import {text!r}: {said}") from None
     if not callable(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not callable")
     return found, f"{module}.{name}"
@@ -159,6 +163,44 @@ def _keyword(text: str) -> tuple[str, Any]:
     if not (equals and key.isidentifier()):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, int(value) if re.fullmatch(r"-?\d+", value) else value
+
+
+def _limit(text: str) -> tuple[str, Any]:
+    key, value = _keyword(text)
+    known = callers_limits()
+    if key not in known:
+        raise argparse.ArgumentTypeError(
+            f"no limit {key!r}{did_you_mean(key, tuple(known))}; use one of {', '.join(known)}"
+        )
+    if isinstance(known[key], bool):
+        if value not in ("true", "false"):
+            raise argparse.ArgumentTypeError(f"{key} is true or false, not {value!r}")
+        return key, value == "true"
+    least = 0 if key in ("max_padding", "max_one") else 1
+    if not isinstance(value, int) or value < least:
+        raise argparse.ArgumentTypeError(f"{key} is a number of at least {least}, not {value!r}")
+    return key, value
+
+
+def _device(text: str) -> str:
+    try:
+        require_usable(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: not a file in a folder that is")
+    return path
 
 
 def _dtypes(text: str) -> list[torch.dtype]:
@@ -173,7 +215,9 @@ def _names(choices: list[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         for name in text.split(","):
             if name not in choices:
-                raise argparse.ArgumentTypeError(f"no {name!r}; use {', '.join(choices)}")
+                raise argparse.ArgumentTypeError(
+                    f"no {name!r}{did_you_mean(name, tuple(choices))}; use {', '.join(choices)}"
+                )
         return text.split(",")
 
     return parse
