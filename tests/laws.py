@@ -32,7 +32,7 @@ each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=al
 
 
 def promise(algorithm: Algorithm | str) -> ErrorModel:
-    """What an algorithm promises about rounding; ``auto`` takes componentwise ones alone."""
+    """What an algorithm promises; problems here are too small for ``auto`` to take transforms."""
     return Componentwise() if isinstance(algorithm, str) else declared(algorithm)
 
 
