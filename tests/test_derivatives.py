@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import UNDER_TEST, algorithm_id, assert_right, each_algorithm, each_choice
+from laws import UNDER_TEST, algorithm_id, each_algorithm, each_choice
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
@@ -94,20 +94,6 @@ def test_second_order_in_every_mode(
 
 
 @each_choice
-@settings(max_examples=8)
-@given(data=st.data(), problem=problems(max_size=5, max_kernel=3, max_channels=2, max_groups=2))
-def test_gradcheck_of_any_geometry(
-    data: st.DataObject, problem: Problem, algorithm: Algorithm | str, device: torch.device
-) -> None:
-    x, w = (value.contiguous() for value in data.draw(operands(problem, torch.float64, device))[:2])
-    inputs = x.requires_grad_(), w.requires_grad_()
-    function = correlate(problem, algorithm)
-    if x.numel() and w.numel():
-        assert gradcheck(function, inputs, check_forward_ad=True, fast_mode=True)
-        assert gradgradcheck(function, inputs, check_fwd_over_rev=True, fast_mode=True)
-
-
-@each_choice
 @each_field
 def test_third_order(algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device) -> None:
     """Third derivatives equal conv2d's; of a cubic of the output, so that none vanishes."""
@@ -122,26 +108,6 @@ def test_third_order(algorithm: Algorithm | str, dtype: torch.dtype, device: tor
 
     for ours, theirs in zip(third(correlate(PROBLEM, algorithm)), third(conv2d(PROBLEM))):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
-@each_choice
-@given(data=st.data(), problem=problems(max_size=8))
-def test_gradients_of_gradients_are_the_form(
-    data: st.DataObject, problem: Problem, algorithm: Algorithm | str, device: torch.device
-) -> None:
-    """d<gx, a>/dg = corr(a, w), d<gx, a>/dw = grad_weight(a, g), and so on: no other rule."""
-    x, w, g = (v.requires_grad_() for v in data.draw(operands(problem, torch.float64, device)))
-    a, b, _ = data.draw(operands(problem, torch.float64, device))
-    y = correlate(problem, algorithm)(x, w)
-    gx, gw = torch.autograd.grad(y, (x, w), g, create_graph=True)
-    assert_right(gx, problem, weight=w, output=g, algorithm=algorithm)
-    assert_right(gw, problem, input=x, output=g, algorithm=algorithm)
-    dw, dg = torch.autograd.grad(gx, (w, g), a, retain_graph=True)
-    assert_right(dw, problem, input=a, output=g, algorithm=algorithm)
-    assert_right(dg, problem, input=a, weight=w, algorithm=algorithm)
-    dx, dg = torch.autograd.grad(gw, (x, g), b)
-    assert_right(dx, problem, weight=b, output=g, algorithm=algorithm)
-    assert_right(dg, problem, input=x, weight=b, algorithm=algorithm)
 
 
 @others
