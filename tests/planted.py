@@ -802,32 +802,16 @@ def scratch_shared_by_threads(p, x, w, b):
 
 
 @raw("invalid_arguments")
-def negative_padding_is_none(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
+def negative_padding_is_none(x: Tensor, w: Tensor, padding: Any = 0, **rest: Any) -> Tensor:
     """Padding below zero counts as zero instead of raising."""
     padding = max(padding, 0) if isinstance(padding, int) else padding
-    return right(x, w, bias, stride, padding, dilation, groups)
+    return right(x, w, padding=padding, **rest)
 
 
 @raw("invalid_arguments")
-def surplus_channels_ignored(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
+def surplus_channels_ignored(x: Tensor, w: Tensor, groups: int = 1, **rest: Any) -> Tensor:
     """An image with too many channels is cut to what the weight reads."""
-    return right(x[:, : w.shape[1] * groups], w, bias, stride, padding, dilation, groups)
+    return right(x[:, : w.shape[1] * groups], w, groups=groups, **rest)
 
 
 @raw("spellings")
