@@ -177,7 +177,7 @@ class Layer(nn.Module):
         (torch.ops.aten.conv2d.default, "fn = torch.ops.aten.conv2d.default"),
         (torch.ops.aten.conv2d, "fn = torch.ops.aten.conv2d"),
     ],
-    ids=lambda value: str(value)[:40],
+    ids=["builtin", "function", "partial", "method", "operator", "overload", "packet"],
 )
 def test_a_printed_program_makes_the_callable(call: Callable[..., Any], program: str) -> None:
     assert spelling(call).startswith(program)
