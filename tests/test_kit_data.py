@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch_corr import Problem
 from torch_corr.testing import DATA, LAYOUTS, Case, in_layout, make_operands, problems, tensors_for
 from torch_corr.testing.check import callers_problems
 from torch_corr.testing.laws import find_law
+from torch_corr.testing.laws.gradients import cut
 
 PROBLEM = Problem.parse("n2c4-x6x7-o6-k3x2-p1-g2")
 drawn = settings(
@@ -69,6 +71,19 @@ def test_callers_problems_reach_what_special_code_is_written_for() -> None:
     count()
     assert len(seen) == 10
     assert min(seen.values()) >= 3, seen
+
+
+@given(problem=callers_problems())
+def test_what_gradcheck_gets_is_small(problem: Problem) -> None:
+    """A Jacobian of a whole image takes minutes."""
+    small = cut(problem)
+    assert max(small.output_size) <= 11
+    assert prod(small.input_shape) * prod(small.output_shape) < 3 * 10**6
+    assert (small.kernel, small.stride, small.padding) == (
+        problem.kernel,
+        problem.stride,
+        problem.padding,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64, torch.float64])
