@@ -13,7 +13,7 @@ from ...problem import Problem
 from ..bounds import unit_roundoff
 from ..oracle import oracle
 from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
-from .base import leaves
+from .base import leaves, moot
 
 
 def differentiable(subject: Subject, case: Case) -> None:
@@ -43,6 +43,9 @@ def gradients(subject: Subject, case: Case) -> None:
 def frozen_operands(subject: Subject, case: Case) -> None:
     """An operand's gradient is the same where the other one asks for none."""
     x, w, g = case.operands()
+    with moot("wrong with both gradients already"):
+        both = subject.maps(case.problem, x, w, g)
+        subject.require_maps(both, case.problem, x, w, g)
     for name, other in (("input", "weight"), ("weight", "input")):
         slots = {"input": x, "weight": w}
         (slots[name],) = leaves(slots[name])

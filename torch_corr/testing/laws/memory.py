@@ -82,6 +82,11 @@ def non_finite(subject: Subject, case: Case) -> None:
     """
     problem = case.problem
     slots = dict(zip(SLOTS, (value.contiguous() for value in case.operands())))
+    with moot("wrong for finite operands already"):
+        finite = {name: _finite(value) for name, value in slots.items()}
+        for opened, result in _maps(subject, problem, finite).items():
+            others = {name: value for name, value in finite.items() if name != opened}
+            subject.require(opened, result, problem, **others)
     if case.data == "special":
         for opened, result in _maps(subject, problem, slots).items():
             _require_contained(subject, problem, "special values", opened, result, slots)
@@ -124,12 +129,14 @@ def _require_contained(
     ):
         if wrong.any():
             raise Violation(f"{opened} with {what}: {int(wrong.sum())} results {so}")
-    clean = {
-        name: torch.where(value.isfinite(), value, torch.zeros_like(value))
-        for name, value in operands.items()
-    }
+    clean = {name: _finite(value) for name, value in operands.items()}
     only = ~meets & ~may
     subject.require(f"{opened} with {what}", result, problem, **clean, only=only)
+
+
+def _finite(value: Tensor) -> Tensor:
+    """The value, with zero for what is not finite."""
+    return torch.where(value.isfinite(), value, torch.zeros_like(value))
 
 
 def _maps(subject: Subject, problem: Problem, slots: dict[str, Tensor]) -> dict[str, Tensor]:
