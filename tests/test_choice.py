@@ -256,6 +256,18 @@ def test_faint_numbers_beside_bright_ones_are_not_drowned(map: MapName) -> None:
     assert torch.equal(getattr(GUARDED, map)(problem, first, second), sure)
 
 
+def test_a_bright_pixel_does_not_ruin_the_faint_ones() -> None:
+    """1e30 beside 1e-30 in one image, on the path that auto takes: as exact as the sure one."""
+    problem = Problem.parse("n1c1-x64-o1-k15-p7")
+    x, w = 1e-30 * torch.rand(problem.input_shape), torch.rand(problem.weight_shape)
+    x[0, 0, 3, 3] = 1e30
+    faint = (..., slice(30, None), slice(30, None))
+    exact = torch.nn.functional.conv2d(x.double(), w.double(), padding=7)
+    assert not torch.allclose(FFT().forward(problem, x, w)[faint].double(), exact[faint], rtol=0.1)
+    for result in (GUARDED.forward(problem, x, w), corr2d(x, w, padding=7)):
+        torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=0)
+
+
 # -- machines -------------------------------------------------------------------------------------
 
 

@@ -25,7 +25,7 @@ def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Itera
             continue
         verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.error_class
         if mark == ">" and isinstance(chosen, Guarded):
-            verdict += f"; {chosen.sure.name} where a result is not finite"
+            verdict += f"; {chosen.sure.name} where a result may not stand"
         yield (
             f"  {mark} {name:<9} {duration(each.seconds):>9} {each.source:<9} "
             f"{size(each.workspace):>9}  {verdict}"
