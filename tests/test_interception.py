@@ -61,6 +61,9 @@ CALLS = {
     "unbatched": lambda x, w, b: F.conv2d(x[0], w, b, groups=2),
     "nn.Conv2d": lambda x, w, b: functional_call(layer, {"weight": w, "bias": b}, (x,)),
     "aten": lambda x, w, b: torch.ops.aten.conv2d.default(x, w, b, [1, 1], [1, 1], [1, 1], 2),
+    "aten padding": lambda x, w, b: torch.ops.aten.conv2d.padding(
+        x, w, b, [2, 1], "valid", [1, 1], 2
+    ),
     "aten packet": lambda x, w, b: torch.ops.aten.conv2d(x, w, b, padding="valid", groups=2),
 }
 
