@@ -89,7 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithm", default="auto", help="of the converted layers")
     arguments = parser.parse_args()
-    for name, least in (("width", 1), ("image", 32), ("batch", 2), ("steps", 1)):
+    for name, least in (("width", 1), ("image", 64), ("batch", 2), ("steps", 1)):
         if getattr(arguments, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     try:
