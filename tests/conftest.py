@@ -9,6 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from torch_corr import Algorithm, Problem
+
+SMALLEST = Problem.parse("n1c1-x1-o1-k1")
+
 # The first call into torch takes seconds, so no deadline; the same examples every time, so
 # that a red run can be run again.  --wander draws new ones each time.
 settings.register_profile(
@@ -52,6 +56,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _able(request: pytest.FixtureRequest) -> None:
+    """Skip an algorithm that is not for this device at all, with its own words."""
+    parameters = getattr(request.node, "callspec", None)
+    algorithm = parameters.params.get("algorithm") if parameters else None
+    if isinstance(algorithm, Algorithm):
+        device = torch.device(parameters.params.get("device", "cpu"))
+        if reasons := algorithm.refusals(SMALLEST, device, torch.float32):
+            pytest.skip(f"{algorithm.name} on {device.type}: {reasons[0]}")
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from . import wisdom
 from ._version import __version__
-from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Unfold
+from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Triton, Unfold
 from .auto import Auto
 from .conversion import Conversion, convert
 from .functional import convolve2d, corr2d, explain, plan
@@ -30,6 +30,7 @@ __all__ = [
     "Naive",
     "Plan",
     "Problem",
+    "Triton",
     "Unfold",
     "__version__",
     "convert",

@@ -17,9 +17,10 @@ from .direct import Direct
 from .fft import FFT
 from .guarded import Guarded
 from .naive import Naive
+from .triton import Triton
 from .unfold import Unfold
 
-ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Direct(), FFT(), Unfold(), Naive())
+ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Direct(), Triton(), FFT(), Unfold(), Naive())
 
 __all__ = [
     "ALGORITHMS",
@@ -34,6 +35,7 @@ __all__ = [
     "Guarded",
     "MapName",
     "Naive",
+    "Triton",
     "Unfold",
     "accumulation_dtype",
     "dtype_name",

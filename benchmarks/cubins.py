@@ -1,0 +1,322 @@
+"""What the compiler makes of the Triton kernels, found out without a GPU.
+
+python -m benchmarks.cubins            compile every configuration, print the table
+python -m benchmarks.cubins --write    put it into docs/gpu.md
+python -m benchmarks.cubins --floors   what each case costs at least on each device
+
+A launch of ``torch_corr.algorithms.triton`` holds all that the compiler needs, so it is compiled
+ahead of time for a device that is not there; registers, stack and shared memory are read by the
+``cuobjdump``, instructions by the ``nvdisasm`` that Triton's package carries.  Operands are on
+``meta``: they have sizes, strides and an aligned address, and no memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_corr import MAPS, Problem
+from torch_corr.algorithms import MapName, dtype_name
+from torch_corr.algorithms import triton as host
+from torch_corr.algorithms.triton import Config, Launch, Triton
+
+from .cases import CASES, CUDA_CASES
+
+ARCHITECTURES = (80, 90)
+DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
+
+FEW, MANY = "n8c96-x56-o96-k7-p3-g96", "n8c64-x56-o64-k3-p1"
+"""What configurations for few channels and for many are compiled for: a ConvNeXt and a ResNet
+layer; channels in multiples of 16, as 16-byte loads need."""
+
+DTYPES = (torch.float32, torch.float16, torch.float64)
+"""bfloat16 differs from float16 in conversions alone."""
+
+OPERANDS = {
+    "forward": ("input", "weight"),
+    "grad_input": ("output", "weight"),
+    "grad_weight": ("input", "output"),
+}
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the programs of one multiprocessor share."""
+
+    shared: int
+    warps: int = 64
+    registers: int = 2**16
+    programs: int = 32
+
+    def occupancy(self, registers: int, shared: int, warps: int) -> float:
+        """The part of its warps that can be there at one time."""
+        # Registers are given to warps 256 at a time; each program takes 1 KiB for the system.
+        by_registers = self.registers // (-(-registers * 32 // 256) * 256) // warps
+        by_shared = self.shared // (shared + 1024)
+        return min(by_registers, by_shared, self.programs, self.warps // warps) * warps / self.warps
+
+
+MULTIPROCESSORS = {80: Multiprocessor(164 * 1024), 90: Multiprocessor(228 * 1024)}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One launch, compiled.
+
+    Attributes:
+        stack: bytes of local memory, which spilled registers take too.
+        shared: bytes of shared memory.
+        instructions: how many of each, by their name and modifiers.
+    """
+
+    launch: Launch
+    architecture: int
+    registers: int
+    stack: int
+    shared: int
+    instructions: Counter[str]
+
+    @property
+    def occupancy(self) -> float:
+        device = MULTIPROCESSORS[self.architecture]
+        return device.occupancy(self.registers, self.shared, self.launch.config.warps)
+
+    def count(self, *beginnings: str) -> int:
+        """Instructions whose name begins so."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(beginnings))
+
+    @property
+    def spills(self) -> int:
+        return self.count("STL", "LDL")
+
+    @property
+    def wide_loads(self) -> int:
+        """Loads of 16 bytes from global memory, straight into shared memory or not."""
+        return sum(
+            n
+            for name, n in self.instructions.items()
+            if name.startswith(("LDG.", "LDGSTS.")) and ".128" in name
+        )
+
+    @property
+    def matrix_units(self) -> int:
+        return self.count("HMMA", "HGMMA", "DMMA")
+
+
+def launches_of(
+    problem: Problem, map: MapName, dtype: torch.dtype, config: Config, channels_last: bool = False
+) -> tuple[Launch, ...]:
+    """The launches of a map, of operands without memory."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    first, second = (
+        torch.empty(getattr(problem, f"{slot}_shape"), dtype=dtype, device="meta").contiguous(
+            memory_format=layout
+        )
+        for slot in OPERANDS[map]
+    )
+    if map == "grad_weight":
+        return (host.weight_launch(problem, first, second, config)[0],)
+    return host.correlate_launches(map, problem, first, second, config)[0]
+
+
+def compile_launch(launch: Launch, architecture: int) -> Compiled:
+    """Compile as Triton would on such a device, with the same specialisation."""
+    triton: Any = import_module("triton")
+    jit: Any = import_module("triton.runtime.jit")
+    compiler: Any = import_module("triton.compiler.compiler")
+    target = import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
+    kernel = getattr(import_module("torch_corr.algorithms._triton_kernels"), launch.kernel)
+    backend = compiler.make_backend(target)
+    bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
+    keywords = {**launch.constants, **launch.options}
+    bound, specialization, options = bind(*launch.arguments, **keywords)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, keywords, bound, specialization, options
+    )
+    source = compiler.ASTSource(kernel, signature, constants, attributes)
+    made = triton.compile(source, target=target, options=options.__dict__)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = _read_by("cuobjdump", "-res-usage", file.name)
+        listing = _read_by("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    names = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", listing)
+    return Compiled(
+        launch, architecture, int(found[1]), int(found[2]), made.metadata.shared, Counter(names)
+    )
+
+
+def _read_by(tool: str, *arguments: str) -> str:
+    folder = Path(import_module("triton").__file__).parent / "backends" / "nvidia" / "bin"
+    done = subprocess.run(
+        [str(folder / tool), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def planned() -> Iterator[tuple[MapName, torch.dtype, Config]]:
+    """Each configuration with each map and dtype that it can run."""
+    few, many = Problem.parse(FEW), Problem.parse(MANY)
+    for dtype in DTYPES:
+        for map in MAPS:
+            able = (
+                (few, Triton().configs(few, map, dtype)),
+                (many, Triton().configs(many, map, dtype)),
+            )
+            for problem, configs in able:
+                for config in configs:
+                    if isinstance(config, host.Dot) == (problem == many):
+                        yield map, dtype, config
+
+
+def problem_of(config: Config) -> Problem:
+    """What a configuration is compiled for here."""
+    return Problem.parse(MANY if isinstance(config, host.Dot) else FEW)
+
+
+def table(tf32: bool) -> str:
+    """A row for each launch: registers, shared memory, occupancy, instructions, per device."""
+    rows = [
+        "| map | dtype | configuration | registers | shared, KiB | occupancy | 16-byte loads | "
+        "matrix units |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for map, dtype, config in planned():
+        if tf32 != (dtype == torch.float32 and isinstance(config, host.Dot)) and tf32:
+            continue
+        launch = launches_of(problem_of(config), map, dtype, config)[0]
+        each = [compile_launch(launch, architecture) for architecture in ARCHITECTURES]
+        for made in each:
+            if made.stack or made.spills:
+                raise RuntimeError(f"{map} {dtype} {config.name}: registers are spilled")
+        name = "tf32" if tf32 else dtype_name(dtype)
+        cells = (
+            [made.registers for made in each],
+            [f"{made.shared / 1024:.0f}" for made in each],
+            [f"{made.occupancy:.0%}" for made in each],
+            [made.wide_loads for made in each],
+            [made.matrix_units for made in each],
+        )
+        shown = " | ".join(" / ".join(map_(each)) for each in cells)
+        rows.append(f"| {map} | {name} | {config.name} | {shown} |")
+        print(rows[-1], file=sys.stderr, flush=True)
+    return "\n".join(rows)
+
+
+def map_(values: list[Any]) -> list[str]:
+    return [str(each) for each in values]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peaks as its maker states them, dense: bytes/s, and FLOP/s by way of multiplying."""
+
+    name: str
+    bytes: float
+    float32: float
+    tf32: float
+    halves: float
+    float64: float
+
+
+DEVICES = (
+    Device("A100 80 GB", 2.039e12, 19.5e12, 156e12, 312e12, 19.5e12),
+    Device("H100 SXM", 3.35e12, 66.9e12, 494e12, 989e12, 66.9e12),
+    Device("H200", 4.8e12, 66.9e12, 494e12, 989e12, 66.9e12),
+)
+
+FLOOR_CASES = (
+    "replknet dw 31x31 batch",
+    "replknet dw 31x31 batch float16",
+    "convnext dw 7x7 batch",
+    "convnext dw 7x7 batch float16",
+    "photo 3x3",
+    "photo 5x5",
+    "resnet 3x3 64",
+    "resnet 3x3 64 float16",
+)
+
+
+def floors() -> str:
+    """For each case the bytes and operations that no algorithm by sums can avoid, and their time.
+
+    float16 sums over few channels are counted at the rate of float32: those kernels use no
+    matrix units.
+    """
+    head = "| case | MB | GFLOP | " + " | ".join(f"{each.name}, µs" for each in DEVICES) + " |"
+    rows = [head, "|---|---|---|" + "---|" * len(DEVICES)]
+    by_name = {case.name: case for case in (*CASES, *CUDA_CASES)}
+    for name in FLOOR_CASES:
+        case = by_name[name]
+        problem = case.problem
+        shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+        moved = sum(map(prod, shapes)) * case.torch_dtype.itemsize
+        flops = 2 * problem.multiplications
+        times = []
+        for device in DEVICES:
+            few = problem.group_in * problem.group_out <= host.FEW
+            halves = case.torch_dtype.itemsize == 2 and not few
+            rate = device.halves if halves else device.float32
+            by_bytes, by_flops = moved / device.bytes, flops / rate
+            times.append(
+                f"{1e6 * max(by_bytes, by_flops):.0f} "
+                f"({'bytes' if by_bytes > by_flops else 'operations'})"
+            )
+        rows.append(f"| {name} | {moved / 1e6:.1f} | {flops / 1e9:.2f} | {' | '.join(times)} |")
+    return "\n".join(rows)
+
+
+def put(text: str, name: str, block: str) -> str:
+    """``text`` with what lies between the comments ``<!-- name -->`` replaced."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"{DOCUMENT} has no place for {name!r}: {begin.strip()} ... {end}")
+    return before + begin + block + "\n" + end + after
+
+
+@lru_cache(maxsize=1)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="into docs/gpu.md")
+    parser.add_argument("--floors", action="store_true", help="only what cases cost at least")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Compile, print, and write if asked."""
+    options = _parser().parse_args(words)
+    blocks = {"floors": floors()}
+    if not options.floors:
+        torch.backends.cudnn.allow_tf32 = False
+        blocks["resources"] = table(tf32=False)
+        torch.backends.cudnn.allow_tf32 = True
+        blocks["resources of tf32"] = table(tf32=True)
+    for block in blocks.values():
+        print(block + "\n")
+    if options.write:
+        text = DOCUMENT.read_text()
+        for name, block in blocks.items():
+            text = put(text, name, block)
+        DOCUMENT.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""The one command for a GPU: what it would run, and how it bears a step that fails or hangs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cubins, gpu
+from torch_corr import Problem
+
+
+def test_dry_run_names_every_step_and_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("every configuration", "racecheck", "--tf32", "algorithm=fft", "-k cuda"):
+        assert word in printed
+
+
+def test_steps_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run", "--steps", "suite, kit fft"]) == 0
+    printed = capsys.readouterr().out
+    assert "suite: " in printed
+    assert "timings" not in printed
+    with pytest.raises(SystemExit, match="no step 'suit'; there are configurations, timings"):
+        gpu.main(["--dry-run", "--steps", "suit"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_without_a_device_it_says_so() -> None:
+    with pytest.raises(SystemExit, match="finds no CUDA device here; --dry-run says"):
+        gpu.main([])
+
+
+def test_a_step_that_fails_hangs_or_lacks_its_tool_costs_itself_alone(tmp_path: Path) -> None:
+    python = sys.executable
+    chosen = [
+        gpu.Step("bad", "", (python, "-c", "print('why'); raise SystemExit(3)"), 1),
+        gpu.Step("stuck", "", (python, "-c", "import time; time.sleep(60)"), 0.01),
+        gpu.Step("gone", "", ("no-such-tool",), 1, needs="no-such-tool"),
+        gpu.Step("good", "", (python, "-c", "print('done')"), 1),
+    ]
+    assert gpu.run(chosen, tmp_path, {"gpu": "none"}, 10) == 1
+    outcomes = [
+        step["outcome"] for step in json.loads((tmp_path / "summary.json").read_text())["steps"]
+    ]
+    assert outcomes == ["exit 3", "stopped: out of time", "skipped: no no-such-tool here", "exit 0"]
+    assert (tmp_path / "bad.log").read_text() == "why\n"
+    assert gpu.run(chosen[3:], tmp_path, {}, 0.1) == 0  # no time left: skipped
+
+
+def test_floors_are_bytes_or_operations_whichever_takes_longer() -> None:
+    row = next(line for line in cubins.floors().splitlines() if "photo 3x3" in line)
+    problem = Problem.parse("n1c1-x2048-o1-k3")
+    moved = 4 * (2048**2 + 9 + 2046**2)
+    assert f"| {moved / 1e6:.1f} | {2 * problem.multiplications / 1e9:.2f} |" in row
+    assert f"{1e6 * moved / 4.8e12:.0f} (bytes)" in row
+
+
+def test_occupancy_is_what_registers_and_shared_memory_leave() -> None:
+    device = cubins.Multiprocessor(shared=228 * 1024)
+    assert device.occupancy(registers=32, shared=0, warps=4) == 1
+    assert device.occupancy(registers=255, shared=0, warps=4) == 8 / 64
+    assert device.occupancy(registers=32, shared=113 * 1024, warps=4) == 8 / 64
+
+
+def test_a_block_is_put_between_its_comments() -> None:
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert cubins.put(text, "x", "new") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
+    with pytest.raises(ValueError, match="has no place for 'y'"):
+        cubins.put(text, "y", "new")

@@ -1,0 +1,414 @@
+"""The Triton kernels: under Triton's interpreter, compiled for devices that are not there, and on
+CUDA where it is.
+
+    pip install -c constraints.txt -e ".[test,triton]"
+    TRITON_INTERPRET=1 pytest tests/test_triton.py     # every configuration, on the CPU
+    pytest tests/test_triton.py                        # compiled for sm_80 and sm_90
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from laws import FLOATS, assert_right
+from torch import Tensor
+
+from torch_corr import MAPS, Problem, Triton, corr2d
+from torch_corr.algorithms import triton as host
+from torch_corr.algorithms.triton import CONFIGS, Dot, Sums, Taps, axes
+from torch_corr.testing import LAYOUTS, make_operands, oracle, problems
+
+HAVE = find_spec("triton") is not None
+INTERPRETED = host.interpreted()
+CUDA = torch.cuda.is_available() and HAVE and not INTERPRETED
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+HALVES = (torch.float16, torch.bfloat16)
+
+# The interpreter's NumPy warns of what the kernels are asked for.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
+
+runs = pytest.mark.skipif(
+    not (INTERPRETED or CUDA), reason="needs CUDA, or Triton's interpreter (TRITON_INTERPRET=1)"
+)
+compiles = pytest.mark.skipif(
+    not HAVE or INTERPRETED, reason="needs Triton, and that it is not interpreted"
+)
+on_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA and Triton")
+
+each_map = pytest.mark.parametrize("map", MAPS)
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+OPERANDS = {
+    "forward": ("input", "weight"),
+    "grad_input": ("output", "weight"),
+    "grad_weight": ("input", "output"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _true_float32() -> Any:
+    """TF32 off, so that float32 is held to float32's bound."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def some(problem: Problem, map: str, dtype: torch.dtype, seed: int = 0, **how: Any) -> Any:
+    every = make_operands(problem, dtype, DEVICE, seed=seed, **how)
+    return {name: getattr(every, name) for name in OPERANDS[map]}
+
+
+def check(algorithm: Triton, problem: Problem, map: str, operands: dict[str, Tensor]) -> Tensor:
+    result: Tensor = getattr(algorithm, map)(problem, *operands.values())
+    assert_right(result, problem, **operands, algorithm=algorithm)
+    return result
+
+
+def of(config: host.Config, map: str) -> Triton:
+    return Triton(weight=config.name) if map == "grad_weight" else Triton(correlate=config.name)
+
+
+# Rows past a block of sums, columns past a chunk of taps, channels past a tile's K.
+FEW = "n2c4-x18x5-o4-k9x5-p3,2x1,2-g2"
+MANY = "n1c19-x4x3-o17-k2x3-p1-d1x2"
+
+
+@runs
+@each_config
+@each_map
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_configuration(config: host.Config, map: Any, dtype: torch.dtype) -> None:
+    """Against the oracle; in the interpreter each in float32, one of a kind in the others."""
+    some_of_each = ("taps-4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16")
+    if not CUDA and dtype != torch.float32 and config.name not in some_of_each:
+        pytest.skip("in the interpreter one configuration of a kind is enough")
+    problem = Problem.parse(MANY if isinstance(config, Dot) else FEW)
+    if config not in Triton().configs(problem, map, dtype):
+        pytest.skip(f"{config.name} is not for {map} in {dtype}")
+    check(of(config, map), problem, map, some(problem, map, dtype))
+
+
+EDGES = [
+    "n1c1-x1x1-o1-k1",
+    "n1c1-x4x5-o1-k4x5",
+    "n1c2-x5x5-o2-k3-p9-g2",
+    "n1c1-x7x8-o2-k3x2-s2x3-p1,2x0,1-d1x2",
+    "n1c2-x6x7-o2-k5-s4x6-p3-d2x3-g2",
+    "n1c1-x5x5-o1-k3-p20-d12",
+    "n2c3-x8x8-o5-k4-s4",
+    "n1c17-x5x6-o18-k3x2-s2-p1-d1x2",
+    "n1c34-x3x3-o2-k3-p1",
+    "n1c4-x4x5-o40-k1-g2",
+    "n1c1-x3x3-o1-k2-s1073741824x4611686018427387904",
+    "n1c1-x3x3-o1-k1x2-p0-d4294967297x2",
+    "n0c4-x8x8-o4-k3",
+    "n2c0-x8x8-o3-k3",
+]
+
+
+@runs
+@pytest.mark.parametrize("case", EDGES)
+def test_edges(case: str) -> None:
+    problem = Problem.parse(case)
+    for map in MAPS:
+        check(Triton(), problem, map, some(problem, map, torch.float32))
+
+
+@runs
+@each_map
+@settings(max_examples=500 if CUDA else 12)
+@given(data=st.data(), problem=problems(max_batch=2, max_size=9, max_kernel=4))
+def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any) -> None:
+    """Any layout, any data, any configuration that is able."""
+    dtype = data.draw(st.sampled_from(FLOATS))
+    config = data.draw(st.sampled_from(Triton().configs(problem, map, dtype)))
+    layouts = tuple(data.draw(st.sampled_from(LAYOUTS)) for _ in range(3))
+    kind = data.draw(st.sampled_from(("normal", "integers", "wide")))
+    operands = some(problem, map, dtype, data.draw(st.integers(0, 99)), data=kind, layouts=layouts)
+    check(of(config, map), problem, map, operands)
+
+
+@runs
+@pytest.mark.parametrize("name", ["taps-1", "taps-4", "dot-64x16", "sums-1x4x4", "sums-4x4x4"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+@pytest.mark.parametrize("case", ["n1c2-x5x6-o2-k3x2-p2,1x1,0-g2", "n1c2-x6x7-o3-k3-s2-p1"])
+def test_one_non_finite_number_reaches_only_its_windows(name: str, value: str, case: str) -> None:
+    """A pixel of the image never meets a tap beyond an edge; elsewhere nothing changes."""
+    problem = Problem.parse(case)
+    config = next(each for each in CONFIGS if each.name == name)
+    for map in MAPS:
+        if config not in Triton().configs(problem, map, torch.float32):
+            continue
+        run = getattr(of(config, map), map)
+        for marked in OPERANDS[map]:
+            operands = some(problem, map, torch.float32)
+            clean = run(problem, *operands.values())
+            at = 7919 % operands[marked].numel()
+            mark = torch.zeros_like(operands[marked])
+            mark.view(-1)[at] = 1
+            ones = {each: torch.ones_like(v) for each, v in operands.items()} | {marked: mark}
+            reached = (oracle(problem, **ones).value > 0).to(DEVICE)
+            operands[marked].view(-1)[at] = float(value)
+            dirty = run(problem, *operands.values())
+            assert not torch.isfinite(dirty[reached]).any()
+            if marked != "input" and map != "grad_input":
+                # Over the padding of the image the definition allows either.
+                whole = replace(problem, size=problem.padded_size, padding=((0, 0), (0, 0)))
+                pixels = torch.ones(whole.input_shape)
+                reached = (oracle(whole, **(ones | {"input": pixels})).value > 0).to(DEVICE)
+            torch.testing.assert_close(clean[~reached], dirty[~reached])
+
+
+@runs
+@each_map
+@pytest.mark.parametrize("case", ["n2c2-x7x8-o2-k3x2-s2x1-p1-g2", MANY])
+def test_positions_in_64_bits(map: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as in 32."""
+    problem = Problem.parse(case)
+    operands = some(problem, map, torch.float32)
+    narrow = check(Triton(), problem, map, operands)
+    monkeypatch.setattr(host, "_wide", lambda *_: True)
+    assert torch.equal(narrow, check(Triton(), problem, map, operands))
+
+
+def test_64_bits_are_taken_where_they_are_needed() -> None:
+    problem = Problem.parse("n3c1-x32768-o1-k3-p1")
+    x = torch.empty(1, device="meta").expand(problem.input_shape)
+    both = axes("forward", problem)
+    assert not host._wide(both, x)
+    assert host._wide(both, torch.empty(problem.input_shape, device="meta"))
+    far = axes("forward", Problem.parse("n1c1-x3-o1-k2-p3000000000-d3000000000"))
+    assert host._wide(far, torch.empty(1, 1, 3, 3, device="meta"))
+
+
+@runs
+def test_layout_of_the_input_is_kept() -> None:
+    for case in ("n2c4-x5x6-o4-k3-p1-g4", "n2c18-x4x5-o5-k2"):
+        problem = Problem.parse(case)
+        x, w = some(problem, "forward", torch.float32).values()
+        plain = Triton().forward(problem, x, w)
+        last = Triton().forward(problem, x.contiguous(memory_format=torch.channels_last), w)
+        assert plain.is_contiguous()
+        assert last.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(plain, last)
+
+
+@runs
+def test_gradients_of_second_order() -> None:
+    x = torch.randn(1, 2, 4, 5, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    w = torch.randn(2, 1, 2, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
+
+    def call(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, None, (2, 1), ((1, 0), (1, 1)), 1, 2, algorithm="triton")
+
+    small = torch.autograd.gradcheck if not CUDA else torch.autograd.gradgradcheck
+    assert small(call, (x, w), fast_mode=True)
+
+
+@on_cuda
+@each_map
+def test_results_repeat_to_the_bit(map: Any) -> None:
+    for case in ("n8c32-x30-o32-k7-p3-g32", "n4c64-x20-o64-k3-p1"):
+        problem = Problem.parse(case)
+        operands = some(problem, map, torch.float32)
+        torch.use_deterministic_algorithms(True)
+        first, *others = (getattr(Triton(), map)(problem, *operands.values()) for _ in range(5))
+        assert all(torch.equal(first, each) for each in others)
+
+
+@on_cuda
+@each_map
+@pytest.mark.parametrize("case", ["n4c32-x30-o32-k7-s2-p3-g32", "n2c64-x20-o64-k3-p1"])
+def test_graphs_and_streams(map: Any, case: str) -> None:
+    """Captured and replayed with other numbers; and on two streams at once; nothing waits."""
+    problem = Problem.parse(case)
+    run = getattr(Triton(), map)
+    operands = some(problem, map, torch.float32)
+    other = some(problem, map, torch.float32, seed=1)
+    expected = [run(problem, *each.values()) for each in (operands, other)]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        streams = [torch.cuda.Stream() for _ in range(2)]
+        results = []
+        for stream, each in zip(streams, (operands, other)):
+            with torch.cuda.stream(stream):
+                results.append([run(problem, *each.values()) for _ in range(10)])
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = run(problem, *operands.values())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert all(torch.equal(e, each) for e, many in zip(expected, results) for each in many)
+    for name, value in other.items():
+        operands[name].copy_(value)
+    graph.replay()
+    assert torch.equal(captured, expected[1])
+
+
+@on_cuda
+def test_more_than_32_bits_of_pixels() -> None:
+    """2**31 pixels and more: the last ones are right."""
+    problem = Problem.parse("n2c1-x32768-o1-k3-p1")
+    x = torch.zeros(problem.input_shape, dtype=torch.float16, device=DEVICE)
+    x[1, 0, -2:, -2:] = 1
+    w = torch.ones(problem.weight_shape, dtype=torch.float16, device=DEVICE)
+    y = Triton().forward(problem, x, w)
+    assert y[1, 0, -3:, -3:].tolist() == [[1, 2, 2], [2, 4, 4], [2, 4, 4]]
+    assert y.sum(dtype=torch.float32) == 25
+
+
+# -- without any device -----------------------------------------------------------------------
+
+
+def planned() -> list[Any]:
+    """Of each configuration each map, in the dtype that asks most of it."""
+    from benchmarks.cubins import problem_of
+
+    found = []
+    for config in CONFIGS:
+        for map in MAPS:
+            dtype = torch.float16
+            if isinstance(config, Dot):
+                dtype = torch.float64 if config.k == 16 else torch.float16
+                if map == "grad_input":
+                    continue  # the same kernel as forward
+            if config in Triton().configs(problem_of(config), map, dtype):
+                found.append(pytest.param(config, map, dtype, id=f"{config.name}-{map}"))
+    return found
+
+
+@compiles
+@pytest.mark.parametrize(("config", "map", "dtype"), planned())
+def test_compiled_kernels_keep_within_a_device(
+    config: host.Config, map: Any, dtype: torch.dtype
+) -> None:
+    """No stack, no spills; registers, shared memory and instructions as planned."""
+    from benchmarks.cubins import compile_launch, launches_of, problem_of
+
+    # The tallest takes long to compile, here as everywhere.
+    for architecture in (90,) if config.name == "sums-8x8x4" else (80, 90):
+        for launch in launches_of(problem_of(config), map, dtype, config):
+            made = compile_launch(launch, architecture)
+            assert made.stack == 0
+            assert made.spills == 0
+            if isinstance(launch.config, Dot):
+                assert made.shared <= 96 * 1024
+                assert made.registers <= 255
+                assert made.matrix_units
+                assert made.wide_loads
+            else:
+                assert made.shared <= 1024
+                assert made.registers <= 128
+                assert made.count("FFMA")
+
+
+@compiles
+@pytest.mark.parametrize("tf32", [False, True])
+def test_float32_is_float32_unless_pytorch_lets_it_be_less(tf32: bool) -> None:
+    from benchmarks.cubins import compile_launch, launches_of, problem_of
+
+    torch.backends.cudnn.allow_tf32 = tf32
+    config = next(each for each in CONFIGS if each.name == "dot-64x64")
+    problem = problem_of(config)
+    (launch,) = launches_of(problem, "forward", torch.float32, config, channels_last=True)
+    made = compile_launch(launch, 90)
+    assert bool(made.matrix_units) == tf32
+    assert bool(made.count("FFMA") > 100) != tf32
+
+
+def test_rules_choose_what_is_able() -> None:
+    for case in (*EDGES, FEW, MANY, "n64c384-x32-o384-k31-p15-g384", "n8c3-x224-o64-k7-s2-p3"):
+        problem = Problem.parse(case)
+        if 0 in problem.input_shape:
+            continue
+        for map in MAPS:
+            for dtype in FLOATS:
+                chosen = Triton()._config(map, problem, dtype)
+                assert chosen in Triton().configs(problem, map, dtype)
+
+
+def test_configurations_have_names_of_their_own() -> None:
+    names = [each.name for each in CONFIGS]
+    assert len(set(names)) == len(names)
+    # More warps in one loop over taps and channels are known to be miscompiled.
+    assert all(each.warps <= 4 for each in CONFIGS)
+    assert {type(each) for each in CONFIGS} == {Taps, Sums, Dot}
+
+
+@pytest.mark.parametrize("map", ["forward", "grad_input"])
+@settings(max_examples=200)
+@given(problem=problems(allow_empty=False, max_stride=6))
+def test_axes_pair_the_pixels_of_the_definition(map: Any, problem: Problem) -> None:
+    """``source * div = dest * mult + base + tap * u`` where forward says ``i*s + u*d - p = h``."""
+    for dim, axis in enumerate(axes(map, problem)):
+        outputs, pixels = range(problem.output_size[dim]), range(problem.size[dim])
+        stride, tap = problem.stride[dim], problem.dilation[dim]
+        pairs = {
+            (i, u, i * stride + u * tap - problem.padding[dim][0])
+            for i in outputs
+            for u in range(problem.kernel[dim])
+        }
+        found = set()
+        for dest in range(axis.dest):
+            for u in range(axis.taps):
+                at, rest = divmod(dest * axis.mult + axis.base + axis.tap * u, axis.div)
+                if rest == 0 and 0 <= at < axis.source:
+                    found.add((dest, u, at) if map == "forward" else (at, u, dest))
+        assert found == {each for each in pairs if each[2] in pixels}
+
+
+def test_refusals_say_why() -> None:
+    problem, cpu = Problem.parse("n1c1-x8x8-o1-k3"), torch.device("cpu")
+    (sentence,) = Triton().refusals(problem, torch.device("meta"), torch.float32)
+    if not HAVE:
+        assert "Triton is not installed" in sentence
+    elif INTERPRETED:
+        assert Triton().refusals(problem, cpu, torch.float32) == ()
+        assert "interpreter runs on the cpu" in sentence
+        (unknown,) = Triton(correlate="dot-64x46").refusals(problem, cpu, torch.float32)
+        assert "no configuration 'dot-64x46'; did you mean 'dot-64x64'? (it has" in unknown
+        strided = Problem.parse("n1c1-x8x8-o1-k3-s2")
+        (shared,) = Triton(correlate="taps-8").refusals(strided, cpu, torch.float32)
+        assert "taps-8 shares rows, which grad_input with a stride does not" in shared
+        assert "no int8 here" in Triton().refusals(problem, cpu, torch.int8)[0]
+    else:
+        assert "no kernels for meta; it runs on CUDA" in sentence
+        if not torch.cuda.is_available():
+            (sentence,) = Triton().refusals(problem, torch.device("cuda"), torch.float32)
+            assert sentence == "PyTorch finds no CUDA device here"
+
+
+def test_grids_that_no_device_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_where_refusals", lambda _: ())
+    problem = Problem.parse("n1000000c1000000-x1-o1000000-k1-g1000000")
+    (sentence,) = Triton().refusals(problem, torch.device("cuda"), torch.float32)
+    assert "more than the 2**31 - 1 of a CUDA grid" in sentence
+
+
+def test_the_package_imports_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch, torch_corr\n"
+        "try: torch_corr.corr2d(torch.ones(3, 3), torch.ones(2, 2), algorithm='triton')\n"
+        "except RuntimeError as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Triton is not installed; PyTorch's builds for CUDA bring it" in run.stdout
+
+
+def test_workspace_is_stated_without_triton() -> None:
+    problem = Problem.parse("n2c64-x8-o64-k3-p1")
+    for map in MAPS:
+        assert Triton().workspace(problem, map, torch.float32) > 0

@@ -1,0 +1,766 @@
+"""Triton: kernels for CUDA, compiled when first used; sums over taps, or implicit matrix products.
+
+Two ways for each map, by the number of channels that meet in a group:
+
+    few    one lane to one pixel; rows of sums stay in registers, so that a pixel which is
+           loaded meets every tap of a column of the kernel (``correlate_taps``, ``weight_taps``)
+    many   a matrix product whose operand is gathered from the image as it goes: no columns in
+           memory (``correlate_dot``, ``weight_dot``)
+
+``grad_input`` is ``forward`` read backwards: source and dest change places, taps go the other
+way, and a stride becomes classes of pixels (:class:`Axis`).  ``grad_weight`` sums pixels in two
+stages, splits and then their sum: no atomics, so that results repeat to the bit.
+
+Half-precision products are summed in float32.  float32 is float32, unless PyTorch's
+``torch.backends.cudnn.conv.fp32_precision`` (``allow_tf32``) lets cuDNN use TF32; then matrix
+products do.  Nothing waits for the device, and nothing is kept between calls; as with every
+Triton kernel, run once before you capture a CUDA graph, since compiling is no part of one.
+
+Everything a launch needs is made from sizes, strides and addresses alone
+(:func:`correlate_launches`, :func:`weight_launch`), so that the same launches can be compiled
+without a device: ``docs/gpu.md`` tells what came of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from math import gcd, prod
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..problem import Problem
+from ..suggest import did_you_mean
+from .base import (
+    FLOATS,
+    Algorithm,
+    Cost,
+    MapName,
+    accumulation_dtype,
+    definition_flops,
+    dtype_name,
+    dtype_refusal,
+    operand_bytes,
+)
+
+Way = Literal["taps", "sums", "dot"]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A configuration of ``correlate_taps``.
+
+    Attributes:
+        name: what callers, tests and tables call it.
+        lanes: pixels side by side in a program.
+        height: rows of sums in every lane.
+        chunk: taps of a column of the kernel held in registers at one time.
+        warps: of a program.
+    """
+
+    name: str
+    lanes: int
+    height: int
+    chunk: int
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A configuration of ``weight_taps``: ``down`` x ``across`` taps in a lane; else as Taps."""
+
+    name: str
+    lanes: int
+    height: int
+    down: int
+    across: int
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A configuration of ``correlate_dot`` and ``weight_dot``: an (m, n) tile, k at a time.
+
+    No more than 4 warps: a single loop over taps and channels is known to be miscompiled with 8
+    (pytorch/pytorch#177823).
+    """
+
+    name: str
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+
+
+Config: TypeAlias = Taps | Sums | Dot
+
+CONFIGS: tuple[Config, ...] = (
+    Taps("taps-1", lanes=256, height=1, chunk=1),
+    Taps("taps-4", lanes=256, height=4, chunk=4),
+    Taps("taps-8", lanes=128, height=8, chunk=8),
+    Taps("taps-16", lanes=128, height=16, chunk=16),
+    Sums("sums-1x4x4", lanes=128, height=1, down=4, across=4),
+    Sums("sums-4x4x4", lanes=128, height=4, down=4, across=4),
+    Sums("sums-8x8x4", lanes=128, height=8, down=8, across=4),
+    Dot("dot-64x16", 64, 16, 32),
+    Dot("dot-64x32", 64, 32, 32),
+    Dot("dot-64x64", 64, 64, 32),
+    Dot("dot-128x64", 128, 64, 32),
+    Dot("dot-128x128", 128, 128, 32),
+    Dot("dot-64x16-k16", 64, 16, 16, stages=2),
+    Dot("dot-64x32-k16", 64, 32, 16, stages=2),
+    Dot("dot-64x64-k16", 64, 64, 16, stages=2),
+)
+"""Every configuration there is: each is tested and compiled, whatever the rules below choose."""
+
+FEW = 16
+"""Pairs of channels in a group, C/G * O/G, up to which lanes are pixels: a matrix unit takes
+16 channels at least, of which these would leave most empty."""
+
+SPREAD = 64
+"""Rows that a block of sums may span; with longer steps rows are not shared anyway."""
+
+PROGRAMS = 1056
+"""Programs to split ``grad_weight`` into at least: 8 for each multiprocessor of an H100.  A
+constant, so that results do not depend on the device."""
+
+_MOST = 2**31 - 1
+"""Programs of a grid's first axis; and positions that 32 bits count."""
+
+
+class Axis(NamedTuple):
+    """One image axis of a map: ``source * div = dest * mult + base + tap * u``.
+
+    Attributes:
+        source: pixels of the operand that is read.
+        dest: pixels of the result (of the output, in ``grad_weight``).
+        mult, div: the stride and 1, or 1 and the stride.
+        base: where the first tap lies for ``dest`` = 0.
+        tap: from tap to tap, negative in ``grad_input``.
+        taps: the kernel's size.
+        period: every how many taps the division by ``div`` comes out.
+    """
+
+    source: int
+    dest: int
+    mult: int
+    div: int
+    base: int
+    tap: int
+    taps: int
+    period: int
+
+    @property
+    def classes(self) -> int:
+        """Residues of dest pixels, each with taps of its own."""
+        return min(self.div, self.dest)
+
+    @property
+    def of_class(self) -> int:
+        """Dest pixels of the largest class."""
+        return -(-self.dest // self.div)
+
+    @property
+    def reach(self) -> int:
+        """No position that is computed along the axis is larger."""
+        return self.dest * self.mult + abs(self.base) + (self.taps + self.period) * abs(self.tap)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel, where it runs and with what.
+
+    Attributes:
+        kernel: its name in ``_triton_kernels``.
+        config: the configuration that it runs in.
+        grid: programs.
+        arguments: in the kernel's order.
+        constants: what it is compiled for.
+    """
+
+    kernel: str
+    config: Config
+    grid: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Warps and stages, for the compiler."""
+        stages = self.config.stages if isinstance(self.config, Dot) else 1
+        return {"num_warps": self.config.warps, "num_stages": stages}
+
+    def run(self) -> None:
+        """On the current stream of the operands' device."""
+        device = self.arguments[0].device
+        kernel = getattr(_kernels(), self.kernel)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            kernel[(self.grid,)](*self.arguments, **self.constants, **self.options)
+
+
+@dataclass(frozen=True)
+class Triton(Algorithm):
+    """Triton kernels on CUDA.
+
+    Attributes:
+        correlate: the configuration of ``forward`` and ``grad_input``, by its name in
+            ``CONFIGS``; by default what :func:`choose_correlate` takes.
+        weight: that of ``grad_weight``; by default what :func:`choose_weight` takes.
+    """
+
+    correlate: str = ""
+    weight: str = ""
+
+    name: ClassVar[str] = "triton"
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """No such dtype; no Triton, no CUDA device, one too old; no such configuration."""
+        if reasons := dtype_refusal(dtype, FLOATS) or _where_refusals(device):
+            return reasons
+        if reasons := tuple(self._config_refusals(problem, dtype)):
+            return reasons
+        most = _most_programs(problem)
+        if most > _MOST:
+            return (f"up to {most} programs, more than the 2**31 - 1 of a CUDA grid",)
+        return ()
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        """(x, w) -> y, in the layout of the input."""
+        return self._correlate("forward", problem, input, weight)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        """(y, w) -> x as a correlation with the taps reversed, one class of pixels at a time."""
+        return self._correlate("grad_input", problem, output, weight)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        """(x, y) -> w: splits of the pixels, then their sum, in an order that sizes decide."""
+        if 0 in problem.input_shape:
+            return input.new_zeros(problem.weight_shape)
+        config = self._config("grad_weight", problem, input.dtype)
+        launch, partial = weight_launch(problem, input, output, config)
+        launch.run()
+        total = partial[0] if len(partial) == 1 else partial.sum(0)
+        if isinstance(config, Dot):
+            total = total.permute(0, 3, 1, 2)
+        return total.to(input.dtype).contiguous()
+
+    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+        """Packed weights, operands with their channels moved together, and partial sums."""
+        if 0 in problem.input_shape:
+            return 0
+        config = self._config(map, problem, dtype)
+        taps = prod(problem.weight_shape)
+        if map == "grad_weight":
+            splits = _splits(problem, config)[0]
+            sums = (splits + 1) * taps * accumulation_dtype(dtype).itemsize
+            moved = prod(problem.input_shape) + prod(problem.output_shape)
+            return sums + (moved * dtype.itemsize if isinstance(config, Dot) else 0)
+        source = problem.input_shape if map == "forward" else problem.output_shape
+        moved = prod(source) if isinstance(config, Dot) else 0
+        return (taps + moved) * dtype.itemsize
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """Products that empty parts of tiles do included; copies are written and read again.
+
+        What ordinary arithmetic costs beside matrix units is predicted from the makers' peaks
+        and the compiled kernels' instructions; no device has confirmed it.
+        """
+        if 0 in problem.input_shape:
+            return Cost(calls=1)
+        config = self._config(map, problem, dtype)
+        flops = definition_flops(problem, dtype)
+        flops *= (
+            _padding(config, map, problem) if isinstance(config, Dot) else _beside(config, dtype)
+        )
+        moved = operand_bytes(problem, dtype) + 2 * self.workspace(problem, map, dtype)
+        # Packing or moving the operands, the kernel, and the mending or the sum of the splits.
+        return Cost(matmul_flops=flops, bytes=moved, calls=2 if map == "forward" else 3)
+
+    def configs(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Config, ...]:
+        """The configurations that can run a map, for whoever measures them."""
+        return tuple(each for each in CONFIGS if not _unsuited(each, problem, map, dtype))
+
+    def _correlate(self, map: MapName, problem: Problem, source: Tensor, weight: Tensor) -> Tensor:
+        if 0 in problem.input_shape:
+            return source.new_zeros(_dest_shape(map, problem))
+        config = self._config(map, problem, source.dtype)
+        launches, result = correlate_launches(map, problem, source, weight, config)
+        for launch in launches:
+            launch.run()
+        return result.to(source.dtype)
+
+    def _config(self, map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
+        if named := self.weight if map == "grad_weight" else self.correlate:
+            return next(each for each in CONFIGS if each.name == named)
+        choose = choose_weight if map == "grad_weight" else choose_correlate
+        return choose(map, problem, dtype)
+
+    def _config_refusals(self, problem: Problem, dtype: torch.dtype) -> list[str]:
+        reasons = []
+        names = [each.name for each in CONFIGS]
+        maps: tuple[tuple[str, tuple[MapName, ...]], ...] = (
+            (self.correlate, ("forward", "grad_input")),
+            (self.weight, ("grad_weight",)),
+        )
+        for name, of in maps:
+            if name and name not in names:
+                reasons.append(
+                    f"no configuration {name!r}{did_you_mean(name, names)} "
+                    f"(it has {', '.join(names)})"
+                )
+            elif name and 0 not in problem.input_shape:
+                config = next(each for each in CONFIGS if each.name == name)
+                found = (_unsuited(config, problem, map, dtype) for map in of)
+                reasons += dict.fromkeys(each for each in found if each)
+        return reasons
+
+
+# -- which configuration ----------------------------------------------------------------------
+
+_TALL_TAPS = (("taps-16", 16, 12), ("taps-8", 6, 1), ("taps-4", 2, 1))
+_TALL_SUMS = (("sums-8x8x4", 6, 5), ("sums-4x4x4", 2, 1))
+"""Configurations that share rows, with the rows of dest and of taps that they are worth."""
+
+
+def choose_correlate(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
+    """The configuration of ``forward`` or ``grad_input`` by size.
+
+    Few pairs of channels: as many rows of sums as the dest has and the kernel can feed, 16 from
+    12 taps on, else 8 or 4.  Many: the narrowest tile that holds the channels; a tall one for
+    matrix units, where there are rows of pixels enough to fill a device.
+
+    The rules stand on the compiled kernels' registers and predicted occupancy (docs/gpu.md), not
+    on measurements: there are none yet.
+    """
+    rows, columns = axes(map, problem)
+    if problem.group_in * problem.group_out <= FEW:
+        for name, least_rows, least_taps in _TALL_TAPS:
+            fits = rows.dest >= least_rows and rows.taps >= least_taps
+            if fits and not _unsuited(_named(name), problem, map, dtype):
+                return _named(name)
+        return _named("taps-1")
+    channels = problem.group_out if map == "forward" else problem.group_in
+    pixels = problem.batch * rows.dest * columns.dest
+    return _dot(dtype, channels, pixels)
+
+
+def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
+    """The configuration of ``grad_weight`` by size: as :func:`choose_correlate`."""
+    rows, _ = axes(map, problem)
+    if problem.group_in * problem.group_out <= FEW:
+        for name, least_rows, least_taps in _TALL_SUMS:
+            fits = rows.dest >= least_rows and rows.taps >= least_taps
+            if fits and not _unsuited(_named(name), problem, map, dtype):
+                return _named(name)
+        return _named("sums-1x4x4")
+    across = problem.group_in * prod(problem.kernel)
+    if dtype == torch.float64:
+        return _named(f"dot-64x{_least(across, 16, 32)}-k16")
+    return _dot(dtype, across, problem.group_out)
+
+
+def _dot(dtype: torch.dtype, across: int, down: int) -> Config:
+    """The tile for a product of ``down`` rows and ``across`` columns."""
+    if _is_wide(dtype):
+        return _named(f"dot-64x{_least(across, 16, 32, 64)}-k16")
+    width = _least(across, 16, 32, 64, 128)
+    # 132 tiles of 128 rows: one for each multiprocessor of an H100.
+    if width < 64 or down * across < 132 * 128 * width:
+        return _named(f"dot-64x{min(width, 64)}")
+    return _named(f"dot-128x{width}")
+
+
+def _least(number: int, *sizes: int) -> int:
+    return next((size for size in sizes if size >= number), sizes[-1])
+
+
+def _named(name: str) -> Config:
+    return next(each for each in CONFIGS if each.name == name)
+
+
+def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
+    """Why a configuration cannot run a map; empty if it can."""
+    if isinstance(config, Dot):
+        # As compiled for sm_80 and sm_90: with larger tiles registers spill.
+        most = 64 * 64 if _is_wide(dtype) else 128 * 128
+        if dtype == torch.float64 and map == "grad_weight":
+            most = 64 * 32
+        if config.m * config.n > most:
+            return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
+        return ""
+    if isinstance(config, Sums) != (map == "grad_weight"):
+        return f"{config.name} is not for {map}"
+    rows, _ = axes(map, problem)
+    taps = min(config.down if isinstance(config, Sums) else config.chunk, rows.taps)
+    if config.height > 1 and rows.div > 1:
+        return f"{config.name} shares rows, which {map} with a stride does not"
+    if config.height > 1 and _spread(config.height, taps, rows) > SPREAD:
+        return (
+            f"{config.name}: {config.height} rows of sums span more than {SPREAD} pixels under "
+            f"this stride and dilation"
+        )
+    return ""
+
+
+def _padding(config: Dot, map: MapName, problem: Problem) -> float:
+    """How many times the products of the definition the tiles multiply."""
+    taps = prod(problem.kernel)
+    sides = {
+        "forward": ((problem.group_out, config.n), (problem.group_in, config.k)),
+        "grad_input": ((problem.group_in, config.n), (problem.group_out, config.k)),
+        "grad_weight": ((problem.group_out, config.m), (problem.group_in * taps, config.n)),
+    }[map]
+    return prod(-(-length // tile) * tile / length for length, tile in sides)
+
+
+def _beside(config: Config, dtype: torch.dtype) -> float:
+    """What a product costs one by one, in those of a large matrix product.
+
+    Of the instructions in a tall configuration's loop a third multiply, of the others' a tenth.
+    An H100 states 15 times as many operations in matrix units for halves, twice for float64.
+    """
+    assert not isinstance(config, Dot)
+    share = 3.0 if config.height > 1 else 10.0
+    return share * {2: 15.0, 4: 1.0, 8: 2.0}[dtype.itemsize]
+
+
+def _spread(height: int, taps: int, rows: Axis) -> int:
+    return (height - 1) * rows.mult + (taps - 1) * abs(rows.tap) + 1
+
+
+def _is_wide(dtype: torch.dtype) -> bool:
+    """Whether a matrix product's tile has to be small: float64, and float32 without TF32."""
+    return dtype == torch.float64 or (dtype == torch.float32 and not _may_use_tf32(dtype))
+
+
+def _may_use_tf32(dtype: torch.dtype) -> bool:
+    """Whether float32 products may round their operands to TF32, as cuDNN's may."""
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return dtype == torch.float32 and precision == "tf32"
+
+
+# -- the launches -----------------------------------------------------------------------------
+
+
+def axes(map: MapName, problem: Problem) -> tuple[Axis, Axis]:
+    """Rows and columns of a map; ``grad_weight`` pairs pixels as ``forward`` does."""
+    rows, columns = (_axis(map, problem, dim) for dim in (0, 1))
+    return rows, columns
+
+
+def _axis(map: MapName, problem: Problem, dim: int) -> Axis:
+    size, output, taps = problem.size[dim], problem.output_size[dim], problem.kernel[dim]
+    # A step that is never taken may be any; 1 keeps positions small.
+    stride = problem.stride[dim] if output > 1 else 1
+    tap = problem.dilation[dim] if taps > 1 else 1
+    before = problem.padding[dim][0]
+    if map == "grad_input":
+        return Axis(output, size, 1, stride, before, -tap, taps, stride // gcd(stride, tap))
+    return Axis(size, output, stride, 1, -before, tap, taps, 1)
+
+
+def correlate_launches(
+    map: MapName, problem: Problem, source: Tensor, weight: Tensor, config: Config
+) -> tuple[tuple[Launch, ...], Tensor]:
+    """The launches of ``forward`` or ``grad_input``, and the result that they fill.
+
+    Args:
+        source: the input, or for ``grad_input`` the output.
+    """
+    source = source.resolve_neg()
+    result = torch.empty(
+        _dest_shape(map, problem),
+        # The interpreter truncates to bfloat16 where devices round.
+        dtype=accumulation_dtype(source.dtype) if interpreted() else source.dtype,
+        device=source.device,
+        memory_format=(
+            torch.channels_last if _is_channels_last(source) else torch.contiguous_format
+        ),
+    )
+    # (groups, O/G, C/G, kH, kW)
+    grouped = (
+        weight.resolve_neg()
+        .contiguous()
+        .view(problem.groups, problem.group_out, problem.group_in, *problem.kernel)
+    )
+    launch: Launch
+    if isinstance(config, Dot):
+        source = source.contiguous(memory_format=torch.channels_last)
+        launch = _dot_launch(map, problem, source, grouped, result, config)
+    else:
+        launch = _taps_launch(map, problem, source, grouped, result, config)
+    by_one = isinstance(config, Taps) and config.height == 1
+    if map == "forward" or by_one or max(problem.kernel) == 1:
+        return (launch,), result
+    # No pixel may meet a tap beyond the edges, were it only to multiply NaN by zero.
+    mend = _taps_launch(map, problem, source, grouped, result, _named("taps-1"), mend=True)
+    return (launch, mend), result
+
+
+def _taps_launch(
+    map: MapName,
+    problem: Problem,
+    source: Tensor,
+    grouped: Tensor,
+    result: Tensor,
+    config: Config,
+    mend: bool = False,
+) -> Launch:
+    assert isinstance(config, Taps)
+    rows, columns = axes(map, problem)
+    dest, summed = (1, 2) if map == "forward" else (2, 1)
+    # Lanes that are channels want theirs next to each other.
+    lanes_are_channels = _is_channels_last(result)
+    order = (summed, 3, 4, 0, dest) if lanes_are_channels else (0, dest, summed, 3, 4)
+    packed = grouped.permute(order).contiguous()
+    step = dict(zip(order, packed.stride()))
+    weight_strides = tuple(step[each] for each in (0, dest, summed, 3, 4))
+    channels = result.shape[1]
+    high = -(-rows.of_class // config.height)
+    lanes = problem.batch * high * columns.of_class
+    blocks = -(-lanes * (channels if lanes_are_channels else 1) // config.lanes)
+    shared = config.height > 1
+    chunk = min(config.chunk, rows.taps)
+    constants = {
+        "LANES": config.lanes,
+        "HEIGHT": config.height,
+        "CHUNK": chunk,
+        "CHUNKS": rows.taps // chunk if shared else 0,
+        "REST": rows.taps % chunk if shared else 0,
+        "STEP": rows.mult if shared else 0,
+        "TAP": rows.tap if shared else 0,
+        "CHANNELS_FIRST": lanes_are_channels,
+        "MEND": mend,
+        "WIDE": _wide((rows, columns), source, packed, result, lanes * channels),
+        "SUM": _sum_dtype(source.dtype),
+    }
+    numbers = (problem.batch, channels, grouped.shape[summed], grouped.shape[dest], blocks)
+    strides = (_strides(source), _strides(result), weight_strides)
+    return Launch(
+        "correlate_taps",
+        config,
+        blocks * (1 if lanes_are_channels else channels) * rows.classes * columns.classes,
+        (source, packed, result, rows, columns, *strides, *numbers),
+        constants,
+    )
+
+
+def _dot_launch(
+    map: MapName, problem: Problem, source: Tensor, grouped: Tensor, result: Tensor, config: Dot
+) -> Launch:
+    rows, columns = axes(map, problem)
+    classes = rows.classes * columns.classes
+    dest, summed = (1, 2) if map == "forward" else (2, 1)
+    group_dest, group_source = grouped.shape[dest], grouped.shape[summed]
+    # 16 bytes at a time: along the channels for halves; matrix units take TF32 along the sum.
+    if source.dtype == torch.float32:
+        packed = grouped.permute(0, dest, 3, 4, summed).contiguous()
+        weight_strides = (1, packed.stride(1))
+    else:
+        packed = grouped.permute(0, 3, 4, summed, dest).contiguous()
+        weight_strides = (group_dest, 1)
+    pixels = problem.batch * rows.of_class * columns.of_class
+    tiles = -(-pixels // config.m) * -(-group_dest // config.n)
+    part = _plane_part(result, classes)
+    plane = rows.dest * columns.dest // part if part else 0
+    constants = _dot_constants(config, source) | {
+        "FLAT": group_source < config.k,
+        "PLANE_PART": part,
+        "WIDE": _wide((rows, columns), source, packed, result),
+    }
+    numbers = (problem.batch, problem.groups, group_source, group_dest, plane)
+    strides = (_strides(source), _strides(result), weight_strides)
+    return Launch(
+        "correlate_dot",
+        config,
+        tiles * problem.groups * classes,
+        (source, packed, result, rows, columns, *strides, *numbers),
+        constants,
+    )
+
+
+def weight_launch(
+    problem: Problem, input: Tensor, output: Tensor, config: Config
+) -> tuple[Launch, Tensor]:
+    """The first stage of ``grad_weight``, and the splits' sums that it fills.
+
+    Returns:
+        the launch, and (splits, O, C/G, kH, kW), or for a Dot (splits, O, kH, kW, C/G).
+    """
+    input, output = input.resolve_neg(), output.resolve_neg()
+    rows, columns = axes("grad_weight", problem)
+    splits, per_split = _splits(problem, config)
+    sum_dtype = accumulation_dtype(input.dtype)
+    (down, across), channels = problem.kernel, problem.group_in
+    if isinstance(config, Dot):
+        input = input.contiguous(memory_format=torch.channels_last)
+        output = output.contiguous(memory_format=torch.channels_last)
+        partial = input.new_empty(
+            (splits, problem.out_channels, down, across, channels), dtype=sum_dtype
+        )
+        tiles = -(-problem.group_out // config.m) * -(-channels * down * across // config.n)
+        numbers = (problem.batch, problem.groups, channels, problem.group_out, per_split)
+        return Launch(
+            "weight_dot",
+            config,
+            tiles * problem.groups * splits,
+            (
+                *(input, output, partial, rows, columns),
+                *(_strides(input), _strides(output)),
+                *numbers,
+            ),
+            _dot_constants(config, input)
+            | {"WIDE": _wide((rows, columns), input, output, partial)},
+        ), partial
+    assert isinstance(config, Sums)
+    partial = input.new_empty(
+        (splits, problem.out_channels, channels, down, across), dtype=sum_dtype
+    )
+    chunks = -(-down // config.down), -(-across // config.across)
+    return Launch(
+        "weight_taps",
+        config,
+        prod(chunks) * channels * problem.out_channels * splits,
+        (
+            *(input, output, partial, rows, columns, _strides(input), _strides(output)),
+            *(problem.batch, problem.out_channels, channels, problem.group_out),
+            *(*chunks, per_split),
+        ),
+        {
+            "LANES": config.lanes,
+            "HEIGHT": config.height,
+            "DOWN": min(config.down, down),
+            "ACROSS": min(config.across, across),
+            "STEP": rows.mult,
+            "TAP": rows.tap,
+            "WIDE": _wide((rows, columns), input, output, partial),
+            "SUM": _sum_dtype(input.dtype),
+        },
+    ), partial
+
+
+def _splits(problem: Problem, config: Config) -> tuple[int, int]:
+    """How many splits of the pixels, and how much of them (in the config's unit) has each."""
+    rows, columns = axes("grad_weight", problem)
+    channels, (down, across) = problem.group_in, problem.kernel
+    if isinstance(config, Dot):
+        pixels = problem.batch * rows.dest * columns.dest
+        tiles = -(-problem.group_out // config.m) * -(-channels * down * across // config.n)
+        blocks, programs = -(-pixels // config.k), tiles * problem.groups
+        unit = config.k
+    else:
+        assert isinstance(config, Sums)
+        lanes = problem.batch * -(-rows.dest // config.height) * columns.dest
+        chunks = -(-down // config.down) * -(-across // config.across)
+        blocks, programs = -(-lanes // config.lanes), chunks * channels * problem.out_channels
+        unit = 1
+    per_split = -(-blocks // max(1, min(blocks, -(-PROGRAMS // programs))))
+    return -(-blocks // per_split), per_split * unit
+
+
+def _dot_constants(config: Dot, source: Tensor) -> dict[str, Any]:
+    return {
+        "M": config.m,
+        "N": config.n,
+        "K": config.k,
+        "SUM": _sum_dtype(source.dtype),
+        "PRECISION": "tf32" if _may_use_tf32(source.dtype) else "ieee",
+        "UPCAST": interpreted() and source.dtype in (torch.float16, torch.bfloat16),
+    }
+
+
+def _sum_dtype(dtype: torch.dtype) -> Any:
+    language = import_module("triton.language")
+    return language.float64 if dtype == torch.float64 else language.float32
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Strides, 0 along axes of one element: they carry no position there."""
+    return tuple(
+        step if size > 1 else min(step, 1) for size, step in zip(tensor.shape, tensor.stride())
+    )
+
+
+def _plane_part(result: Tensor, classes: int) -> int:
+    """The power of two, at most 16, that the pixels of a plane are a multiple of; 0 unless the
+    pixels of a plane follow each other."""
+    if classes > 1 or not result.is_contiguous() or result.shape[1] == 1:
+        return 0
+    plane = result.shape[2] * result.shape[3]
+    return gcd(plane, 16)
+
+
+def _wide(both: tuple[Axis, Axis], *tensors: Tensor | int) -> bool:
+    """Whether any position may pass 32 bits."""
+    reach = max(axis.reach for axis in both)
+    for each in tensors:
+        if isinstance(each, int):
+            reach = max(reach, each)
+        else:
+            steps = each.stride()
+            # Taps outside of an image have positions too, though nothing is read there.
+            outside = sum(axis.reach * step for axis, step in zip(both, steps[2:4]))
+            reach = max(reach, outside + sum(n * s for n, s in zip(each.shape, steps)))
+    return reach > _MOST - 2**12
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _dest_shape(map: MapName, problem: Problem) -> tuple[int, int, int, int]:
+    return problem.output_shape if map == "forward" else problem.input_shape
+
+
+def _most_programs(problem: Problem) -> int:
+    """More than any map takes, in any configuration, but for splits."""
+    pixels = max(prod(problem.input_shape), prod(problem.output_shape))
+    rows, columns = axes("grad_input", problem)
+    channels = problem.in_channels + problem.out_channels
+    classes = rows.classes * columns.classes
+    return pixels // 16 + 2 * channels * classes + PROGRAMS + 2 * prod(problem.weight_shape)
+
+
+# -- what there is ----------------------------------------------------------------------------
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU: ``TRITON_INTERPRET=1``."""
+    return find_spec("triton") is not None and bool(import_module("triton").knobs.runtime.interpret)
+
+
+@lru_cache(maxsize=64)
+def _where_refusals(device: torch.device) -> tuple[str, ...]:
+    if find_spec("triton") is None:
+        return (
+            "Triton is not installed; PyTorch's builds for CUDA bring it, or "
+            'pip install "torch_corr[triton]"',
+        )
+    if interpreted():
+        if device.type in ("cpu", "cuda"):
+            return ()
+        return (f"no kernels for {device.type}; Triton's interpreter runs on the cpu",)
+    if device.type != "cuda":
+        return (f"no kernels for {device.type}; it runs on CUDA",)
+    if torch.version.hip is not None:
+        return ("its kernels are made for NVIDIA's devices, and this is ROCm",)
+    if not torch.cuda.is_available():
+        return ("PyTorch finds no CUDA device here",)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return (f"compute capability {capability[0]}.{capability[1]}; it needs 8.0 or later",)
+    return ()
+
+
+def _kernels() -> Any:
+    return import_module("._triton_kernels", __package__)
