@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -73,27 +73,31 @@ class Axis:
         """Input pixels that one tile reads."""
         return (self.outputs - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
 
-    @property
+    @cached_property
     def input(self) -> Window:
         """Where the input lies: overlapping windows."""
         hop = self.outputs * self.stride
         count = min(self.extent, self.length)
         return Window(count, 1, hop, self.tiles, self.padding - self.first * hop)
 
-    @property
+    @cached_property
     def output(self) -> Window:
         """Where the output lies: side by side, ``stride`` apart inside the transform."""
         hop = self.outputs
         return Window(hop, self.stride, hop, self.tiles, -self.first * hop)
 
-    @property
+    @cached_property
     def weight(self) -> Window:
         """Where the weight lies: once, ``dilation`` apart."""
         return Window(self.kernel, self.dilation, 0, 1, 0)
 
     def run(self, tiles: range) -> Axis:
         """A run of this axis's tiles."""
-        return replace(self, first=tiles.start, tiles=len(tiles))
+        if (tiles.start, len(tiles)) == (self.first, self.tiles):
+            return self
+        # Not ``dataclasses.replace``: a search for a plan comes here some thousand times.
+        sizes = self.kernel, self.stride, self.dilation, self.padding, self.length, self.outputs
+        return Axis(*sizes, len(tiles), tiles.start)
 
 
 def axis_of(problem: Problem, dim: int, tiles: int) -> Axis:
