@@ -34,29 +34,36 @@ def analyse(
         reverse: give the spectrum at (-f, -g).
         apart: transform each axis by itself; for one tile.
     """
-    norm = "forward" if tensor.is_complex() and reverse else "backward"
     if apart:
-        spectrum = _analyse_apart(tensor, windows, lengths, norm)
-    elif tensor.is_complex():
-        transform = torch.fft.ifft2 if reverse else torch.fft.fft2
-        spectrum = transform(_cut(tensor, windows, lengths), norm=norm)
-    else:
-        spectrum = torch.fft.rfft2(_cut(tensor, windows, lengths))
-    return spectrum.conj_physical_() if reverse and not tensor.is_complex() else spectrum
+        return _analyse_apart(tensor, windows, lengths, reverse)
+    tiles = _cut(tensor, windows, lengths)
+    spectrum: Tensor
+    if tensor.is_complex():
+        spectrum = torch.fft.ifft2(tiles, norm="forward") if reverse else torch.fft.fft2(tiles)
+        return spectrum
+    spectrum = torch.fft.rfft2(tiles)
+    return spectrum.conj_physical_() if reverse else spectrum
 
 
-def _analyse_apart(tensor: Tensor, windows: Windows, lengths: tuple[int, int], norm: str) -> Tensor:
+def _analyse_apart(
+    tensor: Tensor, windows: Windows, lengths: tuple[int, int], reverse: bool
+) -> Tensor:
     (rows, to_rows), (columns, to_columns) = (
         _inside(window, size) for window, size in zip(windows, tensor.shape[2:])
     )
-    full = torch.fft.ifft if norm == "forward" else torch.fft.fft
-    along_rows = full if tensor.is_complex() else torch.fft.rfft
+    # Scaled by nothing, the inverse is the transform at -f.
+    full, norm = (torch.fft.ifft, "forward") if reverse else (torch.fft.fft, "backward")
     spectrum: Tensor
     part = tensor[:, :, rows, columns]
     if part.shape[3] != lengths[1]:
         part = tensor.new_zeros(*part.shape[:3], lengths[1])
         part[..., to_columns] = tensor[:, :, rows, columns]
-    spectrum = along_rows(part, norm=norm)
+    if tensor.is_complex():
+        spectrum = full(part, norm=norm)
+    else:
+        spectrum = torch.fft.rfft(part)
+        if reverse:
+            spectrum = spectrum.conj_physical_()
     del part
     if spectrum.shape[2] != lengths[0]:
         some = spectrum

@@ -755,17 +755,22 @@ def _fft_features(
     points = lengths[0] * lengths[1]
     pair = itemsize if whole else 2 * itemsize
     spectrum = points * pair if whole else lengths[0] * (lengths[1] // 2 + 1) * pair
-    transform = (5.0 if whole else 2.5) * points * math.log2(points)
+    apart = axes[0].tiles == axes[1].tiles == 1
     slow = itemsize / 8 if whole else itemsize / 4
     flops = moved = 0.0
     for slot in SLOTS[map]:
         size = _sizes(axes, slot, _images(problem, slot, problem.batch), axes[0].tiles)
         channels = _channels(problem, slot) * (repeats if slot == "input" else 1)
-        # PyTorch's inverse transforms the columns apart, between two transpositions.
-        back = slot == SLOTS[map][2]
-        flops += channels * size.number * transform
+        # Apart, only rows that are there are transformed.
+        held = min(getattr(axes[0], slot).count, _shape(problem, slot)[2])
+        rows = held if apart else lengths[0]
+        lines = (5.0 if whole else 2.5) * rows * lengths[1] * math.log2(lengths[1])
+        across = (5.0 if whole else 2.5) * points * math.log2(lengths[0])
+        flops += channels * size.number * (lines + across)
         moved += channels * (4 * size.tiles + 2 * size.padded) * itemsize
-        moved += channels * size.number * spectrum * (4 if back else 0)
+        # PyTorch's inverse transforms the columns apart, between two transpositions.
+        back = 0 if slot != SLOTS[map][2] else 2 if apart else 4
+        moved += channels * size.number * spectrum * back
     tiles = problem.batch * axes[0].tiles * axes[1].tiles
     moved += 3.0 * tiles * problem.group_in * problem.group_out * spectrum
     return Features(fft_flops=problem.groups * flops * slow, bytes=problem.groups * moved)
