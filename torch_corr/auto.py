@@ -39,7 +39,7 @@ TRANSFORM_TAPS = 81
 """Taps below which no transform is looked at: planning one takes milliseconds, and of the 1,265
 timings that the factors come from, it was ahead with fewer in two."""
 
-PREJUDICE = 0.75
+PREJUDICE = 0.82
 """The part of a preferred algorithm's time that another's must stay below to be taken instead."""
 
 OWN_CALL = 8e-6

@@ -4,7 +4,9 @@ Written by ``python -m benchmarks fit write``; not to be edited by hand.
 From 750 timings on AMD EPYC, 2 threads, PyTorch 2.13.0+cpu,
 2026-11-24.
 
-Judged on problems of another seed, not yet.
+Judged on problems of another seed, 2026-11-24: Of 136 maps the quickest, or one within 5 % of it,
+is taken in 76%; the time is 1.132 times the quickest's in the geometric mean, 8.3 times at worst.
+Beside PyTorch 1.25 times as fast, 0.38 at worst, more than 5 % slower in 5.
 """
 
 from __future__ import annotations
