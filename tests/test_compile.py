@@ -15,7 +15,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from torch_corr import (
-    ALGORITHMS,
     Algorithm,
     Auto,
     Corr2d,
@@ -25,6 +24,7 @@ from torch_corr import (
     convolve2d,
     corr2d,
 )
+from torch_corr.planner import able_algorithms
 from torch_corr.wisdom import WISDOM, Key
 
 pytestmark = pytest.mark.filterwarnings(
@@ -39,7 +39,8 @@ class Mine(Naive):
     name = "mine"
 
 
-CHOICES = ["auto", *(each.name for each in ALGORITHMS), Unfold(workspace_limit=50_000), Mine()]
+ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float64)
+CHOICES = ["auto", *(each.name for each in ABLE), Unfold(workspace_limit=50_000), Mine()]
 each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
 
 

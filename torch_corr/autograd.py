@@ -20,6 +20,7 @@ have these rules, so that a captured graph may be differentiated again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from .operators import (
     Deferred,
     Slots,
     open_slot,
+    operate,
     plan_of,
     run,
     slots_of,
@@ -168,7 +170,13 @@ class _Transformed(_Rules):
         return _mapped(plan, leading, [dim is not None for dim in in_dims[1:]], info.batch_size), 0
 
 
-def _mapped(plan: Plan | Deferred, slots: Slots, mapped: list[bool], times: int) -> Tensor:
+def _mapped(
+    plan: Plan | Deferred,
+    slots: Slots,
+    mapped: list[bool],
+    times: int,
+    fill: Callable[..., Tensor] = trilinear,
+) -> Tensor:
     """Many problems of one geometry as a single larger one: vmap's rule.
 
     Each axis of the form, image axes aside, is shared by two slots, the groups by all
@@ -177,6 +185,7 @@ def _mapped(plan: Plan | Deferred, slots: Slots, mapped: list[bool], times: int)
     Args:
         slots: operands, of which the mapped ones have an axis of length ``times`` in front.
         mapped: for each slot whether it has.
+        fill: what fills the open slot of the larger problem.
 
     Returns:
         The open slot, with the axis in front.
@@ -201,6 +210,7 @@ def _mapped(plan: Plan | Deferred, slots: Slots, mapped: list[bool], times: int)
                     ],
                     mapped,
                     length,
+                    fill,
                 )
                 for start, length in halves
             ]
@@ -209,7 +219,7 @@ def _mapped(plan: Plan | Deferred, slots: Slots, mapped: list[bool], times: int)
         _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
         for slot, (value, has) in enumerate(zip(slots, mapped))
     ]
-    return _unfold(plan.problem, opened, axis, trilinear(plan.of(problem), *operands), times)
+    return _unfold(plan.problem, opened, axis, fill(plan.of(problem), *operands), times)
 
 
 def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
@@ -308,6 +318,11 @@ def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any)
         and forward_ad._current_level >= 0
         and any(_has_tangent(value) for value in operands)
     ):
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                f"torch_corr::{map} cannot be differentiated by torch.func when it is called "
+                f"itself; call torch_corr.corr2d, which can"
+            )
         plan = plan_of(map, first, second, *arguments)
         return trilinear(plan, *slots_of(map, first, second))
     with torch._C._AutoDispatchBelowAutograd():
@@ -331,7 +346,8 @@ def _map_over(
     one = [value if dim is None else value[0] for value, dim in zip(operands, dims)]
     plan = plan_of(map, one[0], one[1], *arguments)
     mapped = [dim is not None for dim in slots_of(map, *dims)]
-    return _mapped(plan, slots_of(map, *operands), mapped, info.batch_size), 0
+    slots = slots_of(map, *operands)
+    return _mapped(plan, slots, mapped, info.batch_size, operate), 0
 
 
 for _map in MAPS:

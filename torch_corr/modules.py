@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad
 from torch.nn.modules.conv import _LazyConvXdMixin
 from torch.nn.parameter import UninitializedParameter
 
@@ -63,6 +64,8 @@ class Corr2d(nn.Conv2d):
 
     algorithm: AlgorithmLike = "auto"
     """On the class too, so that a layer pickled or converted without it has the default."""
+
+    __jit_ignored_attributes__ = ("algorithm",)
 
     def __init__(
         self,
@@ -128,45 +131,34 @@ class Corr2d(nn.Conv2d):
         self._reversed_padding_repeated_twice = [*sides[1], *sides[0]]
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return corr2d(
-            input,
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            padding_mode=self.padding_mode,
-            algorithm=self.algorithm,
-        )
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` compiles: an ``nn.Conv2d`` with these very parameters.
-
-        TorchScript is a language of its own, in which PyTorch's convolution is the only one.
-
-        Raises:
-            RuntimeError: padding ``"same"`` with a stride, which depends on the input's size.
-        """
-        cls = type(self)
-        if (cls.forward, cls._conv_forward) != (nn.Conv2d.forward, Corr2d._conv_forward):
-            return self  # a subclass with a way of its own
-        strided = max(as_pair("stride", self.stride)) > 1
-        if self.padding == "same" and strided:
-            raise RuntimeError(
-                f"torch.jit.script cannot take {self}: padding='same' with a stride depends on the "
-                f"input's size, and TorchScript's convolution pads the same every time; use "
-                f"torch.export, or spell the padding ((top, bottom), (left, right))"
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self._scripted(input, weight, bias)
+        else:  # noqa: RET505 - what TorchScript leaves unread
+            return corr2d(
+                input,
+                weight,
+                bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.groups,
+                padding_mode=self.padding_mode,
+                algorithm=self.algorithm,
             )
-        twin: Any = copy(self)
-        twin.__class__ = nn.Conv2d
-        twin.__dict__.pop("algorithm", None)
-        if self.padding == "full" or isinstance(self.padding[0], tuple):
-            # nn.Conv2d fills the border first in every mode but "zeros"; this one is zeros too.
-            twin.padding = 0, 0
-            twin.padding_mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        assert isinstance(twin, nn.Module)
-        return twin
+
+    def _scripted(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer in TorchScript, a language with no convolution but PyTorch's."""
+        if isinstance(self.padding, str):  # noqa: SIM102 - alone, TorchScript reads no further
+            if self.padding == "same" and max(self.stride) > 1:
+                raise RuntimeError(
+                    "padding='same' with a stride depends on the input's size, for which "
+                    "TorchScript's convolution has no rule; use torch.export, or padding "
+                    "((top, bottom), (left, right))"
+                )
+        if max(self._reversed_padding_repeated_twice) > 0:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = pad(input, self._reversed_padding_repeated_twice, mode)
+        return conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         """The arguments, as ``nn.Conv2d`` shows them, and the algorithm where one is named."""

@@ -43,6 +43,7 @@ OPERANDS: dict[MapName, tuple[int, int]] = {
 
 _MAP_OF: dict[int, MapName] = {OUTPUT: "forward", INPUT: "grad_input", WEIGHT: "grad_weight"}
 _PLAIN = (Tensor, Parameter)
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_profiling = torch._C._autograd._profiler_enabled
 
 
@@ -87,16 +88,21 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
         algorithm: Any = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.asked)
-    first, second = (slots[slot] for slot in OPERANDS[map])
-    assert first is not None
     if isinstance(algorithm, Aten):
         # PyTorch's own operators need no hiding, and compilers do much with them.
-        result: Tensor = getattr(algorithm, map)(plan.problem, first, second)
+        operands = (slots[slot] for slot in OPERANDS[map])
+        result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
         return result
-    p = plan.problem
+    return operate(plan, *slots)
+
+
+def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
+    """Fill the open slot by the operator of the map."""
+    p, map = plan.problem, _MAP_OF[open_slot(slots)]
     extra = {"forward": (), "grad_input": (p.size,), "grad_weight": (p.kernel,)}[map]
     padding = (*p.padding[0], *p.padding[1])
     operator: Callable[..., Tensor] = getattr(torch.ops.torch_corr, map)
+    first, second = (slots[slot] for slot in OPERANDS[map])
     return operator(
         first, second, *extra, p.stride, padding, p.dilation, p.groups, spelled(plan.asked)
     )
@@ -109,7 +115,7 @@ def open_slot(slots: Slots) -> int:
 
 def _watched(slots: Slots) -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or any(
-        value is not None and type(value) not in _PLAIN for value in slots
+        value is not None and (type(value) not in _PLAIN or _is_wrapped(value)) for value in slots
     )
 
 

@@ -83,6 +83,9 @@ class Aten(Fitted):
         shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
         input = _stand_in(output, shape)
         result = _backward(problem, output, input, weight, padding, wanted=0)
+        if _is_channels_last(output):
+            # As PyTorch's own backward, which sees the layout of the input itself.
+            result = result.contiguous(memory_format=torch.channels_last)
         return result[..., top : top + height, left : left + width] if any(extra) else result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
@@ -134,6 +137,10 @@ class Aten(Fitted):
 
 Sides: TypeAlias = tuple[int, int, int, int]
 """Left, right, top and bottom, as ``pad`` takes them."""
+
+
+def _is_channels_last(value: Tensor) -> bool:
+    return not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
 
 
 def conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

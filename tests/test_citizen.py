@@ -1,0 +1,261 @@
+"""Whatever PyTorch offers around nn.Conv2d works with Corr2d, and gives the same."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import algorithm_id
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune, skip_init
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint
+from torch.utils.checkpoint import create_selective_checkpoint_contexts as selective
+
+from torch_corr import Algorithm, Corr2d, Unfold, corr2d
+
+CHOICES = ("auto", "direct", "fft", Unfold(workspace_limit=60_000))
+each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
+
+
+def twins(algorithm: Algorithm | str, **arguments: Any) -> tuple[Corr2d, nn.Conv2d]:
+    """Ours and PyTorch's, with the same weights."""
+    arguments = {"padding": 1, "groups": 2, "dtype": torch.float64, **arguments}
+    torch.manual_seed(0)
+    ours = Corr2d(4, 6, 3, **arguments, algorithm=algorithm)
+    torch.manual_seed(0)
+    return ours, nn.Conv2d(4, 6, 3, **arguments)
+
+
+def images(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(2, 4, 7, 8, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def close(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def step(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Output, and the gradients of the input and of the parameters."""
+    x = x.detach().clone().requires_grad_()
+    y = layer(x)
+    gradients = torch.autograd.grad(y.pow(2).sum(), (x, *layer.parameters()))
+    return y, *gradients
+
+
+@pytest.mark.parametrize(
+    "algorithm", [each for each in CHOICES if each != "fft"], ids=algorithm_id
+)  # which knows no halves
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype: torch.dtype, algorithm: Algorithm | str) -> None:
+    """The dtypes are conv2d's: halves for float32, float64 left alone, gradients as the leaves."""
+    for own in (torch.float32, torch.float64):
+        ours, theirs = twins(algorithm, dtype=own)
+        with torch.autocast("cpu", dtype=dtype):
+            got, expected = step(ours, images(own)), step(theirs, images(own))
+        for mine, other in zip(got, expected):
+            assert mine.dtype == other.dtype
+            largest = float(other.detach().abs().max())
+            bound = 1e-9 if own == torch.float64 else 8 * torch.finfo(dtype).eps
+            torch.testing.assert_close(mine, other, rtol=0, atol=bound * largest)
+
+
+@each_choice
+def test_grad_scaler(algorithm: Algorithm | str) -> None:
+    """Scaled steps, one of which overflows and is left out."""
+    layers = twins(algorithm)
+    for layer in layers:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+        for factor in (1.0, float("inf"), 1.0):
+            optimizer.zero_grad()
+            scaler.scale(layer(images()).square().mean() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 2.0**9
+    close(*(list(layer.parameters()) for layer in layers))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_channels_last_is_kept(groups: int) -> None:
+    """As conv2d keeps it, in the output and in the input's gradient."""
+    results = []
+    for layer in twins("auto", groups=groups):
+        x = images().contiguous(memory_format=torch.channels_last).requires_grad_()
+        y = layer(x)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        results.append((y, gradient))
+    for mine, other in zip(*results):
+        close(mine, other)
+        for format in (torch.channels_last, torch.contiguous_format):
+            assert mine.is_contiguous(memory_format=format) == other.is_contiguous(
+                memory_format=format
+            )
+
+
+@each_choice
+def test_initialised_later(algorithm: Algorithm | str) -> None:
+    """Made on meta, by the context or by skip_init, then materialised and loaded."""
+    full, _ = twins(algorithm)
+    with torch.device("meta"):
+        empty, _ = twins(algorithm)
+    assert empty.weight.is_meta
+    assert empty(torch.empty(2, 4, 7, 8, device="meta", dtype=torch.float64)).is_meta
+    loaded = copy.deepcopy(empty)
+    loaded.load_state_dict(full.state_dict(), assign=True)
+    assert loaded.weight.data_ptr() == full.weight.data_ptr()
+    arguments = {"padding": 1, "groups": 2, "dtype": torch.float64, "algorithm": algorithm}
+    skipped = skip_init(Corr2d, 4, 6, 3, **arguments)
+    assert (type(skipped), skipped.weight.device.type) == (Corr2d, "cpu")
+    for layer in (empty.to_empty(device="cpu"), skipped):
+        layer.load_state_dict(full.state_dict())
+        close(layer(images()), full(images()))
+
+
+@each_choice
+def test_saved_whole_and_copied_shallow(algorithm: Algorithm | str) -> None:
+    ours, theirs = twins(algorithm)
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    close(step(loaded, images()), step(theirs, images()))
+    assert copy.copy(ours).weight is ours.weight
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "weight_norm": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "spectral_norm": partial(parametrizations.spectral_norm, n_power_iterations=3),
+    "old weight_norm": torch.nn.utils.weight_norm,
+    "old spectral_norm": torch.nn.utils.spectral_norm,
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.4),
+    "structured prune": lambda layer: prune.ln_structured(layer, "weight", 0.5, n=2, dim=0),
+}
+
+
+@each_choice
+@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_parametrized_weights(name: str, algorithm: Algorithm | str) -> None:
+    layers = twins(algorithm)
+    results = []
+    for layer in layers:
+        torch.manual_seed(3)
+        WRAPPERS[name](layer)
+        results.append(step(layer, images()))
+    close(*results)
+    if parametrize.is_parametrized(layers[0]):
+        parametrize.remove_parametrizations(layers[0], "weight")
+        assert type(layers[0]) is Corr2d
+
+
+@each_choice
+def test_fused_with_a_batch_norm(algorithm: Algorithm | str) -> None:
+    norm = nn.BatchNorm2d(6, dtype=torch.float64)
+    norm.running_mean.uniform_()
+    norm.running_var.uniform_(0.5, 2)
+    ours, theirs = (fuse_conv_bn_eval(each.eval(), norm.eval()) for each in twins(algorithm))
+    assert type(ours) is Corr2d
+    assert ours.algorithm == algorithm
+    close(ours(images()), theirs(images()))
+
+
+@each_choice
+def test_hooks(algorithm: Algorithm | str) -> None:
+    """Forward and backward hooks see and change what nn.Conv2d's do."""
+    results = []
+    for layer in twins(algorithm):
+        seen: list[Any] = []
+        layer.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,))
+        layer.register_forward_hook(lambda _, inputs, output: output + inputs[0].sum())
+        layer.register_full_backward_pre_hook(lambda _, gradients: (gradients[0] * 3,))
+        layer.register_full_backward_hook(
+            lambda _, gradients, outer, seen=seen: seen.extend([*gradients, *outer])
+        )
+        layer.weight.register_hook(lambda gradient: gradient + 1)
+        x = images().requires_grad_()
+        layer(x).square().sum().backward()
+        results.append([*seen, x.grad, layer.weight.grad, layer.bias.grad])
+    close(*results)
+
+
+@each_choice
+@pytest.mark.parametrize("kind", ["reentrant", "not", "selective"])
+def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
+    """Recomputed in backward; under a policy that sees our operators as well."""
+    asked: list[str] = []
+
+    def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        asked.append(str(operator))
+        return CheckpointPolicy.MUST_SAVE
+
+    results = []
+    for layer in twins(algorithm):
+        net = nn.Sequential(layer, nn.Tanh())
+        more: dict[str, Any] = {"use_reentrant": kind == "reentrant"}
+        if kind == "selective":
+            more["context_fn"] = partial(selective, policy)
+        x = images().requires_grad_()
+        y = checkpoint(net, x, **more)
+        gradients = torch.autograd.grad if kind != "reentrant" else None
+        if gradients is None:
+            y.square().sum().backward()
+            results.append((y, x.grad, *(each.grad for each in net.parameters())))
+        else:
+            results.append((y, *gradients(y.square().sum(), (x, *net.parameters()))))
+    close(*results)
+    if kind == "selective":
+        assert any("conv" in each or "torch_corr.forward" in each for each in asked)
+        if algorithm != "auto":
+            assert "torch_corr.forward.default" in asked
+
+
+@each_choice
+def test_saved_tensor_hooks(algorithm: Algorithm | str) -> None:
+    """Saved elsewhere and brought back."""
+    results = []
+    for layer in twins(algorithm):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value: value.numpy(force=True), torch.from_numpy
+        ):
+            x = images().requires_grad_()
+            y = layer(x)
+        results.append(torch.autograd.grad(y.square().sum(), (x, layer.weight)))
+    close(*results)
+    with torch.autograd.graph.save_on_cpu():
+        close(step(twins(algorithm)[0], images()), step(twins(algorithm)[1], images()))
+
+
+@each_choice
+def test_what_conv2d_cannot_do_is_said(algorithm: Algorithm | str) -> None:
+    """In-place writes to saved tensors, and a second backward: conv2d's own errors."""
+    for layer in twins(algorithm):
+        x = images().requires_grad_().clone()
+        y = layer(x)
+        x.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+        y = layer(images()).sum()
+        y.backward()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            y.backward()
+
+
+@each_choice
+def test_a_tensor_subclass_comes_back(algorithm: Algorithm | str) -> None:
+    """As conv2d: results are of the subclass, through its ``__torch_function__``."""
+
+    class Tagged(Tensor):
+        pass
+
+    x, w = images().as_subclass(Tagged), torch.randn(4, 4, 3, 3, dtype=torch.float64)
+    ours, theirs = corr2d(x, w, algorithm=algorithm), F.conv2d(x, w)
+    assert type(ours) is type(theirs) is Tagged
+    close(ours, theirs)
