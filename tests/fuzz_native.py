@@ -31,6 +31,81 @@ def load():
     raise SystemExit("torch_corr._direct is not on the path")
 
 
+HUGE = 2**40
+EDGES = [
+    # n, c, h, w, o, kh, kw, sh, sw, top, bottom, left, right, dh, dw, g
+    [0, 1, 8, 8, 1, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1],  # no image
+    [1, 0, 8, 8, 2, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1],  # no channel
+    [1, 2, 8, 8, 0, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1],  # no filter
+    [1, 1, 0, 5, 1, 2, 2, 1, 1, 1, 1, 0, 0, 1, 1, 1],  # no row, but padding
+    [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1],  # one pixel
+    [1, 1, 33, 70, 1, 33, 70, 1, 1, 0, 0, 0, 0, 1, 1, 1],  # the kernel as large as the image
+    [2, 3, 17, 33, 3, 5, 5, 7, 40, 2, 2, 2, 2, 1, 1, 3],  # the stride past the kernel
+    [1, 1, 9, 9, 1, 2, 2, HUGE, HUGE, HUGE, HUGE, HUGE, HUGE, 1, 1, 1],  # huge padding
+    [1, 1, 9, 9, 1, 3, 2, 1, 1, HUGE, HUGE, 0, HUGE, HUGE, HUGE, 1],  # huge dilation
+    [1, 2, 9, 9, 2, 1, 1, 2**48, 2**48, 0, 0, 0, 0, 2**48, 2**48, 2],  # steps never taken
+]
+
+
+def keeps_the_form(native, sizes, seed: int) -> None:
+    """All maps, instruction sets and numbers of threads on one geometry."""
+    n, c, h, w, o, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g = sizes
+    oh = (h + pt + pb - dh * (kh - 1) - 1) // sh + 1
+    ow = (w + pl + pr - dw * (kw - 1) - 1) // sw + 1
+    gi = c // g
+    shapes = {"x": n * c * h * w, "w": o * gi * kh * kw, "y": n * o * oh * ow}
+    rng = np.random.default_rng(seed)
+    exact = {k: rng.standard_normal(v) for k, v in shapes.items()}
+    for code, dtype in enumerate([np.float32, np.float64, np.float16]):
+        data = {k: v.astype(dtype) for k, v in exact.items()}
+        first = {}
+        for isa in native.isas():
+            for threads in (1, 3):
+                forms = []
+                for name, (a, b, c) in {
+                    "forward": "xwy",
+                    "grad_input": "ywx",
+                    "grad_weight": "xyw",
+                }.items():
+                    out = np.full(shapes[c], np.nan, dtype)
+                    operands = [data[a], data[b], out]
+                    pointers = [v for o in operands for v in (o.ctypes.data, o.size)]
+                    getattr(native, name)(*pointers, *sizes, code, threads, isa)
+                    assert np.isfinite(out).all(), (name, isa, dtype, sizes)
+                    forms.append(float(out.astype(np.float64) @ data[c].astype(np.float64)))
+                    again = first.setdefault((name, isa), out)
+                    assert np.array_equal(again, out), (
+                        "threads change the result",
+                        name,
+                        isa,
+                        dtype,
+                        sizes,
+                    )
+                scale = 1 + sum(abs(f) for f in forms) + (shapes["y"] * gi * kh * kw) ** 0.5
+                close = {np.float32: 1e-5, np.float64: 1e-13, np.float16: 2e-2}[dtype] * scale
+                assert max(forms) - min(forms) <= close, (forms, isa, dtype, sizes)
+
+
+def counts_past_2_to_the_31(native) -> None:
+    """70000 x 32768 halves, most of them never touched, hence never allocated."""
+    h, w, stride = 70_000, 2**15, 1000
+    x = np.zeros(h * w, np.float16)
+    sizes = [1, 1, h, w, 1, 3, 3, stride, stride, 0, 0, 0, 0, 1, 1, 1]
+    oh, ow = (h - 3) // stride + 1, (w - 3) // stride + 1
+    at = (oh - 1) * stride * w + (ow - 1) * stride  # under the last window's first tap
+    assert at > 2**31
+    x[at] = 3
+    weight, ones = np.arange(9, dtype=np.float16) + 2, np.ones(oh * ow, np.float16)
+    for isa in native.isas():
+        y, dw = np.full(oh * ow, np.nan, np.float16), np.full(9, np.nan, np.float16)
+        for name, (a, b, out) in {"forward": (x, weight, y), "grad_weight": (x, ones, dw)}.items():
+            pointers = [v for o in (a, b, out) for v in (o.ctypes.data, o.size)]
+            getattr(native, name)(*pointers, *sizes, 2, 2, isa)
+        assert y[-1] == 6, isa
+        assert not y[:-1].any(), isa
+        assert dw.tolist() == [3] + 8 * [0], isa
+
+
 def axis(r: random.Random):
     size = r.choice([1, r.randint(1, 6), r.randint(1, 40), r.choice([63, 64, 65, 130, 300])])
     kernel = r.choice([1, r.randint(1, 4), r.randint(1, 12), size, r.randint(13, 40)])
@@ -51,7 +126,10 @@ def axis(r: random.Random):
 
 def main(seconds: float = 60, seed: int = 0) -> None:
     native = load()
-    r, end, count = random.Random(seed), time.time() + seconds, 0
+    for sizes in EDGES:
+        keeps_the_form(native, sizes, seed)
+    counts_past_2_to_the_31(native)
+    r, end, count = random.Random(seed), time.time() + seconds, len(EDGES) + 1
     while time.time() < end:
         g, gi, go, n = (
             r.choice([1, 1, 2, 5]),
@@ -62,38 +140,8 @@ def main(seconds: float = 60, seed: int = 0) -> None:
         (h, kh, sh, pt, pb, dh, oh), (w, kw, sw, pl, pr, dw, ow) = axis(r), axis(r)
         if max(n, 1) * g * gi * go * oh * ow * kh * kw > 2e6 or max(n, 1) * g * go * oh * ow > 3e5:
             continue
-        shapes = {"x": n * g * gi * h * w, "w": g * go * gi * kh * kw, "y": n * g * go * oh * ow}
-        rng = np.random.default_rng(r.randrange(2**31))
-        exact = {k: rng.standard_normal(v) for k, v in shapes.items()}
         sizes = [n, g * gi, h, w, g * go, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g]
-        for code, dtype in enumerate([np.float32, np.float64, np.float16]):
-            data = {k: v.astype(dtype) for k, v in exact.items()}
-            first = {}
-            for isa in native.isas():
-                for threads in (1, 3):
-                    forms = []
-                    for name, (a, b, c) in {
-                        "forward": "xwy",
-                        "grad_input": "ywx",
-                        "grad_weight": "xyw",
-                    }.items():
-                        out = np.full(shapes[c], np.nan, dtype)
-                        operands = [data[a], data[b], out]
-                        pointers = [v for o in operands for v in (o.ctypes.data, o.size)]
-                        getattr(native, name)(*pointers, *sizes, code, threads, isa)
-                        assert np.isfinite(out).all(), (name, isa, dtype, sizes)
-                        forms.append(float(out.astype(np.float64) @ data[c].astype(np.float64)))
-                        again = first.setdefault((name, isa), out)
-                        assert np.array_equal(again, out), (
-                            "threads change the result",
-                            name,
-                            isa,
-                            dtype,
-                            sizes,
-                        )
-                    scale = 1 + sum(abs(f) for f in forms) + (shapes["y"] * gi * kh * kw) ** 0.5
-                    close = {np.float32: 1e-5, np.float64: 1e-13, np.float16: 2e-2}[dtype] * scale
-                    assert max(forms) - min(forms) <= close, (forms, isa, dtype, sizes)
+        keeps_the_form(native, sizes, r.randrange(2**31))
         count += 1
     print(f"{count} geometries, seed {seed}: the form holds on {', '.join(native.isas())}")
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The kernels under the address and undefined-behaviour sanitizers: tests/sanitize.sh [seconds] [seed]
-# Builds a copy of the package in a temporary directory; leaves the installed one alone.
+# Builds a copy of the package in a temporary directory and leaves the installed one alone; fuzzes
+# the native entry points with it, then holds `direct` to the laws.
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 site=$(mktemp -d)
@@ -8,5 +9,18 @@ trap 'rm -rf "$site"' EXIT
 python -m pip install -q --no-deps --target "$site" -C cmake.define.TORCH_CORR_SANITIZE=ON \
     -C build-dir="$site/build" "$root"
 export PYTHONPATH="$site" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
-LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)" \
-    python "$root/tests/fuzz_native.py" "${1:-60}" "${2:-0}"
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
+export LD_PRELOAD
+python "$root/tests/fuzz_native.py" "${1:-60}" "${2:-0}"
+
+# From elsewhere, and without the finder of an editable installation: both would be found first.
+cd "$site"
+python -c '
+import sys
+sys.meta_path[:] = [each for each in sys.meta_path if "ScikitBuild" not in type(each).__name__]
+import pytest, torch_corr._direct
+print("laws with", torch_corr._direct.__file__)
+sys.exit(pytest.main(sys.argv[1:]))
+' -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
+    "$root/tests/test_values.py" "$root/tests/test_direct.py" \
+    -k "test_laws and direct or test_edges or entry_points"

@@ -43,14 +43,11 @@ __attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
   for (int v = 0; v < V; v++) offset[v] = r.offset[v];
   // Past the last column the image goes on, and zero times infinity is not zero: those lanes must be
   // zero on both sides.  Without masks the rows are packed, so that they can be read all the same.
-  const auto first_lanes = [&](const T* p) -> Vector<T> {
-    if constexpr (kLaneMasks) {
-      return load_lanes<T>(p, LaneMask((1u << r.tail) - 1));
-    } else {
-      typename Simd<T>::mask inside;
-      for (int i = 0; i < L; i++) inside[i] = i < r.tail ? -1 : 0;
-      return (Vector<T>)((typename Simd<T>::mask)load(p) & inside);
-    }
+  typename Simd<T>::mask inside;
+  for (int i = 0; i < L; i++) inside[i] = i < r.tail ? -1 : 0;
+  const auto first_lanes = [&inside, &r](const T* p) -> Vector<T> {
+    if constexpr (kLaneMasks) return load_lanes<T>(p, LaneMask((1u << r.tail) - 1));
+    return (Vector<T>)((typename Simd<T>::mask)load(p) & inside);
   };
 
   const T* image = r.image;
@@ -78,8 +75,7 @@ __attribute__((noinline)) void reduce_taps_tile(const TapRows<T>& r) {
       for (int u = 0; u < U; u++) y[u] = first_lanes(y_at - u * r.grad_pitch);
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) {
-        Vector<T> x = first_lanes(x_at + offset[v]);
-        keep_in_register(x);
+        const Vector<T> x = first_lanes(x_at + offset[v]);
 #pragma GCC unroll 8
         for (int u = 0; u < U; u++) sum[u][v] += y[u] * x;
       }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import import_module
-from math import ceil, prod
+from math import ceil, isfinite, prod
 from typing import Any, ClassVar
 
 import torch
@@ -98,7 +98,7 @@ class Direct(Fitted):
             return self._call("grad_input", problem, output, weight, problem.input_shape)
 
         result = correlate(output, weight)
-        if weight.numel() and not weight.sum().isfinite():
+        if weight.numel() and not isfinite(weight.sum().item()):
             # Beyond the output's edges the kernels see zeros, and zero times such a tap is NaN;
             # pixels that no such tap meets are what they are without it.
             finite = weight.isfinite()
@@ -142,7 +142,7 @@ class Direct(Fitted):
         self, map: MapName, problem: Problem, first: Tensor, second: Tensor, shape: tuple[int, ...]
     ) -> Tensor:
         first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
-        result = torch.empty(shape, dtype=first.dtype, device=first.device)
+        result = first.new_empty(shape)
         (top, bottom), (left, right) = problem.padding
         getattr(_native, map)(
             first.data_ptr(),
