@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ from networks import DRAWS, shaken
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.distributed.tensor.placement_types import Placement
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_corr import convert
+from torch_corr import Problem, convert, corr2d
 
 PROCESSES = 2
 STEPS = 5
 ROUNDOFF = torch.finfo(torch.float32).eps / 2
-ALGORITHMS = ("auto", "aten", "unfold", "fft")
+NAMED = ("unfold", "fft")
+ALGORITHMS = ("auto", "aten", *NAMED)
 
 
 def small_network() -> nn.Module:
@@ -41,7 +47,6 @@ def small_network() -> nn.Module:
         nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False),
         nn.GELU(),
         nn.Conv2d(8, 4, 2, stride=2),
-        nn.Flatten(),
     )
 
 
@@ -49,7 +54,7 @@ def small_batch() -> tuple[Tensor, Tensor]:
     """Images for all processes together, and what the network should make of them."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2 * PROCESSES, 3, 8, 8, generator=generator)
-    return images, torch.randn(2 * PROCESSES, 4 * 4 * 4, generator=generator)
+    return images, torch.randn(2 * PROCESSES, 4, 4, 4, generator=generator)
 
 
 def trained(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -102,6 +107,121 @@ def training(rank: int) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Case:
+    """A correlation of DTensors.
+
+    Attributes:
+        spelling: the problem.
+        placements: of input, weight and output.
+        algorithm: that is asked for.
+    """
+
+    spelling: str
+    placements: tuple[Placement, Placement, Placement]
+    algorithm: str
+
+    @property
+    def problem(self) -> Problem:
+        return Problem.parse(self.spelling)
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Input, weight and a gradient for the output, the same in every process."""
+        p, generator = self.problem, torch.Generator().manual_seed(0)
+        shapes = p.input_shape, p.weight_shape, p.output_shape
+        return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+BATCH = Shard(0), Replicate(), Shard(0)
+WHOLE = Replicate(), Replicate(), Replicate()
+IN_CHANNELS = Shard(1), Shard(1), Partial()
+OUT_CHANNELS = Replicate(), Shard(0), Shard(1)
+DEPTHWISE = "n4c4-x7x6-o8-k3-p1-g4"
+LARGE = "n4c8-x32-o8-k15-p7-g8"
+
+CASES = [
+    *(Case(DEPTHWISE, BATCH, algorithm) for algorithm in ("auto", "aten", *NAMED)),
+    Case(LARGE, BATCH, "auto"),  # where it is not PyTorch that auto takes
+    Case(DEPTHWISE, WHOLE, "unfold"),
+    Case("n4c4-x7x6-o8-k3-s2-p2-d2-g4", BATCH, "unfold"),  # the same shapes, other numbers
+    Case("n3c4-x7x6-o8-k3-p1-g4", BATCH, "unfold"),  # two images here, one there
+    Case("n2c4-x7x6-o6-k3", IN_CHANNELS, "unfold"),
+    Case("n2c4-x7x6-o6-k3", OUT_CHANNELS, "unfold"),
+]
+
+
+def dtensors() -> list[dict[str, Any]]:
+    """For each case the whole results, how they were placed, and what was communicated for them."""
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    found = []
+    for case in CASES:
+        x, w, y = case.operands()
+        placed = [
+            distribute_tensor(value, mesh, [placement]).requires_grad_()
+            for value, placement in zip((x, w), case.placements)
+        ]
+        partial = case.placements[2].is_partial()
+        gradient = distribute_tensor(y, mesh, [Replicate() if partial else case.placements[2]])
+        p = case.problem
+        arguments = p.stride, p.padding[0], p.dilation, p.groups
+        with CommDebugMode() as communication:
+            result = corr2d(*placed, None, *arguments, algorithm=case.algorithm)
+            results = result, *torch.autograd.grad(result, placed, gradient)
+        found.append(
+            {
+                "placements": [each.placements[0] for each in results],
+                "communications": communication.get_total_counts(),
+                "values": [each.detach().full_tensor() for each in results],
+            }
+        )
+    return found
+
+
+def small_layer() -> tuple[Tensor, Tensor, Tensor]:
+    """Input, weight and bias of a depthwise layer, float64."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (4, 4, 7, 6), (8, 1, 3, 3), (8,)
+    return tuple(torch.randn(each, generator=generator, dtype=torch.float64) for each in shapes)
+
+
+def two_orders(function: Callable[..., Tensor], variables: Sequence[Tensor]) -> list[Tensor]:
+    """The output, the gradients of its mean square, and those of the first gradient's square."""
+    variables = [each.detach().requires_grad_() for each in variables]
+    y = function(*variables, padding=1, groups=4)
+    first = torch.autograd.grad(y.square().mean(), variables, create_graph=True)
+    second = torch.autograd.grad(first[0].square().sum(), variables)
+    return [each.detach() for each in (y, *first, *second)]
+
+
+def as_conv2d() -> dict[str, Any]:
+    """F.conv2d's results and ours, with their placements; and what both say to a plain weight."""
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    x, w, b = small_layer()
+
+    def run(function: Callable[..., Tensor]) -> list[Any]:
+        variables = [
+            distribute_tensor(value, mesh, [placement])
+            for value, placement in zip((x, w, b), (Shard(0), Replicate(), Replicate()))
+        ]
+        results = two_orders(function, variables)
+        return [(each.placements, each.full_tensor()) for each in results]
+
+    def refusal(function: Callable[..., Tensor]) -> str:
+        try:
+            function(distribute_tensor(x, mesh, [Shard(0)]), w, padding=1, groups=4)
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+    named = partial(corr2d, algorithm="unfold")
+    return {
+        "conv2d": run(F.conv2d),
+        "auto": run(corr2d),
+        "unfold": run(named),
+        "mixed": [refusal(F.conv2d), refusal(corr2d), refusal(named)],
+    }
+
+
 def main() -> None:
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
@@ -113,7 +233,8 @@ def main() -> None:
         world_size=PROCESSES,
         timeout=timedelta(seconds=240),
     )
-    torch.save({"training": training(rank)}, folder / f"found-{rank}.pt")
+    found = {"training": training(rank), "dtensors": dtensors(), "as conv2d": as_conv2d()}
+    torch.save(found, folder / f"found-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

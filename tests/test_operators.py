@@ -20,7 +20,7 @@ from torch_corr.operators import asked_for, spelled
 from torch_corr.planner import able_algorithms
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
-GEOMETRY = ([2, 1], [1, 2, 0, 1], [1, 2], 2, "unfold")
+GROUPS, *GEOMETRY = 2, [2, 1], [1, 2, 0, 1], [1, 2], "unfold"
 ABLE = able_algorithms(PROBLEM, torch.device("cpu"), torch.float64)
 OTHERS = [each for each in ABLE if each != Aten()]
 each_other = pytest.mark.parametrize("algorithm", OTHERS, ids=algorithm_id)
@@ -38,9 +38,9 @@ def operands(requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
 def calls(requires_grad: bool = False) -> dict[str, tuple[Any, ...]]:
     x, w, y = operands(requires_grad)
     return {
-        "forward": (x, w, *GEOMETRY),
-        "grad_input": (y, w, [5, 4], *GEOMETRY),
-        "grad_weight": (x, y, [3, 2], *GEOMETRY),
+        "forward": (x, w, GROUPS, *GEOMETRY),
+        "grad_input": (y, w, GROUPS, [5, 4], *GEOMETRY),
+        "grad_weight": (x, y, GROUPS, [3, 2], *GEOMETRY),
     }
 
 
@@ -90,9 +90,9 @@ def test_vmap_of_an_operator(map: str) -> None:
 def test_operands_that_do_not_belong_together_are_refused() -> None:
     x, w, y = operands()
     with pytest.raises(RuntimeError, match=r"do not belong together.*output should be"):
-        torch.ops.torch_corr.grad_weight(x, y[..., :1], [3, 2], *GEOMETRY)
+        torch.ops.torch_corr.grad_weight(x, y[..., :1], GROUPS, [3, 2], *GEOMETRY)
     with pytest.raises(ValueError, match=r"unknown algorithm 'unfld'.*'unfold'"):
-        torch.ops.torch_corr.forward(x, w, *GEOMETRY[:-1], "unfld")
+        torch.ops.torch_corr.forward(x, w, GROUPS, *GEOMETRY[:-1], "unfld")
 
 
 def test_two_that_look_the_same_are_told_apart() -> None:

@@ -30,6 +30,7 @@ from .problem import (
     resolve_padding,
     shape_str,
 )
+from .sharding import is_distributed
 from .suggest import did_you_mean
 
 # Looked up once, since the smallest layers would notice.
@@ -291,6 +292,8 @@ def _conv2d_if_chosen(
     """
     if _are_transforms_active():
         return None  # conv2d mistakes the shape of a vmap over nothing
+    if type(input) is not Tensor and is_distributed((input, weight)):
+        return None  # conv2d's second derivative of DTensors is silently wrong
     try:
         if input.requires_grad != weight.requires_grad and torch.is_grad_enabled():
             return None  # conv2d keeps both operands where one gradient needs one

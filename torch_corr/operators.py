@@ -30,6 +30,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .algorithms import MAPS, Aten, MapName
 from .planner import AlgorithmLike, Plan, find_algorithm, make_plan
 from .problem import Problem, as_pair, shape_str
+from .sharding import is_distributed, register_splits
 
 Slots: TypeAlias = Sequence[Tensor | None]
 
@@ -88,7 +89,7 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
         algorithm: Any = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.asked)
-    if isinstance(algorithm, Aten):
+    if isinstance(algorithm, Aten) and not is_distributed(slots):
         # PyTorch's own operators need no hiding, and compilers do much with them.
         operands = (slots[slot] for slot in OPERANDS[map])
         result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
@@ -98,13 +99,15 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
 
 def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
     """Fill the open slot by the operator of the map."""
+    if is_distributed(slots):
+        register_splits()
     p, map = plan.problem, _MAP_OF[open_slot(slots)]
     extra = {"forward": (), "grad_input": (p.size,), "grad_weight": (p.kernel,)}[map]
     padding = (*p.padding[0], *p.padding[1])
     operator: Callable[..., Tensor] = getattr(torch.ops.torch_corr, map)
     first, second = (slots[slot] for slot in OPERANDS[map])
     return operator(
-        first, second, *extra, p.stride, padding, p.dilation, p.groups, spelled(plan.asked)
+        first, second, p.groups, *extra, p.stride, padding, p.dilation, spelled(plan.asked)
     )
 
 
@@ -169,12 +172,13 @@ def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbe
         second: shape of its second operand.
         numbers: its other arguments, without the algorithm.
     """
+    groups, *numbers = numbers  # type: ignore[assignment]
     size, kernel = tuple(first[2:]), tuple(second[2:])
     if map == "grad_input":
         size, *numbers = numbers  # type: ignore[assignment]
     elif map == "grad_weight":
         kernel, *numbers = numbers  # type: ignore[assignment]
-    stride, (top, bottom, left, right), dilation, groups = numbers
+    stride, (top, bottom, left, right), dilation = numbers
     return Problem(
         batch=first[0],
         in_channels=second[1] * groups if map == "grad_input" else first[1],
@@ -239,11 +243,13 @@ def _flops(map: MapName, first: Any, second: Any, *arguments: Any, **_: Any) -> 
 
 
 LIBRARY: Any = torch.library.Library("torch_corr", "DEF")  # type: ignore[no-untyped-call]
-_GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups, str algorithm"
+# Groups come first: DTensor remembers what became of a call by the operands and by the arguments
+# from the first integer on, and takes lists that come before it to be always the same.
+_GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, str algorithm"
 _OPERANDS: dict[MapName, str] = {
-    "forward": "Tensor input, Tensor weight",
-    "grad_input": "Tensor output, Tensor weight, SymInt[2] size",
-    "grad_weight": "Tensor input, Tensor output, SymInt[2] kernel",
+    "forward": "Tensor input, Tensor weight, SymInt groups",
+    "grad_input": "Tensor output, Tensor weight, SymInt groups, SymInt[2] size",
+    "grad_weight": "Tensor input, Tensor output, SymInt groups, SymInt[2] kernel",
 }
 for _map in MAPS:
     LIBRARY.define(
