@@ -196,14 +196,17 @@ def table(tf32: bool) -> str:
         "matrix units |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    spilled: list[str] = []
     for map, dtype, config in planned():
         if tf32 != (dtype == torch.float32 and isinstance(config, host.Dot)) and tf32:
             continue
         launch = launches_of(problem_of(config), map, dtype, config)[0]
         each = [compile_launch(launch, architecture) for architecture in ARCHITECTURES]
-        for made in each:
-            if made.stack or made.spills:
-                raise RuntimeError(f"{map} {dtype} {config.name}: registers are spilled")
+        spilled += [
+            f"{map} {dtype_name(dtype)} {config.name} on sm_{made.architecture}"
+            for made in each
+            if made.stack or made.spills
+        ]
         name = "tf32" if tf32 else dtype_name(dtype)
         cells = (
             [made.registers for made in each],
@@ -212,13 +215,15 @@ def table(tf32: bool) -> str:
             [made.wide_loads for made in each],
             [made.matrix_units for made in each],
         )
-        shown = " | ".join(" / ".join(map_(each)) for each in cells)
+        shown = " | ".join(" / ".join(_words(each)) for each in cells)
         rows.append(f"| {map} | {name} | {config.name} | {shown} |")
         print(rows[-1], file=sys.stderr, flush=True)
+    if spilled:
+        raise RuntimeError(f"registers are spilled: {'; '.join(spilled)}")
     return "\n".join(rows)
 
 
-def map_(values: list[Any]) -> list[str]:
+def _words(values: list[Any]) -> list[str]:
     return [str(each) for each in values]
 
 

@@ -34,6 +34,9 @@ settings.load_profile("laws")
 # Whatever the user has calibrated: tests plan for the machine that ships.
 os.environ["TORCH_CORR_MACHINE"] = os.devnull + ".none"
 
+# cuBLAS repeats its results only with this, and PyTorch warns where determinism is asked for.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 

@@ -372,7 +372,9 @@ def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
 def _dot(dtype: torch.dtype, across: int, down: int) -> Config:
     """The tile for a product of ``down`` rows and ``across`` columns."""
     if _is_wide(dtype):
-        return _named(f"dot-64x{_least(across, 16, 32, 64)}-k16")
+        wide = _least(across, 16, 32, 64)
+        deep = wide == 64 and dtype == torch.float32
+        return _named(f"dot-64x{wide}" if deep else f"dot-64x{wide}-k16")
     width = _least(across, 16, 32, 64, 128)
     # 132 tiles of 128 rows: one for each multiprocessor of an H100.
     if width < 64 or down * across < 132 * 128 * width:
@@ -394,6 +396,8 @@ def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype
         # As compiled for sm_80 and sm_90: with larger tiles registers spill.
         most = 64 * 64 if _is_wide(dtype) else 128 * 128
         if dtype == torch.float64 and map == "grad_weight":
+            most = 64 * 32
+        if _is_wide(dtype) and dtype == torch.float32 and map != "grad_weight" and config.k == 16:
             most = 64 * 32
         if config.m * config.n > most:
             return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
