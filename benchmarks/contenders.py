@@ -145,8 +145,11 @@ class Ours(Contender):
 
     def _corr2d(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
         p, asked = problem, self.asked
+        (top, bottom), (left, right) = p.padding
+        # As F.conv2d is called, where that can spell it.
+        padding = (top, left) if (top, left) == (bottom, right) else p.padding
         return lambda x, w: corr2d(
-            x, w, None, p.stride, p.padding, p.dilation, p.groups, algorithm=asked
+            x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=asked
         )
 
 
