@@ -175,54 +175,56 @@ def strides_swapped(p, x, w, b):
     return assemble(q, x, w, b)
 
 
+def one_late(axis: int) -> Callable[[Problem, Tensor], Tensor]:
+    """Padding of which the last line stands first."""
+
+    def pad(p: Problem, x: Tensor) -> Tensor:
+        image = pad_zeros(p, x)
+        return image.roll(1, 2 + axis) if p.padding[axis][1] else image
+
+    return pad
+
+
+def one_missing(axis: int) -> Callable[[Problem, Tensor], Tensor]:
+    """Padding whose first line behind the image still holds the image's last."""
+
+    def pad(p: Problem, x: Tensor) -> Tensor:
+        image = pad_zeros(p, x)
+        last = p.padding[axis][0] + p.size[axis] - 1
+        if p.padding[axis][1] == 0:
+            return image
+        line = image.narrow(2 + axis, last, 1)
+        behind = image.shape[2 + axis] - last - 2
+        return torch.cat(
+            [image.narrow(2 + axis, 0, last + 1), line, image.narrow(2 + axis, last + 2, behind)],
+            2 + axis,
+        )
+
+    return pad
+
+
 @bug("values")
 def padding_off_by_one_at_the_top(p, x, w, b):
     """One zero row too many at the top, one too few at the bottom."""
-
-    def pad(p, x):
-        image = pad_zeros(p, x)
-        return image.roll(1, 2) if p.padding[0][1] else image
-
-    return assemble(p, x, w, b, pad=pad)
+    return assemble(p, x, w, b, pad=one_late(0))
 
 
 @bug("values")
 def padding_off_by_one_at_the_left(p, x, w, b):
     """One zero column too many at the left, one too few at the right."""
-
-    def pad(p, x):
-        image = pad_zeros(p, x)
-        return image.roll(1, 3) if p.padding[1][1] else image
-
-    return assemble(p, x, w, b, pad=pad)
+    return assemble(p, x, w, b, pad=one_late(1))
 
 
 @bug("values")
 def padding_off_by_one_at_the_bottom(p, x, w, b):
     """The first row of padding at the bottom still holds the last row of the image."""
-
-    def pad(p, x):
-        (top, bottom), (left, right_) = p.padding
-        if not bottom:
-            return pad_zeros(p, x)
-        x = torch.cat([x, x[:, :, -1:]], 2)
-        return F.pad(x, (left, right_, top, bottom - 1))
-
-    return assemble(p, x, w, b, pad=pad)
+    return assemble(p, x, w, b, pad=one_missing(0))
 
 
 @bug("values")
 def padding_off_by_one_at_the_right(p, x, w, b):
     """The first column of padding at the right still holds the last column of the image."""
-
-    def pad(p, x):
-        (top, bottom), (left, right_) = p.padding
-        if not right_:
-            return pad_zeros(p, x)
-        x = torch.cat([x, x[..., -1:]], 3)
-        return F.pad(x, (left, right_ - 1, top, bottom))
-
-    return assemble(p, x, w, b, pad=pad)
+    return assemble(p, x, w, b, pad=one_missing(1))
 
 
 @bug("values")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import detection
 import pytest
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,17 @@ def _recheck_often(bug: Bug, case: Case) -> None:
 def test_there_are_bugs_enough_and_one_for_each_law() -> None:
     assert len(BUGS) >= 25
     assert {bug.law for bug in BUGS} == {law.name for law in LAWS}
+
+
+def test_the_tables_of_the_docs_are_in_step() -> None:
+    """As far as they do not depend on a run; ``python tests/detection.py`` writes them."""
+    page = detection.PAGE.read_text()
+    for law in LAWS:
+        assert detection.row(*detection.spoken(law)) in page, law.name
+    rows = [line for line in page.splitlines() if " of 3 | " in line]
+    assert len(rows) == len(BUGS)
+    for bug, row in zip(BUGS, rows):
+        assert row.startswith(f"| {' | '.join(detection.described(bug))} | 3 of 3 |"), bug.name
 
 
 @pytest.mark.parametrize(

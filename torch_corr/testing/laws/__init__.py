@@ -38,7 +38,7 @@ LAWS: tuple[Law, ...] = (
     Law(groups, share=0.5),
     Law(batch, share=0.5),
     Law(batch_invariance, data=("normal",), share=0.5, claim=True),
-    Law(memory_formats, layouts=ANY_LAYOUT),
+    Law(memory_formats, layouts=ANY_LAYOUT, share=2),
     Law(zero_sizes, share=0.5),
     Law(large_numbers, share=0.5),
     Law(non_finite, data=("integers", "special"), dtypes="differentiable", share=0.5),

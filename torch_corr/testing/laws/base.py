@@ -92,4 +92,4 @@ def moot(why: str) -> Iterator[None]:
 
 
 FINITE_DATA = tuple(each for each in DATA if each != "special")
-ANY_LAYOUT = LAYOUTS
+ANY_LAYOUT = (*LAYOUTS, "channels_last")  # twice, as it is what most code is written for
