@@ -11,7 +11,7 @@ from laws import assert_right
 from test_memory import Peak
 from torch import Tensor
 
-from torch_corr import FFT, MAPS, Problem
+from torch_corr import FFT, MAPS, Naive, Problem
 from torch_corr.algorithms import fft
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
@@ -151,3 +151,24 @@ def test_refusals_are_sentences() -> None:
         assert str(dtype).removeprefix("torch.") in refusal
     (refusal,) = FFT(workspace_limit=100).refusals(problem, CPU, torch.float32)
     assert "workspace_limit" in refusal
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "n1c1-x1x3-o1-k3x3-s2x1-p3,0x0,0",
+        "n1c1-x3x1-o1-k3x3-s1x2-p0,0x3,0",
+        "n2c2-x2x2-o2-k2x2-s5x5-p9,9x9,9",
+    ],
+)
+def test_windows_on_nothing_but_padding(spelling: str, dtype: torch.dtype) -> None:
+    """No row of the image, or no column, lies under them: there is nothing to transform."""
+    problem = Problem.parse(spelling)
+    x, w, y = (
+        torch.randn(shape, dtype=dtype)
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    for map, first, second in (("forward", x, w), ("grad_input", y, w), ("grad_weight", x, y)):
+        ours, theirs = (getattr(each, map)(problem, first, second) for each in (FFT(), Naive()))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -58,6 +58,10 @@ def _analyse_apart(
     if part.shape[3] != lengths[1]:
         part = tensor.new_zeros(*part.shape[:3], lengths[1])
         part[..., to_columns] = tensor[:, :, rows, columns]
+    if part.shape[2] == 0:
+        # Windows on nothing but padding; MKL refuses to transform no rows.
+        part = tensor.new_zeros(*part.shape[:2], 1, lengths[1])
+        to_rows = slice(0, 1)
     if tensor.is_complex():
         spectrum = full(part, norm=norm)
     else:
@@ -93,6 +97,8 @@ def synthesise(
         _inside(window, size) for window, size in zip(windows, result.shape[2:])
     )
     place = result[:, :, rows, columns]
+    if place.numel() == 0:
+        return  # these tiles lie on nothing but padding
     if apart:
         lines = torch.fft.ifft(spectrum[:, :, 0, 0], dim=2)[:, :, from_rows]
         if result.is_complex():

@@ -33,7 +33,7 @@ def problems(
         max_channels: most channels of one group, on either side.
         max_one: unless 0, one of batch, channels, rows or columns is often longer than its
             own limit and up to this long, to reach the tails of blocked loops; half of these
-            lengths are a power of two, or one more.
+            lengths are next to a power of two.
         allow_empty: whether the batch, or the channels, or then the image may be empty.
         asymmetric_padding: whether the two sides of an axis may be padded differently.
 
@@ -72,7 +72,7 @@ def _problems(
             return draw(st.integers(smallest, max(smallest, most)), label=axis)
         smallest = max(smallest, most + 1)
         lengths = st.integers(smallest, max(smallest, max_one))
-        if tails := [n for n in _BLOCKS if smallest <= n <= max_one]:
+        if tails := [n for n in _AROUND_BLOCKS if smallest <= n <= max_one]:
             lengths = st.one_of(lengths, st.sampled_from(tails))
         return draw(lengths, label=axis)
 
@@ -117,18 +117,17 @@ def _problems(
 
 _SPARSE = ("", "", "stride", "stride", "dilation", "stride and dilation")
 
-# Loops are blocked by powers of two, and go wrong one beyond; the shorter ones of these lengths
-# are drawn often enough as they are.
-_BLOCKS = tuple(2**power + rest for power in range(6, 13) for rest in (1, 1, 0))
+# Loops are blocked by powers of two.
+_AROUND_BLOCKS = tuple(2**power + rest for power in range(3, 13) for rest in (1, 0, -1))
 
-# Columns and input channels are what loops are blocked along most.
+# Rows and columns are what loops are blocked along most.
 _LONG = (
     "",
     "rows",
     "columns",
+    "rows",
     "columns",
     "batch",
-    "input channels of a group",
     "input channels of a group",
     "output channels of a group",
 )
