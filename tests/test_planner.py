@@ -78,7 +78,8 @@ def test_a_plan_explains_itself() -> None:
     head, *lines = text.splitlines()
     assert head.endswith("-d2x2-g1 on cpu/int8, algorithm=auto")
     for algorithm in ALGORITHMS:
-        assert sum(line[4:].startswith(f"{algorithm.name} ") for line in lines) == len(MAPS)
+        # One at least: who refuses may do so for several reasons.
+        assert sum(line[4:].startswith(f"{algorithm.name} ") for line in lines) >= len(MAPS)
     assert sum("> unfold" in line for line in lines) == len(MAPS)
     assert "aten      refuses: PyTorch has no dilated convolution in int8" in text
 
