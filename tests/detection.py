@@ -40,7 +40,9 @@ def main(seeds: int) -> int:
     page = PAGE.read_text()
     for name, lines in (("laws", laws), ("bugs", [*rows, "", said])):
         text = "\n".join(["", *lines, "", ""])
-        page = re.sub(_TABLE.format(name=name), lambda _, text=text: text, page, flags=re.DOTALL)
+        page = re.sub(
+            _TABLE.format(name=name), lambda _, text=text: text, page, count=1, flags=re.DOTALL
+        )
     PAGE.write_text(page)
     return missed
 

@@ -65,7 +65,8 @@ def test_the_tables_of_the_docs_are_in_step() -> None:
     rows = [line for line in page.splitlines() if " of 3 | " in line]
     assert len(rows) == len(BUGS)
     for bug, row in zip(BUGS, rows):
-        assert row.startswith(f"| {' | '.join(detection.described(bug))} | 3 of 3 |"), bug.name
+        assert row.startswith(f"| {' | '.join(detection.described(bug))} | "), bug.name
+        assert "| 0 of 3 |" not in row, bug.name
 
 
 @pytest.mark.parametrize(
