@@ -213,17 +213,19 @@ def test_options_that_make_no_sense(field: dict[str, Any]) -> None:
 GUARDED = Guarded(FFT(), Unfold())
 
 
+def operands(problem: Problem, map: MapName) -> tuple[Tensor, Tensor]:
+    """Normal numbers for a map, in the order that it takes them."""
+    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
+    first, second = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (x, y)}[map]
+    return torch.randn(first), torch.randn(second)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("map", MAPS)
 def test_what_is_not_finite_stays_in_its_windows(map: MapName, bad: float) -> None:
     """Where a transform would spread it over a tile, the sure algorithm's result is returned."""
     problem = Problem.parse("n1c2-x24-o2-k7-p3")
-    shapes = {
-        "forward": (problem.input_shape, problem.weight_shape),
-        "grad_input": (problem.output_shape, problem.weight_shape),
-        "grad_weight": (problem.input_shape, problem.output_shape),
-    }[map]
-    first, second = (torch.randn(shape) for shape in shapes)
+    first, second = operands(problem, map)
     clean = getattr(GUARDED, map)(problem, first, second)
     assert torch.equal(clean, getattr(FFT(), map)(problem, first, second))
     first[0, 0, 2, 3] = bad
@@ -240,12 +242,7 @@ def test_what_is_not_finite_stays_in_its_windows(map: MapName, bad: float) -> No
 def test_faint_numbers_beside_bright_ones_are_not_drowned(map: MapName) -> None:
     """1e30 beside 1e-30 in one image: every result within the sure algorithm's own bound."""
     problem = Problem.parse("n1c1-x40-o1-k7-p3")
-    shapes = {
-        "forward": (problem.input_shape, problem.weight_shape),
-        "grad_input": (problem.output_shape, problem.weight_shape),
-        "grad_weight": (problem.input_shape, problem.output_shape),
-    }[map]
-    first, second = (torch.randn(shape) for shape in shapes)
+    first, second = operands(problem, map)
     first *= 1e-30
     assert torch.equal(
         getattr(GUARDED, map)(problem, first, second), getattr(FFT(), map)(problem, first, second)

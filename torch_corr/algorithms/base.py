@@ -53,10 +53,6 @@ class Cost(NamedTuple):
     bytes: float = 0.0
     calls: float = 0.0
 
-    def plus(self, other: Cost) -> Cost:
-        """Both, one after the other."""
-        return Cost(*(mine + theirs for mine, theirs in zip(self, other)))
-
 
 @dataclass(frozen=True)
 class Algorithm(ABC):

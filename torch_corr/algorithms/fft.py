@@ -106,15 +106,10 @@ class FFT(Fitted):
         """Bytes that the chosen plan takes at its peak, from above."""
         return self._plan(problem, map, dtype).workspace
 
-    def features(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Features:
-        """What the chosen plan does, for a planner to price."""
-        return self._plan(problem, map, dtype).features
-
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """What the chosen plan does."""
         chosen = self._plan(problem, map, dtype)
-        fft_flops, matmul_flops, bytes, calls = chosen.features
-        return Work(chosen.engine, Cost(matmul_flops, fft_flops, bytes, calls))
+        return Work(chosen.engine, chosen.cost)
 
     def stands(
         self, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
@@ -171,40 +166,9 @@ class FFT(Fitted):
         return result
 
 
-class Features(NamedTuple):
-    """What a plan does, in a machine's own units.
-
-    Attributes:
-        fft_flops: 5 L log2 L per complex transform of L samples, half of it per real one.
-        matmul_flops: real operations in matrix products, those that transform included.
-        bytes: bytes read and written by copies and elementwise products.
-        calls: tensor operations.
-    """
-
-    fft_flops: float = 0.0
-    matmul_flops: float = 0.0
-    bytes: float = 0.0
-    calls: int = 0
-
-    def plus(self, other: Features) -> Features:
-        """Both, one after the other."""
-        return Features(*(a + b for a, b in zip(self, other)))  # type: ignore[arg-type]
-
-
-class Rates(NamedTuple):
-    """A machine's rates, per second, to price :class:`Features` by.
-
-    Two Zen 5 cores, PyTorch 2.13 with MKL 2024.2, float32.
-    """
-
-    fft_flops: float = 48e9
-    matmul_flops: float = 130e9
-    bytes: float = 50e9
-    calls: float = 150e3
-
-    def seconds(self, features: Features) -> float:
-        """Predicted time: the features are done one after the other."""
-        return sum(amount / rate for amount, rate in zip(features, self))
+RATES = Cost(matmul_flops=130e9, fft_flops=48e9, bytes=50e9, calls=150e3)
+"""What is done in a second, to rank plans by: two Zen 5 cores, PyTorch 2.13 with MKL 2024.2,
+float32."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +191,7 @@ class Plan:
     outs: int
     hold: bool
     workspace: int
-    features: Features
+    cost: Cost
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -512,7 +476,7 @@ def plan(
 def _rank(plan: Plan, limit: int) -> tuple[bool, float]:
     if plan.workspace > limit:
         return True, plan.workspace
-    return False, Rates().seconds(plan.features)
+    return False, sum(amount / rate for amount, rate in zip(plan.cost, RATES))
 
 
 def _tilings(problem: Problem, tile: int | None) -> Iterator[tuple[Axis, Axis]]:
@@ -621,10 +585,10 @@ def _plan_matrix(
     if hold:
         workspace += weight
     slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
-    features = _matrix_features(problem, map, itemsize, whole, axes, 1 if hold else slabs_)
+    cost = _matrix_cost(problem, map, itemsize, whole, axes, 1 if hold else slabs_)
     blocks = -(-frequencies // block)
     again = problem.groups * slabs_ * blocks * standing()[0]
-    features = features._replace(bytes=features.bytes + again * OUT_OF_CACHE)
+    cost = cost._replace(bytes=cost.bytes + again * OUT_OF_CACHE)
     calls = problem.groups * slabs_ * (20 + 40 * blocks)
     return Plan(
         "matrix",
@@ -634,18 +598,18 @@ def _plan_matrix(
         problem.group_out,
         hold,
         workspace,
-        features._replace(calls=calls),
+        cost._replace(calls=calls),
     )
 
 
-def _matrix_features(
+def _matrix_cost(
     problem: Problem,
     map: MapName,
     itemsize: int,
     whole: bool,
     axes: tuple[Axis, Axis],
     repeats: int,
-) -> Features:
+) -> Cost:
     """Operations of all groups; the weight is transformed ``repeats`` times."""
     frequencies = axes[0].length if whole else axes[0].length // 2 + 1
     pair = itemsize if whole else 2 * itemsize
@@ -667,7 +631,7 @@ def _matrix_features(
     # A thin matrix product runs at the rate of memory, not of arithmetic.
     thin = max(1.0, 24 / max(min(tiles, problem.group_in, problem.group_out), 1))
     slow = itemsize / 8 if whole else itemsize / 4
-    return Features(
+    return Cost(
         matmul_flops=problem.groups * slow * (flops + products * thin),
         bytes=problem.groups * moved,
     )
@@ -727,9 +691,9 @@ def _plan_fft(
             per_slab[which] = -(-per_slab[which] // 2)
     steps = -(-problem.groups // block) * -(-problem.group_out // outs)
     slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
-    features = _fft_features(problem, map, itemsize, whole, axes, -(-problem.group_out // outs))
+    cost = _fft_cost(problem, map, itemsize, whole, axes, -(-problem.group_out // outs))
     if peak() > CACHE:
-        features = features._replace(bytes=features.bytes * OUT_OF_CACHE)
+        cost = cost._replace(bytes=cost.bytes * OUT_OF_CACHE)
     calls = steps * slabs_ * (20 + 2 * (problem.group_in if map != "grad_input" else outs))
     return Plan(
         "fft",
@@ -739,18 +703,18 @@ def _plan_fft(
         outs,
         False,
         peak(),
-        features._replace(calls=calls),
+        cost._replace(calls=calls),
     )
 
 
-def _fft_features(
+def _fft_cost(
     problem: Problem,
     map: MapName,
     itemsize: int,
     whole: bool,
     axes: tuple[Axis, Axis],
     repeats: int,
-) -> Features:
+) -> Cost:
     lengths = axes[0].length, axes[1].length
     points = lengths[0] * lengths[1]
     pair = itemsize if whole else 2 * itemsize
@@ -773,4 +737,4 @@ def _fft_features(
         moved += channels * size.number * spectrum * back
     tiles = problem.batch * axes[0].tiles * axes[1].tiles
     moved += 3.0 * tiles * problem.group_in * problem.group_out * spectrum
-    return Features(fft_flops=problem.groups * flops * slow, bytes=problem.groups * moved)
+    return Cost(fft_flops=problem.groups * flops * slow, bytes=problem.groups * moved)
