@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from math import prod
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from torch_corr import Problem
 from torch_corr.testing import DATA, LAYOUTS, Case, in_layout, make_operands, problems, tensors_for
-from torch_corr.testing.check import callers_problems
+from torch_corr.testing.check import callers_problems, draw, rounds
 from torch_corr.testing.laws import find_law
 from torch_corr.testing.laws.gradients import cut
 
@@ -50,27 +51,76 @@ def test_every_kind_of_data_and_layout_is_drawn() -> None:
             assert kinds[f"{slot} {layout}"] >= 300 / len(LAYOUTS) / 3, (slot, layout, kinds)
 
 
-def test_callers_problems_reach_what_special_code_is_written_for() -> None:
-    seen: Counter[str] = Counter()
+def kinds(p: Problem) -> Iterator[str]:
+    """What special code is written for, and what it forgets."""
+    dense, padded = p.stride == p.dilation == (1, 1), p.padding != ((0, 0), (0, 0))
+    depthwise = p.group_in == 1 < p.groups
+    for name, so in (
+        ("3x3, dense", p.kernel == (3, 3) and dense),
+        ("1x1", p.kernel == (1, 1)),
+        ("oblong kernel", p.kernel[0] != p.kernel[1]),
+        ("stride alone", p.stride != (1, 1) == p.dilation),
+        ("dilation alone", p.dilation != (1, 1) == p.stride),
+        ("stride and dilation", p.stride != (1, 1) != p.dilation),
+        ("no padding", not padded),
+        ("padding, dense", padded and dense),
+        ("asymmetric padding", any(first != last for first, last in p.padding)),
+        ("depthwise", depthwise and p.group_out == 1),
+        ("depthwise, several filters a channel", depthwise and p.group_out > 1),
+        ("depthwise, many channels", depthwise and p.groups > 16),
+        ("groups", p.groups > 1 < p.group_in),
+        ("one image", p.batch == 1),
+        ("many images", p.batch > 16),
+        ("one channel", p.in_channels == 1),
+        ("many input channels", p.group_in > 16),
+        ("more than 128 input channels", p.group_in > 128),
+        ("many output channels", p.group_out > 16),
+        ("more than 64 output channels", p.group_out > 64),
+        ("tall", p.output_size[0] > 64),
+        ("wide", p.output_size[1] > 64),
+        ("one output pixel", p.output_size == (1, 1)),
+        ("one output pixel of a larger image", p.output_size == (1, 1) != p.size),
+        ("one input pixel", p.size == (1, 1)),
+        ("one column", p.size[1] == 1 < p.size[0]),
+        ("pixels behind the last window", _unseen(p)),
+        ("nothing", 0 in p.input_shape),
+    ):
+        if so:
+            yield name
 
-    @drawn
-    @given(problem=callers_problems())
-    def count(problem: Problem) -> None:
-        p, dense = problem, problem.stride == problem.dilation == (1, 1)
-        seen["3x3, dense"] += p.kernel == (3, 3) and dense
-        seen["1x1"] += p.kernel == (1, 1)
-        seen["stride alone"] += p.stride != (1, 1) == p.dilation
-        seen["dilation alone"] += p.dilation != (1, 1) == p.stride
-        seen["both"] += p.dilation != (1, 1) != p.stride
-        seen["depthwise"] += p.group_in == p.group_out == 1 < p.groups
-        seen["no padding"] += p.padding == ((0, 0), (0, 0))
-        seen["wide"] += p.output_size[1] > 64
-        seen["channels"] += p.group_in > 16
-        seen["batch"] += p.batch > 16
 
-    count()
-    assert len(seen) == 10
-    assert min(seen.values()) >= 3, seen
+def _unseen(p: Problem) -> bool:
+    """Whether the last windows end before the padded image does."""
+    return any((n - span) % step for n, span, step in zip(p.padded_size, p.span, p.stride))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_kind_of_problem_is_drawn(seed: int) -> None:
+    """Of 200, the examples of ``values``, at least 3 each, so that no kind gets lost.
+
+    Callers' problems lack what ``F.conv2d`` refuses or another law tries.
+    """
+    seen = _drawn_kinds(callers_problems(), 200, seed)
+    beyond = {"asymmetric padding", "nothing"}
+    assert not beyond & set(seen)
+    rare = {name: count for name, count in seen.items() if count < 3}
+    assert len(seen) == ALL_KINDS - len(beyond), seen
+    assert not rare, seen
+    seen = _drawn_kinds(problems(), 200, seed)
+    for name in beyond:
+        assert seen[name] >= 10, seen
+
+
+ALL_KINDS = 28
+
+
+def _drawn_kinds(strategy: st.SearchStrategy[Problem], examples: int, seed: int) -> Counter[str]:
+    """How often each kind is among so many different problems, drawn as the kit draws them."""
+    seen: set[Problem] = set()
+    for number, size in enumerate(rounds(examples)):
+        draw(lambda data: seen.add(data.draw(strategy)), size, (seed, number))()
+    assert len(seen) > 0.95 * examples
+    return Counter(kind for problem in seen for kind in kinds(problem))
 
 
 @given(problem=callers_problems())

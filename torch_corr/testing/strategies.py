@@ -31,9 +31,9 @@ def problems(
 
     Args:
         max_channels: most channels of one group, on either side.
-        max_one: unless 0, one of batch, channels, rows or columns is often longer than its
-            own limit and up to this long, to reach the tails of blocked loops; half of these
-            lengths are next to a power of two.
+        max_one: unless 0, one of batch, channels (or the groups of a depthwise layer), rows or
+            columns is often longer than its own limit and up to this long, to reach the tails
+            of blocked loops; half of these lengths are a power of two, or one more.
         allow_empty: whether the batch, or the channels, or then the image may be empty.
         asymmetric_padding: whether the two sides of an axis may be padded differently.
 
@@ -72,17 +72,22 @@ def _problems(
             return draw(st.integers(smallest, max(smallest, most)), label=axis)
         smallest = max(smallest, most + 1)
         lengths = st.integers(smallest, max(smallest, max_one))
-        if tails := [n for n in _AROUND_BLOCKS if smallest <= n <= max_one]:
+        if tails := [n for n in _BLOCKS if smallest <= n <= max_one]:
             lengths = st.one_of(lengths, st.sampled_from(tails))
         return draw(lengths, label=axis)
 
     batch = length("batch", least, max_batch)
-    # One group, and dense windows, are what special code is written for: half the problems.
-    grouped = draw(st.booleans(), label="groups?")
-    groups = draw(st.integers(1, max_groups), label="groups") if grouped else 1
-    group_in = length("input channels of a group", least, max_channels)
-    group_out = length("output channels of a group", 1, max_channels)
-    # So are 3x3 kernels, a quarter of them, and square ones.
+    # What special code is written for is drawn most: one group, depthwise layers, dense windows,
+    # 3x3 kernels and square ones, and a single window.
+    grouping = draw(st.sampled_from(_GROUPINGS), label="grouping") if max_groups > 1 else "one"
+    if grouping == "depthwise":
+        long = "groups" if "channels" in long else long
+        groups, group_in = length("groups", 2, max_groups), 1
+        group_out = draw(st.integers(1, min(2, max_channels)), label="filters of a channel")
+    else:
+        groups = draw(st.integers(2, max_groups), label="groups") if grouping == "several" else 1
+        group_in = length("input channels of a group", least, max_channels)
+        group_out = length("output channels of a group", 1, max_channels)
     taps = st.integers(1, max_kernel)
     if max_kernel >= 3:
         taps = st.one_of(taps, taps, st.just(3))
@@ -98,8 +103,9 @@ def _problems(
     bottom, right = (draw(side), draw(side)) if asymmetric_padding else (top, left)
     padding = (top, bottom), (left, right)
     smallest = 0 if batch == 0 or group_in == 0 else 1
+    single = draw(st.sampled_from(_SINGLE), label="single window")
     rows, columns = (
-        length(axis, max(smallest, span - sum(sides)), max_size)
+        length(axis, max(smallest, span - sum(sides)), 0 if single else max_size)
         for axis, span, sides in zip(("rows", "columns"), window_span(kernel, dilation), padding)
     )
     return Problem(
@@ -115,19 +121,22 @@ def _problems(
     )
 
 
+_GROUPINGS = ("one", "one", "several", "depthwise")
+_SINGLE = (False,) * 7 + (True,)
 _SPARSE = ("", "", "stride", "stride", "dilation", "stride and dilation")
 
-# Loops are blocked by powers of two.
-_AROUND_BLOCKS = tuple(2**power + rest for power in range(3, 13) for rest in (1, 0, -1))
+# Loops are blocked by powers of two, and go wrong one beyond; the shorter ones of these lengths
+# are drawn often enough as they are.
+_BLOCKS = tuple(2**power + rest for power in range(6, 13) for rest in (1, 1, 0))
 
-# Rows and columns are what loops are blocked along most.
+# Columns and input channels are what loops are blocked along most.
 _LONG = (
     "",
     "rows",
     "columns",
-    "rows",
     "columns",
     "batch",
+    "input channels of a group",
     "input channels of a group",
     "output channels of a group",
 )
