@@ -35,11 +35,12 @@ each_law = pytest.mark.parametrize(
 @each_law
 def test_laws(law: Law, algorithm: Algorithm | str, device: torch.device) -> None:
     """As corr2d with the algorithm named, for problems with any padding."""
-    if law.name == "non_finite" and name_of(algorithm) in ("aten", "auto"):
-        pytest.skip("oneDNN multiplies zeros of its own by NaN; docs/what-the-kit-finds.md")
     profile = settings()
 
     def able(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+        torchs = name_of(algorithm) in ("aten", "auto")
+        if law.name == "non_finite" and torchs and onednn_spreads_nan(problem, device, dtype):
+            return False
         return isinstance(algorithm, str) or not algorithm.refusals(problem, device, dtype)
 
     report = check_corr2d(
@@ -58,6 +59,18 @@ def test_laws(law: Law, algorithm: Algorithm | str, device: torch.device) -> Non
         assert report.failed_laws() == ("non_finite",)
     else:
         report.raise_if_failed()
+
+
+def onednn_spreads_nan(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    """Where ``aten``, and ``auto`` with it, lets NaN reach what does not meet it.
+
+    In bfloat16 oneDNN multiplies pairs, of which the second may be another pixel, by a zero of
+    its own; and a strided gradient of the input multiplies taps by outputs that do not exist
+    (float16 goes through float32 there).  See docs/what-the-kit-finds.md.
+    """
+    if device.type != "cpu" or dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    return dtype == torch.bfloat16 or problem.stride[1] > 1
 
 
 def test_fresh_memory_is_poisoned() -> None:
