@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
+from typing import Any
 
 import detection
 import pytest
 import torch
 import torch.nn.functional as F
 from planted import BUGS, Bug, right
+from torch import Tensor
 
 from torch_corr import Problem
 from torch_corr.testing import (
@@ -168,6 +172,62 @@ def test_refusals_are_not_passes() -> None:
     assert accepts.outcome == "failed"
     assert values.outcome == "refused"
     assert "not today" in values.reason
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda y: None, "output is a NoneType, not a tensor"),
+        (lambda y: (y,), "output is a tuple, not a tensor"),
+        (lambda y: y.detach().numpy(), "output is a ndarray, not a tensor"),
+        (lambda y: y.double(), "output has dtype torch.float64, not torch.float32"),
+        (lambda y: y.sum(), "output has shape (), not (1, 1, 1, 1)"),
+        (lambda y: y[..., 1:], "output has shape (1, 1, 1, 0), not (1, 1, 1, 1)"),
+        (lambda y: y.to("meta"), "output has device meta, not cpu"),
+        (lambda y: y.to_sparse(), "output has layout torch.sparse_coo, not torch.strided"),
+    ],
+)
+def test_whatever_comes_back_is_a_verdict(spoil: Callable[[Tensor], Any], said: str) -> None:
+    """Every law speaks, and the first says what came back."""
+
+    def fn(*args: Any, **keywords: Any) -> Any:
+        return spoil(F.conv2d(*args, **keywords))
+
+    report = check_corr2d(fn, claims=CLAIMS, examples=2, budget=1)
+    assert len(report.verdicts) == len(LAWS)
+    first = report.failures[0]
+    assert first.law == "accepts"
+    assert first.counterexample is not None
+    assert first.counterexample.message == said
+    assert {"values", "gradients", "batch", "threads"} - set(report.failed_laws()) <= {"threads"}
+
+
+def test_a_gradient_that_exists_only_beside_the_other_is_found() -> None:
+    def fn(x: Tensor, w: Tensor, *args: Any, **keywords: Any) -> Tensor:
+        y = F.conv2d(x, w, *args, **keywords)
+        return y if x.requires_grad and w.requires_grad else y.detach()
+
+    report = check_corr2d(fn, laws=["frozen_operands"], examples=4)
+    (failure,) = report.failures
+    assert failure.counterexample is not None
+    assert "grad_input alone raises gradient: RuntimeError" in failure.counterexample.message
+
+
+def test_a_budget_holds_also_where_everything_fails() -> None:
+    began = monotonic()
+    report = check_corr2d(lambda *_, **__: None, budget=2, examples=10**6)
+    assert monotonic() - began < 60  # alone 3; shrinking all without end takes 130
+    assert "values" in report.failed_laws()
+
+
+def test_nothing_to_draw_is_no_pass() -> None:
+    nothing = problems().filter(lambda problem: False)
+    report = check_corr2d(F.conv2d, laws=["values"], problems=nothing, examples=3)
+    (verdict,) = report.verdicts
+    assert verdict.outcome == "refused"
+    assert verdict.reason == "no case was drawn that it is able to do"
+    assert not report.passed
+    assert "nothing was tried" in str(report)
 
 
 def test_a_narrower_callable_is_held_to_what_it_is_for() -> None:

@@ -122,23 +122,33 @@ class Subject:
             object.__setattr__(self, "spelling", spelling(self.call))
 
     def forward(
-        self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None = None
+        self,
+        problem: Problem,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        what: str = "output",
     ) -> Tensor:
-        """The callable's result.  Raises :class:`Refusal` when it raises."""
+        """The callable's result, whose name in messages is ``what``.
+
+        Raises:
+            Refusal: the callable raises.
+            Violation: the result is no tensor of the right shape, dtype and device.
+        """
         keywords = arguments(problem)
         if bias is not None:
             keywords["bias"] = bias
         try:
-            return self.call(input, weight, **keywords)
+            y = self.call(input, weight, **keywords)
         except Exception as error:  # whatever it is, it is the callable's answer
             raise Refusal(f"{type(error).__name__}: {_first_line(error)}") from error
+        require_alike(what, y, problem.output_shape, input)
+        return y
 
     def pull(
         self, y: Tensor, leaves: tuple[Tensor, ...], output: Tensor, create_graph: bool = False
     ) -> tuple[Tensor, ...]:
         """``torch.autograd.grad(y, leaves, output)``.  Raises :class:`Refusal` when it raises."""
-        if y.shape != output.shape:
-            raise Violation(f"output has shape {tuple(y.shape)}, not {tuple(output.shape)}")
         try:
             return torch.autograd.grad(y, leaves, output, create_graph=create_graph)
         except Exception as error:  # as above
@@ -151,7 +161,7 @@ class Subject:
             input, weight = (value.detach().requires_grad_() for value in (input, weight))
         y = self.forward(problem, input, weight)
         results = {"output": y}
-        if isinstance(y, Tensor) and y.requires_grad:
+        if y.requires_grad:
             gradients = self.pull(y, (input, weight), output)
             results |= dict(zip(("grad_input", "grad_weight"), gradients))
         return results
@@ -225,6 +235,7 @@ def require_alike(what: str, got: Tensor, shape: tuple[int, ...], operand: Tenso
         ("shape", tuple(got.shape), tuple(shape)),
         ("dtype", got.dtype, operand.dtype),
         ("device", got.device, operand.device),
+        ("layout", got.layout, operand.layout),
     ):
         if value != right:
             raise Violation(f"{what} has {name} {value}, not {right}")

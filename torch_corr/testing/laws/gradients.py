@@ -50,7 +50,7 @@ def frozen_operands(subject: Subject, case: Case) -> None:
         slots = {"input": x, "weight": w}
         (slots[name],) = leaves(slots[name])
         try:
-            y = subject.forward(case.problem, **slots)
+            y = subject.forward(case.problem, slots["input"], slots["weight"])
             (gradient,) = subject.pull(y, (slots[name],), g)
         except Refusal as refusal:
             if f"grad_{name}" not in both:

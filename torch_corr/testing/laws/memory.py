@@ -144,8 +144,8 @@ def _maps(subject: Subject, problem: Problem, slots: dict[str, Tensor]) -> dict[
     a, b = leaves(*(slots[name].conj().resolve_conj() for name in ("input", "weight")))
     grad_input, grad_weight = subject.pull(subject.forward(problem, a, b), (a, b), slots["output"])
     output = subject.forward(problem, slots["input"], slots["weight"])
-    for got, slot in ((output, "output"), (grad_input, "input"), (grad_weight, "weight")):
-        require_alike(f"the open {slot}", got, tuple(slots[slot].shape), slots[slot])
+    for got, slot in ((grad_input, "input"), (grad_weight, "weight")):
+        require_alike(f"grad_{slot}", got, tuple(slots[slot].shape), slots[slot])
     return {"input": grad_input, "weight": grad_weight, "output": output}
 
 

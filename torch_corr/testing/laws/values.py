@@ -15,10 +15,9 @@ def accepts(subject: Subject, case: Case) -> None:
     """A valid problem is computed: no error, the right shape, the operands' dtype and device."""
     x, w, _ = case.operands()
     try:
-        y = subject.forward(case.problem, x, w)
+        subject.forward(case.problem, x, w)
     except Refusal as refusal:
         raise Violation(f"a valid problem raises {refusal}") from refusal
-    require_alike("output", y, case.problem.output_shape, x)
 
 
 def values(subject: Subject, case: Case) -> None:
@@ -38,7 +37,6 @@ def bias(subject: Subject, case: Case) -> None:
     if is_differentiable(case.dtype):
         (b,) = leaves(b)
     y = subject.forward(problem, x, w, b)
-    require_alike("output", y, problem.output_shape, x)
     without = oracle(problem, input=x, weight=w)
     added = b.detach().cpu().to(without.value.dtype)[:, None, None]
     reference = without._replace(
@@ -69,8 +67,9 @@ def zero_sizes(subject: Subject, case: Case) -> None:
             x, w, g = replace(case, problem=problem).operands()
             if is_differentiable(case.dtype):
                 x, w = leaves(x, w)
-            y = subject.forward(problem, x, w)
-            subject.require(f"output with {nothing}", y, problem, input=x, weight=w)
+            what = f"output with {nothing}"
+            y = subject.forward(problem, x, w, what=what)
+            subject.require(what, y, problem, input=x, weight=w)
             if is_differentiable(case.dtype) and y.requires_grad:
                 for got, name in zip(subject.pull(y, (x, w), g), ("input", "weight")):
                     slots = {"input": x, "weight": w, "output": g}
