@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,22 @@ from torch import Tensor
 
 from torch_corr import FFT, MAPS, Aten, Auto, Naive, Problem, Unfold, corr2d, wisdom
 from torch_corr import auto as auto_module
+from torch_corr import machine as machine_module
 from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
 from torch_corr.auto import PREJUDICE, Candidate, _quickest
-from torch_corr.machine import SHIPPED, Machine, Rates, calibration_path, current_machine
+from torch_corr.machine import (
+    SHIPPED,
+    Machine,
+    Rates,
+    calibration_path,
+    current_machine,
+    machine_of,
+)
 from torch_corr.planner import forget_plans, make_plan
 from torch_corr.stopwatch import time_algorithms
 from torch_corr.wisdom import WISDOM, Key
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 LARGE_KERNEL = Problem.parse("n1c1-x256-o1-k63-p31")
 
@@ -283,6 +292,146 @@ def test_a_calibration_is_read_where_it_was_written(
         assert current_machine() == mine
     finally:
         current_machine.cache_clear()
+
+
+DEVICES = {
+    # Properties as CUDA gives them (kHz, bits), and what the maker states: bytes/s; FLOP/s in
+    # float32, TF32, halves and float64.
+    "A100": ((8, 0, 108, 1_410_000, 1_593_000, 5120), (2.04e12, 19.5e12, 156e12, 312e12, 19.5e12)),
+    "H100": ((9, 0, 132, 1_830_000, 2_619_000, 5120), (3.35e12, 61.8e12, 494e12, 989e12, 61.8e12)),
+    "4090": ((8, 9, 128, 2_520_000, 10_501_000, 384), (1.01e12, 82.6e12, 165e12, 330e12, 1.29e12)),
+}
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A CUDA device that is not there, by its properties."""
+
+    def there(name: str) -> None:
+        keys = "major", "minor", "multi_processor_count", "clock_rate", "memory_clock_rate"
+        values = DEVICES[name][0]
+        found = SimpleNamespace(name=name, **dict(zip((*keys, "memory_bus_width"), values)))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.version, "hip", None)
+        machine_module._device_machine.cache_clear()
+        machine_module.device_name.cache_clear()
+
+    before = torch.backends.cudnn.allow_tf32
+    yield there
+    torch.backends.cudnn.allow_tf32 = before
+    machine_module._device_machine.cache_clear()
+    machine_module.device_name.cache_clear()
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_is_known_by_its_own_figures(name: str, pretend: Any) -> None:
+    """To 1% what its maker states, of which nothing is written down but units and their width."""
+    pretend(name)
+    stated = DEVICES[name][1]
+    dtypes = (torch.float32, torch.float32, torch.bfloat16, torch.float64)
+    for tf32, dtype, flops in zip((False, True, True, True), dtypes, stated[1:]):
+        torch.backends.cudnn.allow_tf32 = tf32
+        rates = machine_of(CUDA, dtype).rates(dtype)
+        assert rates.matmul_flops == pytest.approx(flops, rel=0.01)
+        assert rates.bytes == pytest.approx(stated[0], rel=0.01)
+
+
+def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:
+    """Its own, private, limits of a device, for those it knows."""
+    limits = pytest.importorskip("torch.cuda._device_limits")
+    torch.backends.cudnn.allow_tf32 = True
+    for name in ("A100", "H100"):
+        pretend(name)
+        theirs = limits.GPULimits(CUDA)
+        for dtype in (torch.float32, torch.float16, torch.float64):
+            rates = machine_of(CUDA, dtype).rates(dtype)
+            assert rates.matmul_flops == pytest.approx(1e12 * theirs.get_tflops_per_second(dtype))
+            assert rates.bytes == theirs.get_memory_bandwidth_Bps()
+
+
+def test_on_cuda_predictions_are_told_and_pytorch_is_kept(pretend: Any) -> None:
+    """The plan says what they are made of; only what is measured overrules PyTorch."""
+    pretend("H100")
+    problem = Problem.parse("n64c384-x32-o384-k31-p15-g384")
+    forget_plans()
+    plan = make_plan(problem, CUDA, torch.float16, "auto")
+    assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
+    words = str(plan)
+    assert "predicted for H100 by its clock, multiprocessors and memory bus" in words
+    # The definition's operations at the peak of halves, its bytes, and a call; no limit rules out
+    # what PyTorch copies on a CPU alone.
+    flops, moved = 2 * problem.multiplications, 2 * (2 * 64 * 384 * 32**2 + 384 * 31**2)
+    least = 1e6 * (flops / 989.4e12 + moved / 3.352e12) + 4
+    (row,) = {line for line in words.splitlines() if "> aten" in line}
+    assert row.split() == f"> aten {least:.1f} us predicted 0.0 MiB componentwise".split()
+    WISDOM.remember(Key.of(problem, "forward", CUDA, torch.float16), {"aten": 2.0, "unfold": 1.0})
+    forget_plans()
+    plan = make_plan(problem, CUDA, torch.float16, "auto")
+    assert isinstance(plan.forward, Unfold)
+    assert isinstance(plan.grad_input, Aten)
+    forget_plans()
+
+
+def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:
+    pretend("H100")
+    torch.backends.cudnn.allow_tf32 = True
+    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"
+    assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
+    assert Key.of(SMALL, "forward", CPU, torch.float32).dtype == "float32"
+    torch.backends.cudnn.allow_tf32 = False
+    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "float32"
+
+
+@pytest.mark.parametrize("algorithm", [Aten(), FFT(), Unfold(), Naive()], ids=lambda a: a.name)
+@pytest.mark.parametrize("case", ["n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2", "n2c2-x70-o2-k31-p15-g2"])
+def test_no_map_asks_a_tensor_for_a_value(algorithm: Algorithm, case: str) -> None:
+    """A CUDA device would be waited for; on meta, where there are no values, it would raise."""
+    problem = Problem.parse(case)
+    x, w, y = (
+        torch.empty(shape, device="meta")
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    assert algorithm.forward(problem, x, w).shape == y.shape
+    assert algorithm.grad_input(problem, y, w).shape == x.shape
+    assert algorithm.grad_weight(problem, x, y).shape == w.shape
+
+
+@dataclass(frozen=True)
+class Paused(Sleeper):
+    """An algorithm in two variants, of which the one that it takes itself is the slower."""
+
+    name = "paused"
+    pause: float = 0.02
+
+    @property
+    def spelling(self) -> str:
+        return self.name if self.pause == 0.02 else f"paused {self.pause}"
+
+    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+        return (Paused(pause=0.0),)
+
+
+def test_variants_are_measured_remembered_and_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One by one, under spellings of their own; without wisdom there is only the algorithm."""
+    monkeypatch.setattr(auto_module, "ALGORITHMS", (Paused(),))
+    monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
+    forget_plans()
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused()
+    measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
+    assert measured.forward == Paused(pause=0.0)
+    assert "  > paused 0.0" in str(measured)
+    times = WISDOM.seconds(Key.of(SMALL, "forward", CPU, torch.float32))
+    assert set(times) == {"paused", "paused 0.0"}
+    wisdom.save(tmp_path / "wisdom.json")
+    wisdom.forget()
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused()
+    wisdom.load(tmp_path / "wisdom.json")
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused(pause=0.0)
+    forget_plans()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "name": 1}'])

@@ -7,7 +7,7 @@ How accurate the predictions are stands beside their factors, in ``algorithms/_f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
@@ -26,7 +26,7 @@ from .algorithms import (
     Naive,
     Unfold,
 )
-from .machine import current_machine
+from .machine import machine_of
 from .problem import Problem, as_int
 from .stopwatch import time_algorithms
 from .suggest import did_you_mean
@@ -113,7 +113,8 @@ class Auto:
     ) -> Algorithm | None:
         """The algorithm for one map; None where none is able."""
         small = problem.multiplications < WORTH_A_CHOICE
-        # The factors of predictions are known of CPUs; elsewhere only what was measured counts.
+        # How far code stays behind its machine is known of CPUs; elsewhere only what was measured
+        # counts.
         known = device.type == "cpu" or len(WISDOM)
         if not self.measure and (small or not known):
             # Asked one by one, since some look long before they answer.
@@ -144,18 +145,38 @@ class Auto:
     ) -> list[Candidate]:
         """All algorithms, or some, with what speaks against each, workspace and seconds."""
         candidates = [
-            self._candidate(each, map, problem, device, dtype)
-            for each in (self._with_options(algorithm) for algorithm in algorithms or ALGORITHMS)
+            each
+            for algorithm in algorithms or ALGORITHMS
+            for each in self._candidates(self._with_options(algorithm), map, problem, device, dtype)
         ]
         measured = self._measured(
             [each for each in candidates if not each.refusals], map, problem, device, dtype
         )
         return [
-            each._replace(seconds=measured[each.algorithm.name], source="measured")
-            if each.algorithm.name in measured
+            each._replace(seconds=measured[each.algorithm.spelling], source="measured")
+            if each.algorithm.spelling in measured
             else each
             for each in candidates
         ]
+
+    def _candidates(
+        self,
+        algorithm: Algorithm,
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Iterator[Candidate]:
+        """One algorithm; and its variants, where they are to be measured or have been."""
+        if refusals := algorithm.refusals(problem, device, dtype):
+            yield Candidate(algorithm, refusals, 0, math.inf, "predicted")
+            return
+        yield self._candidate(algorithm, map, problem, device, dtype)
+        if self.measure or len(WISDOM):
+            known = _known(map, problem, device, dtype)
+            for variant in algorithm.variants(problem, map, dtype):
+                if self.measure or variant.spelling in known:
+                    yield self._candidate(variant, map, problem, device, dtype)
 
     def _candidate(
         self,
@@ -165,11 +186,12 @@ class Auto:
         device: torch.device,
         dtype: torch.dtype,
     ) -> Candidate:
-        """One algorithm as it is predicted to do."""
-        if refusals := algorithm.refusals(problem, device, dtype):
-            return Candidate(algorithm, refusals, 0, math.inf, "predicted")
-        workspace = algorithm.workspace(problem, map, dtype)
-        seconds = current_machine().seconds(algorithm.cost(problem, map, device, dtype), dtype)
+        """An algorithm that is able, as it is predicted to do."""
+        # The copies that PyTorch's own counts are made on a CPU alone.
+        copies = device.type == "cpu" or not isinstance(algorithm, Aten)
+        workspace = algorithm.workspace(problem, map, dtype) if copies else 0
+        cost = algorithm.cost(problem, map, device, dtype)
+        seconds = machine_of(device, dtype).seconds(cost, dtype)
         seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL
         refusals = self._rules_out(algorithm, device, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
@@ -213,9 +235,18 @@ class Auto:
         if self.measure:
             with _measuring:
                 hopeful = _hopeful(race)
-                if any(each.name not in WISDOM.seconds(key) for each in hopeful):
+                if any(each.spelling not in WISDOM.seconds(key) for each in hopeful):
                     WISDOM.remember(key, time_algorithms(hopeful, problem, map, device, dtype))
         return dict(WISDOM.seconds(key))
+
+
+def _known(
+    map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+) -> Mapping[str, float]:
+    """Seconds by spelling of what has been measured here; nothing runs on meta."""
+    if device.type == "meta":
+        return {}
+    return WISDOM.seconds(Key.of(problem, map, device, dtype))
 
 
 def _hopeful(race: Sequence[Candidate]) -> list[Algorithm]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import torch
+
 from .algorithms import Algorithm, Guarded, MapName
 from .auto import Candidate
-from .machine import current_machine
+from .machine import machine_of
 
 
 def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Iterator[str]:
@@ -17,26 +19,32 @@ def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Itera
     """
     yield f"{map}:"
     quick = chosen.quick if isinstance(chosen, Guarded) else chosen
+    width = max(9, *(len(each.algorithm.spelling) for each in survey))
     for each in sorted(survey, key=lambda each: (bool(each.refusals), each.seconds)):
         mark = ">" if each.algorithm == quick else " "
-        name = each.algorithm.name
+        name = each.algorithm.spelling
         if not math.isfinite(each.seconds):
-            yield from (f"    {name:<9} refuses: {sentence}" for sentence in each.refusals)
+            yield from (f"    {name:<{width}} refuses: {sentence}" for sentence in each.refusals)
             continue
         verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.error_class
         if mark == ">" and isinstance(chosen, Guarded):
             verdict += f"; {chosen.sure.name} where a result may not stand"
         yield (
-            f"  {mark} {name:<9} {duration(each.seconds):>9} {each.source:<9} "
+            f"  {mark} {name:<{width}} {duration(each.seconds):>9} {each.source:<9} "
             f"{size(each.workspace):>9}  {verdict}"
         )
     if not any(each.algorithm == quick for each in survey):
         yield f"  > {quick!r}"
 
 
-def provenance() -> str:
+def provenance(device: torch.device, dtype: torch.dtype) -> str:
     """Which machine's rates the predictions are made of."""
-    machine = current_machine()
+    machine = machine_of(device, dtype)
+    if not machine.measured:
+        return (
+            f"predicted for {machine.name} by its clock, multiprocessors and memory bus: a least "
+            f"time, not measured; 'auto' keeps to PyTorch here unless told to measure"
+        )
     return (
         f"predicted for {machine.name} with {machine.threads} threads, measured "
         f"{machine.measured}; for this machine: python -m torch_corr calibrate"

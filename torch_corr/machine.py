@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .algorithms import Cost
+from .algorithms import Cost, may_use_tf32
 
 CALIBRATION_VARIABLE = "TORCH_CORR_MACHINE"
 """Environment variable that names another file for the machine's rates."""
@@ -59,9 +59,10 @@ class Machine:
     Attributes:
         name: the processor.
         threads: that PyTorch used when the rates were measured.
-        measured: the day, as 2026-11-24.
+        measured: the day, as 2026-11-24; empty where rates are a device's own figures.
         float32: rates of float32, complex64 and of the halves, which are computed in float32.
         float64: rates of float64 and complex128.
+        halves: rates of float16 and bfloat16, where they are not computed in float32.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Machine:
     measured: str
     float32: Rates
     float64: Rates
+    halves: Rates | None = None
 
     def seconds(self, cost: Cost, dtype: torch.dtype) -> float:
         """Predicted time of a cost on operands of a dtype."""
@@ -76,6 +78,8 @@ class Machine:
 
     def rates(self, dtype: torch.dtype) -> Rates:
         """The rates of computing with a dtype."""
+        if self.halves is not None and dtype in (torch.float16, torch.bfloat16):
+            return self.halves
         return self.float64 if dtype in (torch.float64, torch.complex128) else self.float32
 
     def save(self, path: Path) -> None:
@@ -143,6 +147,74 @@ def current_machine() -> Machine:
     """The machine that this process plans for: the calibrated one, else the one that ships."""
     path = calibration_path()
     return Machine.load(path) if path.exists() else SHIPPED
+
+
+class _Units(NamedTuple):
+    """Multiply-adds that one multiprocessor does in a cycle, dense.
+
+    Attributes:
+        float32, float64: one by one.
+        halves, tf32, double: in matrix units; 0 where there are none for it.
+    """
+
+    float32: int
+    float64: int
+    halves: int
+    tf32: int
+    double: int
+
+
+_UNITS = {
+    (8, 0): _Units(64, 32, 1024, 512, 64),
+    (8, 6): _Units(128, 2, 512, 256, 0),
+    (8, 9): _Units(128, 2, 512, 256, 0),
+    (9, 0): _Units(128, 64, 2048, 1024, 128),
+    (10, 0): _Units(128, 64, 4096, 2048, 64),
+    (12, 0): _Units(128, 2, 512, 256, 0),
+}
+"""By compute capability, which no property tells.  Source: NVIDIA's CUDA C++ Programming Guide,
+arithmetic instructions, and its papers on GA100, GA102, AD102, GH100 and GB100."""
+
+_LAUNCHES = 250e3
+"""Operators a second that a host launches; assumed, no property of a device tells."""
+
+
+def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The machine that predictions for a device are made of; a CUDA device by its own figures.
+
+    Args:
+        dtype: float32 is told apart by whether PyTorch's settings allow TF32.
+    """
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return current_machine()
+    return _device_machine(device, may_use_tf32(dtype))
+
+
+@cache
+def _device_machine(device: torch.device, tf32: bool) -> Machine:
+    """Peaks from the device's properties: clocks in kHz, the memory's twice a cycle.
+
+    Transforms are bound by memory: one of 64 x 64 does 60 of the operations that ``Cost`` counts
+    on a complex sample, and moves it, 8 bytes, in and out once along each axis.
+    """
+    found: Any = torch.cuda.get_device_properties(device)
+    capability = (found.major, found.minor)
+    # One that is not listed is taken for the latest before it.
+    units = _UNITS[max(each for each in _UNITS if each <= max(capability, min(_UNITS)))]
+    cycles = 2e3 * found.multi_processor_count * found.clock_rate
+    moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
+
+    def rates(products: int, sample: int) -> Rates:
+        return Rates(products * cycles, 60 / (4 * sample) * moved, moved, _LAUNCHES)
+
+    return Machine(
+        name=found.name,
+        threads=0,
+        measured="",
+        float32=rates(units.tf32 if tf32 else units.float32, 8),
+        float64=rates(max(units.float64, units.double), 16),
+        halves=rates(units.halves, 8),
+    )
 
 
 def calibrate() -> Machine:

@@ -93,7 +93,7 @@ class Plan:
         for map in MAPS:
             survey = auto.survey(map, self.problem, self.device, self.dtype)
             lines.extend(table(map, survey, getattr(self, map)))
-        return "\n".join([*lines, provenance()])
+        return "\n".join([*lines, provenance(self.device, self.dtype)])
 
 
 _caches: list[Callable[[], None]] = []

@@ -26,7 +26,7 @@ def time_algorithms(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, float]:
-    """Median seconds of each algorithm on one map, by name.
+    """Median seconds of each algorithm on one map, by spelling.
 
     Each runs once untimed, since a first run sets up what lasts, and twice to sort out those
     that are hopeless, for which that is enough; the others take turns.  The operands are made
@@ -45,7 +45,7 @@ def time_algorithms(
     for turn in _turns(_ENOUGH * len(hopeful)):
         for algorithm in hopeful[turn % len(hopeful) :] + hopeful[: turn % len(hopeful)]:
             samples[algorithm].append(run(algorithm))
-    return {algorithm.name: median(values) for algorithm, values in samples.items()}
+    return {algorithm.spelling: median(values) for algorithm, values in samples.items()}
 
 
 def _turns(seconds: float) -> Iterator[int]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ._version import __version__
-from .algorithms import MapName, dtype_name
+from .algorithms import MapName, dtype_name, may_use_tf32
 from .machine import device_name
 from .problem import Problem
 
@@ -45,11 +45,12 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> Key:
         """The key of a problem's map here and now."""
+        tf32 = device.type == "cuda" and may_use_tf32(dtype)
         return cls(
             problem=str(problem),
             map=map,
             device=device_name(device),
-            dtype=dtype_name(dtype),
+            dtype="tf32" if tf32 else dtype_name(dtype),
             threads=torch.get_num_threads() if device.type == "cpu" else 0,
             torch_version=torch.__version__,
             version=__version__,
@@ -69,7 +70,7 @@ class Wisdom:
         return len(self._seconds)
 
     def seconds(self, key: Key) -> Mapping[str, float]:
-        """Seconds by the name of the algorithm; empty where nothing was measured."""
+        """Seconds by the spelling of the algorithm; empty where nothing was measured."""
         return self._seconds.get(key, {})
 
     def remember(self, key: Key, seconds: Mapping[str, float]) -> None:

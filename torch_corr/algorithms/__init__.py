@@ -12,6 +12,7 @@ from .base import (
     MapName,
     accumulation_dtype,
     dtype_name,
+    may_use_tf32,
 )
 from .direct import Direct
 from .fft import FFT
@@ -39,4 +40,5 @@ __all__ = [
     "Unfold",
     "accumulation_dtype",
     "dtype_name",
+    "may_use_tf32",
 ]

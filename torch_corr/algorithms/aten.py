@@ -23,6 +23,7 @@ from .base import (
     FLOATS,
     INTEGERS,
     MAPS,
+    Algorithm,
     Cost,
     MapName,
     complex_from_real,
@@ -111,6 +112,14 @@ class Aten(Fitted):
             slots = problem.input_shape, problem.weight_shape, problem.output_shape
             return torch.float32.itemsize * (padded + sum(prod(shape) for shape in slots))
         return padded * dtype.itemsize if any(_split_padding(problem, map, here, dtype)[1]) else 0
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """By fitted factors on the CPU; elsewhere the definition's, since how is not known."""
+        if device.type != "cpu":
+            return Algorithm.cost(self, problem, map, device, dtype)
+        return super().cost(problem, map, device, dtype)
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""

@@ -70,6 +70,11 @@ class Algorithm(ABC):
     """``componentwise``: each output's error is at most c * eps * sum |x||w| over its own
     window.  ``normwise``: relative to the largest such sum in the image."""
 
+    @property
+    def spelling(self) -> str:
+        """How wisdom and tables call it: its name, and which variant where it is one of several."""
+        return self.name
+
     @abstractmethod
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
@@ -92,6 +97,11 @@ class Algorithm(ABC):
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
         """Bytes that ``map`` takes at its peak beyond its operands and its result."""
 
+    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+        """Other ways to run the map that this algorithm has, each of another spelling, for the
+        planner to time beside it; asked only where nothing refuses."""
+        return ()
+
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Cost:
@@ -106,6 +116,12 @@ class Algorithm(ABC):
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to sum products in: float32 for the halves, the dtype itself otherwise."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def may_use_tf32(dtype: torch.dtype) -> bool:
+    """Whether CUDA's convolutions may round float32 operands to TF32: PyTorch's setting."""
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return dtype == torch.float32 and precision == "tf32"
 
 
 def definition_flops(problem: Problem, dtype: torch.dtype) -> float:

@@ -24,7 +24,7 @@ without a device: ``docs/gpu.md`` tells what came of it.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -45,6 +45,7 @@ from .base import (
     definition_flops,
     dtype_name,
     dtype_refusal,
+    may_use_tf32,
     operand_bytes,
 )
 
@@ -219,6 +220,11 @@ class Triton(Algorithm):
 
     name: ClassVar[str] = "triton"
 
+    @property
+    def spelling(self) -> str:
+        """``triton dot-64x32``: the name, and the configurations that are not by rule."""
+        return " ".join(filter(None, (self.name, self.correlate, self.weight)))
+
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
     ) -> tuple[str, ...]:
@@ -286,6 +292,21 @@ class Triton(Algorithm):
         # Packing or moving the operands, the kernel, and the mending or the sum of the splits.
         return Cost(matmul_flops=flops, bytes=moved, calls=2 if map == "forward" else 3)
 
+    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+        """One for each configuration of the rule's kind, but the rule's own; none if one is named.
+
+        The other kind is far behind: its tiles would be empty, or its channels one by one.
+        """
+        if self.correlate or self.weight or 0 in problem.input_shape:
+            return ()
+        chosen = self._config(map, problem, dtype)
+        option = "weight" if map == "grad_weight" else "correlate"
+        return tuple(
+            replace(self, **{option: config.name})
+            for config in self.configs(problem, map, dtype)
+            if isinstance(config, Dot) == isinstance(chosen, Dot) and config != chosen
+        )
+
     def configs(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Config, ...]:
         """The configurations that can run a map, for whoever measures them."""
         return tuple(each for each in CONFIGS if not _unsuited(each, problem, map, dtype))
@@ -351,7 +372,7 @@ def choose_correlate(map: MapName, problem: Problem, dtype: torch.dtype) -> Conf
         return _named("taps-1")
     channels = problem.group_out if map == "forward" else problem.group_in
     pixels = problem.batch * rows.dest * columns.dest
-    return _dot(dtype, channels, pixels)
+    return _dot(map, dtype, channels, pixels)
 
 
 def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
@@ -366,10 +387,10 @@ def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     across = problem.group_in * prod(problem.kernel)
     if dtype == torch.float64:
         return _named(f"dot-64x{_least(across, 16, 32)}-k16")
-    return _dot(dtype, across, problem.group_out)
+    return _dot(map, dtype, across, problem.group_out)
 
 
-def _dot(dtype: torch.dtype, across: int, down: int) -> Config:
+def _dot(map: MapName, dtype: torch.dtype, across: int, down: int) -> Config:
     """The tile for a product of ``down`` rows and ``across`` columns."""
     if _is_wide(dtype):
         wide = _least(across, 16, 32, 64)
@@ -379,7 +400,8 @@ def _dot(dtype: torch.dtype, across: int, down: int) -> Config:
     # 132 tiles of 128 rows: one for each multiprocessor of an H100.
     if width < 64 or down * across < 132 * 128 * width:
         return _named(f"dot-64x{min(width, 64)}")
-    return _named(f"dot-128x{width}")
+    most = _most_sums(32, map, dtype)
+    return _named(next((f"dot-128x{n}" for n in (width, 64) if 128 * n <= most), "dot-64x64"))
 
 
 def _least(number: int, *sizes: int) -> int:
@@ -393,12 +415,7 @@ def _named(name: str) -> Config:
 def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
     """Why a configuration cannot run a map; empty if it can."""
     if isinstance(config, Dot):
-        # As compiled for sm_80 and sm_90: with larger tiles registers spill.
-        most = 64 * 64 if _is_wide(dtype) else 128 * 128
-        if dtype == torch.float64 and map == "grad_weight":
-            most = 64 * 32
-        if _is_wide(dtype) and dtype == torch.float32 and map != "grad_weight" and config.k == 16:
-            most = 64 * 32
+        most = _most_sums(config.k, map, dtype)
         if config.m * config.n > most:
             return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
         return ""
@@ -416,6 +433,18 @@ def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype
     return ""
 
 
+def _most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
+    """The largest m * n of which no register spills, as compiled for sm_80 and sm_90."""
+    if dtype == torch.float64:
+        most = 64 * 64 if k == 16 else 64 * 32
+        return most // 2 if map == "grad_weight" else most
+    if dtype != torch.float32:
+        return 128 * 128
+    if may_use_tf32(dtype):
+        return 64 * 64 if map == "grad_weight" else 128 * 64
+    return 64 * 32 if k == 16 and map != "grad_weight" else 64 * 64
+
+
 def _padding(config: Dot, map: MapName, problem: Problem) -> float:
     """How many times the products of the definition the tiles multiply."""
     taps = prod(problem.kernel)
@@ -431,11 +460,13 @@ def _beside(config: Config, dtype: torch.dtype) -> float:
     """What a product costs one by one, in those of a large matrix product.
 
     Of the instructions in a tall configuration's loop a third multiply, of the others' a tenth.
-    An H100 states 15 times as many operations in matrix units for halves, twice for float64.
+    An H100 states 15 times as many operations in matrix units for halves, 8 times for TF32, twice
+    for float64.
     """
     assert not isinstance(config, Dot)
     share = 3.0 if config.height > 1 else 10.0
-    return share * {2: 15.0, 4: 1.0, 8: 2.0}[dtype.itemsize]
+    single = 8.0 if may_use_tf32(dtype) else 1.0
+    return share * {2: 15.0, 4: single, 8: 2.0}[dtype.itemsize]
 
 
 def _spread(height: int, taps: int, rows: Axis) -> int:
@@ -444,13 +475,7 @@ def _spread(height: int, taps: int, rows: Axis) -> int:
 
 def _is_wide(dtype: torch.dtype) -> bool:
     """Whether a matrix product's tile has to be small: float64, and float32 without TF32."""
-    return dtype == torch.float64 or (dtype == torch.float32 and not _may_use_tf32(dtype))
-
-
-def _may_use_tf32(dtype: torch.dtype) -> bool:
-    """Whether float32 products may round their operands to TF32, as cuDNN's may."""
-    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return dtype == torch.float32 and precision == "tf32"
+    return dtype == torch.float64 or (dtype == torch.float32 and not may_use_tf32(dtype))
 
 
 # -- the launches -----------------------------------------------------------------------------
@@ -678,7 +703,7 @@ def _dot_constants(config: Dot, source: Tensor) -> dict[str, Any]:
         "N": config.n,
         "K": config.k,
         "SUM": _sum_dtype(source.dtype),
-        "PRECISION": "tf32" if _may_use_tf32(source.dtype) else "ieee",
+        "PRECISION": "tf32" if may_use_tf32(source.dtype) else "ieee",
         "UPCAST": interpreted() and source.dtype in (torch.float16, torch.bfloat16),
     }
 
