@@ -4,6 +4,8 @@ python -m benchmarks.cubins            compile every configuration, print the ta
 python -m benchmarks.cubins --write    put it into docs/gpu.md
 python -m benchmarks.cubins --floors   what each case costs at least on each device
 
+Triton keeps what it compiles, so a run that was stopped goes on where it was.
+
 A launch of ``torch_corr.algorithms.triton`` holds all that the compiler needs, so it is compiled
 ahead of time for a device that is not there; registers, stack and shared memory are read by the
 ``cuobjdump``, instructions by the ``nvdisasm`` that Triton's package carries.  Operands are on
@@ -13,14 +15,16 @@ ahead of time for a device that is not there; registers, stack and shared memory
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -197,10 +201,7 @@ def table(tf32: bool) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     spilled: list[str] = []
-    for map, dtype, config in planned():
-        if tf32 != (dtype == torch.float32 and isinstance(config, host.Dot)) and tf32:
-            continue
-        launch = launches_of(problem_of(config), map, dtype, config)[0]
+    for map, dtype, config, launch in tabled(tf32):
         each = [compile_launch(launch, architecture) for architecture in ARCHITECTURES]
         spilled += [
             f"{map} {dtype_name(dtype)} {config.name} on sm_{made.architecture}"
@@ -220,7 +221,35 @@ def table(tf32: bool) -> str:
         print(rows[-1], file=sys.stderr, flush=True)
     if spilled:
         raise RuntimeError(f"registers are spilled: {'; '.join(spilled)}")
-    return "\n".join(rows)
+    return "\n".join([*rows, "", f"<!-- made of {digest(tf32)} -->"])
+
+
+def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
+    """What the table has a row for; TF32's has what TF32 changes."""
+    torch.backends.cudnn.allow_tf32 = tf32
+    for map, dtype, config in planned():
+        if not tf32 or (dtype == torch.float32 and isinstance(config, host.Dot)):
+            yield map, dtype, config, launches_of(problem_of(config), map, dtype, config)[0]
+
+
+def digest(tf32: bool) -> str:
+    """Of all that a table is made from: kernels without their words, launches, Triton's version.
+
+    By it a test tells, without compiling anything, whether the table in the docs is that of the
+    code.
+    """
+    kernels = ast.parse(Path(host.__file__).with_name("_triton_kernels.py").read_text())
+    for node in ast.walk(kernels):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and isinstance(node, (ast.Module, ast.FunctionDef)):
+            node.body = body[ast.get_docstring(node) is not None :]
+    parts = [import_module("triton").__version__, ast.unparse(kernels)]
+    for map, dtype, config, launch in tabled(tf32):
+        numbers = [
+            each.dtype if isinstance(each, torch.Tensor) else each for each in launch.arguments
+        ]
+        parts.append(f"{map} {dtype} {config} {numbers} {launch.constants} {launch.options}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _words(values: list[Any]) -> list[str]:
@@ -307,19 +336,15 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Compile, print, and write if asked."""
     options = _parser().parse_args(words)
-    blocks = {"floors": floors()}
+    blocks: dict[str, Callable[[], str]] = {"floors": floors}
     if not options.floors:
-        torch.backends.cudnn.allow_tf32 = False
-        blocks["resources"] = table(tf32=False)
-        torch.backends.cudnn.allow_tf32 = True
-        blocks["resources of tf32"] = table(tf32=True)
-    for block in blocks.values():
+        blocks["resources"] = partial(table, tf32=False)
+        blocks["resources of tf32"] = partial(table, tf32=True)
+    for name, made in blocks.items():
+        block = made()
         print(block + "\n")
-    if options.write:
-        text = DOCUMENT.read_text()
-        for name, block in blocks.items():
-            text = put(text, name, block)
-        DOCUMENT.write_text(text)
+        if options.write:
+            DOCUMENT.write_text(put(DOCUMENT.read_text(), name, block))
     return 0
 
 

@@ -3,22 +3,31 @@
 python -m benchmarks.gpu                  all steps, one after the other
 python -m benchmarks.gpu --dry-run        say what would be run
 python -m benchmarks.gpu --steps configurations,suite --minutes 5
+python -m benchmarks.gpu --after "cases tf32" --minutes 9     where commands may not run for long
 
 Each step is a process of its own with a time limit: one that hangs or crashes costs itself alone.
-Its output and a summary lie in ``OUT/<device>/``.  Steps are ordered by what would be missed most.
+One whose time is up is interrupted, so that it reports what it has, and killed 20 seconds later.
+Its output and a summary lie in ``OUT/<device>/``; the summary keeps what earlier runs found.
+Steps are ordered by what would be missed most.  PyTorch for CUDA, pytest and hypothesis are enough;
+what else is missing costs the tests that want it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +36,19 @@ import torch
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName, dtype_name
 from torch_corr.algorithms import triton as host
+from torch_corr.algorithms.base import definition_flops, operand_bytes
 from torch_corr.algorithms.triton import Config, Triton
+from torch_corr.machine import machine_of
 from torch_corr.testing import Violation, make_operands, require_right
 
-from .cases import CASES, CUDA_CASES
-from .cubins import OPERANDS
-from .machine import describe, slug
+from .cases import CASES, CUDA_CASES, Case
+from .cubins import OPERANDS, compile_launch, launches_of
+from .machine import describe, slug, usable_cores
 
 FLOATS = "float32,float64,float16,bfloat16"
+
+GRACE = 20.0
+"""Seconds that an interrupted step has to report."""
 
 HELD = (
     "n3c6-x37x41-o6-k7x5-p3,2x1,4-g6",
@@ -80,6 +94,11 @@ def steps(out: Path) -> tuple[Step, ...]:
     me = (python, "-m", "benchmarks.gpu")
     bench = (python, "-m", "benchmarks", "--device", "cuda", "--no-charts", "--peers", "none")
     verify = (python, "-m", "torch_corr", "verify", "torch_corr:corr2d", "--device", "cuda")
+    # A module that wants what is not installed would else end the whole run.
+    pytest = (python, "-m", "pytest", "-q", "--continue-on-collection-errors")
+    at_once = ("-n", "4") if find_spec("xdist") else ()
+    # Freed memory goes back at once, so that reading beyond a tensor is seen.
+    sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool")
     return (
         Step(
             "configurations", "every configuration against the oracle", (*me, "configurations"), 6
@@ -88,8 +107,8 @@ def steps(out: Path) -> tuple[Step, ...]:
         Step(
             "triton tests",
             "repeatability, graphs, streams, more than 2**31 pixels",
-            (python, "-m", "pytest", "-q", "tests/test_triton.py"),
-            8,
+            (*pytest, "tests/test_triton.py", "-k", "not compiled"),
+            6,
         ),
         Step(
             "cases",
@@ -124,14 +143,14 @@ def steps(out: Path) -> tuple[Step, ...]:
         Step(
             "suite",
             "the whole test suite, its CUDA half",
-            (python, "-m", "pytest", "-q", "-n", "4", "-k", "cuda"),
+            (*pytest, *at_once, "-k", "cuda"),
             10,
         ),
         *(
             Step(
                 f"sanitizer {tool}",
                 f"compute-sanitizer's {tool} on every configuration",
-                ("compute-sanitizer", "--tool", tool, *me, "configurations", "--once"),
+                (*sanitizer, tool, *me, "configurations", "--once"),
                 10,
                 needs="compute-sanitizer",
             )
@@ -171,30 +190,24 @@ def run(chosen: Sequence[Step], out: Path, machine: dict[str, Any], minutes: flo
     """Run steps until the minutes are spent; ``out`` holds a log for each, and ``summary.json``."""
     ends = time.monotonic() + 60 * minutes
     summary: list[dict[str, Any]] = []
+    file = out / "summary.json"
+    before = json.loads(file.read_text())["steps"] if file.exists() else []
     for step in chosen:
         left = ends - time.monotonic()
         found = {**asdict(step), "outcome": "", "seconds": 0.0}
-        if step.needs and shutil.which(step.needs) is None:
+        if step.needs and shutil.which(step.needs, path=_path()) is None:
             found["outcome"] = f"skipped: no {step.needs} here"
         elif left < 10:
             found["outcome"] = "skipped: no time left"
         else:
             started = time.monotonic()
             with (out / f"{step.name.replace(' ', '-')}.log").open("w") as log:
-                try:
-                    done = subprocess.run(
-                        step.command,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        timeout=min(60 * step.minutes, left),
-                        check=False,
-                    )
-                    found["outcome"] = f"exit {done.returncode}"
-                except subprocess.TimeoutExpired:
-                    found["outcome"] = "stopped: out of time"
+                found["outcome"] = _outcome(step.command, log, min(60 * step.minutes, left))
             found["seconds"] = round(time.monotonic() - started, 1)
         summary.append(found)
-        text = json.dumps({"machine": machine, "steps": summary}, indent=1)
+        names = [each["name"] for each in summary]
+        kept = [each for each in before if each["name"] not in names]
+        text = json.dumps({"machine": machine, "steps": kept + summary}, indent=1)
         (out / "summary.json").write_text(text + "\n")
         print(f"{step.name}: {found['outcome']} after {found['seconds']} s", flush=True)
     fine = [
@@ -203,28 +216,99 @@ def run(chosen: Sequence[Step], out: Path, machine: dict[str, Any], minutes: flo
     return 0 if all(fine) else 1
 
 
+def _outcome(command: Sequence[str], log: Any, seconds: float) -> str:
+    """Run a command, in a group of processes that ends with it; how it went, in words."""
+    process = subprocess.Popen(
+        command,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PATH": _path()},
+    )
+    try:
+        return f"exit {process.wait(seconds)}"
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return "stopped: out of time"
+
+
+def _path() -> str:
+    """Where programs are looked for: CUDA's own tools are often not on the path."""
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
+
+
+Kind = tuple[str, MapName, str, Config, bool]
+"""A problem's spelling, a map, a dtype's name, a configuration, and whether channels_last."""
+
+
+def compile_ahead(kinds: Iterable[Kind], device: torch.device) -> None:
+    """Compile kernels on every core, into the cache from which Triton then takes them."""
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    started, work = time.monotonic(), [(kind, 10 * major + minor) for kind in kinds]
+    # CUDA does not bear a fork.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(usable_cores(), mp_context=spawn) as pool:
+        failures = [each for each in pool.map(_compile, work) if each]
+    for each in failures:
+        print(f"NOT COMPILED: {each}")
+    print(f"compiled {len(work)} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _compile(work: tuple[Kind, int]) -> str:
+    (spelling, map, dtype, config, last), architecture = work
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        problem = Problem.parse(spelling)
+        for launch in launches_of(problem, map, getattr(torch, dtype), config, last):
+            compile_launch(launch, architecture)
+    except Exception as error:  # it will be met again, and told with its case, where it is run
+        return f"{config.name} {map} {dtype} {spelling}: {error}"
+    return ""
+
+
+def _held(once: bool) -> Iterator[Kind]:
+    for spelling in HELD[:2] if once else HELD:
+        problem = Problem.parse(spelling)
+        for dtype in ("float32",) if once else FLOATS.split(","):
+            for map in MAPS:
+                for config in Triton().configs(problem, map, getattr(torch, dtype)):
+                    # A sanitizer makes every launch slow: one layout, and each its own way.
+                    if once and isinstance(config, host.Dot) != (spelling == HELD[1]):
+                        continue
+                    for last in (False,) if once else (False, True):
+                        yield spelling, map, dtype, config, last
+
+
 def hold_configurations(device: torch.device, once: bool = False) -> int:
     """Every configuration, map and dtype against the oracle; prints what is wrong, and a count.
 
     Args:
-        once: float32 alone, for a sanitizer.
+        once: float32 in one layout, for a sanitizer.
     """
     torch.backends.cudnn.allow_tf32 = False
+    kinds = list(_held(once))
+    compile_ahead(kinds, device)
     wrong = right = 0
-    dtypes = ("float32",) if once else FLOATS.split(",")
-    for spelling in HELD:
-        problem = Problem.parse(spelling)
-        for dtype in (getattr(torch, name) for name in dtypes):
-            for map in MAPS:
-                for config in Triton().configs(problem, map, dtype):
-                    for layout in ("contiguous", "channels_last"):
-                        try:
-                            _hold(problem, map, dtype, config, layout, device)
-                            right += 1
-                        except (Violation, RuntimeError) as error:
-                            wrong += 1
-                            where = f"{config.name} {map} {dtype} {layout} {spelling}"
-                            print(f"WRONG: {where}: {error}")
+    for spelling, map, dtype, config, last in kinds:
+        layout = "channels_last" if last else "contiguous"
+        where = f"{config.name} {map} {dtype} {layout} {spelling}"
+        try:
+            _hold(Problem.parse(spelling), map, getattr(torch, dtype), config, layout, device)
+            right += 1
+            print(f"right: {where}", flush=True)
+        except (Violation, RuntimeError) as error:
+            wrong += 1
+            print(f"WRONG: {where}: {error}", flush=True)
     print(f"{right} right, {wrong} wrong", flush=True)
     return 1 if wrong else 0
 
@@ -251,28 +335,52 @@ def _fixed(config: Config, map: MapName) -> Triton:
 def time_configurations(device: torch.device) -> int:
     """Microseconds of each configuration, the rule's own marked, for each case and map."""
     torch.backends.cudnn.allow_tf32 = False
-    for case in TIMED:
-        problem, dtype = case.problem, case.torch_dtype
-        for map in MAPS:
-            operands = [
-                torch.randn(getattr(problem, f"{slot}_shape"), device=device).to(dtype)
-                for slot in OPERANDS[map]
-            ]
-            chosen = Triton()._config(map, problem, dtype)
-            found = {}
-            for config in Triton().configs(problem, map, dtype):
-                if isinstance(config, host.Dot) != isinstance(chosen, host.Dot):
-                    continue  # the other way: the tile would be empty, or the channels too many
-                run = getattr(_fixed(config, map), map)
-                found[config.name] = 1e6 * seconds(lambda: run(problem, *operands))  # noqa: B023
-            best = min(found, key=lambda name: found[name])
-            shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-            print(
-                f"{case.name} {dtype_name(dtype)} {map}: chosen {chosen.name}, best {best} "
-                f"({found[chosen.name] / found[best]:.2f} times); {shown}",
-                flush=True,
+    runs = [
+        (case, map, (Triton(), *Triton().variants(case.problem, map, case.torch_dtype)))
+        for case in TIMED
+        for map in MAPS
+    ]
+    compile_ahead(
+        (
+            (
+                str(case.problem),
+                map,
+                case.dtype,
+                each._config(map, case.problem, case.torch_dtype),
+                False,
             )
+            for case, map, ways in runs
+            for each in ways
+        ),
+        device,
+    )
+    for case, map, ways in runs:
+        problem, dtype = case.problem, case.torch_dtype
+        operands = [
+            torch.randn(getattr(problem, f"{slot}_shape"), device=device).to(dtype)
+            for slot in OPERANDS[map]
+        ]
+        found = {}
+        for way in ways:
+            run = getattr(way, map)
+            name = way._config(map, problem, dtype).name
+            found[name] = 1e6 * seconds(lambda: run(problem, *operands))  # noqa: B023
+        chosen, best = next(iter(found)), min(found, key=lambda name: found[name])
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+        print(
+            f"{case.name} {dtype_name(dtype)} {map}: floor {_floor(case, device):.1f} us, chosen "
+            f"{chosen}, best {best} ({found[chosen] / found[best]:.2f} times); {shown}",
+            flush=True,
+        )
     return 0
+
+
+def _floor(case: Case, device: torch.device) -> float:
+    """Microseconds that the bytes or the operations take at least, by the device's own figures."""
+    rates = machine_of(device, case.torch_dtype).rates(case.torch_dtype)
+    moved = operand_bytes(case.problem, case.torch_dtype) / rates.bytes
+    flops = definition_flops(case.problem, case.torch_dtype) / rates.matmul_flops
+    return 1e6 * max(moved, flops)
 
 
 def seconds(run: Any, least: int = 5, budget: float = 0.2) -> float:
@@ -291,14 +399,13 @@ def seconds(run: Any, least: int = 5, budget: float = 0.2) -> float:
 
 def _chosen(options: argparse.Namespace, out: Path) -> list[Step]:
     every = steps(out)
-    if not options.steps:
-        return list(every)
-    names = [name.strip() for name in options.steps.split(",")]
     known = [step.name for step in every]
-    for name in names:
+    names = [name.strip() for name in options.steps.split(",")] if options.steps else known
+    for name in (*names, *([options.after] if options.after else [])):
         if name not in known:
             raise SystemExit(f"no step {name!r}; there are {', '.join(known)}")
-    return [step for step in every if step.name in names]
+    first = known.index(options.after) + 1 if options.after else 0
+    return [step for step in every[first:] if step.name in names]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -310,6 +417,7 @@ def _parser() -> argparse.ArgumentParser:
     add("work", nargs="?", choices=("all", "configurations", "timings"), default="all")
     add("--dry-run", action="store_true", help="say what would be run, and stop")
     add("--steps", metavar="NAMES", help="comma-separated; default: all")
+    add("--after", metavar="STEP", help="only the steps after this one")
     add("--minutes", type=float, default=30, help="for all steps together (default: 30)")
     add("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     add("--device", default="cuda", help="of the two works (default: cuda)")

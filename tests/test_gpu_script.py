@@ -52,12 +52,38 @@ def test_a_step_that_fails_hangs_or_lacks_its_tool_costs_itself_alone(tmp_path: 
     assert gpu.run(chosen[3:], tmp_path, {}, 0.1) == 0  # no time left: skipped
 
 
+def test_a_step_whose_time_is_up_may_still_report(tmp_path: Path) -> None:
+    """It is interrupted; and what an earlier run found stays in the summary."""
+    code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what there is')"
+    slow = gpu.Step("slow", "", (sys.executable, "-c", code), 0.05)
+    assert gpu.run([slow], tmp_path, {}, 10) == 1
+    assert (tmp_path / "slow.log").read_text() == "what there is\n"
+    good = gpu.Step("good", "", (sys.executable, "-c", ""), 1)
+    assert gpu.run([good], tmp_path, {}, 10) == 0
+    steps = json.loads((tmp_path / "summary.json").read_text())["steps"]
+    assert [(step["name"], step["outcome"]) for step in steps] == [
+        ("slow", "stopped: out of time"),
+        ("good", "exit 0"),
+    ]
+
+
+def test_a_later_run_goes_on_after_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--dry-run", "--after", "kit fft"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("suite: ")
+    assert "timings" not in printed
+
+
 def test_floors_are_bytes_or_operations_whichever_takes_longer() -> None:
     row = next(line for line in cubins.floors().splitlines() if "photo 3x3" in line)
     problem = Problem.parse("n1c1-x2048-o1-k3")
     moved = 4 * (2048**2 + 9 + 2046**2)
     assert f"| {moved / 1e6:.1f} | {2 * problem.multiplications / 1e9:.2f} |" in row
     assert f"{1e6 * moved / 4.8e12:.0f} (bytes)" in row
+
+
+def test_floors_in_the_docs_are_of_this_code() -> None:
+    assert cubins.floors() in cubins.DOCUMENT.read_text(), "python -m benchmarks.cubins --floors"
 
 
 def test_occupancy_is_what_registers_and_shared_memory_leave() -> None:

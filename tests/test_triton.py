@@ -19,12 +19,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_bugs import BUGS, changed
 from laws import FLOATS, assert_right
 from torch import Tensor
 
-from torch_corr import MAPS, Problem, Triton, corr2d
+from torch_corr import MAPS, Auto, Problem, Triton, corr2d, wisdom
+from torch_corr import auto as auto_module
 from torch_corr.algorithms import triton as host
 from torch_corr.algorithms.triton import CONFIGS, Dot, Sums, Taps, axes
+from torch_corr.planner import make_plan
 from torch_corr.testing import LAYOUTS, make_operands, oracle, problems
 
 HAVE = find_spec("triton") is not None
@@ -80,9 +83,10 @@ def of(config: host.Config, map: str) -> Triton:
     return Triton(weight=config.name) if map == "grad_weight" else Triton(correlate=config.name)
 
 
-# Rows past a block of sums, columns past a chunk of taps, channels past a tile's K.
-FEW = "n2c4-x18x5-o4-k9x5-p3,2x1,2-g2"
-MANY = "n1c19-x4x3-o17-k2x3-p1-d1x2"
+# Rows past a block of sums, columns past a chunk of taps, with gaps between taps; channels past
+# a tile's K, pixels past its M, images past the first.
+FEW = "n2c4-x22x5-o2-k9x5-p3,2x1,2-d2x1-g2"
+MANY = "n2c19-x9x6-o17-k2x3-p1-d1x2"
 
 
 @runs
@@ -100,6 +104,38 @@ def test_every_configuration(config: host.Config, map: Any, dtype: torch.dtype) 
     check(of(config, map), problem, map, some(problem, map, dtype))
 
 
+@runs
+@pytest.mark.parametrize("name", ["taps-4", "taps-8", "taps-16", "sums-4x4x4", "sums-8x8x4"])
+def test_rows_of_sums_under_a_stride(name: str) -> None:
+    """Rows that a block shares lie a stride apart, and taps a dilation."""
+    problem = Problem.parse("n2c2-x21x6-o4-k6x2-s2x1-p2,1x0,1-d3x1-g2")
+    config = next(each for each in CONFIGS if each.name == name)
+    map: Any = "grad_weight" if isinstance(config, Sums) else "forward"
+    operands = some(problem, map, torch.float32)
+    run = getattr(of(config, map), map)
+    result: Tensor = run(problem, *operands.values())
+    assert_right(result, problem, **operands, algorithm=Triton())
+
+
+@runs
+@pytest.mark.parametrize("programs", [1, 12, 1056])
+@pytest.mark.parametrize("name", ["sums-1x4x4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16"])
+def test_pixels_are_split_anyhow(name: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One split of many blocks, a few of several, one a block; the last of each not full."""
+    monkeypatch.setattr(host, "PROGRAMS", programs)
+    few = name.startswith("sums")
+    problem = Problem.parse("n3c1-x20x17-o2-k2x3-p1" if few else "n3c9-x6x7-o18-k2x1-p1,0x0,0")
+    config = next(each for each in CONFIGS if each.name == name)
+    splits, _ = host._splits(problem, config)
+    assert splits > 1 if programs > 1 else splits == 1
+    check(
+        of(config, "grad_weight"),
+        problem,
+        "grad_weight",
+        some(problem, "grad_weight", torch.float32),
+    )
+
+
 EDGES = [
     "n1c1-x1x1-o1-k1",
     "n1c1-x4x5-o1-k4x5",
@@ -109,6 +145,7 @@ EDGES = [
     "n1c1-x5x5-o1-k3-p20-d12",
     "n2c3-x8x8-o5-k4-s4",
     "n1c17-x5x6-o18-k3x2-s2-p1-d1x2",
+    "n1c6-x5x6-o5-k3x2-s2-p1",
     "n1c34-x3x3-o2-k3-p1",
     "n1c4-x4x5-o40-k1-g2",
     "n1c1-x3x3-o1-k2-s1073741824x4611686018427387904",
@@ -144,7 +181,14 @@ def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any)
 @pytest.mark.parametrize("name", ["taps-1", "taps-4", "dot-64x16", "sums-1x4x4", "sums-4x4x4"])
 @pytest.mark.parametrize("value", ["inf", "nan"])
 @pytest.mark.parametrize(
-    "case", ["n1c2-x5x6-o2-k3x2-p2,1x1,0-g2", "n1c2-x6x7-o3-k3-s2-p1", "n1c40-x2x3-o2-k2-p1"]
+    "case",
+    # Less padding than k - 1 on a side: there grad_input has pixels that miss taps.
+    [
+        "n1c2-x5x6-o2-k3x2-p2,1x1,0-g2",
+        "n1c2-x5x6-o2-k3x2-p1,2x0,1-g2",
+        "n1c2-x6x7-o3-k3-s2-p1",
+        "n1c40-x3x2-o2-k2-p1,0x0,1",
+    ],
 )
 def test_one_non_finite_number_reaches_only_its_windows(name: str, value: str, case: str) -> None:
     """A pixel of the image never meets a tap beyond an edge; elsewhere nothing changes."""
@@ -156,10 +200,11 @@ def test_one_non_finite_number_reaches_only_its_windows(name: str, value: str, c
         run = getattr(of(config, map), map)
         operands = some(problem, map, torch.float32)
         clean = run(problem, *operands.values())
-        # The first element and the last: corners of images, and taps that meet edges first.
-        for marked, at in product(OPERANDS[map], (0, -1)):
+        # The first element and the last: corners of images, and taps that meet edges first; and
+        # the middle one, which follows upon another channel's last.
+        for marked, part in product(OPERANDS[map], (0.0, 0.5, 1.0)):
             mark = torch.zeros_like(operands[marked])
-            mark.view(-1)[at] = 1
+            mark.view(-1)[int(part * (mark.numel() - 1) + 0.5)] = 1
             ones = {each: torch.ones_like(v) for each, v in operands.items()} | {marked: mark}
             reached = (oracle(problem, **ones).value > 0).to(DEVICE)
             spoilt = operands[marked].masked_fill(mark > 0, float(value))
@@ -205,6 +250,53 @@ def test_layout_of_the_input_is_kept() -> None:
         assert plain.is_contiguous()
         assert last.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(plain, last)
+
+
+@runs
+@each_map
+@pytest.mark.parametrize("case", ["n1c2-x5x4-o2-k3x2-p1-g2", "n1c5-x4x3-o4-k2"])
+def test_views_that_are_negated(map: Any, case: str) -> None:
+    """The sign of an imaginary part of a conjugate is a flag on the tensor, not yet in memory."""
+    problem = Problem.parse(case)
+    plain = some(problem, map, torch.float32)
+    operands = {
+        name: torch.complex(torch.zeros_like(each), each).conj().imag
+        for name, each in plain.items()
+    }
+    assert all(each.is_neg() for each in operands.values())
+    check(Triton(), problem, map, operands)
+
+
+@runs
+def test_configurations_are_measured_and_the_quickest_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each under its own spelling, for later processes to know; what is taken is right."""
+    timed: list[str] = []
+
+    def pretend(algorithms: Any, *_: Any) -> dict[str, float]:
+        timed.extend(each.spelling for each in algorithms)
+        return {each.spelling: 2.0 - (each.spelling == wanted) for each in algorithms}
+
+    monkeypatch.setattr(auto_module, "time_algorithms", pretend)
+    problem = Problem.parse("n1c2-x9x8-o2-k5x3-p1-g2")
+    ways = {"forward": "triton taps-1", "grad_input": "triton taps-4", "grad_weight": "triton"}
+    try:
+        for map, wanted in ways.items():
+            wisdom.forget()
+            timed.clear()
+            plan = make_plan(problem, DEVICE, torch.float32, Auto(measure=True))
+            chosen = getattr(plan, map)
+            assert chosen.spelling == wanted
+            assert {"triton", "triton taps-1", "triton taps-4", "triton sums-1x4x4"} <= {*timed}
+            assert f"  > {wanted}" in str(plan)
+            check(chosen, problem, map, some(problem, map, torch.float32))
+            # What the process has measured, it heeds unasked where it looks at all.
+            assert getattr(make_plan(problem, DEVICE, torch.float32, Auto(measure=True)), map) == (
+                chosen
+            )
+    finally:
+        wisdom.forget()
 
 
 @runs
@@ -320,6 +412,20 @@ def test_compiled_kernels_keep_within_a_device(
 
 @compiles
 @pytest.mark.parametrize("tf32", [False, True])
+def test_tables_in_the_docs_are_of_this_code(tf32: bool) -> None:
+    """Without compiling: kernels, launches and Triton's version are those they were made of."""
+    from benchmarks.cubins import DOCUMENT, digest, tabled
+
+    name = "resources of tf32" if tf32 else "resources"
+    _, _, rest = DOCUMENT.read_text().partition(f"<!-- {name} -->")
+    block, _, _ = rest.partition(f"<!-- /{name} -->")
+    assert f"<!-- made of {digest(tf32)} -->" in block, "python -m benchmarks.cubins --write"
+    rows = [line for line in block.splitlines() if line.startswith(("| forward", "| grad_"))]
+    assert len(rows) == len(list(tabled(tf32)))
+
+
+@compiles
+@pytest.mark.parametrize("tf32", [False, True])
 def test_float32_is_float32_unless_pytorch_lets_it_be_less(tf32: bool) -> None:
     from benchmarks.cubins import compile_launch, launches_of, problem_of
 
@@ -332,8 +438,11 @@ def test_float32_is_float32_unless_pytorch_lets_it_be_less(tf32: bool) -> None:
     assert bool(made.count("FFMA") > 100) != tf32
 
 
-def test_rules_choose_what_is_able() -> None:
-    for case in (*EDGES, FEW, MANY, "n64c384-x32-o384-k31-p15-g384", "n8c3-x224-o64-k7-s2-p3"):
+@pytest.mark.parametrize("tf32", [False, True])
+def test_rules_choose_what_is_able(tf32: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = tf32
+    large = ("n64c384-x32-o384-k31-p15-g384", "n8c3-x224-o64-k7-s2-p3", "n64c256-x56-o4096-k3")
+    for case in (*EDGES, FEW, MANY, *large):
         problem = Problem.parse(case)
         if 0 in problem.input_shape:
             continue
@@ -401,6 +510,13 @@ def test_grids_that_no_device_has_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert "more than the 2**31 - 1 of a CUDA grid" in sentence
 
 
+def test_planted_bugs_have_their_place() -> None:
+    """Each changes text that is there once; whether it is caught is for the script to say."""
+    for bug in BUGS:
+        changed(bug)
+    assert len({bug.name for bug in BUGS}) == len(BUGS)
+
+
 def test_the_package_imports_without_triton() -> None:
     code = (
         "import sys; sys.modules['triton'] = None; import torch, torch_corr\n"
@@ -415,3 +531,24 @@ def test_workspace_is_stated_without_triton() -> None:
     problem = Problem.parse("n2c64-x8-o64-k3-p1")
     for map in MAPS:
         assert Triton().workspace(problem, map, torch.float32) > 0
+
+
+@compiles
+@each_map
+@pytest.mark.parametrize("case", ["n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2", "n2c20-x9-o24-k3-p1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_launching_asks_no_tensor_for_a_value(
+    map: Any, case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device would be waited for; on meta, where there are none, it would raise."""
+    launched: list[str] = []
+    monkeypatch.setattr(host.Launch, "run", lambda self: launched.append(self.kernel))
+    problem = Problem.parse(case)
+    shapes = [getattr(problem, f"{slot}_shape") for slot in OPERANDS[map]]
+    result = getattr(Triton(), map)(
+        problem, *(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+    )
+    sought = {"forward": "output", "grad_input": "input", "grad_weight": "weight"}[map]
+    assert result.shape == getattr(problem, f"{sought}_shape")
+    assert result.dtype == dtype
+    assert launched
