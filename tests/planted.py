@@ -265,6 +265,15 @@ def channel_tail_dropped(p, x, w, b):
 
 
 @bug("values")
+def depthwise_tail_dropped(p, x, w, b):
+    """Channels of a depthwise layer beyond the last whole vector of sixteen are left zero."""
+    y, whole = assemble(p, x, w, b), p.out_channels // 16 * 16
+    if p.group_in > 1 or p.groups == 1 or not whole:
+        return y
+    return y * (torch.arange(p.out_channels) < whole)[:, None, None].to(y.dtype)
+
+
+@bug("values")
 def dilation_ignored_on_columns(p, x, w, b):
     """The shape heeds the dilation of the columns, the taps do not."""
 

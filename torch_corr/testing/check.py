@@ -103,7 +103,8 @@ def check_corr2d(
             that ``F.conv2d`` takes.
         able: says of a problem, device and dtype whether the callable is for it.
         examples: cases for each law and dtype; some dear laws take a share of it.
-        budget: seconds that all of it may take, roughly; None for no limit.
+        budget: seconds that all of it may take, roughly, since each law is tried on one case
+            at least; None for no limit.
         seed: another one draws other cases.
         name: what the report calls it.
         progress: called before each law with the number done, their total, and a name.

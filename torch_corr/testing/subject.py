@@ -299,4 +299,7 @@ def home(call: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    try:
+        return (str(error).strip().splitlines() or [""])[0]
+    except Exception:  # an error that cannot even be printed is the callable's as well
+        return "its message cannot be printed"
