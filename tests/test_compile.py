@@ -361,6 +361,45 @@ def test_a_size_that_does_not_fit_is_refused_when_it_comes() -> None:
         captured(x[:, :, :2], w)
 
 
+@each_choice
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_backward_inside_a_function_that_left_its_graph(algorithm: Algorithm | str) -> None:
+    """Dynamo then looks at all Python that autograd calls; none of ours becomes a graph."""
+    (w,) = some((6, 2, 3, 3))
+    w.requires_grad_()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    @torch.compile(backend=note)
+    def step(loss: Tensor) -> Tensor:
+        loss.backward()
+        return loss.detach() + 1
+
+    for n in range(4):
+        (x,) = some((2 + n, 4, 7 + n, 8))
+        expected = torch.autograd.grad(F.conv2d(x, w, groups=2).square().sum(), w)
+        w.grad = None
+        step(corr2d(x, w, groups=2, algorithm=algorithm).square().sum())
+        close((w.grad,), expected)
+    assert len(graphs) == 1
+
+
+@each_choice
+def test_vmap_of_a_compiled_function(algorithm: Algorithm | str) -> None:
+    """Dynamo leaves that to eager PyTorch, and so does it with what vmap calls."""
+    captured = torch.compile(
+        lambda x, w: corr2d(x, w, groups=2, algorithm=algorithm), backend="aot_eager"
+    )
+    for n in range(3):
+        x, w, xs = some((2, 4, 7, 8), (6, 2, 3, 3), (3, 2 + n, 4, 7 + n, 8))
+        captured(x, w)
+        expected = torch.stack([F.conv2d(each, w, groups=2) for each in xs])
+        close(vmap(captured, (0, None))(xs, w), expected)
+
+
 def test_training_is_nn_conv2ds() -> None:
     """Steps of SGD through a compiled model leave nn.Conv2d's weights."""
     nets = []

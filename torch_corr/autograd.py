@@ -37,6 +37,7 @@ from .operators import (
     WEIGHT,
     Deferred,
     Slots,
+    left_alone,
     open_slot,
     operate,
     plan_of,
@@ -47,6 +48,7 @@ from .planner import Plan
 from .problem import Problem
 
 
+@left_alone
 def trilinear(
     plan: Plan | Deferred,
     input: Tensor | None = None,
@@ -81,6 +83,7 @@ class _Rules(Function):
     """The rules of differentiation; arguments are the plan and the three slots."""
 
     @staticmethod
+    @left_alone
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         """Open the operand's slot, and fill the one that was open with its gradient.
 
@@ -97,6 +100,7 @@ class _Rules(Function):
         return None, *gradients
 
     @staticmethod
+    @left_alone
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
         """The product rule: the form with one operand at a time replaced by its tangent."""
         operands = ctx.saved_tensors
@@ -110,6 +114,7 @@ class _Rules(Function):
 
 class _Eager(_Rules):
     @staticmethod
+    @left_alone
     def forward(
         ctx: Any,
         plan: Plan | Deferred,
@@ -124,6 +129,7 @@ class _Eager(_Rules):
 
 class _Dual(_Eager):
     @staticmethod
+    @left_alone
     def forward(
         ctx: Any,
         plan: Plan | Deferred,
@@ -135,6 +141,7 @@ class _Dual(_Eager):
         return _Eager.forward(ctx, plan, input, weight, output)
 
     @staticmethod
+    @left_alone
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
         tangent = _Rules.jvp(ctx, _, *tangents)
         # Left there, these would stand in for the saved tensors in backward, unnecessarily
@@ -145,6 +152,7 @@ class _Dual(_Eager):
 
 class _Transformed(_Rules):
     @staticmethod
+    @left_alone
     def forward(
         plan: Plan | Deferred,
         input: Tensor | None,
@@ -154,12 +162,14 @@ class _Transformed(_Rules):
         return run(plan, (input, weight, output))
 
     @staticmethod
+    @left_alone
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         plan, *slots = inputs
         _remember(ctx, plan, slots)
         ctx.save_for_forward(*slots)
 
     @staticmethod
+    @left_alone
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], plan: Plan | Deferred, *slots: Tensor | None
     ) -> tuple[Tensor, int]:
@@ -310,6 +320,7 @@ def _unfold(problem: Problem, slot: int, axis: str, value: Tensor, times: int) -
     return split.movedim(position, 0).reshape(times, *_shape(problem, slot))
 
 
+@left_alone
 def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     """An operator above autograd: the rules, where there is something to differentiate."""
     operands = first, second
@@ -330,6 +341,7 @@ def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any)
     return result
 
 
+@left_alone
 def _map_over(
     map: MapName,
     info: Any,

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .algorithms import Aten
 from .algorithms.aten import conv2d
 from .autograd import trilinear
-from .operators import Deferred, asked_for, planned, spelled
+from .operators import Deferred, asked_for, left_alone, planned, spelled
 from .planner import AlgorithmLike, Plan, autocasts, cached_plan, make_plan
 from .problem import (
     PaddingLike,
@@ -282,6 +282,7 @@ def explain(
     print(plan(input, weight, stride, padding, dilation, groups, algorithm=algorithm))
 
 
+@left_alone
 def _conv2d_if_chosen(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor | None:
@@ -353,6 +354,7 @@ def _auto_is_conv2d(
     return make_plan(problem, device, dtype, "auto").is_conv2d
 
 
+@left_alone
 def _plan(*arguments: Any) -> Plan | Deferred:
     """The plan for the arguments of :func:`_known_plan`, of which sizes may be symbols."""
     try:
@@ -381,6 +383,7 @@ def _known_plan(
     return make_plan(problem, device, dtype, algorithm)
 
 
+@left_alone
 def _standing_for(algorithm: AlgorithmLike, input: Tensor) -> AlgorithmLike:
     """What is planned with, where nothing is computed or PyTorch alone keeps the layout."""
     if input.is_meta:
@@ -390,11 +393,13 @@ def _standing_for(algorithm: AlgorithmLike, input: Tensor) -> AlgorithmLike:
     return algorithm
 
 
+@left_alone
 def _written_down() -> bool:
     """Whether the program is being written for others to run: ``torch.export`` or a trace."""
     return torch.compiler.is_exporting() or torch._C._is_tracing()
 
 
+@left_alone
 def _standard(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """PyTorch's own convolution, which every reader of an exported program knows."""
     if problem.in_channels == 0:
@@ -412,6 +417,7 @@ def _warn_of_one_size(problem: Problem) -> None:
     )
 
 
+@left_alone
 def _shape(value: Tensor) -> tuple[int, ...]:
     """The shape in numbers, or in symbols; under ``torch.jit.trace`` it would be of tensors."""
     state = torch._C._get_tracing_state()
@@ -435,6 +441,7 @@ def _keeps_channels_last(input: Tensor) -> bool:
     )
 
 
+@left_alone
 def _as_autocast_would(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
     """Operands in the dtype of autocast where that is on; float64 stays, as in conv2d."""
     if not isinstance(input, Tensor) or not autocasts(input.device):
@@ -448,15 +455,18 @@ def _as_autocast_would(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, An
     return input, weight, bias
 
 
+@left_alone
 def _with_all_axes(value: Tensor) -> Tensor:
     """A 3-D or 2-D operand with the axes of length 1 that it leaves out."""
     return value if value.dim() == 4 else value[(None,) * (4 - value.dim())]
 
 
+@left_alone
 def _hashable(padding: Any) -> str | Sides:
     return padding if isinstance(padding, str) else as_sides(padding)
 
 
+@left_alone
 def _check_operands(input: Any, weight: Any, bias: Any) -> None:
     """That input, weight and bias are strided tensors of fitting rank, one dtype, one device."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
@@ -491,6 +501,7 @@ def _check_operands(input: Any, weight: Any, bias: Any) -> None:
             )
 
 
+@left_alone
 def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
     if _shape(bias) != (problem.out_channels,):
         raise RuntimeError(
@@ -499,6 +510,7 @@ def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
         )
 
 
+@left_alone
 def _pad(
     input: Tensor,
     shapes: tuple[tuple[int, ...], tuple[int, ...]],

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch._library.opaque_object import register_opaque_type
 from torch.autograd.profiler import record_function
 from torch.nn import Parameter
@@ -46,6 +47,21 @@ _MAP_OF: dict[int, MapName] = {OUTPUT: "forward", INPUT: "grad_input", WEIGHT: "
 _PLAIN = (Tensor, Parameter)
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_profiling = torch._C._autograd._profiler_enabled
+
+
+_LEFT_ALONE = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def left_alone(function: _Function) -> _Function:
+    """Keep Dynamo out of a function that PyTorch calls, and out of whatever it calls in turn.
+
+    Once a compiled function has left its graph, Dynamo looks at every Python function that runs.
+    ``loss.backward()`` there would make graphs of our loops, new ones for each size, and fail on
+    some.  So ``torch.compiler.disable`` too, but that loads Dynamo, and wraps each call.
+    """
+    set_code_exec_strategy(function.__code__, _LEFT_ALONE)
+    return function
 
 
 @dataclass(frozen=True)
@@ -219,6 +235,7 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
     return planned(problem, first.device, first.dtype, asked_for(key))
 
 
+@left_alone
 def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     plan = plan_of(map, first, second, *arguments)
     assert isinstance(plan, Plan)
@@ -226,6 +243,7 @@ def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Te
     return _recorded(plan, map, slots_of(map, first, second)).contiguous()
 
 
+@left_alone
 def _promise(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     """What a capturer is told: a contiguous tensor of the open slot's shape."""
     problem = plan_of(map, first, second, *arguments).problem
