@@ -22,19 +22,22 @@ import torch.distributed as dist
 from networks import DRAWS, shaken
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_corr import Problem, convert, corr2d
+from torch_corr import Aten, Corr2d, Problem, convert, corr2d
+from torch_corr.planner import able_algorithms
 
 PROCESSES = 2
 STEPS = 5
 ROUNDOFF = torch.finfo(torch.float32).eps / 2
-NAMED = ("unfold", "fft")
+SMALLEST = Problem.parse("n1c1-x1-o1-k1")
+ABLE = able_algorithms(SMALLEST, torch.device("cpu"), torch.float32)
+NAMED = tuple(each.name for each in ABLE if each != Aten())
 ALGORITHMS = ("auto", "aten", *NAMED)
 
 
@@ -105,6 +108,24 @@ def training(rank: int) -> dict[str, Any]:
             ours[algorithm] = trained(scheme(model), images, targets)
         found[name] = {"draws": draws, "ours": ours}
     return found
+
+
+def converted_late() -> dict[str, Any]:
+    """FSDP2 before convert: the parameters after training, and every layer's classes."""
+    images, targets = (value.chunk(PROCESSES)[dist.get_rank()] for value in small_batch())
+    model = sharded(small_network())
+    convolutions = [model[place] for place in (0, 2, 4)]
+
+    def classes() -> list[tuple[bool, bool]]:
+        return [(isinstance(each, FSDPModule), isinstance(each, Corr2d)) for each in convolutions]
+
+    before = classes()
+    report = convert(model, "unfold")
+    found = {"parameters": trained(model, images, targets), "skipped": report.skipped}
+    after = classes()
+    report.revert()
+    model(images)
+    return {**found, "classes": [before, after, classes()]}
 
 
 @dataclass(frozen=True)
@@ -233,7 +254,12 @@ def main() -> None:
         world_size=PROCESSES,
         timeout=timedelta(seconds=240),
     )
-    found = {"training": training(rank), "dtensors": dtensors(), "as conv2d": as_conv2d()}
+    found = {
+        "training": training(rank),
+        "converted late": converted_late(),
+        "dtensors": dtensors(),
+        "as conv2d": as_conv2d(),
+    }
     torch.save(found, folder / f"found-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

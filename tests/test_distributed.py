@@ -72,6 +72,19 @@ def test_five_steps_as_with_nn_conv2d(
         assert torch.equal(value, results[1][name])
 
 
+def test_converted_after_it_was_sharded(found: list[dict[str, Any]]) -> None:
+    """The layer that is sharded itself stays so, through convert and revert."""
+    images, targets = (value.double() for value in small_batch())
+    expected = trained(small_network().double(), images, targets)
+    allowed = farthest(found[0]["training"]["FSDP2"]["draws"], expected)
+    for each in (process["converted late"] for process in found):
+        assert_as_right(each["parameters"], expected, allowed)
+        assert each["skipped"] == {}
+        before, after, reverted = each["classes"]
+        assert before == reverted == [(False, False), (True, False), (False, False)]
+        assert after == [(False, True), (True, True), (False, True)]
+
+
 @pytest.mark.parametrize(("number", "case"), list(enumerate(CASES)))
 def test_dtensors_keep_to_their_parts(found: list[dict[str, Any]], number: int, case: Case) -> None:
     """Values by the oracle, results split as the operands are, and not one communication."""

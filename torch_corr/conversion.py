@@ -40,7 +40,8 @@ class Conversion:
     def revert(self) -> None:
         """Make the replaced layers again what they were, with the weights that they have now.
 
-        Parametrizations that were added or removed meanwhile stay so.  A second time does nothing.
+        Parametrizations that were added or removed meanwhile stay so, and so does ``fully_shard``.
+        A second time does nothing.
         """
         for layer in self.replaced.values():
             if isinstance(layer, Corr2d):
@@ -63,9 +64,10 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
 
     The layers stay the same objects with the same parameters; ``state_dict``, hooks, training
     flag and optimizers do not notice.  Subclasses of ``nn.Conv2d`` that compute as it does stay
-    instances of their class, parametrized layers stay parametrized.  Left alone and reported are:
-    layers with a forward of their own, lazy ones that have no weight yet, scripted, quantized and
-    about to be quantized ones, and any ``Corr2d`` that is there already.
+    instances of their class, parametrized layers stay parametrized and what ``fully_shard`` split
+    stays split.  Left alone and reported are: layers with a forward of their own, lazy ones that
+    have no weight yet, scripted, quantized and about to be quantized ones, and any ``Corr2d`` that
+    is there already.
 
     Args:
         model: any module; an ``nn.Conv2d`` itself too.
@@ -126,9 +128,6 @@ def _why_not(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if weight is not None and _has_own_functions(weight):
         return f"{kind} has a weight of type {type(weight).__name__}, which may not know corr2d"
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is not None and isinstance(module, fsdp.FSDPModule):
-        return f"{kind} is sharded itself; convert the model, then call fully_shard"
     if hasattr(module, "algorithm"):
         return f"{kind} has an attribute algorithm of its own"
     return None
@@ -152,15 +151,29 @@ def _has_own_functions(value: Tensor) -> bool:
 
 def _change_base(module: nn.Module, base: Callable[[_Class], _Class]) -> None:
     """Put another convolution in the place of the one that the module's class derives from."""
-    present = type(module)
-    if not is_parametrized(module):
-        module.__class__ = base(present)
-        return
-    # Parametrizing gave the module a class of its own, which a deep copy may share.
-    (parent,) = present.__bases__
+    module.__class__ = _based(type(module), base, is_parametrized(module))
+
+
+def _based(present: _Class, base: Callable[[_Class], _Class], parametrized: bool) -> _Class:
+    """``base(present)``; within a class made around it, by parametrizing or sharding, such a one.
+
+    Those are of one module alone, but for its deep copies, so they are made anew.
+    """
+    *wrappers, parent = present.__bases__
+    if wrappers == [_fsdp_module()]:
+        prefix = "FSDP"
+    elif parametrized and not wrappers:
+        prefix, parametrized = "Parametrized", False
+    else:
+        return base(present)
+    changed = _based(parent, base, parametrized)
     members = {k: v for k, v in vars(present).items() if k not in ("__dict__", "__weakref__")}
-    changed = base(parent)
-    module.__class__ = type(f"Parametrized{changed.__name__}", (changed,), members)
+    return type(f"{prefix}{changed.__name__}", (*wrappers, changed), members)
+
+
+def _fsdp_module() -> _Class | None:
+    """What ``fully_shard`` mixes into a module; nobody's has it where it was never imported."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
 
 
 class _Converted:
