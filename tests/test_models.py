@@ -56,18 +56,28 @@ def test_intercepted(name: str, train: bool, halves: bool) -> None:
 
 
 @each_network
+@each_mode
 @each_dtype
-def test_compiled(name: str, halves: bool) -> None:
-    """Converted, in training mode."""
+@pytest.mark.parametrize("how", ["converted", "intercepted"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled(
+    name: str, train: bool, halves: bool, how: str, backend: str, request: pytest.FixtureRequest
+) -> None:
+    """Every pair of mode, dtype and way with one backend; with --compilers all of everything."""
+    usual = backend == "aot_eager" and (how == "converted") == (train != halves)
+    if not usual and not request.config.getoption("--compilers"):
+        pytest.skip("whole networks in every combination take a quarter of an hour: --compilers")
     model, images = network(name)
     model = copy.deepcopy(model)
-    convert(model)
-    model.compile(backend="aot_eager")
+    around = intercept() if how == "intercepted" else None
+    if around is None:
+        convert(model)
     torch.compiler.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Dynamo, about transformers' code
-        result = outcome(model, images, train=True, halves=halves)
-    assert_as_right(result, exact(name, True), yardstick(name, True, halves))
+        result = outcome(model, images, train=train, halves=halves, around=around, backend=backend)
+        allowed = yardstick(name, train, halves, backend if backend == "inductor" else None)
+    assert_as_right(result, exact(name, train), allowed)
 
 
 def test_the_yardstick_finds_an_edge_left_out() -> None:
