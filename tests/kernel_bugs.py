@@ -158,7 +158,7 @@ BUGS = (
         "    group = pid % groups\n    pid",
         "m = pid % tiles_n * M + tl.arange(0, M)\n    pid = pid // tiles_m\n"
         "    group = pid % groups\n    pid",
-        DOT,
+        f"{CONFIGURATION}-forward-dot-64x32",
     ),
     Bug(
         "rows past the output are paired",
