@@ -274,6 +274,23 @@ def test_a_bright_pixel_does_not_ruin_the_faint_ones() -> None:
         torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("map", MAPS)
+def test_what_is_guarded_keeps_the_bound_of_whichever_ran(map: MapName) -> None:
+    """By norms of planes, with the quick algorithm's numbers and with those of the sure one."""
+    problem = Problem.parse("n2c3-x40-o2-k7-p3")
+    constant = GUARDED.error_constant(problem, map, torch.float32)
+    assert constant >= FFT().error_constant(problem, map, torch.float32)
+    first, second = operands(problem, map)
+    for bright in (1.0, 1e20):
+        first[0, 0, 0, 0] = bright
+        computed = getattr(GUARDED, map)(problem, first, second)
+        exact = getattr(Unfold(), map)(problem, first.double(), second.double())
+        norms = (each.double().flatten(2).norm(dim=2) for each in (first, second))
+        letters = {"forward": "nc,oc->no", "grad_input": "no,oc->nc", "grad_weight": "nc,no->oc"}
+        bound = constant * torch.einsum(letters[map], *norms)
+        assert ((computed - exact).abs().amax((2, 3)) <= bound).all()
+
+
 # -- machines -------------------------------------------------------------------------------------
 
 

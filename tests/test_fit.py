@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import fit
 from torch_corr import MAPS, Direct, Problem
-from torch_corr.algorithms.fitted import factors_key
+from torch_corr.algorithms.fitted import factors_key, rows_met
 from torch_corr.machine import SHIPPED
 
 pytest.importorskip("scipy", reason="least squares are scipy's")
@@ -38,6 +38,24 @@ def test_planted_factors_are_found_again() -> None:
         assert math.isclose(flops, PLANTED[0], rel_tol=0.1)
         assert math.isclose(moved, PLANTED[2], rel_tol=0.3)
         assert math.isclose(calls, PLANTED[3], rel_tol=0.3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "n1c1-x9x5-o1-k4x2-p3,2x0",
+        "n2c2-x5-o3-k7-p9-d2",
+        "n1c1-x4-o1-k2-s3-p7",
+        "n1c1-x6-o1-k3",
+        "n3c1-x20-o1-k5-s4-p1-d3",
+    ],
+)
+def test_rows_met_are_the_pairs_that_meet_the_image(name: str) -> None:
+    problem = Problem.parse(name)
+    (stride, _), (dilation, _), ((before, _), _) = problem.stride, problem.dilation, problem.padding
+    pairs = product(range(problem.output_size[0]), range(problem.kernel[0]))
+    rows = [i * stride + u * dilation - before for i, u in pairs]
+    assert rows_met(problem) == sum(0 <= row < problem.size[0] for row in rows)
 
 
 def test_the_corpus_is_the_same_for_the_same_seed() -> None:

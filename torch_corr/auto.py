@@ -36,8 +36,16 @@ WORTH_A_CHOICE = 2**15
 """Multiplications below which PyTorch is done before another choice could pay for itself."""
 
 TRANSFORM_TAPS = 81
-"""Taps below which no transform is looked at: planning one takes milliseconds, and in some 1,300
-timings on two Zen 4 cores, 2026-11-24, it was ahead with fewer in two."""
+"""Taps below which no transform is looked at: planning one takes milliseconds, and of 2,565 maps
+timed on two Zen 4 cores, 2026-11-25, it was ahead with fewer in 12, of complex numbers all but
+one."""
+
+TRANSFORM_TAPS_OF_MANY = 49
+"""The same where there is much to do, see :data:`MANY`: 64 to 64 channels of 4x128x128, 8x8, take
+half of PyTorch's time."""
+
+MANY = 2**30
+"""Multiplications that take longer than planning a transform, whatever does them."""
 
 PREJUDICE = 0.82
 """The part of a preferred algorithm's time that another's must stay below to be taken instead."""
@@ -119,7 +127,9 @@ class Auto:
         if not self.measure and (small or not known):
             # Asked one by one, since some look long before they answer.
             return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
-        few_taps = problem.kernel[0] * problem.kernel[1] < TRANSFORM_TAPS
+        many = problem.multiplications >= MANY
+        enough = TRANSFORM_TAPS_OF_MANY if many else TRANSFORM_TAPS
+        few_taps = problem.kernel[0] * problem.kernel[1] < enough
         hopeless = (FFT, Naive) if few_taps else (Naive,)
         algorithms = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
         survey = self.survey(map, problem, device, dtype, algorithms)

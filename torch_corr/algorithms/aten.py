@@ -30,9 +30,8 @@ from .base import (
     definition_flops,
     dtype_name,
     dtype_refusal,
-    operand_bytes,
 )
-from .fitted import Fitted, Work, columns_bytes, filled
+from .fitted import Fitted, Work, columns_bytes, filled, fresh, moved
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,20 @@ class Aten(Fitted):
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""
+        if dtype.is_complex:
+            # PyTorch's forward is three real ones, of sums; our gradients are four.
+            regime, ideal = self.work(problem, map, dtype.to_real())
+            times = 3 if map == "forward" else 4
+            return Work(regime, Cost(*(times * amount for amount in ideal)))
         ins, outs, flops = problem.group_in, problem.group_out, definition_flops(problem, dtype)
-        if dtype in (torch.float64, torch.complex64, torch.complex128):
+        bytes = moved(problem, map, dtype)
+        if dtype == torch.float64:
+            # The columns of all images of a group are laid out at once; few filters make a thin
+            # product.
             regime = "columns" if problem.groups == 1 else "columns of groups"
-            return Work(regime, Cost(flops, 0, columns_bytes(problem, dtype), 1))
+            columns = columns_bytes(problem, dtype)
+            bytes += columns + problem.groups * fresh(columns / problem.groups)
+            return Work(regime, Cost(flops * filled(outs, 8), 0, bytes, problem.groups))
         if _depthwise(problem):
             near = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
             plain = near and problem.dilation == (1, 1)
@@ -136,12 +145,19 @@ class Aten(Fitted):
         elif problem.groups > 1 and (ins % 16 or outs % 16):
             regime, fill = "groups", filled(ins, 4) * filled(outs, 8)
         elif ins <= 4:
-            regime, fill = "few channels", filled(outs, 16)
+            # Inputs stay as they are but in grad_input; outputs are laid out in blocks of 16.
+            regime = "one channel" if ins == 1 else "few channels"
+            regime += ", few filters" if outs < 16 else ""
+            fill = filled(outs, 16) * (filled(ins, 16) if map == "grad_input" else 1)
+            blocked = prod(problem.output_shape) * filled(outs, 16)
+            if map == "grad_input":
+                blocked += prod(problem.input_shape) * filled(ins, 16)
+            bytes += dtype.itemsize * blocked + fresh(dtype.itemsize * blocked)
         elif outs <= 4:
             regime, fill = "few filters", filled(ins, 16)
         else:
             regime, fill = "dense", filled(ins, 16) * filled(outs, 16)
-        return Work(regime, Cost(flops * fill, 0, operand_bytes(problem, dtype), 1))
+        return Work(regime, Cost(flops * fill, 0, bytes, 1))
 
 
 Sides: TypeAlias = tuple[int, int, int, int]

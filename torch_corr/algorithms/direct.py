@@ -25,11 +25,9 @@ from .base import (
     MapName,
     accumulation_dtype,
     complex_from_real,
-    definition_flops,
     dtype_refusal,
-    operand_bytes,
 )
-from .fitted import Fitted, Work, filled
+from .fitted import Fitted, Work, filled, moved, rows_met
 
 _native: Any
 try:
@@ -121,8 +119,9 @@ class Direct(Fitted):
         return torch.get_num_threads() * _THREAD_SCRATCH + width * copies
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
-        """Idle lanes and rows of the register tiles count as work, and so does starting a row."""
-        flops, bytes = definition_flops(problem, dtype), operand_bytes(problem, dtype)
+        """Products of a row of pixels with a row of taps; rows in the padding are passed over,
+        columns there are not.  Idle lanes and rows of the register tiles count as work, and so
+        does starting a row."""
         lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
         if map == "grad_weight":
             rows, columns = problem.output_size
@@ -136,7 +135,14 @@ class Direct(Fitted):
             rows, columns = (ceil(length / step) for length, step in zip(size, steps))
             down, across = (max(1, taps / step) for taps, step in zip(problem.kernel, steps))
             fill = filled(columns, lanes) * filled(rows, 4) * (1 + 1 / down) * (1 + 3 / across)
-        return Work("planes", Cost(flops * fill, 0, bytes, 1))
+        width = problem.size[1] / problem.stride[1]
+        columns = ceil(width) if map == "grad_input" else problem.output_size[1]
+        lines = problem.batch * problem.out_channels * problem.group_in * rows_met(problem)
+        flops = (8 if dtype.is_complex else 2) * lines * columns * problem.kernel[1] * fill
+        regime = "planes" if problem.group_in <= 4 else "channels"
+        if problem.stride != (1, 1) or problem.dilation != (1, 1):
+            regime += ", apart"
+        return Work(regime, Cost(flops, 0, moved(problem, map, dtype), 1))
 
     def _call(
         self, map: MapName, problem: Problem, first: Tensor, second: Tensor, shape: tuple[int, ...]

@@ -109,7 +109,12 @@ class FFT(Fitted):
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """What the chosen plan does."""
         chosen = self._plan(problem, map, dtype)
-        return Work(chosen.engine, chosen.cost)
+        if chosen.engine == "matrix":
+            return Work("matrix", chosen.cost)
+        # Over one tile there is nothing to sum, and no padded copy to make.
+        one = chosen.apart and problem.batch == 1
+        regime = "fft, one tile" if one else "fft"
+        return Work(f"{regime}, long" if max(chosen.lengths) >= LONG else regime, chosen.cost)
 
     def stands(
         self, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
@@ -448,6 +453,9 @@ BLOCK = 96 * 2**20
 nothing; fewer make thin products, which read the operands anew for every few row frequencies.
 On two Zen 4 cores, 128 to 128 channels of 256x256, 32x32: 807 ms with 24 MiB, 644 with 48, 518
 with 96, 523 with 180; 64 to 64 of 4x128x128, 8x8: 76, 69, 65, 79."""
+
+LONG = 96
+"""Length from which a transform's time is fitted apart."""
 
 LONGEST_MATRIX = 256
 """Above this length a transform by matrix product costs 5 times the FFT and more."""

@@ -2,10 +2,15 @@
 
 An algorithm knows how many multiplications it does, those on padding and in idle lanes
 included, and how many bytes it moves.  How far its code stays behind a matrix product, a
-transform and a copy is measured: for each *regime* of an algorithm there is a factor for each
-of the four quantities of a :class:`~torch_corr.algorithms.base.Cost`.  ``python -m benchmarks
-fit`` measures some hundred problems, fits the factors by least squares of the logarithms, and
-writes ``_factors.py``, with the machine, the day and the accuracy.
+transform and a copy is measured: for each *regime* of an algorithm there is a factor f for each
+of the four quantities q of a :class:`~torch_corr.algorithms.base.Cost`, and with the rates r of
+the machine
+
+    seconds = sum_q f_q q / r_q.
+
+``python -m benchmarks fit`` measures some hundred problems, fits the factors by least squares of
+the logarithms, and writes ``_factors.py``, with the machine, the day and the accuracy.  (Exponents
+of lengths and channels beside the factors fitted those problems better, and others worse.)
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import torch
 
 from ..problem import Problem
 from ._factors import FACTORS
-from .base import Algorithm, Cost, MapName, dtype_name
+from .base import Algorithm, Cost, MapName, dtype_name, operand_bytes
 
 
 class Work(NamedTuple):
@@ -85,3 +90,38 @@ def columns_bytes(problem: Problem, dtype: torch.dtype) -> float:
 def filled(number: int, lanes: int) -> float:
     """How much more than ``number`` is done by going in steps of ``lanes``: at least 1."""
     return ceil(number / lanes) * lanes / max(number, 1)
+
+
+def rows_met(problem: Problem) -> int:
+    """Pairs of a row of outputs and a row of taps that meet a row of the image, not padding."""
+    outputs, taps = problem.output_size[0], problem.kernel[0]
+    if problem.padding[0] == (0, 0):
+        return outputs * taps
+    size, step, (before, _) = problem.size[0], problem.stride[0], problem.padding[0]
+    offsets = (u * problem.dilation[0] - before for u in range(taps))
+    return sum(
+        max(0, min(outputs, (size - 1 - offset) // step + 1) - max(0, ceil(-offset / step)))
+        for offset in offsets
+    )
+
+
+FRESH = 2**25
+"""Bytes from which glibc takes memory for each tensor anew from the system, and gives it back."""
+
+FRESH_COST = 6
+"""Times that writing a byte of fresh memory takes longer: its pages are first made."""
+
+
+def moved(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+    """Bytes of operands and result, those of a result in fresh memory at their price."""
+    result = {
+        "forward": problem.output_shape,
+        "grad_input": problem.input_shape,
+        "grad_weight": problem.weight_shape,
+    }[map]
+    return operand_bytes(problem, dtype) + fresh(dtype.itemsize * prod(result))
+
+
+def fresh(bytes: float) -> float:
+    """What writing so many bytes costs beyond writing them to memory at hand."""
+    return FRESH_COST * bytes if bytes >= FRESH else 0.0

@@ -9,6 +9,7 @@ window to that window, and pays for the second only when the first may not stand
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -65,6 +66,20 @@ class Guarded(Algorithm):
     ) -> Cost:
         """The quick one's: results that do not stand are rare."""
         return self.quick.cost(problem, map, device, dtype)
+
+    def error_constant(self, problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+        """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that either keeps.
+
+        The quick one's is :meth:`FFT.error_constant`.  A sum of n products errs by (n + 1) u
+        times that of their moduli (Higham, section 3.1), which the norms are no smaller than.
+        """
+        terms = {
+            "forward": problem.group_in * prod(problem.kernel),
+            "grad_input": problem.group_out * prod(problem.kernel),
+            "grad_weight": problem.batch * prod(problem.output_size),
+        }[map]
+        sure = (terms + 1) * torch.finfo(dtype).eps / 2
+        return max(self.quick.error_constant(problem, map, dtype), sure)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         result: Tensor = getattr(self.quick, map)(problem, first, second)

@@ -17,7 +17,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
+from math import ceil, prod
 from typing import TypeAlias
 
 import torch
@@ -37,7 +37,7 @@ from .base import (
     definition_flops,
     dtype_refusal,
 )
-from .fitted import Fitted, Work
+from .fitted import Fitted, Work, filled, moved
 
 CACHED = 4 * 2**20
 """Bytes of strips in a block on a CPU.  Dense 3x3 in float64, 4x64x56x56, forward on two Zen 4
@@ -125,10 +125,16 @@ class Unfold(Fitted):
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """The matrix products; and the strips, in which every pixel stands up to kW times."""
+        lengths = self._lengths(problem, map, dtype, torch.device("cpu"))
+        size = problem.size if map == "grad_input" else problem.output_size
+        whole = problem.batch, *size
+        blocks = prod(ceil(all / each) for all, each in zip(whole, lengths))
+        calls = blocks * (problem.kernel[0] + 4 * problem.kernel[1])
         rows, columns = problem.size[0], problem.output_size[1]
         strips = problem.batch * problem.in_channels * rows * columns * problem.kernel[1]
-        flops = definition_flops(problem, dtype)
-        return Work("strips", Cost(flops, 0, float(strips * dtype.itemsize), problem.kernel[0]))
+        bytes = float(strips * dtype.itemsize) + moved(problem, map, dtype)
+        flops = definition_flops(problem, dtype) * filled(problem.group_out, 8)
+        return Work("strips", Cost(flops, 0, bytes, calls))
 
     def _lengths(
         self, problem: Problem, map: MapName, dtype: torch.dtype, device: torch.device
