@@ -32,7 +32,7 @@ def timings(number: int) -> list[fit.Timing]:
 
 
 def test_planted_factors_are_found_again() -> None:
-    found = fit.fit(timings(70))
+    found = fit.fit(timings(140))
     for map in MAPS:
         flops, _, moved, calls = found[factors_key("direct", "planes", map, "float32")]
         assert math.isclose(flops, PLANTED[0], rel_tol=0.1)
