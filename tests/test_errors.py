@@ -233,6 +233,17 @@ def test_what_is_no_strided_tensor_of_a_known_dtype() -> None:
         assert isinstance(refusal(corr2d, value, value), RuntimeError)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("algorithm", ["auto", "unfold"])
+def test_nested_tensors(algorithm: str) -> None:
+    images = torch.nested.nested_tensor([torch.ones(3, 5, 5), torch.ones(3, 4, 6)])
+    weight = torch.ones(2, 3, 2, 2)
+    with pytest.raises(NotImplementedError):
+        F.conv2d(images, weight)
+    with pytest.raises(NotImplementedError, match=r"input is a nested tensor.*to_padded_tensor"):
+        corr2d(images, weight, algorithm=algorithm)
+
+
 def test_third_party_algorithms_are_held_to_their_own_refusals() -> None:
     class Squares(Naive):
         name = "squares"

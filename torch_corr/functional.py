@@ -475,6 +475,12 @@ def _check_operands(input: Any, weight: Any, bias: Any) -> None:
                 f"{name} must be a torch.Tensor{' or None' if name == 'bias' else ''}, got "
                 f"{type(value).__name__}; make one with torch.as_tensor"
             )
+    for name, value in (("input", input), ("weight", weight)):
+        if value.is_nested:
+            raise NotImplementedError(
+                f"{name} is a nested tensor, of many shapes; correlate them one by one (unbind), "
+                f"or pad to one shape with torch.nested.to_padded_tensor"
+            )
     ranks = input.dim(), weight.dim()
     if ranks not in ((4, 4), (3, 4), (2, 2)):
         raise RuntimeError(
