@@ -18,9 +18,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as selective
 
-from torch_corr import Algorithm, Corr2d, Unfold, corr2d
+from torch_corr import FFT, Algorithm, Aten, Corr2d, Problem, Unfold, corr2d
+from torch_corr.planner import able_algorithms
 
-CHOICES = ("auto", "direct", "fft", Unfold(workspace_limit=60_000))
+SMALLEST = Problem.parse("n1c1-x1-o1-k1")
+ABLE = able_algorithms(SMALLEST, torch.device("cpu"), torch.float64)
+CHOICES = ("auto", *ABLE, Unfold(workspace_limit=60_000))
 each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
 
 
@@ -50,7 +53,7 @@ def step(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [each for each in CHOICES if each != "fft"], ids=algorithm_id
+    "algorithm", [each for each in CHOICES if each != FFT()], ids=algorithm_id
 )  # which knows no halves
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype: torch.dtype, algorithm: Algorithm | str) -> None:
@@ -213,7 +216,7 @@ def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
     close(*results)
     if kind == "selective":
         assert any("conv" in each or "torch_corr.forward" in each for each in asked)
-        if algorithm != "auto":
+        if algorithm not in ("auto", Aten()):
             assert "torch_corr.forward.default" in asked
 
 

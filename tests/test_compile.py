@@ -90,6 +90,20 @@ def test_ten_shapes_in_two_graphs(algorithm: Algorithm | str, backend: str) -> N
     assert counter.frame_count == 2
 
 
+def test_aten_under_inductor_is_as_many_graphs_as_conv2d() -> None:
+    """Who names PyTorch's own gets what inductor makes of it: perhaps a graph for each size."""
+    counts = []
+    for function in (F.conv2d, lambda *operands: corr2d(*operands, algorithm="aten")):
+        counter = CompileCounterWithBackend("inductor")
+        captured = torch.compile(lambda x, w: function(x, w), fullgraph=True, backend=counter)  # noqa: B023
+        for n in range(3):
+            x, w = some((n + 2, 4, 5 + n, 6 + n), (6, 4, 3, 2))
+            close(captured(x, w), F.conv2d(x, w))
+        counts.append(counter.frame_count)
+        torch._dynamo.reset()
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("algorithm", ["auto", "fft"])
 @pytest.mark.parametrize(
     ("padding", "stride"),
