@@ -195,7 +195,7 @@ def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
         budget=options.budget or (0.06 if quick else 0.5),
         sample=0.002 if quick else 0.005,
         most=12 if quick else 40,
-        patience=1.5 if quick else 60.0,
+        patience=1.5 if quick else 10.0,
         memory=not options.no_memory and "forkserver" in multiprocessing.get_all_start_methods(),
         tf32=options.tf32,
         seed=secrets.randbits(32) if options.seed is None else options.seed,

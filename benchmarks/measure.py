@@ -75,7 +75,7 @@ class Settings:
     budget: float = 1.0
     sample: float = 0.005
     most: int = 40
-    patience: float = 60.0
+    patience: float = 10.0
     memory: bool = True
     tf32: bool = False
     seed: int = 0
