@@ -432,9 +432,13 @@ def _shape(value: Tensor) -> tuple[int, ...]:
 
 
 def _keeps_channels_last(input: Tensor) -> bool:
-    """Whether an input has PyTorch's channels_last layout, which PyTorch alone keeps."""
+    """Whether an input has PyTorch's channels_last layout, which PyTorch alone keeps.
+
+    Not of integers, of which it refuses some problems.
+    """
     return (
         input.dim() == 4
+        and (input.is_floating_point() or input.is_complex())
         and not torch._C._are_functorch_transforms_active()  # a mapped tensor cannot tell
         and not input.is_contiguous()
         and input.is_contiguous(memory_format=torch.channels_last)
