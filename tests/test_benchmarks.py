@@ -41,6 +41,7 @@ from benchmarks.contenders import (
     our_contenders,
 )
 from benchmarks.machine import describe, slug
+    torch_contenders,
 from benchmarks.memory import random_operands, try_once
 from benchmarks.results import Results, Row
 from torch_corr import ALGORITHMS, FFT, Aten, Problem
@@ -55,13 +56,16 @@ BRIEF = measure.Settings(budget=0.002, sample=0.0005, most=3, memory=False, seed
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Other tests may hold the other cores."""
+    """Other tests may hold the other cores; and a run's settings are not for the tests after it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
 
 
+    torch.set_flush_denormal(False)
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
 # Planted algorithms -------------------------------------------------------------------
 
 
@@ -204,6 +208,44 @@ def test_a_slow_algorithm_shows(tmp_path: Path):
 
 
 # The sample ---------------------------------------------------------------------------
+
+def test_contenders_take_turns_in_an_order_that_rotates():
+    """One sample each; who has had enough leaves the ring, who is wrong is never in it."""
+
+    @dataclass
+    class Entry:
+        name: str
+        left: int
+        alive: bool = True
+
+        @property
+        def wants_more(self) -> bool:
+            return self.left > 0
+
+    ring: list[Any] = [Entry("a", 3), Entry("b", 3), Entry("x", 3, alive=False), Entry("c", 1)]
+    seen = ""
+    for entry in measure._turns(ring):
+        seen += entry.name
+        entry.left -= 1
+    assert seen == "abcbaab"
+
+
+def test_settings_are_applied():
+    """Threads as asked, subnormals off, TF32 in one state."""
+    tiny = torch.full((64,), 1e-39)
+    assert bool((tiny * 1.0 != 0).all())
+    for tf32 in (True, False):
+        measure.Settings(threads=1, tf32=tf32).apply()
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+    assert torch.get_num_threads() == 1
+    assert bool((tiny * 1.0 == 0).all())
+
+
+def test_on_cuda_pytorch_takes_part_with_cudnns_search_and_without():
+    assert [each.name for each in torch_contenders(CPU)] == ["torch"]
+    names = [each.name for each in torch_contenders(torch.device("cuda"))]
+    assert names == ["torch", "torch, cudnn.benchmark"]
+
 
 
 @settings(max_examples=30)
