@@ -114,11 +114,13 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> Results:
-        """Read a file that :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote, or the ``results.json`` of a folder.
 
         Raises:
             SystemExit: no such file, or not one of ours; with what to do.
         """
+        if path.is_dir():
+            path = path / "results.json"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:

@@ -476,8 +476,10 @@ def results_of(rows: list[Row], **settings: Any) -> Results:
     )
 
 
-def noisy_run(seed: int, slower: float = 1.0, drift: float = 1.0) -> Results:
-    """Made-up samples with 4% noise; ``auto`` slower on one case, the machine on all."""
+def noisy_run(
+    seed: int, slower: float = 1.0, drift: float = 1.0, count: int = 15, noise: float = 0.04
+) -> Results:
+    """Made-up samples with noise; ``auto`` slower on one case, the machine on all."""
     rng = random.Random(seed)
     rows = []
     for case in CASES:
@@ -492,7 +494,7 @@ def noisy_run(seed: int, slower: float = 1.0, drift: float = 1.0) -> Results:
                 ("unfold", 0.3),
                 ("opencv filter2D", 0.5),
             ):
-                samples = [base * factor * rng.lognormvariate(0, 0.04) for _ in range(15)]
+                samples = [base * factor * rng.lognormvariate(0, noise) for _ in range(count)]
                 row = Row(case.name, work, name, samples=samples, number=1, memory=2**24)
                 rows.append(row)
     return results_of(rows)
@@ -544,6 +546,64 @@ def test_results_come_back_as_they_were_saved(runs: dict[str, Path]):
     assert len(json.loads(text)["rows"]) == len(results.rows)
 
 
+@pytest.mark.parametrize("count", [3, 5, 15])
+def test_few_and_noisy_samples_raise_no_alarm(count: int):
+    """Where the noise is three times the threshold; what is far beyond it still shows."""
+    old, same = (noisy_run(seed, count=count, noise=0.3) for seed in (1, 2))
+    every = compare.changes(old, same)
+    assert len(every) > 200
+    assert sum(change.beyond_noise(0.1) for change in every) <= 0.01 * len(every)
+    slower = noisy_run(3, slower=300, count=count, noise=0.3)
+    flagged = [each for each in compare.changes(old, slower) if each.beyond_noise(0.1)]
+    assert {"forward", "grad_input", "grad_weight"} <= {
+        each.work for each in flagged if each.case == "photo 9x9" and each.contender == "auto"
+    }
+
+
+def test_a_single_sample_shows_nothing(runs: dict[str, Path]):
+    old, new = (Results.load(runs[name]) for name in ("old", "slower"))
+    for row in new.rows:
+        row.samples = row.samples[:1]
+    assert not any(change.beyond_noise(0.1) for change in compare.changes(old, new))
+
+
+def test_runs_with_nothing_in_common_are_told(runs: dict[str, Path], tmp_path: Path):
+    """A guard that compared nothing must not pass."""
+    other = Results.load(runs["old"])
+    other.rows = [row for row in other.rows if row.contender == "torch"]
+    other.save(tmp_path / "results.json")
+    with pytest.raises(SystemExit, match="nothing was timed in"):
+        compare.main([str(runs["old"]), str(tmp_path)])
+    with pytest.raises(SystemExit, match="nothing of 'atuo' was timed in"):
+        compare.main([str(runs["old"]), str(runs["slower"]), "--only", "atuo"])
+
+
+def test_what_cannot_be_compared_is_told(runs: dict[str, Path], tmp_path: Path, capsys: Any):
+    """Another machine, rows that are missing, and seconds where PyTorch has none."""
+    new = Results.load(runs["old"])
+    new.machine["cpu"] = "another CPU"
+    new.settings["threads"] = 3
+    new.settings["unfinished"] = "5 of 9 pieces of work were measured"
+    new.rows = [
+        row
+        for row in new.rows
+        if row.contender != "fft" and (row.case, row.contender) != ("photo 9x9", "torch")
+    ]
+    for row in new.rows:
+        if row.case == "photo 9x9":
+            row.samples = [3 * sample for sample in row.samples]
+    new.save(tmp_path / "results.json")
+    assert compare.main([str(runs["old"]), str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "note: the CPU was " in told
+    assert ", and is another CPU" in told
+    assert "note: the number of threads was 2, and is 3" in told
+    assert "is unfinished, 5 of 9" in told
+    assert "note: not in " in told
+    assert ": fft at " in told
+    assert "3.00 × the time, in seconds, as PyTorch was not timed in both" in told
+
+
 def test_a_file_that_is_no_results_is_refused(tmp_path: Path):
     with pytest.raises(SystemExit, match="cannot read"):
         Results.load(tmp_path / "none.json")
@@ -593,6 +653,11 @@ def test_the_readme_is_kept_in_step(runs: dict[str, Path], tmp_path: Path, capsy
     page = tmp_path / "README.md"
     page.write_text(f"# Title\n{readme.START}\n{readme.END}\nrest\n", encoding="utf-8")
     assert readme.main(["--check"], tmp_path) == 1  # not filled yet
+    (tmp_path / "later.json").write_text('{"format": 99}', encoding="utf-8")
+    with pytest.raises(SystemExit, match="has format 99, this version reads 1"):
+        Results.load(tmp_path / "later.json")
+    with pytest.raises(SystemExit, match="cannot read"):
+        Results.load(tmp_path)  # a folder without results.json
     assert readme.main([], tmp_path) == 0
     assert readme.main(["--check"], tmp_path) == 0
     assert "No results" in page.read_text(encoding="utf-8")
