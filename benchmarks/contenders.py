@@ -19,16 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import torch_corr
-from torch_corr import ALGORITHMS, Algorithm, Problem, corr2d
+from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
 from torch_corr.planner import AlgorithmLike, make_plan
 from torch_corr.testing import ErrorModel, declared
 
 from .cases import CALLS, Work
 from .check import GIVEN, SOME_TRANSFORM, Operands
 from .results import Kind
-
-EXPECTED_ALGORITHMS = ("direct", "fft", "triton")
-"""Listed as absent while ``ALGORITHMS`` lacks them."""
 
 NAIVE_PIXELS, NAIVE_PRODUCTS = 4096, 2**24
 """Beyond these the definition, one Python step per output pixel, would take minutes."""
@@ -83,24 +80,6 @@ class Contender(ABC):
     def settings(self) -> AbstractContextManager[Any]:
         """Global settings while it runs."""
         return nullcontext()
-
-
-@dataclass(frozen=True)
-class Absent(Contender):
-    """A contender that could not come."""
-
-    why: str = ""
-
-    def absent(self) -> str | None:
-        return self.why
-
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        return (self.why,)
-
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        raise RuntimeError(self.why)
 
 
 @dataclass(frozen=True)
@@ -252,18 +231,10 @@ def cudnn_flags(benchmark: bool) -> AbstractContextManager[Any]:
 
 def our_contenders(names: Sequence[str] | None = None) -> list[Contender]:
     """``auto``, ``auto-measured`` and every algorithm, or those named."""
-    found: list[Contender] = [Ours("auto", "ours")]
-    auto = getattr(torch_corr, "Auto", None)
-    if auto is None:
-        found.append(Absent("auto-measured", "ours", why="torch_corr has no Auto yet"))
-    else:
-        found.append(Ours("auto-measured", "ours", asked=auto(measure=True)))
-    found += [Ours(each.name, "ours", asked=each) for each in ALGORITHMS]
-    here = {each.name for each in ALGORITHMS}
-    found += [
-        Absent(name, "ours", why="not in ALGORITHMS of this version")
-        for name in EXPECTED_ALGORITHMS
-        if name not in here
+    found: list[Contender] = [
+        Ours("auto", "ours"),
+        Ours("auto-measured", "ours", asked=Auto(measure=True)),
+        *(Ours(each.name, "ours", asked=each) for each in ALGORITHMS),
     ]
     return named(found, names, "algorithm")
 

@@ -13,7 +13,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch_corr import Problem
 from torch_corr.algorithms import dtype_name
 
+from . import INSTALL
 from .cases import CALLS, Work
 from .check import Operands
 from .contenders import Contender, Prepared, by_autograd, named, symmetric_refusal
@@ -46,7 +47,9 @@ class Peer(Contender):
 
     def absent(self) -> str | None:
         if importlib.util.find_spec(self.package.split(".")[0]) is None:
-            return f'{self.distribution} is not installed; pip install "torch_corr[bench]"'
+            return f"{self.distribution} is not installed; in the checkout: {INSTALL}"
+        if broken := _import_failure(self.package):
+            return f"{self.distribution} is installed and cannot be imported: {broken}"
         return None
 
     def version(self) -> str:
@@ -249,8 +252,18 @@ def peers(names: Sequence[str] | None = None) -> list[Contender]:
 
 def set_peer_threads(threads: int) -> None:
     """Give peers with thread pools of their own as many threads as PyTorch has."""
-    if importlib.util.find_spec("cv2") is not None:
+    if importlib.util.find_spec("cv2") is not None and not _import_failure("cv2"):
         importlib.import_module("cv2").setNumThreads(threads)
+
+
+@cache
+def _import_failure(package: str) -> str:
+    """Why an installed package cannot be imported (a system library is missing, say), or ""."""
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        return f"{error}".partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def _planes(problem: Problem, operands: Operands) -> Iterator[tuple[Array, Array]]:
