@@ -10,11 +10,14 @@ python -m benchmarks fit ...             fit the planner's factors, judge its ch
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import secrets
 import shlex
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,13 @@ import torch
 from torch_corr.algorithms import MAPS
 
 from . import compare, fit, readme, report
-from .cases import CUDA_CASES, WORKS, Case, Work, select
+from .cases import CALLS, CASES, CUDA_CASES, WORKS, Case, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
 from .machine import describe, measure_peaks, slug, usable_cores
 from .measure import Settings, measure
 from .peers import peers, set_peer_threads
 from .progress import Progress
 from .results import Results, Row
-
-HERE = Path(__file__).parent
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,20 +58,22 @@ def run(words: list[str]) -> int:
     settings.apply()
     set_peer_threads(settings.threads)
     contenders = _contenders(options, device)
-    works = options.maps or list(WORKS)
-    pieces = _pieces(options, device, works)
-    if not pieces:
-        raise SystemExit("no case matches; python -m benchmarks --list shows them all")
+    pieces = _pieces(options, device)
     if options.list:
         for case in dict.fromkeys(case for case, _ in pieces):
             print(f"{case.name:<26} {case.dtype:<10} {case.problem!s:<50} {case.source}")
         return 0
-    results = _measure_all(options, settings, contenders, pieces)
-    out = options.out / slug(results.machine, settings.threads)
-    results.save(out / "results.json")
-    report.write(out / "results.json", charts=not options.no_charts)
+    machine = describe(settings.device)
+    folder: Path = options.out / slug(machine, settings.threads)
+    _require_writable(folder)
+    _print_conditions(machine, settings, contenders, pieces)
+    results = _blank(options, settings, machine, contenders, pieces)
+    _measure_all(results, settings, contenders, pieces, folder / "unfinished.json")
+    results.save(folder / "results.json")
+    (folder / "unfinished.json").unlink(missing_ok=True)
+    written = report.write(folder / "results.json", charts=not options.no_charts)
     print(report.summary(results))
-    print(f"\nwritten: {out}/results.json, report.md and charts")
+    print("\nwritten:", *(folder / "results.json", *written), sep="\n  ")
     wrong = [
         row
         for row in results.rows
@@ -81,34 +84,20 @@ def run(words: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def _measure_all(
+def _blank(
     options: argparse.Namespace,
     settings: Settings,
+    machine: dict[str, Any],
     contenders: list[Contender],
     pieces: list[tuple[Case, Work]],
 ) -> Results:
-    machine = describe(settings.device)
-    _print_conditions(machine, settings, contenders)
-    dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in pieces)]))
-    cases = list(dict.fromkeys(case for case, _ in pieces))
-    progress = Progress(len(pieces))
-    started = time.time()
-    progress.say("measuring the machine's matrix product and copy")
-    peaks = measure_peaks(settings.device, dtypes, settings.threads)
-    rows: list[Row] = []
-    try:
-        for case, work in pieces:
-            rows += measure(case, work, contenders, settings, progress)
-    except KeyboardInterrupt:
-        progress.say("interrupted: reporting what there is")
-    progress.close()
-    machine["load_average_after"] = describe(settings.device)["load_average"]
+    """The results of a run that is still to be made."""
     return Results(
         machine=machine,
         settings={
             "command": shlex.join(["python", "-m", "benchmarks", *_said(options)]),
-            "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)),
-            "seconds": round(time.time() - started),
+            "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "seconds": 0,
             "device": settings.device.type,
             "threads": settings.threads,
             "quick": options.quick,
@@ -117,7 +106,7 @@ def _measure_all(
             "flush_denormal": True,
             "seed": settings.seed,
         },
-        peaks=peaks,
+        peaks={},
         cases=[
             {
                 "name": case.name,
@@ -126,7 +115,7 @@ def _measure_all(
                 "dtype": case.dtype,
                 "source": case.source,
             }
-            for case in cases
+            for case in dict.fromkeys(case for case, _ in pieces)
         ],
         contenders=[
             {
@@ -137,13 +126,57 @@ def _measure_all(
             }
             for each in contenders
         ],
-        rows=rows,
+        rows=[],
     )
 
 
-def _print_conditions(
-    machine: dict[str, Any], settings: Settings, contenders: list[Contender]
+def _measure_all(
+    results: Results,
+    settings: Settings,
+    contenders: list[Contender],
+    pieces: list[tuple[Case, Work]],
+    draft: Path,
 ) -> None:
+    """Fill the results; what there is so far is kept in ``draft``, should the run be cut off."""
+    dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in pieces)]))
+    progress = Progress(len(pieces))
+    started = time.monotonic()
+    done = 0
+    try:
+        progress.say("measuring the machine's matrix product and copy")
+        results.peaks = measure_peaks(settings.device, dtypes, settings.threads)
+        for case, work in pieces:
+            results.rows += measure(case, work, contenders, settings, progress)
+            done += 1
+            results.settings["seconds"] = round(time.monotonic() - started)
+            results.settings["unfinished"] = f"{done} of {len(pieces)} pieces of work were measured"
+            results.save(draft)
+    except KeyboardInterrupt:
+        progress.say("interrupted: reporting what there is")
+        results.settings["unfinished"] = f"{done} of {len(pieces)} pieces of work were measured"
+    else:
+        del results.settings["unfinished"]
+    progress.close()
+    results.machine["load_average_after"] = describe(settings.device)["load_average"]
+
+
+def _require_writable(folder: Path) -> None:
+    """Fail before an hour of measuring, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SystemExit(f"--out: cannot write in {folder}: {error.strerror}") from None
+
+
+def _print_conditions(
+    machine: dict[str, Any],
+    settings: Settings,
+    contenders: list[Contender],
+    pieces: list[tuple[Case, Work]],
+) -> None:
+    """The machine, what is the same for all, and who cannot take part, with the reason."""
     said = [
         f"{machine.get('gpu') or machine['cpu']}, {machine['torch_cpu_capability']}, "
         f"{machine['cores_usable']} cores usable, load {machine['load_average']}",
@@ -154,6 +187,8 @@ def _print_conditions(
     for each in contenders:
         if (why := each.absent()) is not None:
             said.append(f"absent: {each.name}: {why}")
+        elif (why := _refuses_all(each, settings.device, pieces)) is not None:
+            said.append(f"takes no part: {each.name}: {why}")
     print("\n".join(said), file=sys.stderr)
 
 
@@ -162,22 +197,49 @@ def _said(options: argparse.Namespace) -> list[str]:
     return words
 
 
-def _pieces(
-    options: argparse.Namespace, device: torch.device, works: list[Work]
-) -> list[tuple[Case, Work]]:
-    cases = select(options.cases or [], options.quick)
+def _refuses_all(
+    contender: Contender, device: torch.device, pieces: list[tuple[Case, Work]]
+) -> str | None:
+    """Why a contender does none of the work; None if it does some."""
+    sentences: tuple[str, ...] = ()
+    for case, work in pieces:
+        sentences = contender.refusals(case.problem, work, device, case.torch_dtype)
+        if not sentences:
+            return None
+    return "; ".join(sentences)
+
+
+def _pieces(options: argparse.Namespace, device: torch.device) -> list[tuple[Case, Work]]:
+    """What is to be measured.
+
+    Raises:
+        SystemExit: a pattern that picks no case, or nothing left of those picked.
+    """
+    patterns: list[str] = options.cases or []
+    known = [*CASES, *(CUDA_CASES if device.type == "cuda" else ())]
+    for pattern in patterns:
+        if not any(case.matches(pattern) for case in known):
+            raise SystemExit(
+                f"no case matches {pattern!r}; python -m benchmarks --list shows them all"
+            )
+    cases = select(patterns, options.quick)
     if device.type == "cuda" and not options.quick:
         cases += [
             case
             for case in CUDA_CASES
-            if not options.cases or any(case.matches(each) for each in options.cases)
+            if not patterns or any(case.matches(pattern) for pattern in patterns)
         ]
-    return [
+    pieces = [
         (case, work)
         for case in cases
         for work in (case.quick if options.quick else case.works)
-        if work in works
+        if options.maps is None or work in options.maps
     ]
+    if not pieces:
+        calls = " and ".join(CALLS)
+        way = "leave --quick out" if options.quick else f"{calls} are timed on tiny cases alone"
+        raise SystemExit(f"nothing to measure: these cases are not timed in these maps; {way}")
+    return pieces
 
 
 def _contenders(options: argparse.Namespace, device: torch.device) -> list[Contender]:
@@ -208,18 +270,40 @@ def _names(text: str) -> list[str]:
 
 def _works(text: str) -> list[Work]:
     known = {str(work): work for work in WORKS}
-    names = [str(map) for map in MAPS] if text == "maps" else _names(text)
+    names = [
+        name
+        for word in _names(text)
+        for name in ([str(map) for map in MAPS] if word == "maps" else [word])
+    ]
     for name in names:
         if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, maps")
+    if not names:
+        raise argparse.ArgumentTypeError(f"name some of {', '.join(known)}, maps")
     return [known[name] for name in names]
+
+
+def _above_zero(kind: Callable[[str], float]) -> Callable[[str], Any]:
+    """Reads a number of this kind."""
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = 0
+        if not 0 < number < math.inf:
+            raise argparse.ArgumentTypeError(f"{text!r} is no such number above 0")
+        return number
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure torch_corr against PyTorch and peers: correct first, then timed.",
-        epilog="Other commands: report RESULTS.json; compare OLD NEW; readme [--check].",
+        epilog="Other commands: report RESULTS.json; compare OLD NEW; "
+        "readme [--check]; fit.",
     )
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -240,8 +324,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="a folder per machine is made in it (default: benchmark-results)",
     )
-    add("--threads", type=int, help="default: all usable cores")
-    add("--budget", type=float, metavar="SECONDS", help="of samples per contender and work")
+    add("--threads", type=_above_zero(int), help="default: all usable cores")
+    add(
+        "--budget",
+        type=_above_zero(float),
+        metavar="SECONDS",
+        help="of samples per contender and work",
+    )
     add("--tf32", action="store_true", help="let float32 use TF32 on CUDA, for all")
     add("--seed", type=int, help="of operands; default: fresh")
     add("--no-memory", action="store_true", help="no trial process, no peak memory")

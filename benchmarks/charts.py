@@ -25,7 +25,7 @@ from torch_corr import Problem
 from torch_corr.algorithms import DEFAULT_WORKSPACE
 
 from .cases import GROUPS
-from .report import HEADLINE, Line, clock, lines, times
+from .report import CHARTS, HEADLINE, Line, clock, lines, times
 from .results import Results, Row, digest
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -57,9 +57,9 @@ _STYLE: Any = {
 }
 
 
-def draw(results: Results, folder: Path) -> Iterator[Path]:
-    """Write every chart that the results have data for; yields what it wrote."""
-    mark = digest(folder / "results.json")
+def draw(results: Results, source: Path) -> Iterator[Path]:
+    """Write beside their file every chart that the results have data for; yields what it wrote."""
+    folder, mark = source.parent, digest(source)
     makers: dict[str, Callable[[Results, list[Line]], Figure | None]] = {
         "speedup": _speedup,
         "kernel-size": _kernel_size,
@@ -131,7 +131,7 @@ def _speedup(results: Results, every: list[Line]) -> Figure | None:
         axes.plot([], [], "x", color=_PEER_COLOUR, label="best peer package, forward")
     if any(ratio < low for ratio in theirs):
         axes.plot([], [], "<", color=_PEER_COLOUR, label="peer further left")
-    _title(figure, results, "Speed-up over PyTorch, case by case")
+    _title(figure, results, CHARTS["speedup"])
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -166,7 +166,7 @@ def _kernel_size(results: Results, every: list[Line]) -> Figure | None:
         axes.set_xlabel("kernel size k (k×k taps)")
     for row in grid:
         row[0].set_ylabel("time per call")
-    _title(figure, results, "Cost against kernel size", "dotted: our fastest changes")
+    _title(figure, results, CHARTS["kernel-size"], "dotted: our fastest changes")
     _contender_legend(figure, grid)
     return figure
 
@@ -185,7 +185,7 @@ def _image_size(results: Results, every: list[Line]) -> Figure | None:
         axes.set_title(work, fontsize=10, loc="left", weight="bold")
         axes.set_xlabel("image side N (N×N pixels, 5×5 kernel)")
     grid[0][0].set_ylabel("time per output pixel")
-    _title(figure, results, "Cost per pixel against image size", "flat: cost grows in proportion")
+    _title(figure, results, CHARTS["image-size"], "flat: cost grows in proportion")
     _contender_legend(figure, grid)
     return figure
 
@@ -237,7 +237,7 @@ def _memory(results: Results, every: list[Line]) -> Figure | None:
     axes.set_xlabel(
         "MiB at the peak beyond operands and result, worst map (left edge: 0.5 or less)"
     )
-    _title(figure, results, "Peak memory, case by case")
+    _title(figure, results, CHARTS["memory"])
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return figure
 

@@ -141,11 +141,14 @@ def _read(path: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``-dirty`` when files differ from it."""
+    """The checkout's commit, with ``-dirty`` when files differ from it; None outside of one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None  # a copy, perhaps within another project's checkout
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             timeout=10,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,6 +151,8 @@ def _trial(
     dtype: torch.dtype,
     threads: int,
 ) -> None:
+    # Ctrl-C reaches this process too; the run ends it, and no traceback of it is wanted.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     set_peer_threads(threads)
     try:

@@ -29,7 +29,7 @@ def section(folder: Path, root: Path) -> str:
         parts.append(report.conditions(results))
         parts.append(report.summary(results))
         parts += [
-            f"![{_TITLES[name]}]({place}/{name}.svg)"
+            f"![{report.CHARTS[name]}]({place}/{name}.svg)"
             for name in SHOWN
             if (path.parent / f"{name}.svg").exists()
         ]
@@ -37,12 +37,6 @@ def section(folder: Path, root: Path) -> str:
     if not parts:
         parts.append("No results are committed yet; `python -m benchmarks` makes them.")
     return "\n\n".join(parts)
-
-
-_TITLES = {
-    "speedup": "Speed-up over PyTorch, case by case",
-    "kernel-size": "Cost against kernel size",
-}
 
 
 def filled(readme: str, inside: str) -> str:

@@ -12,6 +12,7 @@ taken.  Transforms do fewer operations than the definition, so they may pass 100
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import exp, log, prod
@@ -22,13 +23,19 @@ import torch
 
 from torch_corr import Problem
 
+from . import INSTALL
 from .cases import GROUPS, SWEEPS
 from .machine import flops_per_product
 from .results import Results, Row
 
 HEADLINE = "auto"
-CHARTS = ("speedup", "kernel-size", "image-size", "memory")
-"""Names of the chart files, in the order of the report."""
+CHARTS = {
+    "speedup": "Speed-up over PyTorch, case by case",
+    "kernel-size": "Cost against kernel size",
+    "image-size": "Cost per pixel against image size",
+    "memory": "Peak memory, case by case",
+}
+"""Names of the chart files and what they show, in the order of the report."""
 
 WEAK = 20e9
 """FLOP/s under which PyTorch is called weak on a piece of work."""
@@ -178,7 +185,9 @@ def conditions(results: Results) -> str:
         f"{key} {value / 1e9:.1f} {'GB/s' if key == 'copy' else 'GFLOP/s'}"
         for key, value in results.peaks.items()
     )
-    quick = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
+    made = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
+    if "unfinished" in settings:
+        made += f" **The run did not finish: {settings['unfinished']}.**"
     return (
         f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
         f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "
@@ -186,9 +195,32 @@ def conditions(results: Results) -> str:
         f"{machine['torch_corr']} at {machine['commit'] or 'an unknown commit'}, Python "
         f"{machine['python']}. {settings['threads']} threads, TF32 "
         f"{'on' if settings['tf32'] else 'off'}, subnormals flushed to zero, the same for all. "
-        f"Measured peaks: {peaks}. `{settings['command']}`, {settings['started']}, "
-        f"{settings['seconds'] / 60:.0f} min.{quick}"
+        f"Measured peaks: {peaks or 'none'}. `{settings['command']}`, {settings['started']}, "
+        f"{settings['seconds'] / 60:.0f} min.{made}"
     )
+
+
+_READING = """\
+A *case* is a layer or a task: its name, and the problem spelt out (n images, c channels, x pixels,
+o output channels, k kernel, s stride, p padding, d dilation, g groups). Its *maps* are timed apart:
+`forward` makes the output, `grad_input` and `grad_weight` are the two halves of backward; `call`
+is `corr2d` beside `F.conv2d` as a user calls them, `call+grad` the same with backward. *PyTorch* is
+`F.conv2d` and `aten::convolution_backward` (the faster of its rows, where it has several),
+*torch_corr* is `algorithm="auto"`, *by* is the algorithm that it chose, and *speed-up* is PyTorch's
+time over torch_corr's. (`fft, guarded` is `fft` with a look at each result, which is computed again
+by another algorithm where a transform's rounding or a NaN would show.) *Best of ours* is the
+fastest algorithm that can be named: where that is far ahead, `auto` chose badly.
+
+Times are medians of one run in which all took turns, with the interquartile range in brackets
+where it is above 5%. ▼ marks a loss of more than 5%. † marks a result that is right but for
+rounding beyond the bound that torch_corr's own are held to. Every time belongs to a result that was
+checked against the float64 definition before and after it was taken.
+
+*GFLOP/s* and *share of roof* are torch_corr's: the definition's operations over the time, and the
+least time that this machine's measured rates of matrix products (compute) and of copying (copy)
+allow them, over the time. More than 100% is no mistake: transforms do fewer operations than the
+definition, caches are faster than memory, and a product of another shape can be faster than the
+square one that was measured."""
 
 
 def markdown(results: Results, charts: Iterable[str] = ()) -> str:
@@ -196,15 +228,14 @@ def markdown(results: Results, charts: Iterable[str] = ()) -> str:
     parts = [
         "# Benchmark report",
         conditions(results),
-        "Times are medians, with the interquartile range in brackets where it is above 5%. "
-        "▼ marks a loss of more than 5%. † marks a result that is right but for rounding beyond "
-        "the bound that torch_corr's own are held to. Every time belongs to a result that was "
-        "checked against the float64 definition before and after it was taken.",
+        _READING,
         "## Means",
+        "Over the pieces of work (a case and a map) that both did; the sweeps over kernel and "
+        "image sizes are left out.",
         summary(results),
     ]
     for name in charts:
-        parts.append(f"![{name}]({name}.svg)")
+        parts.append(f"![{CHARTS[name]}]({name}.svg)")
     for group, meaning in GROUPS.items():
         members = [line for line in lines(results) if line.case["group"] == group]
         if members:
@@ -286,7 +317,7 @@ def _everyone(results: Results) -> str:
 
 
 def _not_timed(results: Results) -> str:
-    """Wrong, failed and too slow, each with its reason and where."""
+    """Wrong, failed and too slow, each with its reason and where; and who refused everything."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for row in results.rows:
         if row.verdict in ("wrong", "failed", "too slow"):
@@ -295,6 +326,14 @@ def _not_timed(results: Results) -> str:
     told = [
         f"- **{verdict}**: {contender}, {note}: {', '.join(places)}"
         for (verdict, contender, note), places in sorted(where.items())
+    ]
+    verdicts: dict[str, set[str]] = {}
+    for row in results.rows:
+        verdicts.setdefault(row.contender, set()).add(row.verdict)
+    told += [
+        f"- **refused everything**: {row.contender}, {row.note}"
+        for row in {row.contender: row for row in results.rows}.values()
+        if verdicts[row.contender] == {"refused"}
     ]
     return "\n".join(told) or "Nothing was wrong, failed, or was too slow."
 
@@ -341,7 +380,9 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
 
 
 def write(path: Path, charts: bool = True) -> list[Path]:
-    """report.md and the charts beside a results file."""
+    """report.md and the charts beside a results file, or in its folder."""
+    if path.is_dir():
+        path = path / "results.json"
     results = Results.load(path)
     written = list(_draw(results, path)) if charts else []
     drawn = {each.stem for each in written}
@@ -355,9 +396,9 @@ def _draw(results: Results, path: Path) -> Iterator[Path]:
     try:
         from . import charts
     except ImportError as error:
-        print(f"no charts: {error}; pip install 'torch_corr[bench]'")
+        print(f"no charts: {error}; in the checkout: {INSTALL}", file=sys.stderr)
         return
-    yield from charts.draw(results, path.parent)
+    yield from charts.draw(results, path)
 
 
 def main(words: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch import Tensor
 # The suite is run from the checkout and not installed; what is installed comes first.
 sys.path.append(str(Path(__file__).parent.parent))
 
+import benchmarks
 from benchmarks import compare, measure, memory, peers, readme, report
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, GROUPS, WORKS, Case, Work, select
@@ -39,9 +41,9 @@ from benchmarks.contenders import (
     Prepared,
     PyTorch,
     our_contenders,
+    torch_contenders,
 )
 from benchmarks.machine import describe, slug
-    torch_contenders,
 from benchmarks.memory import random_operands, try_once
 from benchmarks.results import Results, Row
 from torch_corr import ALGORITHMS, FFT, Aten, Problem
@@ -58,14 +60,14 @@ BRIEF = measure.Settings(budget=0.002, sample=0.0005, most=3, memory=False, seed
 def _one_thread() -> Iterator[None]:
     """Other tests may hold the other cores; and a run's settings are not for the tests after it."""
     threads = torch.get_num_threads()
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(1)
     yield
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
-
-
     torch.set_flush_denormal(False)
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 # Planted algorithms -------------------------------------------------------------------
 
 
@@ -207,8 +209,6 @@ def test_a_slow_algorithm_shows(tmp_path: Path):
     assert "▼" in report.markdown(results_of(rows))
 
 
-# The sample ---------------------------------------------------------------------------
-
 def test_contenders_take_turns_in_an_order_that_rotates():
     """One sample each; who has had enough leaves the ring, who is wrong is never in it."""
 
@@ -246,6 +246,8 @@ def test_on_cuda_pytorch_takes_part_with_cudnns_search_and_without():
     names = [each.name for each in torch_contenders(torch.device("cuda"))]
     assert names == ["torch", "torch, cudnn.benchmark"]
 
+
+# The sample ---------------------------------------------------------------------------
 
 
 @settings(max_examples=30)
@@ -544,24 +546,6 @@ def test_noise_is_not_flagged(runs: dict[str, Path], capsys: Any):
     assert compare.main([str(runs["old"]), str(runs["drifted"]), "--absolute"]) == 1
 
 
-def test_what_broke_is_flagged(runs: dict[str, Path], tmp_path: Path, capsys: Any):
-    new = Results.load(runs["old"])
-    row = next(row for row in new.rows if row.contender == "auto")
-    row.verdict, row.note, row.samples = "wrong", "off by one", []
-    new.save(tmp_path / "results.json")
-    assert compare.main([str(runs["old"]), str(tmp_path)]) == 1
-    assert "broken" in capsys.readouterr().out
-
-
-def test_results_come_back_as_they_were_saved(runs: dict[str, Path]):
-    text = runs["old"].read_text(encoding="utf-8")
-    results = Results.load(runs["old"])
-    again = runs["old"].with_name("again.json")
-    results.save(again)
-    assert again.read_text(encoding="utf-8") == text
-    assert len(json.loads(text)["rows"]) == len(results.rows)
-
-
 @pytest.mark.parametrize("count", [3, 5, 15])
 def test_few_and_noisy_samples_raise_no_alarm(count: int):
     """Where the noise is three times the threshold; what is far beyond it still shows."""
@@ -620,12 +604,35 @@ def test_what_cannot_be_compared_is_told(runs: dict[str, Path], tmp_path: Path, 
     assert "3.00 × the time, in seconds, as PyTorch was not timed in both" in told
 
 
+def test_what_broke_is_flagged(runs: dict[str, Path], tmp_path: Path, capsys: Any):
+    new = Results.load(runs["old"])
+    row = next(row for row in new.rows if row.contender == "auto")
+    row.verdict, row.note, row.samples = "wrong", "off by one", []
+    new.save(tmp_path / "results.json")
+    assert compare.main([str(runs["old"]), str(tmp_path)]) == 1
+    assert "broken" in capsys.readouterr().out
+
+
+def test_results_come_back_as_they_were_saved(runs: dict[str, Path]):
+    text = runs["old"].read_text(encoding="utf-8")
+    results = Results.load(runs["old"])
+    again = runs["old"].with_name("again.json")
+    results.save(again)
+    assert again.read_text(encoding="utf-8") == text
+    assert len(json.loads(text)["rows"]) == len(results.rows)
+
+
 def test_a_file_that_is_no_results_is_refused(tmp_path: Path):
     with pytest.raises(SystemExit, match="cannot read"):
         Results.load(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     with pytest.raises(SystemExit, match="no results file"):
         Results.load(tmp_path / "other.json")
+    (tmp_path / "later.json").write_text('{"format": 99}', encoding="utf-8")
+    with pytest.raises(SystemExit, match="has format 99, this version reads 1"):
+        Results.load(tmp_path / "later.json")
+    with pytest.raises(SystemExit, match="cannot read"):
+        Results.load(tmp_path)  # a folder without results.json
 
 
 def test_the_report_tells_wins_and_losses(runs: dict[str, Path]):
@@ -635,6 +642,94 @@ def test_the_report_tells_wins_and_losses(runs: dict[str, Path]):
     assert "geometric mean" in text
     mean = next(mean for name, _, mean, *_ in report.means(results) if name == "all")
     assert 3.2 < mean < 3.5
+
+
+def test_who_refused_everything_is_told_with_the_reason():
+    rows = [
+        Row("photo 3x3", "forward", "triton", "refused", "no kernels for cpu"),
+        Row("photo 3x3", "forward", "fft", "refused", "too few taps"),
+        Row("photo 31x31", "forward", "fft", samples=[1.0] * 3),
+    ]
+    told = report.markdown(results_of(rows)).partition("## Not timed")[2]
+    assert "- **refused everything**: triton, no kernels for cpu" in told
+    assert "fft" not in told
+
+
+def test_without_matplotlib_there_is_a_report(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.charts", raising=False)
+    monkeypatch.delattr(benchmarks, "charts", raising=False)
+    Results.load(runs["old"]).save(tmp_path / "results.json")
+    assert report.write(tmp_path / "results.json") == [tmp_path / "report.md"]
+    assert benchmarks.INSTALL in capsys.readouterr().err
+
+
+def test_without_hypothesis_the_way_out_is_told():
+    code = "import sys; sys.modules['hypothesis'] = None; import benchmarks"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    assert "pip install hypothesis" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+SHORT = ["--maps", "forward", "--peers", "none", "--algorithms", "auto,triton", "--threads", "1"]
+SHORT += ["--cases", "photo 3x3", "--cases", "photo 5x5", "--no-charts"]
+
+
+def stops_at_second(monkeypatch: pytest.MonkeyPatch, how: BaseException) -> None:
+    """Measuring takes no time, and comes to an end in the second piece of work."""
+    calls = []
+
+    def measured(case: Case, work: Work, *_: Any) -> list[Row]:
+        calls.append(case)
+        if len(calls) == 2:
+            raise how
+        return [Row(case.name, work, name, samples=[1.0] * 3) for name in ("auto", "torch")]
+
+    monkeypatch.setattr("benchmarks.__main__.measure", measured)
+    monkeypatch.setattr("benchmarks.__main__.measure_peaks", lambda *_: {})
+
+
+def test_an_interrupted_run_reports_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    stops_at_second(monkeypatch, KeyboardInterrupt())
+    assert main([*SHORT, "--out", str(tmp_path)]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"results.json", "report.md"}
+    assert {row.case for row in Results.load(folder).rows} == {"photo 3x3"}
+    told = (folder / "report.md").read_text(encoding="utf-8")
+    assert "**The run did not finish: 1 of 2 pieces of work were measured.**" in told
+    assert "takes no part: triton: " in capsys.readouterr().err
+
+
+def test_a_run_that_is_cut_off_leaves_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stops_at_second(monkeypatch, RuntimeError("the machine is going down"))
+    with pytest.raises(RuntimeError, match="going down"):
+        main([*SHORT, "--out", str(tmp_path)])
+    (draft,) = tmp_path.glob("*/*")
+    assert draft.name == "unfinished.json"
+    assert report.main([str(draft), "--no-charts"]) == 0
+    assert "1 of 2 pieces" in draft.with_name("report.md").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stops_at_second(monkeypatch, AssertionError("it ran"))
+    monkeypatch.setattr("benchmarks.__main__.measure_peaks", lambda *_: pytest.fail("it ran"))
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(SystemExit, match="--out: cannot write in"):
+        main([*SHORT, "--out", str(tmp_path / "file")])
 
 
 def test_one_command_runs_reports_and_draws(tmp_path: Path, capsys: Any):
@@ -655,25 +750,43 @@ def test_one_command_runs_reports_and_draws(tmp_path: Path, capsys: Any):
     assert "geometric mean" in capsys.readouterr().out
 
 
-def test_a_mistaken_command_is_answered(capsys: Any):
+def test_a_mistaken_command_is_answered(capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="finds no CUDA device"):
+        main(["--device", "cuda"])
     with pytest.raises(SystemExit, match="unknown algorithm 'foo'; there are auto"):
         main(["--algorithms", "foo"])
     with pytest.raises(SystemExit, match="no case matches"):
         main(["--cases", "no such case"])
-    with pytest.raises(SystemExit):
-        main(["--maps", "sideways"])
-    assert "none of forward" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="no case matches 'resnett'"):
+        main(["--cases", "tiny", "--cases", "resnett"])  # not the others alone
+    with pytest.raises(SystemExit, match="nothing to measure.*leave --quick out"):
+        main(["--cases", "gabor", "--quick"])
+    with pytest.raises(SystemExit, match="nothing to measure.*tiny cases alone"):
+        main(["--cases", "gabor", "--maps", "call"])
+    with pytest.raises(SystemExit, match="unknown peer 'opencv'; there are opencv filter2D"):
+        main(["--peers", "opencv"])
+    for words, answer in (
+        (["--maps", "sideways"], "none of forward"),
+        (["--maps", ","], "name some of forward"),
+        (["--threads", "0"], "'0' is no such number above 0"),
+        (["--threads", "two"], "'two' is no such number above 0"),
+        (["--budget", "nan"], "'nan' is no such number above 0"),
+    ):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert answer in capsys.readouterr().err
+
+
+def test_maps_stands_for_the_three(capsys: Any):
+    assert main(["--cases", "tiny 3x3", "--maps", "maps,call", "--list"]) == 0
+    assert "tiny 3x3" in capsys.readouterr().out
 
 
 def test_the_readme_is_kept_in_step(runs: dict[str, Path], tmp_path: Path, capsys: Any):
     page = tmp_path / "README.md"
     page.write_text(f"# Title\n{readme.START}\n{readme.END}\nrest\n", encoding="utf-8")
     assert readme.main(["--check"], tmp_path) == 1  # not filled yet
-    (tmp_path / "later.json").write_text('{"format": 99}', encoding="utf-8")
-    with pytest.raises(SystemExit, match="has format 99, this version reads 1"):
-        Results.load(tmp_path / "later.json")
-    with pytest.raises(SystemExit, match="cannot read"):
-        Results.load(tmp_path)  # a folder without results.json
     assert readme.main([], tmp_path) == 0
     assert readme.main(["--check"], tmp_path) == 0
     assert "No results" in page.read_text(encoding="utf-8")
