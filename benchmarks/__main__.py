@@ -3,6 +3,7 @@
 python -m benchmarks [options]           run, then report
 python -m benchmarks report RESULTS.json regenerate the table and the charts
 python -m benchmarks compare OLD NEW     what changed beyond noise
+python -m benchmarks merge OLD NEW       put what was run again into earlier results
 python -m benchmarks readme [--check]    fill README.md from benchmarks/results
 python -m benchmarks fit ...             fit the planner's factors, judge its choices
 """
@@ -25,7 +26,7 @@ import torch
 
 from torch_corr.algorithms import MAPS
 
-from . import compare, fit, readme, report
+from . import compare, fit, merge, readme, report
 from .cases import CALLS, CASES, CUDA_CASES, WORKS, Case, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
 from .machine import describe, measure_peaks, slug, usable_cores
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "report": report.main,
         "compare": compare.main,
+        "merge": merge.main,
         "readme": readme.main,
         "fit": fit.main,
     }
@@ -302,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure torch_corr against PyTorch and peers: correct first, then timed.",
-        epilog="Other commands: report RESULTS.json; compare OLD NEW; "
+        epilog="Other commands: report RESULTS.json; compare OLD NEW; merge OLD NEW; "
         "readme [--check]; fit.",
     )
     add = parser.add_argument

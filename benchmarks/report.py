@@ -188,6 +188,11 @@ def conditions(results: Results) -> str:
     made = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
     if "unfinished" in settings:
         made += f" **The run did not finish: {settings['unfinished']}.**"
+    made += "".join(
+        f" Pieces of work measured again: {each['pieces']}, by `{each['command']}`, "
+        f"{each['started']}, at {each['commit'] or 'an unknown commit'}."
+        for each in settings.get("again", [])
+    )
     return (
         f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
         f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "

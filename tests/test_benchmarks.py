@@ -23,7 +23,7 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parent.parent))
 
 import benchmarks
-from benchmarks import compare, measure, memory, peers, readme, report
+from benchmarks import compare, measure, memory, merge, peers, readme, report
 from benchmarks.__main__ import main
 from benchmarks.cases import CASES, GROUPS, WORKS, Case, Work, select
 from benchmarks.check import (
@@ -611,6 +611,31 @@ def test_what_broke_is_flagged(runs: dict[str, Path], tmp_path: Path, capsys: An
     new.save(tmp_path / "results.json")
     assert compare.main([str(runs["old"]), str(tmp_path)]) == 1
     assert "broken" in capsys.readouterr().out
+
+
+def test_what_was_run_again_takes_its_place(runs: dict[str, Path], tmp_path: Path, capsys: Any):
+    """Whole pieces, told in the report; never another machine's."""
+    old, new = Results.load(runs["old"]), Results.load(runs["slower"])
+    new.rows = [row for row in new.rows if row.case == "photo 9x9" and row.work == "forward"]
+    new.settings["command"] = "python -m benchmarks --cases 'photo 9x9' --maps forward"
+    old.save(tmp_path / "old" / "results.json")
+    new.save(tmp_path / "new" / "results.json")
+    assert merge.main([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert "python -m benchmarks report" in capsys.readouterr().out
+    both = Results.load(tmp_path / "old")
+    assert [(row.case, row.work, row.contender) for row in both.rows] == [
+        (row.case, row.work, row.contender) for row in old.rows
+    ]
+    for row, before in zip(both.rows, old.rows):
+        again = (row.case, row.work) == ("photo 9x9", "forward")
+        assert (row.samples != before.samples) == again
+    assert "Pieces of work measured again: 1, by `python -m" in report.conditions(both)
+
+    new.machine["cpu"] = "another CPU"
+    new.cases[0]["dtype"] = "float64"
+    new.save(tmp_path / "new" / "results.json")
+    with pytest.raises(SystemExit, match="another CPU; '.*' is another case now"):
+        merge.main([str(tmp_path / "old"), str(tmp_path / "new")])
 
 
 def test_results_come_back_as_they_were_saved(runs: dict[str, Path]):
