@@ -173,9 +173,10 @@ class PyTorch(Contender):
             )
         wanted = 0 if work == "grad_input" else 1
         output = operands["output"]
-        # Only shapes are read of what is sought.
-        x = operands.get("input", output.new_empty(1).expand(p.input_shape))
-        w = operands.get("weight", output.new_empty(1).expand(p.weight_shape))
+        # Of what is sought the shape alone is read.  It has memory of its own, as in a training
+        # step: a view of one number PyTorch would copy into such memory at every call.
+        x = operands["input"] if "input" in operands else output.new_empty(p.input_shape)
+        w = operands["weight"] if "weight" in operands else output.new_empty(p.weight_shape)
 
         def run() -> Any:
             return torch.ops.aten.convolution_backward(

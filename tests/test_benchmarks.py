@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # The suite is run from the checkout and not installed; what is installed comes first.
 sys.path.append(str(Path(__file__).parent.parent))
@@ -239,6 +240,29 @@ def test_settings_are_applied():
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
     assert torch.get_num_threads() == 1
     assert bool((tiny * 1.0 == 0).all())
+
+
+class Sees(TorchDispatchMode):
+    """Keeps the tensors that ``aten::convolution_backward`` is given."""
+
+    given: tuple[Any, ...] = ()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.given = args[:3]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("work", ["grad_input", "grad_weight"])
+def test_pytorch_is_given_nothing_that_it_would_copy(work: Work):
+    """A copy on its clock would be a win of ours that no user sees."""
+    operands = random_operands(SMALL.problem, work, torch.float32, torch.Generator())
+    with Sees() as seen:
+        PyTorch("torch", "torch").prepare(SMALL.problem, work, operands).run()
+    assert [tuple(each.shape) for each in seen.given] == [
+        shape_of(SMALL.problem, slot) for slot in ("output", "input", "weight")
+    ]
+    assert all(each.is_contiguous() for each in seen.given)
 
 
 def test_on_cuda_pytorch_takes_part_with_cudnns_search_and_without():
