@@ -33,7 +33,7 @@ from .machine import describe, measure_peaks, slug, usable_cores
 from .measure import Settings, measure
 from .peers import peers, set_peer_threads
 from .progress import Progress
-from .results import Results, Row
+from .results import Results
 
 
 def main(arguments: list[str] | None = None) -> int:

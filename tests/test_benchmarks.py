@@ -625,7 +625,7 @@ def test_what_cannot_be_compared_is_told(runs: dict[str, Path], tmp_path: Path, 
     assert "is unfinished, 5 of 9" in told
     assert "note: not in " in told
     assert ": fft at " in told
-    assert "3.00 × the time, in seconds, as PyTorch was not timed in both" in told
+    assert "3.00 x the time, in seconds, as PyTorch was not timed in both" in told
 
 
 def test_what_broke_is_flagged(runs: dict[str, Path], tmp_path: Path, capsys: Any):
@@ -658,7 +658,7 @@ def test_what_was_run_again_takes_its_place(runs: dict[str, Path], tmp_path: Pat
     new.machine["cpu"] = "another CPU"
     new.cases[0]["dtype"] = "float64"
     new.save(tmp_path / "new" / "results.json")
-    with pytest.raises(SystemExit, match="another CPU; '.*' is another case now"):
+    with pytest.raises(SystemExit, match=r"another CPU; '.*' is another case now"):
         merge.main([str(tmp_path / "old"), str(tmp_path / "new")])
 
 
@@ -809,9 +809,9 @@ def test_a_mistaken_command_is_answered(capsys: Any, monkeypatch: pytest.MonkeyP
         main(["--cases", "no such case"])
     with pytest.raises(SystemExit, match="no case matches 'resnett'"):
         main(["--cases", "tiny", "--cases", "resnett"])  # not the others alone
-    with pytest.raises(SystemExit, match="nothing to measure.*leave --quick out"):
+    with pytest.raises(SystemExit, match=r"nothing to measure.*leave --quick out"):
         main(["--cases", "gabor", "--quick"])
-    with pytest.raises(SystemExit, match="nothing to measure.*tiny cases alone"):
+    with pytest.raises(SystemExit, match=r"nothing to measure.*tiny cases alone"):
         main(["--cases", "gabor", "--maps", "call"])
     with pytest.raises(SystemExit, match="unknown peer 'opencv'; there are opencv filter2D"):
         main(["--peers", "opencv"])
