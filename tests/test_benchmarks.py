@@ -625,7 +625,7 @@ def test_what_cannot_be_compared_is_told(runs: dict[str, Path], tmp_path: Path, 
     assert "is unfinished, 5 of 9" in told
     assert "note: not in " in told
     assert ": fft at " in told
-    assert "3.00 x the time, in seconds, as PyTorch was not timed in both" in told
+    assert "3.00 × the time, in seconds, as PyTorch was not timed in both" in told  # noqa: RUF001
 
 
 def test_what_broke_is_flagged(runs: dict[str, Path], tmp_path: Path, capsys: Any):
