@@ -31,6 +31,11 @@ each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_
 each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=algorithm_id)
 
 
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN"
+)
+
+
 def promise(algorithm: Algorithm | str) -> ErrorModel:
     """What an algorithm promises; problems here are too small for ``auto`` to take transforms."""
     return Componentwise() if isinstance(algorithm, str) else declared(algorithm)

@@ -12,10 +12,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import FLOATS, UNDER_TEST, algorithm_id, assert_close, each_algorithm, promise
+from laws import (
+    FLOATS,
+    UNDER_TEST,
+    algorithm_id,
+    assert_close,
+    each_algorithm,
+    needs_onednn,
+    promise,
+)
 from torch import Tensor
 
-from torch_corr import FFT, Algorithm, Aten, Problem, convolve2d, corr2d
+from torch_corr import FFT, Algorithm, Aten, Auto, Corr2d, Problem, convolve2d, corr2d
 from torch_corr.testing import error_bound, operands, oracle, problems
 
 # aten is conv2d itself.
@@ -177,6 +185,21 @@ def test_a_stride_that_is_never_taken(stride: int) -> None:
         assert y.tolist() == [[[[4.0]]]]
         (gradient,) = torch.autograd.grad(y, x)
         assert gradient.sum() == 4
+
+
+@needs_onednn
+@pytest.mark.parametrize("algorithm", ["auto", "aten", Auto(), Aten()], ids=repr)
+def test_images_in_onednns_layout_go_to_conv2d(algorithm: Algorithm | Auto | str) -> None:
+    """Opaque to everybody but PyTorch; a layer and the function, weights in either layout."""
+    layer = Corr2d(4, 6, 3, padding=1, algorithm=algorithm)
+    opaque = torch.randn(2, 4, 40, 41).to_mkldnn()
+    with torch.no_grad():
+        expected = F.conv2d(opaque, layer.weight, layer.bias, padding=1).to_dense()
+        weights = layer.weight, layer.weight.to_mkldnn()
+        results = [corr2d(opaque, w, layer.bias, padding=1, algorithm=algorithm) for w in weights]
+        for result in (layer(opaque), *results):
+            assert result.is_mkldnn
+            assert torch.equal(result.to_dense(), expected)
 
 
 def test_float16_is_summed_in_float32_under_auto() -> None:

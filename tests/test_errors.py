@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from laws import needs_onednn
 from torch import nn
 
 from torch_corr import (
@@ -230,7 +231,19 @@ def test_nothing_is_half_done() -> None:
 def test_what_is_no_strided_tensor_of_a_known_dtype() -> None:
     quantized = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
     for value in (X.to_mkldnn(), quantized):
-        assert isinstance(refusal(corr2d, value, value), RuntimeError)
+        assert isinstance(refusal(corr2d, value, value, algorithm="unfold"), RuntimeError)
+    assert isinstance(refusal(corr2d, quantized, quantized), RuntimeError)
+
+
+@needs_onednn
+def test_onednns_layout_is_refused_where_pytorch_does_not_compute() -> None:
+    opaque = X.to_mkldnn()
+    for more in ({"algorithm": "unfold"}, {"padding": 1, "padding_mode": "reflect"}):
+        with pytest.raises(RuntimeError, match=r"input has layout torch._mkldnn.*input\.to_dense"):
+            corr2d(opaque, W, **more)
+    for padding in ("full", ((1, 0), (0, 0))):
+        with pytest.raises((RuntimeError, TypeError), match="padding"):  # PyTorch's own words
+            corr2d(opaque, W, padding=padding)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")

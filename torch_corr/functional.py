@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .algorithms import Aten
 from .algorithms.aten import conv2d
+from .auto import Auto
 from .autograd import trilinear
 from .operators import Deferred, asked_for, left_alone, planned, spelled
-from .planner import AlgorithmLike, Plan, autocasts, cached_plan, make_plan
+from .planner import AlgorithmLike, Plan, autocasts, cached_plan, find_algorithm, make_plan
 from .problem import (
     PaddingLike,
     Pair,
@@ -61,6 +62,7 @@ def corr2d(
     Args:
         input: (N, C, H, W), (C, H, W), or (H, W) with a 2-D weight.  float64, float32,
             bfloat16, float16, complex128, complex64, or an integer type (no gradients).
+            Of ``to_mkldnn()`` only for ``"auto"`` and ``"aten"``, as ``F.conv2d`` takes it.
         weight: (O, C/groups, kH, kW), or (kH, kW) with a 2-D input; the input's dtype.
         bias: (O,), added to every pixel of channel ``o``; the input's dtype.
         stride: steps between windows, an integer or a pair (rows, columns).
@@ -120,6 +122,9 @@ def corr2d(
         result = _conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
         if result is not None:
             return result
+    if padding_mode == "zeros" and _is_left_to_pytorch(input, algorithm):
+        numbers: Any = stride, padding, dilation, groups
+        return torch.conv2d(input, weight, bias, *numbers)
     input, weight, bias = _as_autocast_would(input, weight, bias)
     _check_operands(input, weight, bias)
     images, filters = _with_all_axes(input), _with_all_axes(weight)
@@ -429,6 +434,16 @@ def _shape(value: Tensor) -> tuple[int, ...]:
         return value.shape
     finally:
         pause(state)
+
+
+@left_alone
+def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
+    """Whether images lie as oneDNN likes them, which PyTorch's own convolution alone reads.
+
+    What it takes and what it refuses there is its own affair.
+    """
+    opaque = getattr(input, "is_mkldnn", False)
+    return opaque and isinstance(find_algorithm(algorithm), (Auto, Aten))
 
 
 def _keeps_channels_last(input: Tensor) -> bool:
