@@ -207,7 +207,7 @@ def transforms(function: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Callab
     }
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "fft"])
+@each_choice
 @pytest.mark.parametrize("name", transforms(F.conv2d))
 def test_transforms_inside(name: str, algorithm: str) -> None:
     """torch.func inside a compiled function gives what it gives on conv2d outside."""
@@ -298,8 +298,8 @@ def test_another_algorithm_is_another_graph() -> None:
     assert counter.frame_count == 3
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "direct", "unfold"])
-def test_autocast_inside(algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", [each for each in CHOICES if each != "fft"], ids=algorithm_id)
+def test_autocast_inside(algorithm: Algorithm | str) -> None:
     def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -315,6 +315,16 @@ def test_autocast_inside(algorithm: str) -> None:
         assert got.dtype == expected.dtype
         scale = float(expected.detach().abs().max())
         torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * scale)
+
+
+def test_autocast_inside_to_halves_that_an_algorithm_lacks() -> None:
+    def inside(x: Tensor, w: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return corr2d(x, w, algorithm="fft")
+
+    captured = torch.compile(inside, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="no bfloat16 here"):
+        captured(*some((2, 3, 6, 7), (4, 3, 3, 3), dtype=torch.float32))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -280,6 +280,24 @@ def test_auto_keeps_no_more() -> None:
         assert [kept.data_ptr() for kept in saved] == [operands[1 - trained].data_ptr()]
 
 
+@each_choice
+def test_a_bias_trained_alone_keeps_no_more(
+    algorithm: Algorithm | str, device: torch.device
+) -> None:
+    """Its gradient needs neither operand; conv2d keeps both, also where it stands for auto."""
+    x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
+    b = torch.ones(4, dtype=torch.float64, device=device, requires_grad=True)
+    kept: list[int] = []
+    for function in (partial(corr2d, algorithm=algorithm), F.conv2d):
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda kept: kept):
+            y = function(x, w, b, 2, 1, 1, 2)
+        (gradient,) = torch.autograd.grad(y.sum(), b)
+        assert (gradient == y[:, 0].numel()).all()
+        kept.append(len(saved))
+    assert kept == [2 if algorithm == "auto" else 0, 2]
+
+
 def _note(notes: list[Tensor], value: Tensor) -> Tensor:
     notes.append(value)
     return value

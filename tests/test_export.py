@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from laws import algorithm_id
 from torch import Tensor, nn
 from torch.export import Dim
 
-from torch_corr import Corr2d, Naive, corr2d
+from torch_corr import Algorithm, Corr2d, Naive, Problem, Unfold, corr2d
+from torch_corr.planner import able_algorithms
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning"),
@@ -28,6 +30,10 @@ GEOMETRIES = [
     (((1, 0), (2, 3)), 1, "reflect"),
     ("same", 1, "circular"),
 ]
+ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
+each_choice = pytest.mark.parametrize(
+    "algorithm", ["auto", *ABLE, Unfold(workspace_limit=50_000)], ids=algorithm_id
+)
 each_geometry = pytest.mark.parametrize(("padding", "stride", "mode"), GEOMETRIES, ids=str)
 
 
@@ -65,6 +71,22 @@ def test_export_for_any_size(strict: bool, padding: Any, stride: int, mode: str)
     names = targets(program)
     assert sum(name.startswith("aten.conv2d") for name in names) == 2
     assert not any("torch_corr" in name for name in names)
+
+
+@each_choice
+def test_whatever_is_named_is_written_as_conv2d(algorithm: Algorithm | str) -> None:
+    """Exported and traced: PyTorch's convolution once, and nothing of ours."""
+    layer = Corr2d(4, 6, 3, stride=2, padding=1, groups=2, algorithm=algorithm)
+    x = torch.randn(2, 4, 10, 11)
+    program = torch.export.export(layer, (x,), dynamic_shapes=({0: Dim("n", max=99)},))
+    traced = torch.jit.trace(layer, x)
+    larger = torch.randn(3, 4, 10, 11)
+    for written in (program.module(), traced):
+        close(written(larger), layer(larger))
+    assert targets(program) == ["aten.conv2d.default"]
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert kinds.count("aten::_convolution") == 1
+    assert not any("torch_corr" in kind or "Python" in kind for kind in kinds)
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])

@@ -275,4 +275,7 @@ for _map in MAPS:
     )
     LIBRARY.impl(_map, partial(_compute, _map), "CompositeExplicitAutograd")
     torch.library.register_fake(f"torch_corr::{_map}", partial(_promise, _map), lib=LIBRARY)
+    # At import, although PyTorch's module of formulas imports Triton, 200 ms where that is
+    # installed: a FlopCounterMode copies the formulas when it is made, and silently counts what
+    # comes later as nothing.
     register_flop_formula(getattr(torch.ops.torch_corr, _map))(partial(_flops, _map))
