@@ -179,7 +179,8 @@ def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any)
 
 @runs
 @pytest.mark.parametrize("name", ["taps-1", "taps-4", "dot-64x16", "sums-1x4x4", "sums-4x4x4"])
-@pytest.mark.parametrize("value", ["inf", "nan"])
+# Slow in the interpreter; there zero times an infinity is a NaN as well.
+@pytest.mark.parametrize("value", ["inf", "nan"] if CUDA else ["nan"])
 @pytest.mark.parametrize(
     "case",
     # Less padding than k - 1 on a side: there grad_input has pixels that miss taps.
