@@ -92,7 +92,7 @@ _SQUARES = "public list of square problems for GPU kernels"
 
 CASES: tuple[Case, ...] = (
     # dense
-    Case("resnet 3x3 64", "n8c64-x56-o64-k3-p1", "dense", _RESNET, quick=MAPS),
+    Case("resnet 3x3 64", "n8c64-x56-o64-k3-p1", "dense", _RESNET, quick=FORWARD),
     *_dtypes("resnet 3x3 64", "n8c64-x56-o64-k3-p1", "dense", _RESNET, "bfloat16", "float16"),
     Case("resnet stem 7x7/2", "n8c3-x224-o64-k7-s2-p3", "dense", _RESNET),
     Case("resnet 1x1 256-64", "n8c256-x56-o64-k1", "dense", _RESNET),
@@ -126,7 +126,7 @@ CASES: tuple[Case, ...] = (
     Case("replknet dw 13x13", "n4c128-x28-o128-k13-p6-g128", "depthwise", _REPLK, quick=MAPS),
     Case("replknet dw 31x31", "n1c128-x56-o128-k31-p15-g128", "depthwise", _REPLK),
     # image filters
-    Case("photo 3x3", "n1c1-x2048-o1-k3", "image filters", _OPENCV, quick=FORWARD),
+    Case("photo 3x3", "n1c1-x2048-o1-k3", "image filters", _OPENCV),
     Case("photo 5x5", "n1c1-x2048-o1-k5", "image filters", _OPENCV),
     Case("photo 9x9", "n1c1-x2048-o1-k9", "image filters", _OPENCV),
     Case("photo 15x15", "n1c1-x1024-o1-k15", "image filters", _OPENCV, quick=FORWARD),
