@@ -143,19 +143,21 @@ def _measure_all(
     dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in pieces)]))
     progress = Progress(len(pieces))
     started = time.monotonic()
-    done = 0
+
+    def tell(done: int) -> None:
+        results.settings["seconds"] = round(time.monotonic() - started)
+        results.settings["unfinished"] = f"{done} of {len(pieces)} pieces of work were measured"
+
+    tell(0)
     try:
         progress.say("measuring the machine's matrix product and copy")
         results.peaks = measure_peaks(settings.device, dtypes, settings.threads)
-        for case, work in pieces:
+        for done, (case, work) in enumerate(pieces):
             results.rows += measure(case, work, contenders, settings, progress)
-            done += 1
-            results.settings["seconds"] = round(time.monotonic() - started)
-            results.settings["unfinished"] = f"{done} of {len(pieces)} pieces of work were measured"
+            tell(done + 1)
             results.save(draft)
     except KeyboardInterrupt:
         progress.say("interrupted: reporting what there is")
-        results.settings["unfinished"] = f"{done} of {len(pieces)} pieces of work were measured"
     else:
         del results.settings["unfinished"]
     progress.close()

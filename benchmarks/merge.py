@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from .compare import differences
-from .results import Results, Row
+from .results import Results, Row, results_file
 
 
 def merged(old: Results, new: Results) -> Results:
@@ -24,8 +24,7 @@ def merged(old: Results, new: Results) -> Results:
     found = differences(old, new) + [
         f"{case['name']!r} is another case now"
         for case in new.cases
-        if spelt.get(case["name"], (case["problem"], case["dtype"]))
-        != (case["problem"], case["dtype"])
+        if case["name"] in spelt and spelt[case["name"]] != (case["problem"], case["dtype"])
     ]
     if found:
         raise SystemExit(f"these runs do not belong in one table: {'; '.join(found)}")
@@ -59,7 +58,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("new", type=Path, metavar="NEW", help="results of what was run again")
     options = parser.parse_args(words)
     result = merged(Results.load(options.old), Results.load(options.new))
-    path = options.old / "results.json" if options.old.is_dir() else options.old
+    path = results_file(options.old)
     result.save(path)
     print(f"{result.settings['again'][-1]['pieces']} pieces of work went into {path}; now run")
     print(f"python -m benchmarks report {path}")

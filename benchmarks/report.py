@@ -26,7 +26,7 @@ from torch_corr import Problem
 from . import INSTALL
 from .cases import GROUPS, SWEEPS
 from .machine import flops_per_product
-from .results import Results, Row
+from .results import Results, Row, results_file
 
 HEADLINE = "auto"
 CHARTS = {
@@ -386,8 +386,7 @@ def _fastest(rows: Iterable[Row]) -> Row | None:
 
 def write(path: Path, charts: bool = True) -> list[Path]:
     """report.md and the charts beside a results file, or in its folder."""
-    if path.is_dir():
-        path = path / "results.json"
+    path = results_file(path)
     results = Results.load(path)
     written = list(_draw(results, path)) if charts else []
     drawn = {each.stem for each in written}

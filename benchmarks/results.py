@@ -119,8 +119,7 @@ class Results:
         Raises:
             SystemExit: no such file, or not one of ours; with what to do.
         """
-        if path.is_dir():
-            path = path / "results.json"
+        path = results_file(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["format"] != FORMAT:
@@ -149,3 +148,8 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     if row["error"] is not None:
         row["error"] = float(f"{row['error']:.3g}")
     return row
+
+
+def results_file(path: Path) -> Path:
+    """A file of results, where a folder of a run is named too."""
+    return path / "results.json" if path.is_dir() else path

@@ -153,8 +153,8 @@ def exact(name: str, train: bool) -> dict[str, Tensor]:
 def yardstick(name: str, train: bool, halves: bool, backend: str | None = None) -> dict[str, float]:
     """How far from exact the results of ``nn.Conv2d``'s network lie, in the 2-norm.
 
-    Compiled where ours is by a compiler that writes code of its own: what inductor makes of a
-    batch normalisation alone may be ten times as far off as PyTorch's own.
+    Compiled where ours is by a compiler that writes code of its own, whose rounding of the layers
+    beside the convolutions is then in both.
     """
     model, images = network(name)
     return yardstick_of(

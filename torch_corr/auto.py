@@ -7,7 +7,7 @@ How accurate the predictions are stands beside their factors, in ``algorithms/_f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
@@ -154,11 +154,16 @@ class Auto:
         algorithms: Sequence[Algorithm] = (),
     ) -> list[Candidate]:
         """All algorithms, or some, with what speaks against each, workspace and seconds."""
-        candidates = [
-            each
-            for algorithm in algorithms or ALGORITHMS
-            for each in self._candidates(self._with_options(algorithm), map, problem, device, dtype)
-        ]
+        known = _known(map, problem, device, dtype)
+        candidates: list[Candidate] = []
+        for algorithm in (self._with_options(each) for each in algorithms or ALGORITHMS):
+            if refusals := algorithm.refusals(problem, device, dtype):
+                candidates.append(Candidate(algorithm, refusals, 0, math.inf, "predicted"))
+                continue
+            # Variants are in it where they are to be measured or have been.
+            variants = algorithm.variants(problem, map, dtype) if self.measure or known else ()
+            able = algorithm, *(v for v in variants if self.measure or v.spelling in known)
+            candidates += (self._candidate(each, map, problem, device, dtype) for each in able)
         measured = self._measured(
             [each for each in candidates if not each.refusals], map, problem, device, dtype
         )
@@ -168,25 +173,6 @@ class Auto:
             else each
             for each in candidates
         ]
-
-    def _candidates(
-        self,
-        algorithm: Algorithm,
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Iterator[Candidate]:
-        """One algorithm; and its variants, where they are to be measured or have been."""
-        if refusals := algorithm.refusals(problem, device, dtype):
-            yield Candidate(algorithm, refusals, 0, math.inf, "predicted")
-            return
-        yield self._candidate(algorithm, map, problem, device, dtype)
-        if self.measure or len(WISDOM):
-            known = _known(map, problem, device, dtype)
-            for variant in algorithm.variants(problem, map, dtype):
-                if self.measure or variant.spelling in known:
-                    yield self._candidate(variant, map, problem, device, dtype)
 
     def _candidate(
         self,
@@ -237,26 +223,24 @@ class Auto:
         problem: Problem,
         device: torch.device,
         dtype: torch.dtype,
-    ) -> dict[str, float]:
+    ) -> Mapping[str, float]:
         """Seconds that are known of those in the race; of all with a chance, if to measure."""
-        if device.type == "meta" or not (self.measure or len(WISDOM)):
-            return {}
-        key = Key.of(problem, map, device, dtype)
-        if self.measure:
+        if self.measure and device.type != "meta":
+            key = Key.of(problem, map, device, dtype)
             with _measuring:
                 hopeful = _hopeful(race)
                 if any(each.spelling not in WISDOM.seconds(key) for each in hopeful):
                     WISDOM.remember(key, time_algorithms(hopeful, problem, map, device, dtype))
-        return dict(WISDOM.seconds(key))
+        return _known(map, problem, device, dtype)
 
 
 def _known(
     map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
 ) -> Mapping[str, float]:
     """Seconds by spelling of what has been measured here; nothing runs on meta."""
-    if device.type == "meta":
+    if device.type == "meta" or not len(WISDOM):
         return {}
-    return WISDOM.seconds(Key.of(problem, map, device, dtype))
+    return dict(WISDOM.seconds(Key.of(problem, map, device, dtype)))
 
 
 def _hopeful(race: Sequence[Candidate]) -> list[Algorithm]:

@@ -135,8 +135,6 @@ class Direct(Fitted):
             rows, columns = (ceil(length / step) for length, step in zip(size, steps))
             down, across = (max(1, taps / step) for taps, step in zip(problem.kernel, steps))
             fill = filled(columns, lanes) * filled(rows, 4) * (1 + 1 / down) * (1 + 3 / across)
-        width = problem.size[1] / problem.stride[1]
-        columns = ceil(width) if map == "grad_input" else problem.output_size[1]
         lines = problem.batch * problem.out_channels * problem.group_in * rows_met(problem)
         flops = (8 if dtype.is_complex else 2) * lines * columns * problem.kernel[1] * fill
         regime = "planes" if problem.group_in <= 4 else "channels"
