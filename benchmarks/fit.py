@@ -71,6 +71,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--record", action="store_true", help="keep the verdict in _factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
+        if len(options.file) > 1:
+            parser.error(f"measure writes one file, got {len(options.file)}")
         return measure(options.file[0], options.seed, options.seconds)
     timings = [timing for path in options.file for timing in load(path)]
     if options.what == "write":

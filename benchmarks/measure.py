@@ -15,9 +15,9 @@ For each piece of work (a case and a map):
     fewer, but at least ``LEAST``, until each has had ``Settings.budget`` seconds.
 5.  *Check again*: the very result of the last timed call, on a fresh sample of elements.
 
-The same for all: operands, threads, TF32 state, flushing of subnormals to zero (set before
-any thread pool starts, as threads inherit it).  Times are ``torch.utils.benchmark.Timer``'s; on
-CUDA its clock is replaced by events on the device.
+The same for all: operands, threads, TF32 state, an allocator that keeps what is freed, flushing of
+subnormals to zero (set before any thread pool starts, as threads inherit it).  Times are
+``torch.utils.benchmark.Timer``'s; on CUDA its clock is replaced by events on the device.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.common import set_torch_threads
 
 from torch_corr import Problem
+from torch_corr.stopwatch import settle_memory
 
 from .cases import Case, Work
 from .check import Expected, Operands, expected, judge
@@ -81,7 +82,8 @@ class Settings:
     seed: int = 0
 
     def apply(self) -> None:
-        """Set what is global: threads, subnormals, TF32."""
+        """Set what is global: threads, subnormals, TF32, an allocator that keeps what is freed."""
+        settle_memory()
         torch.set_flush_denormal(True)
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.allow_tf32 = self.tf32

@@ -104,6 +104,18 @@ def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> N
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Aten()
 
 
+def test_a_printed_plan_shows_the_times_by_which_it_was_made() -> None:
+    """Nothing is timed a second time, by which the quickest might become another."""
+    plan = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
+    keys = [Key.of(SMALL, map, CPU, torch.float32) for map in MAPS]
+    before = [dict(WISDOM.seconds(key)) for key in keys]
+    assert all("fft" in "".join(times) for times in before)
+    printed = str(plan)
+    for key, times in zip(keys, before):
+        assert times.items() <= WISDOM.seconds(key).items()
+        assert f"  > {getattr(plan, key.map).spelling}" in printed
+
+
 def test_measuring_leaves_the_random_numbers_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -130,7 +130,7 @@ class Auto:
         many = problem.multiplications >= MANY
         enough = TRANSFORM_TAPS_OF_MANY if many else TRANSFORM_TAPS
         few_taps = problem.kernel[0] * problem.kernel[1] < enough
-        hopeless = (FFT, Naive) if few_taps else (Naive,)
+        hopeless = (FFT, Naive) if few_taps and not self.measure else (Naive,)
         algorithms = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
         survey = self.survey(map, problem, device, dtype, algorithms)
         race = [each for each in survey if not each.refusals]
@@ -228,9 +228,9 @@ class Auto:
         if self.measure and device.type != "meta":
             key = Key.of(problem, map, device, dtype)
             with _measuring:
-                hopeful = _hopeful(race)
-                if any(each.spelling not in WISDOM.seconds(key) for each in hopeful):
-                    WISDOM.remember(key, time_algorithms(hopeful, problem, map, device, dtype))
+                seen = WISDOM.seconds(key)
+                if new := [each for each in _hopeful(race) if each.spelling not in seen]:
+                    WISDOM.remember(key, time_algorithms(new, problem, map, device, dtype))
         return _known(map, problem, device, dtype)
 
 
