@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_corr import FFT, MAPS, Aten, Auto, Naive, Problem, Unfold, corr2d, wisdom
+from torch_corr import FFT, MAPS, Aten, Auto, Naive, Problem, Unfold, corr2d, stopwatch, wisdom
 from torch_corr import auto as auto_module
 from torch_corr import machine as machine_module
 from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
@@ -481,3 +481,17 @@ def test_a_machine_twice_as_fast_predicts_half_the_time() -> None:
 def test_the_stopwatch_tells_the_slow_from_the_quick() -> None:
     times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
     assert times["sleeper"] > times["unfold"] > 0
+
+
+def test_what_takes_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "_LONG", 0.01)
+    runs: list[float] = []
+    slow = Sleeper(pause=0.02)
+    monkeypatch.setattr(
+        Sleeper, "forward", lambda self, *of: (runs.append(self.pause), Unfold().forward(*of))[1]
+    )
+    monkeypatch.setattr(stopwatch, "_timed", lambda device, work: (work(), runs[-1])[1])
+    quick = Sleeper(pause=0.001)
+    times = time_algorithms([quick, slow], SMALL, "forward", CPU, torch.float32)
+    assert times == {quick.spelling: 0.001, slow.spelling: 0.02}
+    assert runs.count(0.02) == 1 < runs.count(0.001)

@@ -16,8 +16,11 @@ from .problem import Problem
 _ENOUGH = 0.05
 """Seconds of runs after which an algorithm has been timed well enough."""
 
-_HOPELESS = 8.0
+_HOPELESS = 4.0
 """Times the quickest run from which an algorithm is not run again."""
+
+_LONG = 1.0
+"""Seconds of a first run beside which what it sets up is nothing: it counts as a timed one."""
 
 
 def time_algorithms(
@@ -30,7 +33,8 @@ def time_algorithms(
     """Median seconds of each algorithm on one map, by spelling.
 
     Each runs once untimed, since a first run sets up what lasts, and twice to sort out those
-    that are hopeless, for which that is enough; the others take turns.  The operands are made
+    that are hopeless, for which that is enough; the others take turns.  A long first run is timed
+    itself, else an image that takes seconds would be measured for minutes.  The operands are made
     here, without touching the random generators: no algorithm's speed depends on its data.
     """
     settle_memory()
@@ -39,9 +43,11 @@ def time_algorithms(
     def run(algorithm: Algorithm) -> float:
         return _timed(device, lambda: getattr(algorithm, map)(problem, first, second))
 
-    for algorithm in algorithms:
-        run(algorithm)
-    samples = {algorithm: [run(algorithm), run(algorithm)] for algorithm in algorithms}
+    firsts = {algorithm: run(algorithm) for algorithm in algorithms}
+    samples = {
+        algorithm: [first] if first > _LONG else [run(algorithm), run(algorithm)]
+        for algorithm, first in firsts.items()
+    }
     limit = _HOPELESS * min((min(times) for times in samples.values()), default=0.0)
     hopeful = [each for each in algorithms if min(samples[each]) <= max(limit, 1e-3)]
     for turn in _turns(_ENOUGH * len(hopeful)):
