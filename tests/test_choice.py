@@ -18,6 +18,7 @@ from torch_corr import FFT, MAPS, Aten, Auto, Naive, Problem, Unfold, corr2d, st
 from torch_corr import auto as auto_module
 from torch_corr import machine as machine_module
 from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
+from torch_corr.algorithms import triton as triton_module
 from torch_corr.auto import PREJUDICE, Candidate, _quickest
 from torch_corr.machine import (
     SHIPPED,
@@ -335,6 +336,7 @@ DEVICES = {
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A CUDA device that is not there, by its properties."""
+    forget_refusals = triton_module._where_refusals.cache_clear
 
     def there(name: str) -> None:
         keys = "major", "minor", "multi_processor_count", "clock_rate", "memory_clock_rate"
@@ -344,12 +346,15 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
         monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(triton_module, "_launcher_refusals", lambda: ())
+        forget_refusals()
         machine_module._device_machine.cache_clear()
         machine_module.device_name.cache_clear()
 
     before = torch.backends.cudnn.allow_tf32
     yield there
     torch.backends.cudnn.allow_tf32 = before
+    forget_refusals()
     machine_module._device_machine.cache_clear()
     machine_module.device_name.cache_clear()
 
@@ -401,6 +406,52 @@ def test_on_cuda_predictions_are_told_and_pytorch_is_kept(pretend: Any) -> None:
     assert isinstance(plan.forward, Unfold)
     assert isinstance(plan.grad_input, Aten)
     forget_plans()
+
+
+@pytest.fixture
+def with_triton(pretend: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """An H100 that is not there, with Triton; a list of what is timed, Triton the quickest."""
+    pretend("H100")
+    timed: list[str] = []
+
+    def times(algorithms: Any, *_: Any) -> dict[str, float]:
+        timed.extend(each.spelling for each in algorithms)
+        return {each.spelling: 2.0 - (each.name == "triton") for each in algorithms}
+
+    monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ())
+    monkeypatch.setattr(auto_module, "time_algorithms", times)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    WISDOM.forget()
+    yield timed
+    WISDOM.forget()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_on_cuda_nobody_is_left_unmeasured_for_its_prediction(
+    dtype: torch.dtype, with_triton: list[str]
+) -> None:
+    """PyTorch is predicted at matrix units' peak, 25 times ahead, where its own kernel runs."""
+    problem = Problem.parse("n64c384-x32-o384-k31-p15-g384")
+    plan = make_plan(problem, CUDA, dtype, Auto(measure=True))
+    assert {getattr(plan, map).name for map in MAPS} == {"triton"}
+    assert {"aten", "unfold", "triton"} <= {*with_triton}
+    assert "naive" not in with_triton
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(
+    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.parse("n8c64-x56-o64-k3-p1")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"while a CUDA graph is captured.*once before"):
+        make_plan(problem, CUDA, torch.float32, Auto(measure=True))
+    assert not with_triton
+    assert isinstance(make_plan(problem, CUDA, torch.float32, "auto").forward, Aten)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    chosen = make_plan(problem, CUDA, torch.float32, Auto(measure=True))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    forget_plans()
+    assert make_plan(problem, CUDA, torch.float32, Auto(measure=True)) == chosen
 
 
 def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -502,6 +505,32 @@ def test_refusals_say_why() -> None:
         if not torch.cuda.is_available():
             (sentence,) = Triton().refusals(problem, torch.device("cuda"), torch.float32)
             assert sentence == "PyTorch finds no CUDA device here"
+
+
+@compiles
+def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles its launcher in C when it first meets a device."""
+    module = import_module("triton.runtime")
+
+    def fails() -> Any:
+        raise RuntimeError("Failed to find C compiler.\nMore")
+
+    monkeypatch.setattr(module, "driver", SimpleNamespace(active=Launcherless(fails)))
+    (sentence,) = host._launcher_refusals()
+    assert "cannot build its launcher here (Failed to find C compiler.); it wants a C" in sentence
+    monkeypatch.setattr(module, "driver", SimpleNamespace(active=Launcherless(lambda: None)))
+    assert host._launcher_refusals() == ()
+
+
+@dataclass(frozen=True)
+class Launcherless:
+    """A Triton driver whose launcher is made as told."""
+
+    make: Callable[[], Any]
+
+    @property
+    def utils(self) -> Any:
+        return self.make()
 
 
 def test_grids_that_no_device_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ OWN_CALL = 8e-6
 """Seconds that a call through the Function of ``autograd`` takes on top of PyTorch's own."""
 
 HOPELESS = 20
-"""Times the least predicted time from which an algorithm is not even measured."""
+"""Times the least predicted time from which an algorithm is not even measured on a CPU."""
 
 _measuring = Lock()
 """Two measurements at once would measure each other."""
@@ -229,7 +229,9 @@ class Auto:
             key = Key.of(problem, map, device, dtype)
             with _measuring:
                 seen = WISDOM.seconds(key)
-                if new := [each for each in _hopeful(race) if each.spelling not in seen]:
+                hopeful = _hopeful(race, device)
+                if new := [each for each in hopeful if each.spelling not in seen]:
+                    _refuse_capture(problem, device)
                     WISDOM.remember(key, time_algorithms(new, problem, map, device, dtype))
         return _known(map, problem, device, dtype)
 
@@ -243,8 +245,24 @@ def _known(
     return dict(WISDOM.seconds(Key.of(problem, map, device, dtype)))
 
 
-def _hopeful(race: Sequence[Candidate]) -> list[Algorithm]:
-    """Those whose predicted time is not beyond all hope: predictions are good to a factor."""
+def _refuse_capture(problem: Problem, device: torch.device) -> None:
+    """Nothing is timed while a CUDA graph is captured: to wait for the device would end that."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"Auto(measure=True) cannot time {problem} on {device} while a CUDA graph is captured, "
+            f"since timing waits for the device; call it once before the capture, or load what was "
+            f"measured with torch_corr.wisdom.load"
+        )
+
+
+def _hopeful(race: Sequence[Candidate], device: torch.device) -> list[Algorithm]:
+    """Those whose predicted time is not beyond all hope: on a CPU predictions are good to a factor.
+
+    On a device they are what it does at its peaks, which PyTorch's depthwise layers miss a hundred
+    times over.  There only the reference is left out, whose loops may take minutes.
+    """
+    if device.type != "cpu":
+        return [each.algorithm for each in race if not isinstance(each.algorithm, Naive)]
     limit = HOPELESS * min((each.seconds for each in race), default=0.0)
     return [each.algorithm for each in race if each.seconds <= max(limit, 1e-3)]
 

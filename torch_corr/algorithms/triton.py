@@ -29,6 +29,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from math import gcd, prod
+from subprocess import CalledProcessError
 from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -228,7 +229,7 @@ class Triton(Algorithm):
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
     ) -> tuple[str, ...]:
-        """No such dtype; no Triton, no CUDA device, one too old; no such configuration."""
+        """No such dtype; no Triton, C compiler or CUDA device, or one too old; no such config."""
         if reasons := dtype_refusal(dtype, FLOATS) or _where_refusals(device):
             return reasons
         if reasons := tuple(self._config_refusals(problem, dtype)):
@@ -788,6 +789,20 @@ def _where_refusals(device: torch.device) -> tuple[str, ...]:
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return (f"compute capability {capability[0]}.{capability[1]}; it needs 8.0 or later",)
+    return _launcher_refusals()
+
+
+def _launcher_refusals() -> tuple[str, ...]:
+    """Triton writes what launches its kernels in C, and has it compiled once on each machine."""
+    try:
+        _ = import_module("triton.runtime").driver.active.utils
+    except (RuntimeError, OSError, AssertionError, CalledProcessError) as error:
+        # Its first line: some go on for pages.
+        why = str(error).strip().partition("\n")[0]
+        return (
+            f"Triton cannot build its launcher here ({why}); it wants a C compiler, gcc or clang "
+            "or what CC names, and Python's headers",
+        )
     return ()
 
 
