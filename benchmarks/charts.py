@@ -159,15 +159,16 @@ def _kernel_size(results: Results, every: list[Line]) -> Figure | None:
         axes = grid[works.index(work)][families.index(family)]
         _curves(axes, results, members, _kernel, lambda line, row: row.seconds)
         _crossovers(axes, members)
-        axes.set_title(f"{family}, {work}\n", fontsize=10, loc="left", weight="bold")
+        # Above two lines of crossovers.
+        axes.set_title(f"{family}, {work}\n\n", fontsize=10, loc="left", weight="bold")
         if members:
             _plain_ticks(axes, sorted({_kernel(line) for line in members}))
     for axes in grid[-1]:
         axes.set_xlabel("kernel size k (k×k taps)")
     for row in grid:
         row[0].set_ylabel("time per call")
-    _title(figure, results, CHARTS["kernel-size"], "dotted: our fastest changes")
-    _contender_legend(figure, grid)
+    _title(figure, results, CHARTS["kernel-size"], f"dotted: our fastest changes; {_PEERS}")
+    _contender_legend(figure, results, grid)
     return figure
 
 
@@ -185,8 +186,8 @@ def _image_size(results: Results, every: list[Line]) -> Figure | None:
         axes.set_title(work, fontsize=10, loc="left", weight="bold")
         axes.set_xlabel("image side N (N×N pixels, 5×5 kernel)")
     grid[0][0].set_ylabel("time per output pixel")
-    _title(figure, results, CHARTS["image-size"], "flat: cost grows in proportion")
-    _contender_legend(figure, grid)
+    _title(figure, results, CHARTS["image-size"], f"flat: cost grows in proportion; {_PEERS}")
+    _contender_legend(figure, results, grid)
     return figure
 
 
@@ -284,6 +285,7 @@ def _curves(
 
 
 _PEER_MARKS = "xv<>^sDp*h"
+_PEERS = "grey and thin: peers that are the fastest peer somewhere"
 
 
 def _crossovers(axes: Axes, members: list[Line]) -> None:
@@ -358,20 +360,19 @@ def _plain_ticks(axes: Axes, values: list[int]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _contender_legend(figure: Figure, grid: Any) -> None:
+def _contender_legend(figure: Figure, results: Results, grid: Any) -> None:
     handles: dict[str, Any] = {}
     for row in grid:
         for axes in row:
             for handle, label in zip(*axes.get_legend_handles_labels()):
                 handles.setdefault(label, handle)
+    names = [each["name"] for each in results.contenders if each["name"] in handles]
     figure.legend(
-        list(handles.values()),
-        list(handles),
+        [handles[name] for name in names],
+        names,
         loc="outside right center",
         frameon=False,
         fontsize=9,
-        title="of the peers, those\nbest at some size",
-        title_fontsize=8,
     )
 
 
@@ -384,6 +385,7 @@ def _title(figure: Figure, results: Results, title: str, hint: str = "") -> None
         weight="bold",
         x=0.01,
         ha="left",
+        linespacing=1.8,
     )
     figure.text(
         0.01,

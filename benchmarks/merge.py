@@ -8,8 +8,11 @@ what was measured again, when, and of which commit.
 from __future__ import annotations
 
 import argparse
+from itertools import product
+from math import inf
 from pathlib import Path
 
+from .cases import CASES, CUDA_CASES, WORKS
 from .compare import differences
 from .results import Results, Row, results_file
 
@@ -35,6 +38,7 @@ def merged(old: Results, new: Results) -> Results:
             of_run.setdefault((row.case, row.work), []).append(row)
         pieces |= of_run
     cases = {case["name"]: case for case in (*old.cases, *new.cases)}
+    order = _order()
     contenders = {each["name"]: each for each in (*old.contenders, *new.contenders)}
     again = {
         "command": new.settings["command"],
@@ -46,10 +50,20 @@ def merged(old: Results, new: Results) -> Results:
         machine=old.machine,
         settings={**old.settings, "again": [*old.settings.get("again", []), again]},
         peaks=old.peaks,
-        cases=list(cases.values()),
+        cases=sorted(cases.values(), key=lambda case: order.get((case["name"], WORKS[0]), inf)),
         contenders=list(contenders.values()),
-        rows=[row for rows in pieces.values() for row in rows],
+        rows=[
+            row
+            for piece in sorted(pieces, key=lambda piece: order.get(piece, inf))
+            for row in pieces[piece]
+        ],
     )
+
+
+def _order() -> dict[tuple[str, str], int]:
+    """The place of each piece of work in a whole run."""
+    pieces = product((case.name for case in (*CASES, *CUDA_CASES)), WORKS)
+    return {piece: place for place, piece in enumerate(pieces)}
 
 
 def main(words: list[str]) -> int:

@@ -26,7 +26,7 @@ def section(folder: Path, root: Path) -> str:
     for path in result_files(folder):
         results = Results.load(path)
         place = path.parent.relative_to(root).as_posix()
-        parts.append(report.conditions(results))
+        parts.append(report.conditions(results, brief=True))
         parts.append(report.summary(results))
         parts += [
             f"![{report.CHARTS[name]}]({place}/{name}.svg)"

@@ -176,8 +176,8 @@ def summary(results: Results) -> str:
     return "\n".join(table)
 
 
-def conditions(results: Results) -> str:
-    """The machine and the settings, in a paragraph."""
+def conditions(results: Results, brief: bool = False) -> str:
+    """The machine and the settings, in a paragraph; ``brief`` leaves later runs to the report."""
     machine, settings = results.machine, results.settings
     name = machine.get("gpu") or machine["cpu"]
     detail = f" ({machine['cpu_detail']})" if machine.get("cpu_detail") else ""
@@ -188,11 +188,18 @@ def conditions(results: Results) -> str:
     made = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
     if "unfinished" in settings:
         made += f" **The run did not finish: {settings['unfinished']}.**"
-    made += "".join(
-        f" Pieces of work measured again: {each['pieces']}, by `{each['command']}`, "
-        f"{each['started']}, at {each['commit'] or 'an unknown commit'}."
-        for each in settings.get("again", [])
-    )
+    again = settings.get("again", [])
+    if again and brief:
+        made += (
+            f" Pieces of work were measured again in later runs, {len(again)} of them, the last "
+            f"{again[-1]['started']}; the report tells each."
+        )
+    else:
+        made += "".join(
+            f" Pieces of work measured again: {each['pieces']}, by `{each['command']}`, "
+            f"{each['started']}, at {each['commit'] or 'an unknown commit'}."
+            for each in again
+        )
     return (
         f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
         f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "
@@ -322,7 +329,8 @@ def _everyone(results: Results) -> str:
 
 
 def _not_timed(results: Results) -> str:
-    """Wrong, failed and too slow, each with its reason and where; and who refused everything."""
+    """Wrong, failed and too slow, each with its reason and where; who refused everything; and
+    cases that the run did not come to."""
     where: dict[tuple[str, str, str], list[str]] = {}
     for row in results.rows:
         if row.verdict in ("wrong", "failed", "too slow"):
@@ -340,6 +348,9 @@ def _not_timed(results: Results) -> str:
         for row in {row.contender: row for row in results.rows}.values()
         if verdicts[row.contender] == {"refused"}
     ]
+    tried = {row.case for row in results.rows}
+    if left := [case["name"] for case in results.cases if case["name"] not in tried]:
+        told.append(f"- **not reached**: {', '.join(left)}")
     return "\n".join(told) or "Nothing was wrong, failed, or was too slow."
 
 

@@ -654,12 +654,30 @@ def test_what_was_run_again_takes_its_place(runs: dict[str, Path], tmp_path: Pat
         again = (row.case, row.work) == ("photo 9x9", "forward")
         assert (row.samples != before.samples) == again
     assert "Pieces of work measured again: 1, by `python -m" in report.conditions(both)
+    brief = report.conditions(both, brief=True)  # as in the README
+    assert "measured again in later runs, 1 of them, the last 2020-01-01 00:00 UTC" in brief
+    assert new.settings["command"] not in brief
 
     new.machine["cpu"] = "another CPU"
     new.cases[0]["dtype"] = "float64"
     new.save(tmp_path / "new" / "results.json")
     with pytest.raises(SystemExit, match=r"another CPU; '.*' is another case now"):
         merge.main([str(tmp_path / "old"), str(tmp_path / "new")])
+
+
+def test_what_an_earlier_run_did_not_reach_goes_where_it_belongs(runs: dict[str, Path]):
+    """Not to the end, where a case's maps would stand apart; until then the report says so."""
+    old, new = Results.load(runs["old"]), Results.load(runs["slower"])
+    pieces = [(row.case, row.work) for row in old.rows]
+    late = [("vgg 3x3 128", work) for work in MAPS] + [("photo 9x9", "forward")]
+    old.rows = [row for row in old.rows if (row.case, row.work) not in late]
+    new.rows = [row for row in new.rows if (row.case, row.work) in late]
+    assert "- **not reached**: vgg 3x3 128" in report.markdown(old).splitlines()
+    old.cases = [case for case in old.cases if case["name"] != "vgg 3x3 128"]
+    both = merge.merged(old, new)
+    assert [(row.case, row.work) for row in both.rows] == pieces
+    assert [case["name"] for case in both.cases] == list(dict.fromkeys(dict(pieces)))
+    assert "not reached" not in report.markdown(both)
 
 
 def test_results_come_back_as_they_were_saved(runs: dict[str, Path]):
