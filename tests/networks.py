@@ -35,10 +35,11 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def resnet() -> nn.Module:
+    """With 16 channels: of fewer, ``nn.Conv2d`` compiled by inductor may crash where it strides."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     return ResNetForImageClassification(
-        ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=CLASSES)
+        ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], num_labels=CLASSES)
     )
 
 

@@ -1,12 +1,16 @@
-"""What the laws do not ask of aten: the slow paths of PyTorch's convolution that it avoids."""
+"""What the laws do not ask of aten: the paths of PyTorch's convolution that it avoids, for they are
+slow or write where they must not."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from laws import assert_right
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_corr import MAPS, Aten, Problem
+from torch_corr import MAPS, Aten, Corr2d, Problem
 
 CPU = torch.device("cpu")
 WIDE = [
@@ -59,3 +63,50 @@ def test_a_nan_stays_in_its_windows_where_padding_comes_first() -> None:
     expected = torch.zeros_like(y, dtype=torch.bool)
     expected[0, 1, 3:6, :12] = True
     assert torch.equal(y.isnan(), expected)
+
+
+STEPPED_OVER = [
+    "n3c8-x16-o16-k1-s2",
+    "n2c15-x9x8-o4-k1-s1x3",
+    "n2c3-x6x8-o5-k1-s2-p0,2x1,0",
+    "n2c2-x6-o4-k1-s2-p1-g2",
+]
+
+
+@pytest.mark.parametrize("text", STEPPED_OVER)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_pixels_that_are_stepped_over_are_left_out(
+    text: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    problem = Problem.parse(text)
+    x = torch.randn(problem.input_shape, dtype=dtype).contiguous(memory_format=layout)
+    y = torch.randn(problem.output_shape, dtype=dtype).contiguous(memory_format=layout)
+    result = Aten().grad_weight(problem, x, y)
+    assert_right(result, problem, input=x, output=y, algorithm=Aten())
+
+
+class Backwards(TorchDispatchMode):
+    """The strides with which PyTorch is asked for a weight's gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides: list[list[int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
+            self.strides.append(args[4])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize("channels", [8, 16])
+def test_few_channels_never_reach_the_kernel_that_writes_beyond_its_memory(
+    algorithm: str, channels: int
+) -> None:
+    """Seen from what PyTorch is asked for, since whether it dies of it is chance."""
+    layer = Corr2d(channels, 16, 1, stride=2, algorithm=algorithm)
+    x = torch.randn(3, channels, 16, 16).contiguous(memory_format=torch.channels_last)
+    with Backwards() as seen:
+        layer(x).sum().backward()
+    assert seen.strides == [[1, 1] if channels < 16 else [2, 2]]

@@ -3,13 +3,14 @@
 oneDNN on x86, cuDNN on CUDA, and PyTorch's own loops elsewhere.  What PyTorch lacks is
 put around it here: asymmetric padding, gradient maps for complex numbers, float16 on the
 CPU, and sums over no channel, of which ``conv2d`` makes an output without channels instead
-of zeros.  Where its kernels end and a slow path begins, the problem is first made one that
-they take: see :func:`_padded_first` and :func:`_computed_in_float32`.
+of zeros.  Where its kernels end and a slow path begins, or one that writes beyond its memory,
+the problem is first made one that they take: see :func:`_padded_first`,
+:func:`_computed_in_float32` and :func:`_thinned_first`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias, cast
 
@@ -53,10 +54,14 @@ class Aten(Fitted):
     @staticmethod
     def adds_nothing(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether PyTorch's convolution does this problem without any of what is put around it."""
-        return 0 not in problem.input_shape and not any(
-            _computed_in_float32(problem, map, device, dtype)
-            or any(_split_padding(problem, map, device, dtype)[1])
-            for map in MAPS
+        return (
+            0 not in problem.input_shape
+            and not _thinned_first(problem, device, dtype)
+            and not any(
+                _computed_in_float32(problem, map, device, dtype)
+                or any(_split_padding(problem, map, device, dtype)[1])
+                for map in MAPS
+            )
         )
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
@@ -98,6 +103,8 @@ class Aten(Fitted):
         padding, extra = _split_padding(problem, "grad_weight", input.device, input.dtype)
         if any(extra):
             input = pad(input, extra)
+        if _thinned_first(problem, input.device, input.dtype) and padding == (0, 0):
+            problem, input = _thinned(problem, input)
         weight = _stand_in(output, problem.weight_shape)
         return _backward(problem, output, input, weight, padding, wanted=1)
 
@@ -219,6 +226,26 @@ def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: t
     if _depthwise(problem):
         return across > 6
     return across > 28 or (across > 7 and channels >= 16 and problem.kernel[1] > 20)
+
+
+def _thinned_first(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether to leave out pixels that a 1x1 kernel steps over, before its gradient is taken.
+
+    oneDNN does so itself, into a workspace that is too small where the image is channels_last and
+    has fewer channels than its block, 16 (8 with AVX2): it then writes beyond that, and the
+    process dies or computes on with what it has overwritten (oneDNN issue 6035, version 3.12).  A
+    compiler may lay out any image so.  The pixels that are left give the same sums.
+    """
+    onednn = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.complex64)
+    steps = problem.kernel == (1, 1) and problem.stride != (1, 1)
+    return onednn and steps and problem.group_in < 16
+
+
+def _thinned(problem: Problem, input: Tensor) -> tuple[Problem, Tensor]:
+    """The same sums over the pixels alone that a 1x1 kernel meets; ``input`` is padded."""
+    down, across = problem.stride
+    dense = replace(problem, size=problem.output_size, stride=(1, 1), padding=((0, 0), (0, 0)))
+    return dense, input[..., ::down, ::across]
 
 
 def _depthwise(problem: Problem) -> bool:
