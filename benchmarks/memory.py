@@ -158,12 +158,13 @@ def _trial(
     try:
         _limit_address_space()
         tiny = Problem.parse("n1c1-x4-o1-k1")
-        if not contender.refusals(tiny, work, torch.device("cpu"), dtype):
-            _ready(contender, tiny, work, dtype)()
-        run = _ready(contender, problem, work, dtype)
-        before = _status("VmRSS")
-        resettable = _reset_peak()
-        kept = run()
+        with contender.settings():
+            if not contender.refusals(tiny, work, torch.device("cpu"), dtype):
+                _ready(contender, tiny, work, dtype)()
+            run = _ready(contender, problem, work, dtype)
+            before = _status("VmRSS")
+            resettable = _reset_peak()
+            kept = run()
         memory = None
         if resettable and before is not None:
             peak = _status("VmHWM")

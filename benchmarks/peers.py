@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeAlias
@@ -91,6 +92,14 @@ class PlanePeer(Peer):
         if self.function.startswith(("filter2D", "ndimage")):
             reasons += _anchor_refusal(p)
         return tuple(reasons)
+
+    def settings(self) -> AbstractContextManager[Any]:
+        """For SciPy's transforms as many workers as PyTorch has threads; they have one else."""
+        if self.distribution != "scipy":
+            return nullcontext()
+        fft = importlib.import_module("scipy.fft")
+        workers: AbstractContextManager[Any] = fft.set_workers(torch.get_num_threads())
+        return workers
 
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         one = PLANE_FUNCTIONS[self.function](self.module(), problem)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -357,6 +357,34 @@ def test_peers_are_called_rightly(peer: Contender):
     assert done
 
 
+@pytest.mark.parametrize(
+    "name", ["scipy correlate fft", "scipy oaconvolve", "scipy correlate auto"]
+)
+def test_scipy_has_as_many_workers_as_pytorch_threads(name: str, monkeypatch: pytest.MonkeyPatch):
+    """At every call of a run, the first and those on the clock."""
+    fft = pytest.importorskip("scipy.fft")
+    (peer,) = peers.peers([name])
+    make, seen = peers.PLANE_FUNCTIONS[peer.function], []
+
+    def watched(module: Any, problem: Problem) -> Any:
+        one = make(module, problem)
+
+        def called(plane: Any, kernel: Any) -> Any:
+            seen.append(fft.get_workers())
+            return one(plane, kernel)
+
+        return called
+
+    monkeypatch.setitem(peers.PLANE_FUNCTIONS, peer.function, watched)
+    torch.set_num_threads(2)
+    case = Case("plane", "n1c1-x32-o1-k15", "tiny", "test")
+    (row,) = measure.measure(case, "forward", [peer], replace(BRIEF, threads=2))
+    assert row.verdict == "right", row
+    assert len(seen) > 3
+    assert set(seen) == {2}
+    assert fft.get_workers() == 1
+
+
 def test_an_absent_peer_is_listed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     for peer in peers.peers():
@@ -399,8 +427,12 @@ class Acts(Contender):
     def refusals(self, *_: Any) -> tuple[str, ...]:
         return ()
 
+    def settings(self) -> Any:
+        return torch.autocast("cpu")  # whatever shows from within
+
     def prepare(self, problem: Problem, work: Work, operands: Any) -> Prepared:
         def run() -> Tensor:
+            assert torch.is_autocast_enabled("cpu"), "without the contender's settings"
             if problem.size == (4, 4):  # the first, tiny run
                 return operands["input"]
             if self.name == "dies":
