@@ -247,10 +247,10 @@ def _pieces(options: argparse.Namespace, device: torch.device) -> list[tuple[Cas
 
 
 def _contenders(options: argparse.Namespace, device: torch.device) -> list[Contender]:
-    chosen = None if options.peers in (None, "all") else _names(options.peers)
-    found = our_contenders(_names(options.algorithms) if options.algorithms else None)
-    found += torch_contenders(device)
-    return found + (peers(chosen) if options.peers != "none" else [])
+    found = our_contenders(options.algorithms) + torch_contenders(device)
+    if options.peers == ["none"]:
+        return found
+    return found + peers(None if options.peers == ["all"] else options.peers)
 
 
 def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
@@ -269,7 +269,16 @@ def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+    return names
+
+
+def _pattern(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty pattern; leave --cases out to have all")
+    return text
 
 
 def _works(text: str) -> list[Work]:
@@ -282,8 +291,6 @@ def _works(text: str) -> list[Work]:
     for name in names:
         if name not in known:
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, maps")
-    if not names:
-        raise argparse.ArgumentTypeError(f"name some of {', '.join(known)}, maps")
     return [known[name] for name in names]
 
 
@@ -313,13 +320,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add(
         "--cases",
+        type=_pattern,
         metavar="PATTERN",
         action="append",
         help="glob, or part of a name, group, dtype or spelling; may be repeated",
     )
     add("--maps", type=_works, help=f"comma-separated, of {', '.join(WORKS)}; 'maps' is three")
-    add("--algorithms", metavar="NAMES", help="comma-separated; default: auto and all there are")
-    add("--peers", metavar="NAMES", help="comma-separated, or all (default), or none")
+    add(
+        "--algorithms",
+        type=_names,
+        metavar="NAMES",
+        help="comma-separated; default: auto and all there are",
+    )
+    add(
+        "--peers",
+        type=_names,
+        default=["all"],
+        metavar="NAMES",
+        help="comma-separated, or all (default), or none",
+    )
     add("--quick", action="store_true", help="a dozen cases, under 2 minutes on two cores")
     add(
         "--out",

@@ -161,6 +161,16 @@ def _noise(medians: list[Uncertainty]) -> float:
     return quantile * sqrt(variance)
 
 
+def _threshold(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no such number from 0 up; 0.1 is a tenth")
+    return number
+
+
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare",
@@ -170,7 +180,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("new", type=Path, metavar="NEW")
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=_threshold,
         default=THRESHOLD,
         help="least relative change to report (default: %(default)s)",
     )

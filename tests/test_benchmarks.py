@@ -867,7 +867,12 @@ def test_a_mistaken_command_is_answered(capsys: Any, monkeypatch: pytest.MonkeyP
         main(["--peers", "opencv"])
     for words, answer in (
         (["--maps", "sideways"], "none of forward"),
-        (["--maps", ","], "name some of forward"),
+        (["--maps", ","], "',' names nothing"),
+        (["--algorithms", ""], "'' names nothing"),
+        (["--peers", ","], "',' names nothing"),
+        (["--cases", ""], "an empty pattern; leave --cases out"),
+        (["compare", "OLD", "NEW", "--threshold", "-5"], "'-5' is no such number from 0 up"),
+        (["compare", "OLD", "NEW", "--threshold", "nan"], "'nan' is no such number from 0 up"),
         (["--threads", "0"], "'0' is no such number above 0"),
         (["--threads", "two"], "'two' is no such number above 0"),
         (["--budget", "nan"], "'nan' is no such number above 0"),
