@@ -2,13 +2,16 @@
 
     python -m benchmarks.models
     python -m benchmarks.models --networks convnext,mobilenet --image 224 --halves
+    python -m benchmarks.models --compile
 
 The networks are those of ``transformers`` (extra ``models``), by default in their published sizes,
-with random weights.  A step is forward, backward and SGD; the contenders take one each, round
-after round, in an order that rotates, so that whatever else the machine does falls on all.
-Printed are medians, and how many times as fast as ``nn.Conv2d`` the same step is.  Whether the
-results are right is for ``tests/test_models.py``; here only the first losses are compared.
+and the one with 31x31 kernels of ``examples/replknet_step.py``; all with random weights.  A step
+is forward, backward and SGD; the contenders take one each, round after round, in an order that
+rotates, so that whatever else the machine does falls on all.  Printed are medians, and how many
+times as fast as ``nn.Conv2d`` the same step is.  Whether the results are right is for
+``tests/test_models.py``; here only the first losses are compared.
 
+With ``--compile`` every contender is compiled by inductor, which takes minutes the first time.
 With ``--calls`` it measures microseconds for one call on a tiny problem instead.
 """
 
@@ -16,11 +19,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import runpy
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +37,11 @@ NETWORKS = {
     "convnext": "ConvNext",
     "mobilenet": "MobileNetV2",
     "segformer": "Segformer",
+    "replknet": "",
 }
+"""What ``transformers`` calls them; the last is the example's."""
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "replknet_step.py"
 
 
 @dataclass
@@ -48,7 +57,8 @@ class Contender:
     def step(self, images: Tensor, halves: bool) -> None:
         start = time.perf_counter()
         with self.around(), torch.autocast(images.device.type, torch.bfloat16, enabled=halves):
-            loss = self.model(images).logits.square().mean()
+            output = self.model(images)
+            loss = getattr(output, "logits", output).square().mean()
         loss.backward()
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -66,13 +76,15 @@ def main() -> None:
         return
     images = torch.randn(options.batch, 3, options.image, options.image)
     dtype = "bfloat16 autocast" if options.halves else "float32"
+    dtype += ", compiled by inductor" if options.compile else ""
     print(
         f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, "
         f"{options.batch} images of {options.image} x {options.image}; ms a step, median of "
         f"{options.rounds}"
     )
     for name in options.networks:
-        contenders = time_steps(network(name), images, options.halves, options.rounds)
+        backend = "inductor" if options.compile else None
+        contenders = time_steps(network(name), images, options.halves, options.rounds, backend)
         theirs, *ours = (statistics.median(each.seconds[1:]) for each in contenders)
         print(
             f"{name:<10} nn.Conv2d {theirs * 1e3:7.1f}"
@@ -99,6 +111,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4, help="images in a step")
     parser.add_argument("--rounds", type=int, default=5, help="that are timed")
     parser.add_argument("--halves", action="store_true", help="under autocast to bfloat16")
+    parser.add_argument("--compile", action="store_true", help="all of them, by inductor")
     parser.add_argument("--calls", action="store_true", help="time calls on a tiny problem")
     options = parser.parse_args()
     if unknown := set(options.networks) - set(NETWORKS):
@@ -107,10 +120,14 @@ def parse() -> argparse.Namespace:
 
 
 def network(name: str) -> nn.Module:
-    """A network of ``transformers`` in its default size, from a fixed seed."""
+    """A network in its default size, from a fixed seed."""
+    torch.manual_seed(0)
+    if name == "replknet":
+        example = runpy.run_path(str(EXAMPLE))
+        large: nn.Module = example["replknet"](64, example["KERNELS"])
+        return large.train()
     import transformers
 
-    torch.manual_seed(0)
     task = "SemanticSegmentation" if name == "segformer" else "ImageClassification"
     config = getattr(transformers, f"{NETWORKS[name]}Config")()
     model: nn.Module = getattr(transformers, f"{NETWORKS[name]}For{task}")(config)
@@ -121,8 +138,13 @@ def network(name: str) -> nn.Module:
     return model.train()
 
 
-def time_steps(model: nn.Module, images: Tensor, halves: bool, rounds: int) -> list[Contender]:
-    """``rounds`` steps of each contender in turn, after one to warm up."""
+def time_steps(
+    model: nn.Module, images: Tensor, halves: bool, rounds: int, backend: str | None = None
+) -> list[Contender]:
+    """``rounds`` steps of each contender in turn, after one to warm up.
+
+    Compiled by a backend of ``torch.compile``, or by none.
+    """
     converted = copy.deepcopy(model)
     convert(converted)
     contenders = [
@@ -130,6 +152,8 @@ def time_steps(model: nn.Module, images: Tensor, halves: bool, rounds: int) -> l
         Contender("converted", converted, nullcontext),
         Contender("intercepted", model, intercept),
     ]
+    for each in contenders if backend else ():
+        each.model.compile(backend=backend)
     for turn in range(rounds + 1):
         for place in range(len(contenders)):
             contenders[(place + turn) % len(contenders)].step(images, halves)

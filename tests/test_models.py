@@ -100,11 +100,16 @@ def test_the_yardstick_finds_an_edge_left_out() -> None:
         assert_as_right(result, exact("replknet", True), yardstick("replknet", True, False))
 
 
-def test_the_benchmark_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_the_benchmark_of_steps(backend: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     """Three contenders from the same weights, a step each in turn; calls in microseconds."""
     pytest.importorskip("transformers", reason="its networks need the extra 'models'")
     model, images = network("resnet")
-    contenders = models.time_steps(copy.deepcopy(model).train(), images, halves=False, rounds=1)
+    contenders = models.time_steps(
+        copy.deepcopy(model).train(), images, halves=False, rounds=1, backend=backend
+    )
+    compiled = [each.model._compiled_call_impl is not None for each in contenders]
+    assert compiled == [backend is not None] * 3
     assert [len(each.seconds) for each in contenders] == [2, 2, 2]
     assert any(isinstance(module, Corr2d) for module in contenders[1].model.modules())
     assert models.first_difference(contenders) < 1e-5
