@@ -136,6 +136,9 @@ CASES: tuple[Case, ...] = (
     Case(
         "rgb blur 5x5", "n1c3-x1024-o3-k5-p2-g3", "image filters", "Gaussian blur of a photograph"
     ),
+    Case(
+        "rgb blur 19x19", "n1c3-x618x530-o3-k19-g3", "image filters", "the blur of torch_corr demo"
+    ),
     Case("gabor bank 15x15", "n1c1-x512-o32-k15-p7", "image filters", "Gabor filter bank"),
     Case("digits 5x5", "n64c1-x28-o32-k5", "image filters", "first layer of a digit classifier"),
     # matching

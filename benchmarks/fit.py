@@ -4,8 +4,9 @@ python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on th
 python -m benchmarks fit write FILE...                fit, write torch_corr/algorithms/_factors.py
 python -m benchmarks fit judge FILE... [--record]     hold the planner's choices against the times
 
-The corpus is 285 problems drawn at random, from a fixed seed, in six families: dense layers,
-depthwise layers, groups, images with few channels, first layers, large kernels; in five dtypes.
+The corpus is 325 problems drawn at random, from a fixed seed, in seven families: dense layers,
+depthwise layers, groups, images with few channels, first layers, large kernels, channels filtered
+each by itself; in five dtypes.
 *Judge* wants a file of another seed (``measure --seed 1``), which the factors have not seen;
 ``--record`` keeps its verdict beside the factors.
 """
@@ -99,6 +100,7 @@ def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
         (_images, 80),
         (_first, 20),
         (_large, 15),
+        (_each, 40),
     )
     for family, number in families:
         found = 0
@@ -227,6 +229,21 @@ def _large(draw: random.Random) -> Problem:
         1,
         1,
         1,
+    )
+
+
+def _each(draw: random.Random) -> Problem:
+    """Images of a few channels, each filtered by itself, as with red, green and blue."""
+    channels = draw.choice([2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40])
+    return _problem(
+        draw,
+        draw.choice([1, 1, 1, 4, 16]),
+        (channels, channels * draw.choice([1, 1, 1, 2])),
+        _between(draw, 24, 1024),
+        draw.choice([3, 3, 5, 5, 7, 9, 13, 19, 31]),
+        draw.choice([1, 1, 1, 1, 2]),
+        draw.choice([1, 1, 1, 1, 2]),
+        channels,
     )
 
 

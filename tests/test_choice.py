@@ -14,7 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_corr import FFT, MAPS, Aten, Auto, Naive, Problem, Unfold, corr2d, stopwatch, wisdom
+from torch_corr import (
+    FFT,
+    MAPS,
+    Aten,
+    Auto,
+    Direct,
+    Naive,
+    Problem,
+    Unfold,
+    corr2d,
+    stopwatch,
+    wisdom,
+)
 from torch_corr import auto as auto_module
 from torch_corr import machine as machine_module
 from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
@@ -89,6 +101,20 @@ class Sleeper(Unfold):
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Cost:
         return Cost()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("map", MAPS)
+def test_red_green_and_blue_are_not_left_to_blocks_of_sixteen(
+    map: MapName, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's kernels take as long for 3 channels, each filtered by itself, as for 16."""
+    if Direct().refusals(SMALL, CPU, dtype):
+        pytest.skip("direct is not compiled")
+    monkeypatch.setattr(auto_module, "machine_of", lambda device, dtype: SHIPPED)
+    photograph = Problem.parse("n1c3-x618x530-o3-k19-g3")
+    chosen = Auto().choose(map, photograph, CPU, dtype)
+    assert not isinstance(chosen, Aten)
 
 
 def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:

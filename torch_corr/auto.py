@@ -32,7 +32,7 @@ from .stopwatch import time_algorithms
 from .suggest import did_you_mean
 from .wisdom import WISDOM, Key
 
-WORTH_A_CHOICE = 2**15
+WORTH_A_CHOICE = 2**14
 """Multiplications below which PyTorch is done before another choice could pay for itself."""
 
 TRANSFORM_TAPS = 81

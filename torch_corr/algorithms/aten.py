@@ -32,7 +32,7 @@ from .base import (
     dtype_name,
     dtype_refusal,
 )
-from .fitted import Fitted, Work, columns_bytes, filled, fresh, moved
+from .fitted import Fitted, Work, columns_bytes, filled, fresh, moved, rows_met
 
 
 @dataclass(frozen=True)
@@ -143,12 +143,19 @@ class Aten(Fitted):
             columns = columns_bytes(problem, dtype)
             bytes += columns + problem.groups * fresh(columns / problem.groups)
             return Work(regime, Cost(flops * filled(outs, 8), 0, bytes, problem.groups))
+        # oneDNN passes over rows of taps that fall into the padding.
+        flops *= rows_met(problem) / max(1, problem.output_size[0] * problem.kernel[0])
         if _depthwise(problem):
             near = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
             plain = near and problem.dilation == (1, 1)
             small = max(problem.kernel) <= 3
             regime = "depthwise, 3x3" if small else "depthwise, larger"
-            regime, fill = regime if plain else f"{regime}, by the reference", 1.0
+            regime = regime if plain else f"{regime}, by the reference"
+            # All is laid out in blocks of 16 channels: red, green and blue take as long as 16.
+            fill = filled(problem.groups, 16)
+            for shape in (problem.input_shape, problem.output_shape):
+                blocked = dtype.itemsize * prod(shape) * fill
+                bytes += blocked + fresh(blocked)
         elif problem.groups > 1 and (ins % 16 or outs % 16):
             regime, fill = "groups", filled(ins, 4) * filled(outs, 8)
         elif ins <= 4:

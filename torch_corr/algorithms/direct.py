@@ -138,7 +138,9 @@ class Direct(Fitted):
         lines = problem.batch * problem.out_channels * problem.group_in * rows_met(problem)
         flops = (8 if dtype.is_complex else 2) * lines * columns * problem.kernel[1] * fill
         regime = "planes" if problem.group_in <= 4 else "channels"
-        if problem.stride != (1, 1) or problem.dilation != (1, 1):
+        # One tap has no neighbour from which a dilation could part it.
+        dilated = any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
+        if problem.stride != (1, 1) or dilated:
             regime += ", apart"
         return Work(regime, Cost(flops, 0, moved(problem, map, dtype), 1))
 
