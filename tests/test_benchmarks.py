@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 import benchmarks
 from benchmarks import compare, measure, memory, merge, peers, readme, report
 from benchmarks.__main__ import main
-from benchmarks.cases import CASES, GROUPS, WORKS, Case, Work, select
+from benchmarks.cases import CASES, GROUPS, SWEEPS, WORKS, Case, Work, select
 from benchmarks.check import (
     SOUGHT,
     Expected,
@@ -47,7 +47,7 @@ from benchmarks.contenders import (
 from benchmarks.machine import describe, slug
 from benchmarks.memory import random_operands, try_once
 from benchmarks.results import Results, Row
-from torch_corr import ALGORITHMS, FFT, Aten, Problem
+from torch_corr import ALGORITHMS, FFT, Aten, Auto, Problem
 from torch_corr.algorithms import MAPS
 from torch_corr.testing import Componentwise, Fourier, declared, oracle, problems
 
@@ -207,7 +207,8 @@ def test_a_slow_algorithm_shows(tmp_path: Path):
     (line,) = report.lines(results_of(rows))
     assert line.speedup is not None
     assert line.speedup < 0.5
-    assert "▼" in report.markdown(results_of(rows))
+    tables = report.markdown(results_of(rows)).partition("## Means")[2]  # after what marks mean
+    assert "▼" in tables
 
 
 def test_contenders_take_turns_in_an_order_that_rotates():
@@ -412,6 +413,8 @@ def test_a_peer_that_cannot_be_imported_is_absent(monkeypatch: pytest.MonkeyPatc
 def test_every_algorithm_takes_part_and_auto_both_ways():
     names = [each.name for each in our_contenders()]
     assert names == ["auto", "auto-measured", *(each.name for each in ALGORITHMS)]
+    asked = [each.asked for each in our_contenders() if isinstance(each, Ours)]
+    assert asked == ["auto", Auto(measure=True), *ALGORITHMS]
 
 
 # The trial process --------------------------------------------------------------------
@@ -441,9 +444,10 @@ class Acts(Contender):
                 time.sleep(60)
             if self.name == "raises":
                 raise MemoryError("none left")
+            result = torch.ones(problem.output_shape)
             for _ in range(3):
                 torch.ones(48 * 2**18)
-            return torch.ones(problem.output_shape)
+            return result
 
         return Prepared(run, lambda result: (result,))
 
@@ -451,7 +455,7 @@ class Acts(Contender):
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_a_trial_measures_memory_and_survives_the_worst(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_PRELOAD", ["benchmarks.memory"])  # peers are slow to import
-    problem = Problem.parse("n1c1-x512-o1-k1")
+    problem = Problem.parse("n1c1-x2048-o1-k1")  # a result of 16 MiB, which does not count
 
     def trial(name: str, patience: float = 60.0) -> Any:
         return try_once(Acts(name), problem, "forward", torch.float32, 1, patience)
@@ -739,8 +743,47 @@ def test_the_report_tells_wins_and_losses(runs: dict[str, Path]):
     text = report.markdown(results)
     assert "photo 9x9" in text
     assert "geometric mean" in text
-    mean = next(mean for name, _, mean, *_ in report.means(results) if name == "all")
+    count, mean = next(each[1:3] for each in report.means(results) if each[0] == "all")
     assert 3.2 < mean < 3.5
+    sweeps = {case.name for case in CASES if case.group in SWEEPS}
+    assert count == len({(row.case, row.work) for row in results.rows if row.case not in sweeps})
+
+
+def test_the_roof_is_the_higher_of_two_times():
+    results = results_of(
+        [Row("photo 3x3", "forward", "auto"), Row("photo 31x31", "forward", "auto")]
+    )
+    few, many = (report.roof_seconds(results, case, "forward") for case in results.cases)
+    assert few == (pytest.approx(4 * (2048**2 + 9 + 2046**2) / 1e10), "copy")
+    assert many == (pytest.approx(2 * 1024**2 * 961 / 1e11), "compute")
+
+
+def test_beside_the_faster_of_pytorchs_rows():
+    rows = [
+        Row("photo 3x3", "forward", name, samples=[seconds] * 3)
+        for name, seconds in (("torch", 4.0), ("torch, cudnn.benchmark", 2.0), ("auto", 1.0))
+    ]
+    results = results_of(rows)
+    results.contenders[1]["kind"] = "torch"
+    (line,) = report.lines(results)
+    assert line.speedup == 2
+
+
+def test_a_crossover_stands_where_two_curves_meet():
+    """One that grows with the taps and one that does not, between two measurements."""
+    figures = pytest.importorskip("matplotlib.figure")
+    from benchmarks import charts
+
+    rows = [
+        Row(f"one plane k{k}", "forward", name, samples=[seconds] * 3)
+        for k in (9, 13)
+        for name, seconds in (("direct", 1e-6 * k**2), ("fft", 1e-6 * 11**2))
+    ]
+    axes = figures.Figure().subplots()
+    charts._crossovers(axes, report.lines(results_of(rows)))
+    ((at, _),) = (line.get_xdata() for line in axes.lines)
+    assert at == pytest.approx(11)
+    assert [text.get_text() for text in axes.texts] == ["direct → fft"]
 
 
 def test_who_refused_everything_is_told_with_the_reason():
@@ -909,6 +952,13 @@ def test_the_readme_is_kept_in_step(runs: dict[str, Path], tmp_path: Path, capsy
     assert text.startswith("# Title\n")
     assert text.endswith("rest\n")
     assert "benchmarks/results/machine/speedup.svg" in text
+
+    written = path.with_name("report.md")
+    told = written.read_text(encoding="utf-8")
+    written.write_text(told.replace("photo", "foto"), encoding="utf-8")
+    assert readme.main(["--check"], tmp_path) == 1  # by hand
+    assert "report.md is not what results.json gives" in capsys.readouterr().err
+    written.write_text(told, encoding="utf-8")
 
     chart = path.parent / "speedup.svg"
     drawn = chart.read_text(encoding="utf-8")
