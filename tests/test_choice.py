@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from torch_corr import (
 )
 from torch_corr import auto as auto_module
 from torch_corr import machine as machine_module
+from torch_corr import planner as planner_module
 from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
 from torch_corr.algorithms import triton as triton_module
 from torch_corr.auto import PREJUDICE, Candidate, _quickest
@@ -126,8 +128,7 @@ def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> N
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     assert measured.forward == Aten()
     assert len(WISDOM) == len(MAPS)
-    # What one has measured, the other heeds.
-    forget_plans()
+    # What one has measured, the other heeds from then on.
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Aten()
 
 
@@ -182,8 +183,65 @@ def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
     # It holds for as many threads as there were.
     torch.set_num_threads(2)
-    forget_plans()
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == before
+    torch.set_num_threads(1)
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
+
+
+def test_a_plan_is_made_for_pytorchs_setting_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
+    made: list[bool] = []
+    planned = planner_module.cached_plan(lambda: made.append(True))
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False, True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            planned()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert len(made) == 2
+
+
+def test_a_plan_that_wisdom_overtakes_is_not_kept() -> None:
+    """Another thread measures while it is made."""
+
+    def plan_slowly() -> int:
+        forget_plans()
+        made.append(len(made))
+        return made[-1]
+
+    made: list[int] = []
+    planned = planner_module.cached_plan(plan_slowly)
+    assert [planned(), planned()] == [0, 1]
+
+
+@dataclass(frozen=True)
+class Listed(Unfold):
+    """An algorithm with an option that has no hash."""
+
+    numbers: Any = ()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Auto(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
+        (lambda: FFT(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
+        (lambda: Unfold(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
+        (lambda: Unfold(workspace_limit=1.5), TypeError, "workspace_limit must be an integer"),  # type: ignore[arg-type]
+        (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),  # type: ignore[arg-type]
+        (lambda: FFT(tile=0), ValueError, "tile=0 must be at least 1, or None"),
+        (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),  # type: ignore[arg-type]
+        (lambda: FFT(tile=64.0), TypeError, "tile must be an integer, got 64.0"),  # type: ignore[arg-type]
+        (lambda: Direct(isa=2), TypeError, "isa must be a string, as 'avx2', got 2"),  # type: ignore[arg-type]
+        (lambda: Listed(numbers=[1]), TypeError, r"numbers=\[1\]\) has an option that cannot be"),
+    ],
+)
+def test_options_that_are_none_are_refused_where_they_are_given(
+    make: Callable[[], object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        make()
 
 
 @pytest.mark.parametrize(
@@ -572,3 +630,29 @@ def test_what_takes_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = time_algorithms([quick, slow], SMALL, "forward", CPU, torch.float32)
     assert times == {quick.spelling: 0.001, slow.spelling: 0.02}
     assert runs.count(0.02) == 1 < runs.count(0.001)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "stride"), [(torch.float32, 5, 64), (torch.bfloat16, 31, 97)], ids=str
+)
+def test_more_than_2_31_pixels(dtype: torch.dtype, kernel: int, stride: int) -> None:
+    """Of zeros, whose pages are not there until they are written; the last window is not zero."""
+    side = 46_400
+    try:
+        plane = np.zeros(side * side * dtype.itemsize, np.uint8)
+    except MemoryError:
+        pytest.skip("no room")
+    x = torch.from_numpy(plane).view(dtype).view(1, 1, side, side)
+    assert x.numel() > 2**31
+    rows = (side - kernel) // stride + 1
+    last = slice((rows - 1) * stride, (rows - 1) * stride + kernel)
+    small = torch.randint(-4, 5, (kernel, kernel)).to(dtype)
+    x[0, 0, last, last] = small
+    w = torch.randint(-4, 5, (1, 1, kernel, kernel)).to(dtype)
+    y = corr2d(x, w, stride=stride)
+    assert y.shape == (1, 1, rows, rows)
+    assert y[0, 0, -1, -1] == (small.double() * w[0, 0].double()).sum().to(dtype)
+    assert (y != 0).sum() <= 1
+    # All windows summed, of which the last alone sees anything.
+    gradient = torch.autograd.grad(corr2d(x, w.requires_grad_(), stride=stride).sum(), w)[0]
+    assert torch.equal(gradient[0, 0], small)

@@ -26,8 +26,9 @@ from .algorithms import (
     Naive,
     Unfold,
 )
+from .algorithms.base import check_workspace_limit
 from .machine import machine_of
-from .problem import Problem, as_int
+from .problem import Problem
 from .stopwatch import time_algorithms
 from .suggest import did_you_mean
 from .wisdom import WISDOM, Key
@@ -92,8 +93,8 @@ class Auto:
         workspace_limit: bytes that a map may take beyond its operands and its result.
 
     Raises:
-        ValueError: an error class that is neither.
-        TypeError: a workspace limit that is no integer.
+        ValueError: an error class that is neither; a negative workspace limit.
+        TypeError: a workspace limit that is no integer; a ``measure`` that is no bool.
 
     Example:
         >>> import torch
@@ -114,7 +115,9 @@ class Auto:
                 f"unknown error class {self.error!r}{did_you_mean(str(self.error), classes)}; use "
                 f"'componentwise', or 'normwise' to allow both"
             )
-        as_int("workspace_limit", self.workspace_limit)
+        check_workspace_limit(self.workspace_limit)
+        if not isinstance(self.measure, bool):
+            raise TypeError(f"measure must be True or False, got {self.measure!r}")
 
     def choose(
         self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype

@@ -7,15 +7,16 @@ result may stand (:class:`~torch_corr.algorithms.guarded.Guarded`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeAlias, TypeVar
+from functools import lru_cache, wraps
+from itertools import count
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, MapName, dtype_name
+from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, MapName, dtype_name, may_use_tf32
 from .auto import Auto
 from .explanation import provenance, table
 from .problem import Problem
@@ -26,6 +27,8 @@ AlgorithmLike: TypeAlias = str | Auto | Algorithm
 """``"auto"`` or an :class:`Auto` with options, an algorithm's name, or an :class:`Algorithm`."""
 
 ALGORITHM_NAMES = tuple(algorithm.name for algorithm in ALGORITHMS)
+
+_MAY_BE_CUDA = torch.version.cuda is not None
 
 
 @dataclass(frozen=True)
@@ -96,21 +99,36 @@ class Plan:
         return "\n".join([*lines, provenance(self.device, self.dtype)])
 
 
-_caches: list[Callable[[], None]] = []
+_revisions = count()
+_current = next(_revisions)
+"""The revision of what is known, by which plans are made."""
+
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def cached_plan(function: Function) -> Function:
-    """Remember what a planning function of hashable arguments returns, until plans go stale."""
-    cached = lru_cache(maxsize=4096)(function)
-    _caches.append(cached.cache_clear)
-    return cached  # type: ignore[return-value]
+    """Remember what a planning function of hashable arguments returns, for what it depends on
+    beside them: the number of threads, TF32, and what is known."""
+
+    @lru_cache(maxsize=4096)
+    def remembered(known: Hashable, *arguments: Hashable) -> object:
+        return function(*arguments)
+
+    @wraps(function)
+    def planned(*arguments: Hashable) -> object:
+        known = _current, torch.get_num_threads(), _MAY_BE_CUDA and may_use_tf32(torch.float32)
+        return remembered(known, *arguments)
+
+    return cast(Function, planned)
 
 
 def forget_plans() -> None:
-    """Make every plan anew from now on: what is known has changed."""
-    for clear in _caches:
-        clear()
+    """Make every plan anew from now on: what is known has changed.
+
+    A plan that is being made meanwhile, in another thread, is kept for the revision before.
+    """
+    global _current
+    _current = next(_revisions)
 
 
 WISDOM.on_change.append(forget_plans)

@@ -37,11 +37,12 @@ def time_algorithms(
     itself, else an image that takes seconds would be measured for minutes.  The operands are made
     here, without touching the random generators: no algorithm's speed depends on its data.
     """
-    settle_memory()
-    first, second = _operands(problem, map, device, dtype)
+    if device.type == "cpu":
+        settle_memory()
+    left, right = _operands(problem, map, device, dtype)
 
     def run(algorithm: Algorithm) -> float:
-        return _timed(device, lambda: getattr(algorithm, map)(problem, first, second))
+        return _timed(device, lambda: getattr(algorithm, map)(problem, left, right))
 
     firsts = {algorithm: run(algorithm) for algorithm in algorithms}
     samples = {

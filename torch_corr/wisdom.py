@@ -77,6 +77,7 @@ class Wisdom:
         """Keep what was measured, beside what is known of other algorithms."""
         with self._lock:
             self._seconds[key] = {**self._seconds.get(key, {}), **seconds}
+        self._changed()
 
     def forget(self) -> None:
         """Forget everything."""

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..problem import Problem
+from ..problem import Problem, as_int
 
 MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
 MAPS: tuple[MapName, ...] = ("forward", "grad_input", "grad_weight")
@@ -70,6 +70,16 @@ class Algorithm(ABC):
     """``componentwise``: each output's error is at most c * eps * sum |x||w| over its own
     window.  ``normwise``: relative to the largest such sum in the image."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError for an option that has no hash: plans are remembered by them."""
+        try:
+            hash(self)
+        except TypeError as error:
+            raise TypeError(
+                f"{self!r} has an option that cannot be hashed ({error}); options are values, as "
+                f"numbers, words and tuples are"
+            ) from None
+
     @property
     def spelling(self) -> str:
         """How wisdom and tables call it: its name, and which variant where it is one of several."""
@@ -113,6 +123,19 @@ class Algorithm(ABC):
         return Cost(definition_flops(problem, dtype), 0.0, operand_bytes(problem, dtype), 1)
 
 
+def check_workspace_limit(limit: int) -> None:
+    """That it is a number of bytes.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: negative.
+    """
+    if as_int("workspace_limit", limit) < 0:
+        raise ValueError(
+            f"workspace_limit={limit} is negative; it counts bytes, and 0 allows none at all"
+        )
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to sum products in: float32 for the halves, the dtype itself otherwise."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -120,7 +143,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def may_use_tf32(dtype: torch.dtype) -> bool:
     """Whether CUDA's convolutions may round float32 operands to TF32: PyTorch's setting."""
-    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    # As torch.backends.cudnn.conv.fp32_precision, which takes 2 us: every call asks.
+    precision: str = torch._C._get_fp32_precision_getter("cuda", "conv")
     return dtype == torch.float32 and precision == "tf32"
 
 

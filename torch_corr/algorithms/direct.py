@@ -57,10 +57,18 @@ class Direct(Fitted):
     Attributes:
         isa: ``"avx512"``, ``"avx2"`` or ``"baseline"``; by default the variable
             ``TORCH_CORR_ISA``, and without it the best that this machine has.
+
+    Raises:
+        TypeError: an instruction set that is no word.
     """
 
     name: ClassVar[str] = "direct"
     isa: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.isa, str):
+            raise TypeError(f"isa must be a string, as 'avx2', got {self.isa!r}")
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype

@@ -42,11 +42,18 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import Problem
+from ..problem import Problem, as_int
 from . import _dft, _fft
 from ._contrast import even, views
 from ._tiling import Axis, Window, axis_of, axis_of_length, prime_factors, read_span, slabs
-from .base import DEFAULT_WORKSPACE, Cost, ErrorClass, MapName, dtype_refusal
+from .base import (
+    DEFAULT_WORKSPACE,
+    Cost,
+    ErrorClass,
+    MapName,
+    check_workspace_limit,
+    dtype_refusal,
+)
 from .fitted import Fitted, Work
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -68,6 +75,10 @@ class FFT(Fitted):
         tile: length of the transforms along both axes, rounded to a fast one and enlarged
             to hold one window; None lets the cost model choose, each axis by itself.
         workspace_limit: bytes to take at most beyond operands and result.
+
+    Raises:
+        TypeError: a tile or a limit that is no integer.
+        ValueError: a tile below 1, or a negative limit.
     """
 
     tile: int | None = None
@@ -75,6 +86,12 @@ class FFT(Fitted):
 
     name: ClassVar[str] = "fft"
     error_class: ClassVar[ErrorClass] = "normwise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_workspace_limit(self.workspace_limit)
+        if self.tile is not None and as_int("tile", self.tile) < 1:
+            raise ValueError(f"tile={self.tile} must be at least 1, or None to have it chosen")
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype

@@ -23,7 +23,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..problem import Problem, as_int
+from ..problem import Problem
 from ._strips import Block, Rows, columns_touching, cut, fold, rows_read, rows_written
 from .base import (
     COMPLEX,
@@ -34,6 +34,7 @@ from .base import (
     Cost,
     MapName,
     accumulation_dtype,
+    check_workspace_limit,
     definition_flops,
     dtype_refusal,
 )
@@ -67,7 +68,8 @@ class Unfold(Fitted):
     name = "unfold"
 
     def __post_init__(self) -> None:
-        as_int("workspace_limit", self.workspace_limit)
+        super().__post_init__()
+        check_workspace_limit(self.workspace_limit)
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
