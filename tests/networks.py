@@ -4,9 +4,10 @@ No bound of one layer says how far a network's logits and gradients may be off: 
 divide, and cancellation may leave nothing but rounding errors (the gradient of a bias before a
 normalisation is exactly zero).  So ``nn.Conv2d``'s network itself is the yardstick.  Its results
 for data that differ by one rounding are all equally right, since the data are not known any
-better.  The farthest of a few from the exact result (float64, the data as they are) is what
-rounding costs in this network; ours may lie ``FACTOR`` times as far, tensor by tensor, in the
-2-norm.
+better.  Data are the parameters, the images and the loss, whose gradient reaches the network
+rounded: of the last layer's bias it is all there is.  The farthest of a few from the exact result
+(float64, the data as they are) is what rounding costs in this network; ours may lie ``FACTOR``
+times as far, tensor by tensor, in the 2-norm.
 
 ``FACTOR`` = 4: were ours one more draw of one normal distribution, a single number would lie
 beyond 4 times the farthest of 4 draws with probability E|z|^4 (sqrt(2/pi)/4)^4 = 0.5%, and a tensor
@@ -20,7 +21,7 @@ import copy
 import runpy
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def outcome(
     halves: bool,
     around: Any = None,
     backend: str | None = None,
+    rounded: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> dict[str, Tensor]:
     """The logits and every parameter's gradient for a fixed random loss, in float64.
 
@@ -126,6 +128,7 @@ def outcome(
         halves: under autocast to bfloat16.
         around: context of the forward pass.
         backend: of ``torch.compile``, which takes the whole network; None for none.
+        rounded: what becomes of the loss's weights, its gradient by the logits.
     """
     model.train(train)
     if backend is not None:
@@ -134,7 +137,7 @@ def outcome(
         output = model(images)
     logits = getattr(output, "logits", output).double()
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
-    (logits * weights).sum().backward()
+    (logits * rounded(weights)).sum().backward()
     gradients = {
         name: parameter.grad.double()
         for name, parameter in model.named_parameters()
@@ -159,7 +162,7 @@ def yardstick(name: str, train: bool, halves: bool, backend: str | None = None) 
     """
     model, images = network(name)
     return yardstick_of(
-        lambda model, images: outcome(model, images, train=train, halves=halves, backend=backend),
+        partial(outcome, train=train, halves=halves, backend=backend),
         exact(name, train),
         model,
         images,
@@ -168,36 +171,44 @@ def yardstick(name: str, train: bool, halves: bool, backend: str | None = None) 
 
 
 def yardstick_of(
-    compute: Callable[[nn.Module, Tensor], dict[str, Tensor]],
+    compute: Callable[..., dict[str, Tensor]],
     expected: dict[str, Tensor],
     model: nn.Module,
     images: Tensor,
     roundoff: float,
 ) -> dict[str, float]:
-    """The farthest of ``DRAWS`` results from the expected ones, for each tensor of them."""
-    draws = [compute(*shaken(model, images, roundoff, seed)) for seed in range(DRAWS)]
+    """The farthest of ``DRAWS`` results from the expected ones, for each tensor of them.
+
+    ``compute(model, images, rounded=...)`` gives the results; see :func:`outcome`.
+    """
+    draws = [
+        compute(
+            *shaken(model, images, roundoff, seed),
+            rounded=partial(
+                other_rounding, roundoff=roundoff, random=torch.Generator().manual_seed(~seed)
+            ),
+        )
+        for seed in range(DRAWS)
+    ]
     return farthest(draws, expected)
 
 
 def shaken(
     model: nn.Module, images: Tensor, roundoff: float, seed: int
 ) -> tuple[nn.Module, Tensor]:
-    """A copy of a network, and its images, in other roundings.
-
-    Every parameter and pixel is multiplied by 1 + 2 u or 1 - 2 u, which changes it for
-    certain, by one or two units in its last place.
-    """
+    """A copy of a network, and its images, in other roundings."""
     random = torch.Generator().manual_seed(seed)
-
-    def changed(value: Tensor) -> Tensor:
-        signs = 2 * torch.randint(2, value.shape, generator=random) - 1
-        return value + value * signs * 2 * roundoff
-
     copied = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in copied.parameters():
-            parameter.copy_(changed(parameter))
-    return copied, changed(images)
+            parameter.copy_(other_rounding(parameter, roundoff, random))
+    return copied, other_rounding(images, roundoff, random)
+
+
+def other_rounding(value: Tensor, roundoff: float, random: torch.Generator) -> Tensor:
+    """Every number times 1 + 2 u or 1 - 2 u: changed for certain, by a unit or two in the last."""
+    signs = 2 * torch.randint(2, value.shape, generator=random) - 1
+    return value + value * signs * 2 * roundoff
 
 
 def farthest(draws: list[dict[str, Tensor]], expected: dict[str, Tensor]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,7 +64,12 @@ def test_intercepted(name: str, train: bool, halves: bool) -> None:
 def test_compiled(
     name: str, train: bool, halves: bool, how: str, backend: str, request: pytest.FixtureRequest
 ) -> None:
-    """Every pair of mode, dtype and way with one backend; with --compilers all of everything."""
+    """Every pair of mode, dtype and way with one backend; with --compilers all of everything.
+
+    The bound is nn.Conv2d's own scatter over data that differ by one rounding, about the float64
+    result, times a factor that is derived in networks.py.  Inductor sums in another order than
+    eager PyTorch, so nn.Conv2d's network is compiled by it too.
+    """
     usual = backend == "aot_eager" and (how == "converted") == (train != halves)
     if not usual and not request.config.getoption("--compilers"):
         pytest.skip("whole networks in every combination take a quarter of an hour: --compilers")
@@ -135,11 +141,15 @@ def test_kornia_filters_give_the_same_images(name: str, algorithm: str) -> None:
     layer = getattr(filters, name)(*FILTERS[name])
     images = torch.rand(2, 3, 40, 36, generator=torch.Generator().manual_seed(0))
 
-    def filtered(layer: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    def filtered(
+        layer: nn.Module,
+        images: Tensor,
+        rounded: Callable[[Tensor], Tensor] = lambda loss: loss,
+    ) -> dict[str, Tensor]:
         images = images.detach().requires_grad_()
         result = layer(images)
         weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1))
-        (gradient,) = torch.autograd.grad((result * weights).sum(), images)
+        (gradient,) = torch.autograd.grad((result * rounded(weights)).sum(), images)
         return {"image": result.detach().double(), "gradient": gradient.double()}
 
     expected = filtered(copy.deepcopy(layer).double(), images.double())
