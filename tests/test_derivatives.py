@@ -269,15 +269,23 @@ def test_only_what_is_needed_is_computed_and_kept(
         assert calls == expected
 
 
-def test_auto_keeps_no_more() -> None:
-    """Also where it hands over to PyTorch, which would keep both operands."""
+@pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
+def test_auto_keeps_no_more(leaf: bool) -> None:
+    """Also where it may hand over to PyTorch, which keeps the operand that is trained as well.
+
+    It does so for a leaf, as the weight of a first layer: that the graph holds anyway.
+    """
     for trained, bias in ((0, None), (1, None), (0, torch.ones(4, dtype=torch.float64))):
         operands = [value.detach() for value in some(PROBLEM, torch.float64, torch.device("cpu"))]
         operands[trained].requires_grad_()
         saved: list[Tensor] = []
+        if not leaf:
+            operands[trained] = operands[trained] * 1
         with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda kept: kept):
-            corr2d(*operands, bias, 2, 1, 1, 2)
-        assert [kept.data_ptr() for kept in saved] == [operands[1 - trained].data_ptr()]
+            y = corr2d(*operands, bias, 2, 1, 1, 2)
+        expected = operands if leaf else [operands[1 - trained]]
+        assert [kept.data_ptr() for kept in saved] == [value.data_ptr() for value in expected]
+        assert (y.grad_fn.name() == "ConvolutionBackward0") == leaf
 
 
 @each_choice

@@ -302,7 +302,11 @@ def _conv2d_if_chosen(
         return None  # conv2d's second derivative of DTensors is silently wrong
     try:
         if input.requires_grad != weight.requires_grad and torch.is_grad_enabled():
-            return None  # conv2d keeps both operands where one gradient needs one
+            # One gradient, which does not need the operand that it is of.  conv2d keeps that one
+            # too; a leaf the graph holds anyway, as the weight of a network's first layer.
+            trained = input if input.requires_grad else weight
+            if not trained.is_leaf:
+                return None
         device = input.device
         if not _auto_is_conv2d(
             input.shape, weight.shape, stride, padding, dilation, groups, device, input.dtype
