@@ -85,17 +85,26 @@ def test_grad_scaler(algorithm: Algorithm | str) -> None:
     close(*(list(layer.parameters()) for layer in layers))
 
 
+@pytest.mark.parametrize("whose", ["images", "weights", "both"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_channels_last_is_kept(groups: int) -> None:
-    """As conv2d keeps it, in the output and in the input's gradient."""
+@pytest.mark.parametrize("trained", [False, True])
+def test_channels_last_is_kept(trained: bool, groups: int, whose: str) -> None:
+    """As conv2d keeps it, of images or weights, in the output and in the input's gradient."""
     results = []
-    for layer in twins("auto", groups=groups):
-        x = images().contiguous(memory_format=torch.channels_last).requires_grad_()
+    for layer in twins("auto", groups=groups, dtype=torch.float32):
+        x = images(torch.float32)
+        if whose != "weights":
+            x = x.contiguous(memory_format=torch.channels_last)
+        if whose != "images":
+            layer.to(memory_format=torch.channels_last)
+        x.requires_grad_(trained)
         y = layer(x)
-        (gradient,) = torch.autograd.grad(y.square().sum(), x)
-        results.append((y, gradient))
+        made = [y]
+        if trained:
+            made += torch.autograd.grad(y.square().sum(), x)
+        results.append(made)
     for mine, other in zip(*results):
-        close(mine, other)
+        torch.testing.assert_close(mine, other)
         for format in (torch.channels_last, torch.contiguous_format):
             assert mine.is_contiguous(memory_format=format) == other.is_contiguous(
                 memory_format=format

@@ -138,7 +138,7 @@ def corr2d(
         as_int("groups", groups),
         input.device,
         input.dtype,
-        _standing_for(algorithm, input),
+        _standing_for(algorithm, images, filters),
     )
     if bias is not None:
         _check_bias(bias, weight, plan.problem)
@@ -393,11 +393,13 @@ def _known_plan(
 
 
 @left_alone
-def _standing_for(algorithm: AlgorithmLike, input: Tensor) -> AlgorithmLike:
+def _standing_for(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -> AlgorithmLike:
     """What is planned with, where nothing is computed or PyTorch alone keeps the layout."""
     if input.is_meta:
         return "auto"
-    if _written_down() or (algorithm == "auto" and _keeps_channels_last(input)):
+    if _written_down():
+        return "aten"
+    if algorithm == "auto" and any(map(_is_channels_last, (input, weight))):
         return "aten"
     return algorithm
 
@@ -450,17 +452,16 @@ def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
     return opaque and isinstance(find_algorithm(algorithm), (Auto, Aten))
 
 
-def _keeps_channels_last(input: Tensor) -> bool:
-    """Whether an input has PyTorch's channels_last layout, which PyTorch alone keeps.
+def _is_channels_last(operand: Tensor) -> bool:
+    """Whether an operand has PyTorch's channels_last layout, which PyTorch alone hands on.
 
-    Not of integers, of which it refuses some problems.
+    From either to the result.  Not of integers, of which it refuses some problems.
     """
     return (
-        input.dim() == 4
-        and (input.is_floating_point() or input.is_complex())
+        (operand.is_floating_point() or operand.is_complex())
         and not torch._C._are_functorch_transforms_active()  # a mapped tensor cannot tell
-        and not input.is_contiguous()
-        and input.is_contiguous(memory_format=torch.channels_last)
+        and not operand.is_contiguous()
+        and operand.is_contiguous(memory_format=torch.channels_last)
     )
 
 
