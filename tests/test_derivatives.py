@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from laws import UNDER_TEST, algorithm_id, each_algorithm, each_choice
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_corr import Algorithm, Aten, Corr2d, Problem, corr2d
 from torch_corr.testing import operands, problems
@@ -278,9 +279,9 @@ def test_auto_keeps_no_more(leaf: bool) -> None:
     for trained, bias in ((0, None), (1, None), (0, torch.ones(4, dtype=torch.float64))):
         operands = [value.detach() for value in some(PROBLEM, torch.float64, torch.device("cpu"))]
         operands[trained].requires_grad_()
-        saved: list[Tensor] = []
         if not leaf:
             operands[trained] = operands[trained] * 1
+        saved: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda kept: kept):
             y = corr2d(*operands, bias, 2, 1, 1, 2)
         expected = operands if leaf else [operands[1 - trained]]
@@ -336,6 +337,32 @@ def test_writing_to_what_was_saved_is_an_error(
         x.mul_(2)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+@each_choice
+def test_functionalize(algorithm: Algorithm | str, device: torch.device) -> None:
+    """Writes around a correlation become copies, also within a grad, a vmap and a jvp."""
+    x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
+
+    def results(function):
+        def written(x: Tensor) -> Tensor:
+            y = function(x.clone().mul_(2), w)
+            y.view(-1).add_(1)
+            return y.sin()
+
+        plain = functionalize(written)
+        yield plain(x)
+        yield functionalize(written, remove="mutations_and_views")(x)
+        yield grad(lambda x: plain(x).sum())(x)
+        yield jvp(plain, (x,), (x + 1,))
+        yield vmap(plain)(torch.stack([x, x - 1]))
+        yield functionalize(vmap(written))(torch.stack([x, x - 1]))
+        graph = make_fx(plain)(x)
+        assert not [node for node in graph.graph.nodes if str(node.target).endswith("_.default")]
+        yield graph(x)
+
+    for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @each_choice

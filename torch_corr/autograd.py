@@ -11,6 +11,7 @@ calls, and :func:`trilinear` is the one place that asks:
     eager PyTorch               ``_Eager``, the quick form: ``forward`` takes ``ctx``
     eager, operands with tangents   ``_Dual``, which keeps the operands until ``jvp``
     a torch.func transform      ``_Transformed``, with ``setup_context`` and ``vmap``
+                                (of which functionalize, if innermost, is done without)
 
 Graph capture takes these same routes, since Dynamo writes a call of ``corr2d`` into its graph
 unseen and what traces that graph further is plain Python.  At the bottom of each route is
@@ -23,10 +24,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import Function, forward_ad
 
 from .algorithms import MAPS, MapName
@@ -71,6 +75,9 @@ def trilinear(
     route: type[_Rules] = _Eager
     if torch._C._are_functorch_transforms_active():
         route = _Transformed
+        innermost = retrieve_current_functorch_interpreter()
+        if innermost.key() == TransformType.Functionalize:
+            return _under_functionalize(innermost, plan, slots)
     elif any(map(_is_old_batched, slots)):
         return _under_old_vmap(plan, slots)
     elif forward_ad._current_level >= 0 and any(map(_has_tangent, slots)):
@@ -230,6 +237,19 @@ def _mapped(
         for slot, (value, has) in enumerate(zip(slots, mapped))
     ]
     return _unfold(plan.problem, opened, axis, fill(plan.of(problem), *operands), times)
+
+
+def _under_functionalize(transform: Any, plan: Plan | Deferred, slots: Slots) -> Tensor:
+    """``torch.func.functionalize``, for which a Function has no rule: one transform less.
+
+    Whatever was written to the operands is in them; a map writes to nothing and makes no view.
+    """
+    api = FunctorchFunctionalizeAPI(transform)
+    plain: Any = api.unwrap_tensors(tuple(slots))  # type: ignore[arg-type]
+    with api.redispatch_to_next():
+        result = trilinear(plan, *plain)
+    (wrapped,) = api.wrap_tensors((result,))
+    return cast(Tensor, wrapped)
 
 
 def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
