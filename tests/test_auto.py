@@ -79,6 +79,16 @@ def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
     assert torch.equal(y, rounded)
 
 
+@pytest.mark.parametrize("algorithm", ["auto", "unfold"])
+def test_autocast_holds_under_vmap(algorithm: str) -> None:
+    """As for matmul, so that a network of both runs; conv2d stays in float32 there."""
+    xs, w = torch.randn(3, 1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.func.vmap(lambda x: corr2d(x, w, algorithm=algorithm))(xs)
+        product = torch.func.vmap(lambda x: x @ w[0, 0, 0, :1].expand(6, 1))(xs)
+    assert y.dtype == product.dtype == torch.bfloat16
+
+
 def test_many_threads_at_once() -> None:
     """Each plans, measures and computes problems of its own, and gets them right."""
     problems = [(c, k) for c in (1, 2, 5) for k in (3, 5, 11)]
