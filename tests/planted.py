@@ -799,6 +799,17 @@ def last_row_left_unwritten(p, x, w, b):
     return torch.cat([y[:, :, :-1], fresh[:, :, -1:]], 2)
 
 
+@bug("stale_memory")
+def padding_left_unwritten_in_scratch(p, x, w, b):
+    """The image is laid out in scratch of its own, whose borders are taken to be zero."""
+    image = pad_zeros(p, x)
+    scratch = torch.tensor([], dtype=x.dtype)
+    scratch.set_(torch.UntypedStorage(image.numel() * x.element_size())).resize_(image.shape)
+    (top, _), (left, _) = p.padding
+    scratch[:, :, top : top + p.size[0], left : left + p.size[1]] = 0
+    return assemble(p, x, w, b, pad=lambda p, x: pad_zeros(p, x) + scratch.to(x.dtype))
+
+
 # --- calls
 
 _scratch: dict[str, Any] = {}

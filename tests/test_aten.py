@@ -11,6 +11,7 @@ from laws import assert_right
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_corr import MAPS, Aten, Corr2d, Problem
+from torch_corr.testing import litter
 
 CPU = torch.device("cpu")
 WIDE = [
@@ -110,3 +111,24 @@ def test_few_channels_never_reach_the_kernel_that_writes_beyond_its_memory(
     with Backwards() as seen:
         layer(x).sum().backward()
     assert seen.strides == [[1, 1] if channels < 16 else [2, 2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n1c16-x3x1-o16-k3-s1x2-p0x1",
+        "n2c2-x3x2-o16-k3-s1x4-p0x1",
+        "n3c66-x3x1-o1-k3-s2x4-p0x2",
+        "n2c16-x4x2-o16-k3x5-s1x2-p1x2",
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_taps_that_meet_nothing_get_no_gradient(text: str, layout: torch.memory_format) -> None:
+    """Of oneDNN in bfloat16 they get what was left in memory."""
+    problem = Problem.parse(text)
+    x, y = (torch.ones(shape) for shape in (problem.input_shape, problem.output_shape))
+    x, y = x.bfloat16().to(memory_format=layout), y.bfloat16()
+    for _ in range(3):
+        litter()
+        result = Aten().grad_weight(problem, x, y)
+        assert_right(result, problem, input=x, output=y, algorithm=Aten())

@@ -209,12 +209,34 @@ def _computed_in_float32(
 
     PyTorch's own float16 convolution there sums the weight's gradient over the batch in
     float16, and takes 5 to 35 times as long (dense 3x3, 8x64x56x56).  The input's gradient of
-    a strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).
+    a strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).  The
+    weight's gradient in bfloat16 may hold what was left in memory: :func:`_meets_too_little`.
     """
     if device.type != "cpu":
         return False
-    strided = map == "grad_input" and _depthwise(problem) and problem.stride != (1, 1)
-    return dtype == torch.float16 or (dtype == torch.bfloat16 and strided)
+    if dtype != torch.bfloat16 or problem.stride == (1, 1):
+        return dtype == torch.float16
+    if map == "grad_input":
+        return _depthwise(problem)
+    return map == "grad_weight" and _meets_too_little(problem)
+
+
+def _meets_too_little(problem: Problem) -> bool:
+    """Whether oneDNN's weight gradient in bfloat16 reads or returns memory that nobody wrote.
+
+    It does with a stride across, for taps that meet padding alone, as both outer columns of a
+    3x3 kernel with padding 1 do on an image one pixel wide; and, rarely, where the output has one
+    column.  Found by the law ``memory_formats``; see docs/what-the-kit-finds.md.
+    """
+    step, gap, columns = problem.stride[1], problem.dilation[1], problem.output_size[1]
+    if step == 1 or columns == 1:
+        return step > 1
+    for tap in range(problem.kernel[1]):
+        start = tap * gap - problem.padding[1][0]
+        first, last = max(0, -(start // step)), (problem.size[1] - 1 - start) // step
+        if first > min(last, columns - 1):
+            return True
+    return False
 
 
 def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> bool:

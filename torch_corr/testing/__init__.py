@@ -22,7 +22,7 @@ from .data import DATA, LAYOUTS, Operands, in_layout, make_operands
 from .laws import CLAIMS, LAWS, Law, find_law
 from .normwise import Either, Fourier, Normwise, Winograd, declared
 from .oracle import Reference, oracle
-from .poison import poisoned
+from .poison import litter, poisoned
 from .pytest_face import conformance_tests
 from .report import Counterexample, NonConformance, Report, Verdict
 from .strategies import operands, problems, tensors_for
@@ -59,6 +59,7 @@ __all__ = [
     "find_law",
     "gamma",
     "in_layout",
+    "litter",
     "make_operands",
     "operands",
     "oracle",

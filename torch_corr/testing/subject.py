@@ -154,14 +154,27 @@ class Subject:
         except Exception as error:  # as above
             raise Refusal(f"gradient: {type(error).__name__}: {_first_line(error)}") from error
 
-    def maps(self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor) -> Results:
-        """The output, and as far as it has them the gradients for a cotangent ``output``."""
+    def maps(
+        self,
+        problem: Problem,
+        input: Tensor,
+        weight: Tensor,
+        output: Tensor,
+        before: Callable[[], None] = lambda: None,
+    ) -> Results:
+        """The output, and as far as it has them the gradients for a cotangent ``output``.
+
+        Args:
+            before: called before the forward and before the backward pass.
+        """
         differentiable = input.dtype.is_floating_point or input.dtype.is_complex
         if differentiable:
             input, weight = (value.detach().requires_grad_() for value in (input, weight))
+        before()
         y = self.forward(problem, input, weight)
         results = {"output": y}
         if y.requires_grad:
+            before()
             gradients = self.pull(y, (input, weight), output)
             results |= dict(zip(("grad_input", "grad_weight"), gradients))
         return results

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ...problem import Problem
 from ..data import SLOTS
 from ..oracle import oracle
-from ..poison import poisoned
+from ..poison import litter, poisoned
 from ..subject import Case, Refusal, Subject, Violation, require_alike
 from .base import is_differentiable, leaves, moot
 
@@ -31,10 +32,13 @@ def memory_formats(subject: Subject, case: Case) -> None:
 
 
 def stale_memory(subject: Subject, case: Case) -> None:
-    """What uninitialised memory holds reaches no result: here it is NaN (the largest integer)."""
+    """What uninitialised memory holds reaches no result: here it is NaN (the largest integer).
+
+    So is what was just given back, which those get who do not take theirs from ``torch.empty``.
+    """
     values = case.operands()
     with poisoned():
-        results = subject.maps(case.problem, *values)
+        results = subject.maps(case.problem, *values, before=partial(litter, case.device))
     if is_differentiable(case.dtype):
         for name, result in results.items():
             stale = int((~result.isfinite()).sum())
