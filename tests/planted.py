@@ -7,6 +7,7 @@ change to it, or around it, of a kind that has been shipped somewhere.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -274,6 +275,22 @@ def depthwise_tail_dropped(p, x, w, b):
 
 
 @bug("values")
+def taps_beyond_a_row_of_eight_dropped(p, x, w, b):
+    """Taps beyond the eighth of a row are not summed."""
+    return assemble(p, x, w * (torch.arange(p.kernel[1]) < 8).to(w.dtype), b)
+
+
+@bug("values")
+def column_tail_dropped_in_training(p, x, w, b):
+    """Where gradients are asked for, columns beyond the last whole vector of eight are zero."""
+    y = assemble(p, x, w, b)
+    if p.output_size[1] <= 8 or not (x.requires_grad or w.requires_grad):
+        return y
+    kept = torch.arange(p.output_size[1]) < p.output_size[1] // 8 * 8
+    return y - (y * ~kept).detach()
+
+
+@bug("values")
 def dilation_ignored_on_columns(p, x, w, b):
     """The shape heeds the dilation of the columns, the taps do not."""
 
@@ -448,6 +465,20 @@ def bias_gradient_is_the_mean(p, x, w, b):
         return y
     held = b / max(p.batch, 1)
     return y + (held + (b - held).detach())[:, None, None]
+
+
+@bug("bias")
+def bias_stands_in_the_way_of_the_weight(p, x, w, b):
+    """With a bias, the weight gets no gradient."""
+    return assemble(p, x, w if b is None else w.detach(), b)
+
+
+@bug("bias")
+def bias_read_as_dense(p, x, w, b):
+    """The bias' numbers are read one behind the other, whatever its stride."""
+    if b is not None and b.stride() != (1,):
+        b = b.as_strided(b.shape, (1,))
+    return assemble(p, x, w, b)
 
 
 @bug("zero_sizes")
@@ -753,6 +784,15 @@ def nan_swallowed(p, x, w, b):
     return assemble(p, torch.where(x.isnan(), torch.zeros_like(x), x), w, b)
 
 
+@bug("non_finite")
+def filters_of_zeros_skipped(p, x, w, b):
+    """A filter of nothing but zeros is not multiplied, so that NaN in the image is lost."""
+    none = (w == 0).flatten(1).all(1)[:, None, None]
+    return torch.where(
+        none, assemble(p, torch.where(x.isfinite(), x, 0 * w.sum()), w, b), assemble(p, x, w, b)
+    )
+
+
 @bug("determinism")
 def sums_in_an_order_of_chance(p, x, w, b):
     """The last digit varies from call to call, as with atomic additions."""
@@ -811,6 +851,19 @@ def padding_left_unwritten_in_scratch(p, x, w, b):
 
 
 # --- calls
+
+_packed: dict[int, tuple[Any, Tensor]] = {}
+
+
+@bug("remembers_nothing")
+def weight_packed_once(p, x, w, b):
+    """The weight is packed at its first call and kept, whatever is written to it later."""
+    of, kept = _packed.get(id(w), (None, w))
+    if of is None or of() is not w:
+        kept = w.detach().clone()
+        _packed[id(w)] = weakref.ref(w), kept
+    return assemble(p, x, w + (kept - w).detach(), b)
+
 
 _scratch: dict[str, Any] = {}
 

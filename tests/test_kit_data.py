@@ -58,6 +58,7 @@ def kinds(p: Problem) -> Iterator[str]:
     for name, so in (
         ("3x3, dense", p.kernel == (3, 3) and dense),
         ("1x1", p.kernel == (1, 1)),
+        ("a side of more than 8 taps", max(p.kernel) > 8),
         ("oblong kernel", p.kernel[0] != p.kernel[1]),
         ("stride alone", p.stride != (1, 1) == p.dilation),
         ("dilation alone", p.dilation != (1, 1) == p.stride),
@@ -111,7 +112,7 @@ def test_every_kind_of_problem_is_drawn(seed: int) -> None:
         assert seen[name] >= 10, seen
 
 
-ALL_KINDS = 28
+ALL_KINDS = 29
 
 
 def _drawn_kinds(strategy: st.SearchStrategy[Problem], examples: int, seed: int) -> Counter[str]:

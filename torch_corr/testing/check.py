@@ -164,9 +164,9 @@ def callers_limits() -> dict[str, Any]:
         "max_channels": 3,
         "max_groups": 3,
         "max_size": 12,
-        "max_kernel": 5,
-        "max_stride": 4,
-        "max_padding": 4,
+        "max_kernel": 17,
+        "max_stride": 16,
+        "max_padding": 8,
         "max_dilation": 3,
         "max_one": 140,
         "allow_empty": False,
@@ -331,7 +331,14 @@ def _verdict(
             law.name, str(violation), case, subject.spelling, _promise(subject)
         )
         return Verdict(
-            law.name, dtype, "failed", found.cases + 1, found.refusals, seconds, "", example
+            law.name,
+            dtype,
+            "failed",
+            found.cases + 1,
+            found.refusals,
+            seconds,
+            found.reason,
+            example,
         )
     outcome = "passed" if found.cases else "refused"
     reason = found.reason if found.refusals else "no case was drawn that it is able to do"

@@ -16,7 +16,7 @@ from .laws import LAWS
 def conformance_tests(
     fn: Callable[..., Tensor],
     *,
-    dtypes: Sequence[torch.dtype] = (torch.float32,),
+    dtypes: torch.dtype | Sequence[torch.dtype] = (torch.float32,),
     laws: Collection[str] | None = None,
     without: Collection[str] = (),
     claims: Collection[str] = (),
@@ -32,6 +32,7 @@ def conformance_tests(
     """
     import pytest
 
+    dtypes = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
     chosen = [law for law in select_laws(laws, claims) if law.name not in without]
 
     @pytest.mark.parametrize(

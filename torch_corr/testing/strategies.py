@@ -31,6 +31,8 @@ def problems(
 
     Args:
         max_channels: most channels of one group, on either side.
+        max_kernel: most taps of a side.  More than 5 have some problems alone, with an image as
+            large as that takes; if so, these alone have strides and padding of more than 4.
         max_one: unless 0, one of batch, channels (or the groups of a depthwise layer), rows or
             columns is often longer than its own limit and up to this long, to reach the tails
             of blocked loops; half of these lengths are a power of two, or one more.
@@ -65,7 +67,8 @@ def _problems(
     asymmetric_padding: bool,
 ) -> Problem:
     least = 0 if allow_empty else 1
-    long = draw(st.sampled_from(_LONG), label="long axis") if max_one else ""
+    axes = (_LONG if max_one else ("",)) + ("kernel",) * (max_kernel > _SMALL["kernel"])
+    long = draw(st.sampled_from(axes), label="long axis")
 
     def length(axis: str, smallest: int, most: int) -> int:
         if axis != long or max_one <= most:
@@ -88,9 +91,15 @@ def _problems(
         groups = draw(st.integers(2, max_groups), label="groups") if grouping == "several" else 1
         group_in = length("input channels of a group", least, max_channels)
         group_out = length("output channels of a group", 1, max_channels)
-    taps = st.integers(1, max_kernel)
+    large = long == "kernel"
+    small = _SMALL if "kernel" in axes and not large else {}
+    most_taps = min(max_kernel, small.get("kernel", max_kernel))
+    max_stride = min(max_stride, small.get("stride", max_stride))
+    max_padding = min(max_padding, small.get("padding", max_padding))
+    taps = st.integers(1, most_taps)
     if max_kernel >= 3:
-        taps = st.one_of(taps, taps, st.just(3))
+        favourite = 7 if large and max_kernel >= 7 else 3
+        taps = st.one_of(taps, taps, st.just(favourite))
     tall = draw(taps, label="kernel rows")
     kernel = tall, draw(st.one_of(taps, st.just(tall)), label="kernel columns")
     sparse = draw(st.sampled_from(_SPARSE), label="sparse")
@@ -105,7 +114,11 @@ def _problems(
     smallest = 0 if batch == 0 or group_in == 0 else 1
     single = draw(st.sampled_from(_SINGLE), label="single window")
     rows, columns = (
-        length(axis, max(smallest, span - sum(sides)), 0 if single else max_size)
+        length(
+            axis,
+            max(smallest, span - sum(sides)),
+            0 if single else max_size + large * max(0, span - sum(sides)),
+        )
         for axis, span, sides in zip(("rows", "columns"), window_span(kernel, dilation), padding)
     )
     return Problem(
@@ -120,6 +133,9 @@ def _problems(
         groups=groups,
     )
 
+
+# Beyond these, numbers are drawn together with a kernel that may be large.
+_SMALL = {"kernel": 5, "stride": 4, "padding": 4}
 
 _GROUPINGS = ("one", "one", "several", "depthwise")
 _SINGLE = (False,) * 7 + (True,)

@@ -6,7 +6,14 @@ A failure of an early law often explains those of later ones: read a report from
 from __future__ import annotations
 
 from .base import ANY_LAYOUT, FINITE_DATA, Law
-from .calls import determinism, invalid_arguments, opcheck, spellings, threads
+from .calls import (
+    determinism,
+    invalid_arguments,
+    opcheck,
+    remembers_nothing,
+    spellings,
+    threads,
+)
 from .gradients import (
     differentiable,
     finite_differences,
@@ -43,6 +50,7 @@ LAWS: tuple[Law, ...] = (
     Law(large_numbers, share=0.5),
     Law(non_finite, data=("integers", "special"), dtypes="differentiable", share=0.5),
     Law(determinism, data=("normal",), share=0.2),
+    Law(remembers_nothing, share=0.2),
     Law(purity, layouts=ANY_LAYOUT, share=0.2),
     Law(stale_memory, share=0.5),
     Law(invalid_arguments, data=_INTEGERS, share=0.2),

@@ -34,6 +34,31 @@ def determinism(subject: Subject, case: Case) -> None:
                 raise Violation(f"{name} differs from one call to the next")
 
 
+def remembers_nothing(subject: Subject, case: Case) -> None:
+    """Operands that were written to since are read anew, as an optimizer's step writes to them."""
+    x, w, g = case.operands()
+    trained = leaves(x, w) if is_differentiable(case.dtype) else ()
+
+    def require_right() -> None:
+        output = subject.forward(case.problem, x, w)
+        subject.require_maps({"output": output}, case.problem, x, w, g)
+        if trained:
+            a, b = trained
+            y = subject.forward(case.problem, a, b)
+            gradients = subject.pull(y, trained, g)
+            results = dict(zip(("grad_input", "grad_weight"), gradients), output=y)
+            subject.require_maps(results, case.problem, x, w, g)
+
+    with moot("wrong at the first call already"):
+        require_right()
+    for old, new in zip((x, w), case.another().operands()):
+        old.copy_(new)
+    try:
+        require_right()
+    except Violation as violation:
+        raise Violation(f"after new numbers were written, {violation}") from violation
+
+
 def threads(subject: Subject, case: Case) -> None:
     """Calls from several threads at once do not disturb each other."""
     barrier = Barrier(THREADS)

@@ -80,9 +80,10 @@ def purity(subject: Subject, case: Case) -> None:
 def non_finite(subject: Subject, case: Case) -> None:
     """NaN and infinity reach the results whose sums hold them, and no others.
 
-    One element of one operand is made NaN or infinite, or operands hold several already.  A
-    result that multiplies one by a pixel of the image is not finite either; one that meets one
-    over the padding may or may not be; all others are finite, and right.
+    One element of one operand is made NaN or infinite, among numbers or among zeros, or operands
+    hold several already.  A result that multiplies one by a pixel of the image is not finite
+    either; one that meets one over the padding may or may not be; all others are finite, and
+    right.
     """
     problem = case.problem
     slots = dict(zip(SLOTS, (value.contiguous() for value in case.operands())))
@@ -102,7 +103,10 @@ def non_finite(subject: Subject, case: Case) -> None:
                 continue
             dirty = clean.clone()
             dirty.view(-1)[case.seed % clean.numel()].fill_(everywhere)
-            operands = {**slots, marked: dirty}
+            rest = slots
+            if case.seed % 2:  # zeros, which hide nothing: zero times NaN is NaN
+                rest = {name: torch.zeros_like(value) for name, value in slots.items()}
+            operands = {**rest, marked: dirty}
             results = _maps(subject, problem, operands)
             del results[marked]  # which does not read it
             for opened, result in results.items():

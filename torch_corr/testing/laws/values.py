@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 from ...problem import Problem
 from ..bounds import unit_roundoff
 from ..oracle import oracle
 from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
-from .base import is_differentiable, leaves
+from .base import is_differentiable, leaves, moot
 
 
 def accepts(subject: Subject, case: Case) -> None:
@@ -21,22 +24,63 @@ def accepts(subject: Subject, case: Case) -> None:
 
 
 def values(subject: Subject, case: Case) -> None:
-    """Every output is the definition's, within the rounding errors that are promised."""
+    """Every output is the definition's, within the rounding errors that are promised.
+
+    Also where gradients are asked for, since training may take another path.
+    """
     x, w, _ = case.operands()
     y = subject.forward(case.problem, x, w)
     subject.require("output", y, case.problem, input=x, weight=w)
+    if is_differentiable(case.dtype):
+        a, b = leaves(x, w)
+        y = subject.forward(case.problem, a, b)
+        subject.require("output in training", y, case.problem, input=x, weight=w)
 
 
 def bias(subject: Subject, case: Case) -> None:
     """A bias is added to every pixel of its channel; its gradient is their gradients' sum.
 
-    The bias may be one more term of the sum, or be added to the rounded sum.
+    The bias may be one more term of the sum, or be added to the rounded sum.  It may lie in
+    memory with gaps, and beside it input and weight have the gradients that they have without.
     """
     problem, b = case.problem, case.bias()
     x, w, g = case.operands()
-    if is_differentiable(case.dtype):
-        (b,) = leaves(b)
+    _require_biased(subject, "output", case, x, w, b)
+    apart = torch.stack([b, torch.zeros_like(b)], 1)[:, 0]
+    _require_biased(subject, "output for a bias with gaps", case, x, w, apart)
+    if not is_differentiable(case.dtype):
+        return
+    (b,) = leaves(b)
     y = subject.forward(problem, x, w, b)
+    if not y.requires_grad:
+        return
+    (gradient,) = subject.pull(y, (b,), g)
+    require_alike("grad_bias", gradient, b.shape, g)
+    # The bias is the 1x1 kernel of one more channel, which is 1 everywhere.
+    channel = Problem(problem.batch, 1, problem.output_size, problem.out_channels, (1, 1))
+    ones = g.new_ones(channel.input_shape)
+    kernel = gradient.reshape(channel.weight_shape)
+    subject.require("grad_bias", kernel, channel, input=ones, output=g)
+    with moot("the gradients are wrong without a bias already"):
+        plain = subject.maps(problem, x, w, g)
+        subject.require_maps(plain, problem, x, w, g)
+    if "grad_weight" not in plain:
+        return
+    x, w = leaves(x, w)
+    try:
+        grad_input, grad_weight = subject.pull(subject.forward(problem, x, w, b), (x, w), g)
+    except Refusal as refusal:
+        raise Violation(f"beside a bias, {refusal}") from refusal
+    subject.require("grad_input beside a bias", grad_input, problem, weight=w.conj(), output=g)
+    subject.require("grad_weight beside a bias", grad_weight, problem, input=x.conj(), output=g)
+
+
+def _require_biased(
+    subject: Subject, what: str, case: Case, x: Tensor, w: Tensor, b: Tensor
+) -> None:
+    """That the callable's output with a bias is right."""
+    problem = case.problem
+    y = subject.forward(problem, x, w, b, what=what)
     without = oracle(problem, input=x, weight=w)
     added = b.detach().cpu().to(without.value.dtype)[:, None, None]
     reference = without._replace(
@@ -46,15 +90,7 @@ def bias(subject: Subject, case: Case) -> None:
     )
     bound = subject.errors.bound(problem, reference, (x, w, None), case.dtype)
     roundings = unit_roundoff(case.dtype) * (without.value.abs() + reference.value.abs() + bound)
-    require_close("output", y, reference.value, bound + roundings)
-    if y.requires_grad:
-        (gradient,) = subject.pull(y, (b,), g)
-        require_alike("grad_bias", gradient, b.shape, g)
-        # The bias is the 1x1 kernel of one more channel, which is 1 everywhere.
-        channel = Problem(problem.batch, 1, problem.output_size, problem.out_channels, (1, 1))
-        ones = g.new_ones(channel.input_shape)
-        kernel = gradient.reshape(channel.weight_shape)
-        subject.require("grad_bias", kernel, channel, input=ones, output=g)
+    require_close(what, y, reference.value, bound + roundings)
 
 
 def zero_sizes(subject: Subject, case: Case) -> None:
