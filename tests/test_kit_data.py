@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from collections.abc import Iterator
 from math import prod
@@ -12,7 +13,17 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 
 from torch_corr import Problem
-from torch_corr.testing import DATA, LAYOUTS, Case, in_layout, make_operands, problems, tensors_for
+from torch_corr.testing import (
+    DATA,
+    LAYOUTS,
+    Case,
+    in_layout,
+    litter,
+    make_operands,
+    poisoned,
+    problems,
+    tensors_for,
+)
 from torch_corr.testing.check import callers_problems, draw, rounds
 from torch_corr.testing.laws import find_law
 from torch_corr.testing.laws.gradients import cut
@@ -181,6 +192,21 @@ def test_each_layout_is_what_it_says(dtype: torch.dtype) -> None:
     assert lying["cropped"].storage_offset() > 0
     around = lying["cropped"].as_strided((), (), 0)
     assert around.isnan() if dtype != torch.int8 else around == 127
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc to fill memory")
+@pytest.mark.parametrize("size", [4, 60, 1000, 2**16, 2**20])
+def test_memory_that_is_not_torchs_own_is_poisoned_too(size: int) -> None:
+    """As kernels take it for their scratch."""
+
+    def fresh(size: int) -> torch.Tensor:
+        storage = torch.UntypedStorage(4 * size)
+        return torch.tensor([]).set_(storage).resize_(size)  # type: ignore[call-overload]
+
+    with poisoned():
+        litter()
+        assert all(each.isnan().all() for each in [fresh(size) for _ in range(20)])
+    assert not fresh(2**24)[:1000].any()  # so much comes from the system, as zeros, unless filled
 
 
 def test_unknown_kinds_are_refused() -> None:
