@@ -63,7 +63,7 @@ def rights() -> Iterator[Right]:
         yield Right(
             "kornia filter2d",
             peers.kornia_filter2d,
-            without=("bias", "zero_sizes", "invalid_arguments"),
+            without=("bias", "second_order_bias", "zero_sizes", "invalid_arguments"),
             limits={f"max_{each}": 1 for each in plain} | {"max_padding": 0, "max_one": 0},
         )
     if hasattr(peers, "einconv"):

@@ -474,6 +474,20 @@ def bias_stands_in_the_way_of_the_weight(p, x, w, b):
 
 
 @bug("bias")
+def bias_without_a_gradient(p, x, w, b):
+    """The bias is detached on the way."""
+    return assemble(p, x, w, None if b is None else b.detach())
+
+
+@bug("bias")
+def weight_stands_in_the_way_of_the_bias(p, x, w, b):
+    """The bias gets a gradient of zeros where the weight gets one."""
+    if b is not None and w.requires_grad:
+        b = 0 * b + b.detach()
+    return assemble(p, x, w, b)
+
+
+@bug("bias")
 def bias_read_as_dense(p, x, w, b):
     """The bias' numbers are read one behind the other, whatever its stride."""
     if b is not None and b.stride() != (1,):
@@ -669,12 +683,44 @@ def gradients_without_gradients(p, x, w, g):
     return adjoints(p, x.detach(), w.detach(), g.detach(), create_graph=False)
 
 
+def negated_in_the_weight(p, x, w, g):
+    """The right gradients, of which that of the input has the wrong one in the weight."""
+    negated = 2 * w.detach() - w
+    return adjoints(p, x, w, g)[0] * 0 + adjoints(p, x, negated, g)[0], adjoints(p, x, w, g)[1]
+
+
 @bug("second_order")
 @with_pullback
 def second_derivative_has_the_wrong_sign(p, x, w, g):
     """The gradient's own gradient in the weight is negated."""
-    negated = 2 * w.detach() - w
-    return adjoints(p, x, w, g)[0] * 0 + adjoints(p, x, negated, g)[0], adjoints(p, x, w, g)[1]
+    return negated_in_the_weight(p, x, w, g)
+
+
+class _AddedOnce(Function):
+    """y + bias, whose gradient is a number to autograd, not a sum over the output's."""
+
+    @staticmethod
+    def forward(ctx, y, b):
+        return y + b[:, None, None]
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g.detach().sum((0, 2, 3))
+
+
+@bug("second_order_bias")
+def bias_gradient_without_a_gradient(p, x, w, b):
+    """The bias' gradient is hidden from autograd."""
+    y = assemble(p, x, w)
+    return y if b is None else _AddedOnce.apply(y, b)
+
+
+@bug("second_order_bias")
+def second_derivative_has_the_wrong_sign_beside_a_bias(p, x, w, b):
+    """With a bias, the gradient's own gradient in the weight is negated."""
+    if b is None:
+        return assemble(p, x, w)
+    return _Wrong.apply(p, negated_in_the_weight, x, w) + b[:, None, None]
 
 
 @bug("finite_differences", torch.float64)
@@ -722,6 +768,31 @@ def tangent_of_the_weight_forgotten(p, x, w, b):
     """Forward mode knows the image's tangent alone."""
     y = _HalfATangent.apply(p, x, w)
     return y if b is None else y + b[:, None, None]
+
+
+class _Unmoved(Function):
+    """y + bias, as if the output did not move with the bias."""
+
+    @staticmethod
+    def forward(ctx, y, b):
+        ctx.save_for_forward(y)
+        return y + b[:, None, None]
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g.sum((0, 2, 3))
+
+    @staticmethod
+    def jvp(ctx, dy, _):
+        (y,) = ctx.saved_tensors
+        return torch.zeros_like(y) if dy is None else dy
+
+
+@bug("forward_mode", claims=("forward_mode",))
+def tangent_of_the_bias_forgotten(p, x, w, b):
+    """Forward mode does not know that the output moves with the bias."""
+    y = assemble(p, x, w)
+    return y if b is None else _Unmoved.apply(y, b)
 
 
 # --- memory

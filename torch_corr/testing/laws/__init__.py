@@ -21,6 +21,7 @@ from .gradients import (
     frozen_operands,
     gradients,
     second_order,
+    second_order_bias,
     trilinear,
 )
 from .memory import memory_formats, non_finite, purity, stale_memory
@@ -37,6 +38,7 @@ LAWS: tuple[Law, ...] = (
     Law(gradients, data=FINITE_DATA, dtypes="differentiable", share=2),
     Law(frozen_operands, dtypes="differentiable", share=0.5),
     Law(second_order, dtypes="differentiable", share=0.5),
+    Law(second_order_bias, dtypes="differentiable", share=0.2),
     Law(forward_mode, dtypes="differentiable", share=0.5, claim=True),
     Law(finite_differences, data=("normal",), dtypes="double", share=0.1),
     Law(trilinear, dtypes="differentiable", share=0.5),

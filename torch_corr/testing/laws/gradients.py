@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -79,8 +80,42 @@ def second_order(subject: Subject, case: Case) -> None:
     subject.require("d grad_weight/dx", dx, problem, weight=b.conj(), output=g)
 
 
+def second_order_bias(subject: Subject, case: Case) -> None:
+    """Beside a bias the second order is the same, and the bias' gradient is linear in the output's.
+
+    grad_bias sums the output's gradient over each channel; its adjoint repeats a number there.
+    """
+    problem = case.problem
+    x, w, g = leaves(*case.operands())
+    (b,) = leaves(case.bias())
+    other_x, other_w, _ = case.another().operands()
+    with moot("the second order is wrong without a bias already"):
+        second_order(subject, case)
+    y = subject.forward(problem, x, w, b)
+    grads = subject.pull(y, (x, w, b), g, create_graph=True)
+    grad_input, grad_weight, grad_bias = grads
+    other_b = case.bias() + 4  # nowhere zero
+    try:
+        (repeated,) = subject.pull(grad_bias, (g,), other_b, create_graph=True)
+        (dw,) = subject.pull(grad_input, (w,), other_x, create_graph=True)
+        (dx,) = subject.pull(grad_weight, (x,), other_w)
+    except Refusal as refusal:
+        raise Violation(f"beside a bias, a gradient's gradient raises {refusal}") from refusal
+    everywhere = other_b[:, None, None].expand(problem.output_shape)
+    require_alike("d grad_bias/dg", repeated, problem.output_shape, g)
+    require_close("d grad_bias/dg", repeated, everywhere, torch.zeros(problem.output_shape))
+    for name, got, slots in (
+        ("d grad_input/dw", dw, {"input": other_x.conj(), "output": g}),
+        ("d grad_weight/dx", dx, {"weight": other_w.conj(), "output": g}),
+    ):
+        subject.require(f"{name} beside a bias", got, problem, **slots)
+
+
 def forward_mode(subject: Subject, case: Case) -> None:
-    """The tangent is the product rule's: corr(dx, w) + corr(x, dw)."""
+    """The tangent is the product rule's: corr(dx, w) + corr(x, dw); a bias' is added to it.
+
+    The bias' tangent is tried alone, where nothing rounds.
+    """
     problem = case.problem
     x, w, _ = case.operands()
     dx, dw, _ = case.another().operands()
@@ -103,6 +138,23 @@ def forward_mode(subject: Subject, case: Case) -> None:
     bound = bounds[0] + bounds[1]
     bound = bound + unit_roundoff(case.dtype) * (total.abs() + bound)
     require_close("tangent", tangent, total, bound)
+    _require_tangent_of_bias(subject, case)
+
+
+def _require_tangent_of_bias(subject: Subject, case: Case) -> None:
+    """That the output moves with a bias, if the callable takes one."""
+    problem, db = case.problem, case.bias() + 4
+    x, w, _ = case.operands()
+    with suppress(Refusal):
+        subject.forward(problem, x, w, case.bias())
+        with forward_ad.dual_level():
+            y = subject.forward(problem, x, w, _dual(case.bias(), db))
+            tangent = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
+        if tangent is None:
+            raise Violation("the output has no tangent where the bias alone has one")
+        require_alike("the bias' tangent", tangent, problem.output_shape, x)
+        everywhere = db[:, None, None].expand(problem.output_shape)
+        require_close("the bias' tangent", tangent, everywhere, torch.zeros(problem.output_shape))
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:

@@ -50,29 +50,35 @@ def bias(subject: Subject, case: Case) -> None:
     _require_biased(subject, "output for a bias with gaps", case, x, w, apart)
     if not is_differentiable(case.dtype):
         return
-    (b,) = leaves(b)
-    y = subject.forward(problem, x, w, b)
-    if not y.requires_grad:
-        return
-    (gradient,) = subject.pull(y, (b,), g)
-    require_alike("grad_bias", gradient, b.shape, g)
-    # The bias is the 1x1 kernel of one more channel, which is 1 everywhere.
-    channel = Problem(problem.batch, 1, problem.output_size, problem.out_channels, (1, 1))
-    ones = g.new_ones(channel.input_shape)
-    kernel = gradient.reshape(channel.weight_shape)
-    subject.require("grad_bias", kernel, channel, input=ones, output=g)
-    with moot("the gradients are wrong without a bias already"):
-        plain = subject.maps(problem, x, w, g)
-        subject.require_maps(plain, problem, x, w, g)
+    plain = subject.maps(problem, x, w, g)
     if "grad_weight" not in plain:
-        return
-    x, w = leaves(x, w)
+        return  # which another law reports
+    (b,) = leaves(b)
     try:
-        grad_input, grad_weight = subject.pull(subject.forward(problem, x, w, b), (x, w), g)
+        (alone,) = subject.pull(subject.forward(problem, x, w, b), (b,), g)
     except Refusal as refusal:
-        raise Violation(f"beside a bias, {refusal}") from refusal
+        raise Violation(f"for a bias alone, {refusal}") from refusal
+    _require_grad_bias(subject, "grad_bias alone", case, alone, g)
+    with moot("the gradients are wrong without a bias already"):
+        subject.require_maps(plain, problem, x, w, g)
+    x, w = leaves(x, w)
+    y = subject.forward(problem, x, w, b)
+    try:
+        grad_input, grad_weight, grad_bias = subject.pull(y, (x, w, b), g)
+    except Refusal as refusal:
+        raise Violation(f"with a bias, {refusal}") from refusal
+    _require_grad_bias(subject, "grad_bias", case, grad_bias, g)
     subject.require("grad_input beside a bias", grad_input, problem, weight=w.conj(), output=g)
     subject.require("grad_weight beside a bias", grad_weight, problem, input=x.conj(), output=g)
+
+
+def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: Tensor) -> None:
+    """That a bias' gradient is right: it is the 1x1 kernel of one more channel, of ones."""
+    p = case.problem
+    channel = Problem(p.batch, 1, p.output_size, p.out_channels, (1, 1))
+    require_alike(what, got, (p.out_channels,), g)
+    ones, kernel = g.new_ones(channel.input_shape), got.reshape(channel.weight_shape)
+    subject.require(what, kernel, channel, input=ones, output=g)
 
 
 def _require_biased(
