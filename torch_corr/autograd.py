@@ -8,6 +8,7 @@ the rules below, told only which slot is open, are closed under ``backward``, ``
 The rules are written once, in :class:`_Rules`.  How they reach PyTorch depends on who
 calls, and :func:`trilinear` is the one place that asks:
 
+    nothing to differentiate    none: the map is run
     eager PyTorch               ``_Eager``, the quick form: ``forward`` takes ``ctx``
     eager, operands with tangents   ``_Dual``, which keeps the operands until ``jvp``
     a torch.func transform      ``_Transformed``, with ``setup_context`` and ``vmap``
@@ -82,6 +83,8 @@ def trilinear(
         return _under_old_vmap(plan, slots)
     elif forward_ad._current_level >= 0 and any(map(_has_tangent, slots)):
         route = _Dual
+    elif not torch.is_grad_enabled() or not any(map(_requires_grad, slots)):
+        return run(plan, slots)  # as the first gradients; a Function costs as much as conv2d
     result: Tensor = route.apply(plan, *slots)  # type: ignore[no-untyped-call]
     return result
 
@@ -276,11 +279,9 @@ def _remember(ctx: Any, plan: Plan | Deferred, slots: Slots) -> None:
     ctx.plan = plan
     ctx.open = open_slot(slots)
     needs = ctx.needs_input_grad[1:]
+    wanted = sum(needs)
     ctx.save_for_backward(
-        *(
-            value if any(needs[other] for other in range(3) if other != slot) else None
-            for slot, value in enumerate(slots)
-        )
+        *(value if wanted > own else None for value, own in zip(slots, needs))  # by another slot
     )
 
 
@@ -288,6 +289,10 @@ def _with(slots: Slots, slot: int, value: Tensor | None) -> list[Tensor | None]:
     changed = list(slots)
     changed[slot] = value
     return changed
+
+
+def _requires_grad(value: Tensor | None) -> bool:
+    return value is not None and value.requires_grad
 
 
 def _has_tangent(value: Tensor | None) -> bool:

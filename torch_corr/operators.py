@@ -129,7 +129,7 @@ def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
 
 def open_slot(slots: Slots) -> int:
     """The slot to fill, which is None."""
-    return next(slot for slot, value in enumerate(slots) if value is None)
+    return INPUT if slots[INPUT] is None else WEIGHT if slots[WEIGHT] is None else OUTPUT
 
 
 def _watched(slots: Slots) -> bool:
