@@ -53,6 +53,12 @@ def test_opcheck(map: str, requires_grad: bool) -> None:
     torch.library.opcheck(getattr(torch.ops.torch_corr, map).default, calls(requires_grad)[map])
 
 
+def test_there_are_no_other_operators() -> None:
+    names = torch._C._dispatch_get_all_op_names()
+    ours = {name for name in names if name.startswith("torch_corr::")}
+    assert ours == {f"torch_corr::{map}" for map in calls()}
+
+
 @each_map
 def test_derivatives_of_an_operator(map: str) -> None:
     """A captured graph may be differentiated again: the operators have the rules themselves."""
