@@ -308,8 +308,11 @@ def _conv2d_if_chosen(
             if not trained.is_leaf:
                 return None
         device = input.device
-        if not _auto_is_conv2d(
-            input.shape, weight.shape, stride, padding, dilation, groups, device, input.dtype
+        shapes = input.shape, weight.shape
+        asked = *shapes, stride, padding, dilation, groups, device, input.dtype
+        # In channels_last as below, where PyTorch stands for auto.
+        if not _is_conv2d(*asked, "auto") and not (
+            (_is_channels_last(input) or _is_channels_last(weight)) and _is_conv2d(*asked, "aten")
         ):
             return None
         # PyTorch computes on across cpu and meta, and on layouts of its own.
@@ -339,7 +342,7 @@ def _conv2d_if_chosen(
 
 
 @cached_plan
-def _auto_is_conv2d(
+def _is_conv2d(
     input_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     stride: Any,
@@ -348,6 +351,7 @@ def _auto_is_conv2d(
     groups: Any,
     device: torch.device,
     dtype: torch.dtype,
+    algorithm: AlgorithmLike,
 ) -> bool:
     if _written_down():
         raise TypeError("shapes are of tensors under jit.trace; an error, so as not to be kept")
@@ -360,7 +364,7 @@ def _auto_is_conv2d(
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
         return False
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
-    return make_plan(problem, device, dtype, "auto").is_conv2d
+    return make_plan(problem, device, dtype, algorithm).is_conv2d
 
 
 @left_alone
