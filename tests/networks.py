@@ -127,11 +127,11 @@ def outcome(
         train: batch statistics rather than running ones.
         halves: under autocast to bfloat16.
         around: context of the forward pass.
-        backend: of ``torch.compile``, which takes the whole network; None for none.
+        backend: of ``torch.compile``, which takes the whole network, once; None for none.
         rounded: what becomes of the loss's weights, its gradient by the logits.
     """
     model.train(train)
-    if backend is not None:
+    if backend is not None and model._compiled_call_impl is None:
         model.compile(backend=backend)
     with around or nullcontext(), torch.autocast("cpu", torch.bfloat16, enabled=halves):
         output = model(images)
@@ -181,15 +181,15 @@ def yardstick_of(
 
     ``compute(model, images, rounded=...)`` gives the results; see :func:`outcome`.
     """
-    draws = [
-        compute(
-            *shaken(model, images, roundoff, seed),
-            rounded=partial(
-                other_rounding, roundoff=roundoff, random=torch.Generator().manual_seed(~seed)
-            ),
-        )
-        for seed in range(DRAWS)
-    ]
+    draws = []
+    runner = copy.deepcopy(model)  # one for all draws, since it may be compiled
+    for seed in range(DRAWS):
+        drawn, data = shaken(model, images, roundoff, seed)
+        runner.load_state_dict(drawn.state_dict())
+        runner.zero_grad()
+        random = torch.Generator().manual_seed(~seed)
+        rounded = partial(other_rounding, roundoff=roundoff, random=random)
+        draws.append(compute(runner, data, rounded=rounded))
     return farthest(draws, expected)
 
 
