@@ -2,7 +2,7 @@
 
 python -m benchmarks.cubins            compile every configuration, print the table
 python -m benchmarks.cubins --write    put it into docs/gpu.md
-python -m benchmarks.cubins --floors   what each case costs at least on each device
+python -m benchmarks.cubins --floors   only what cases cost at least, and what is predicted
 
 Triton keeps what it compiles, so a run that was stopped goes on where it was.
 
@@ -32,10 +32,12 @@ from typing import Any
 
 import torch
 
-from torch_corr import MAPS, Problem
-from torch_corr.algorithms import MapName, dtype_name
+from torch_corr import FFT, MAPS, Problem
+from torch_corr.algorithms import Algorithm, MapName, dtype_name
 from torch_corr.algorithms import triton as host
+from torch_corr.algorithms.base import definition_flops, operand_bytes
 from torch_corr.algorithms.triton import Config, Launch, Triton
+from torch_corr.machine import peak_rates
 
 from .cases import CASES, CUDA_CASES
 
@@ -43,8 +45,9 @@ ARCHITECTURES = (80, 90)
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
 
 FEW, MANY = "n8c96-x56-o96-k7-p3-g96", "n8c64-x56-o64-k3-p1"
-"""What configurations for few channels and for many are compiled for: a ConvNeXt and a ResNet
-layer; channels in multiples of 16, as 16-byte loads need."""
+BANDS = "n64c384-x32-o384-k31-p15-g384"
+"""What configurations for few channels, for many and for bands are compiled for: a ConvNeXt, a
+ResNet and a RepLKNet layer; channels, or columns, in multiples of 16, as 16-byte loads need."""
 
 DTYPES = (torch.float32, torch.float16, torch.float64)
 """bfloat16 differs from float16 in conversions alone."""
@@ -132,8 +135,18 @@ def launches_of(
         for slot in OPERANDS[map]
     )
     if map == "grad_weight":
-        return (host.weight_launch(problem, first, second, config)[0],)
+        launch, partial = host.weight_launch(problem, first, second, config)
+        if isinstance(config, host.Band):
+            return launch, host.band_sum(problem, partial, config)[0]
+        return (launch,)
     return host.correlate_launches(map, problem, first, second, config)[0]
+
+
+def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:
+    """The launch that multiplies."""
+    beside = ("spread_taps", "sum_bands")
+    launches = launches_of(problem, map, dtype, config)
+    return next(each for each in launches if each.kernel not in beside)
 
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:
@@ -175,22 +188,17 @@ def _read_by(tool: str, *arguments: str) -> str:
 
 def planned() -> Iterator[tuple[MapName, torch.dtype, Config]]:
     """Each configuration with each map and dtype that it can run."""
-    few, many = Problem.parse(FEW), Problem.parse(MANY)
     for dtype in DTYPES:
         for map in MAPS:
-            able = (
-                (few, Triton().configs(few, map, dtype)),
-                (many, Triton().configs(many, map, dtype)),
-            )
-            for problem, configs in able:
-                for config in configs:
-                    if isinstance(config, host.Dot) == (problem == many):
-                        yield map, dtype, config
+            for config in host.CONFIGS:
+                if config in Triton().configs(problem_of(config), map, dtype):
+                    yield map, dtype, config
 
 
 def problem_of(config: Config) -> Problem:
     """What a configuration is compiled for here."""
-    return Problem.parse(MANY if isinstance(config, host.Dot) else FEW)
+    named: dict[type, str] = {host.Dot: MANY, host.Band: BANDS}
+    return Problem.parse(named.get(type(config), FEW))
 
 
 def table(tf32: bool) -> str:
@@ -228,8 +236,8 @@ def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
     """What the table has a row for; TF32's has what TF32 changes."""
     torch.backends.cudnn.allow_tf32 = tf32
     for map, dtype, config in planned():
-        if not tf32 or (dtype == torch.float32 and isinstance(config, host.Dot)):
-            yield map, dtype, config, launches_of(problem_of(config), map, dtype, config)[0]
+        if not tf32 or (dtype == torch.float32 and isinstance(config, (host.Dot, host.Band))):
+            yield map, dtype, config, main_launch(problem_of(config), map, dtype, config)
 
 
 def digest(tf32: bool) -> str:
@@ -315,6 +323,69 @@ def floors() -> str:
     return "\n".join(rows)
 
 
+@dataclass(frozen=True)
+class Target:
+    """What was aimed at for an H200, and the algorithm that is to reach it."""
+
+    case: str
+    aim: str
+    algorithm: Algorithm
+    maps: tuple[MapName, ...] = MAPS
+
+
+TARGETS = (
+    Target("replknet dw 31x31 batch", "10 times PyTorch", Triton()),
+    Target("replknet dw 31x31 batch float16", "10 times PyTorch", Triton()),
+    Target("convnext dw 7x7 batch float16", "1.5 times PyTorch", Triton()),
+    Target("photo 3x3", "3 times PyTorch, 70% of copying", Triton(), ("forward",)),
+    Target("photo 5x5", "3 times PyTorch, 70% of copying", Triton(), ("forward",)),
+    Target("dense 3x3 float64", "1.5 times PyTorch", Triton()),
+    Target("square 128 k16", "4 times PyTorch", FFT()),
+    Target("square 256 k16", "4 times PyTorch", FFT()),
+    Target("square 256 k32", "3000 µs", FFT()),
+)
+
+
+def predictions() -> str:
+    """What an H200 is predicted to take for the cases that were aimed at, TF32 off.
+
+    As the planner predicts it: an algorithm's cost at the device's stated peaks.
+    """
+    rows = [
+        "| case | map | aim | MB | GFLOP | floor of sums, µs | by | predicted, µs | measured, µs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        for target in TARGETS:
+            rows += [_prediction(target, map) for map in target.maps]
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    return "\n".join(rows)
+
+
+def _prediction(target: Target, map: MapName) -> str:
+    case = next(each for each in (*CASES, *CUDA_CASES) if each.name == target.case)
+    problem, dtype, device = case.problem, case.torch_dtype, DEVICES[-1]
+    moved, flops = operand_bytes(problem, dtype), definition_flops(problem, dtype)
+    # One channel is multiplied by matrix units in bands alone.
+    few = problem.group_in * problem.group_out <= host.FEW
+    by, peak = target.algorithm.name, {2: device.halves, 4: device.float32, 8: device.float64}
+    rate = peak[dtype.itemsize]
+    if isinstance(target.algorithm, Triton):
+        config = target.algorithm._config(map, problem, dtype)
+        by = f"{by} {config.name}"
+        rate = device.float32 if few and not isinstance(config, host.Band) else rate
+    floor = max(moved / device.bytes, flops / rate)
+    cost = target.algorithm.cost(problem, map, torch.device("cuda"), dtype)
+    rates = peak_rates(peak[dtype.itemsize], device.bytes, 2 * max(dtype.itemsize, 4))
+    return (
+        f"| {target.case} | {map} | {target.aim} | {moved / 1e6:.1f} | {flops / 1e9:.2f} | "
+        f"{1e6 * floor:.0f} | {by} | {1e6 * rates.seconds(cost):.0f} | none |"
+    )
+
+
 def put(text: str, name: str, block: str) -> str:
     """``text`` with what lies between the comments ``<!-- name -->`` replaced."""
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -336,7 +407,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Compile, print, and write if asked."""
     options = _parser().parse_args(words)
-    blocks: dict[str, Callable[[], str]] = {"floors": floors}
+    blocks: dict[str, Callable[[], str]] = {"floors": floors, "predictions": predictions}
     if not options.floors:
         blocks["resources"] = partial(table, tf32=False)
         blocks["resources of tf32"] = partial(table, tf32=True)

@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,9 @@ HELD = (
     "n2c9-x20x23-o30-k3-s2-p1-g3",
 )
 """Problems that every configuration is held to: tails everywhere, a few programs each."""
+
+AIMED = ("batch", "photo 3x3", "photo 5x5", "dense 3x3 float64", "square 128 k16", "square 256*")
+"""What picks the cases that docs/gpu.md predicts, a few minutes' worth."""
 
 TIMED = (
     *CUDA_CASES,
@@ -99,62 +103,55 @@ def steps(out: Path) -> tuple[Step, ...]:
     at_once = ("-n", "4") if find_spec("xdist") else ()
     # Freed memory goes back at once, so that reading beyond a tensor is seen.
     sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool")
+    aimed = tuple(word for pattern in AIMED for word in ("--cases", pattern))
+
+    def kit(name: str, *words: str) -> Step:
+        command = (*verify, "--with", f"algorithm={name}", *words, "--budget", "1m")
+        return Step(f"kit {name}", f"the conformance kit on {name}, every dtype", command, 1.5)
+
+    def sanitized(tool: str) -> Step:
+        return Step(
+            f"sanitizer {tool}",
+            f"compute-sanitizer's {tool} on every configuration",
+            (*sanitizer, tool, *me, "configurations", "--once"),
+            2.5,
+            needs="compute-sanitizer",
+        )
+
     return (
         Step(
-            "configurations", "every configuration against the oracle", (*me, "configurations"), 6
-        ),
-        Step("timings", "every configuration timed by CUDA events", (*me, "timings"), 6),
-        Step(
-            "triton tests",
-            "repeatability, graphs, streams, more than 2**31 pixels",
-            (*pytest, "tests/test_triton.py", "-k", "not compiled"),
-            6,
+            "configurations", "every configuration against the oracle", (*me, "configurations"), 5
         ),
         Step(
             "cases",
-            "the suite's CUDA cases, TF32 off, cudnn.benchmark off and on",
-            (*bench, "--out", str(out / "float32"), "--cases", "batch"),
-            8,
+            "the cases that were aimed at, TF32 off, cudnn.benchmark off and on",
+            (*bench, "--out", str(out / "float32"), *aimed),
+            5,
+        ),
+        Step("timings", "every configuration timed by CUDA events", (*me, "timings"), 4),
+        Step(
+            "triton tests",
+            "repeatability, graphs, streams, more than 2**31 pixels",
+            (*pytest, "tests/test_triton.py", "-k", "not compiled and not tables"),
+            3,
         ),
         Step(
             "cases tf32",
-            "the same with TF32",
-            (*bench, "--tf32", "--out", str(out / "tf32"), "--cases", "batch"),
-            8,
+            "the same cases with TF32",
+            (*bench, "--tf32", "--out", str(out / "tf32"), *aimed),
+            3,
         ),
-        *(
-            Step(
-                f"kit {name}",
-                f"the conformance kit on {name}, every dtype",
-                (*verify, "--with", f"algorithm={name}", "--dtype", dtypes, "--budget", "2m"),
-                4,
-            )
-            for name, dtypes in (("triton", FLOATS), ("auto", FLOATS), ("unfold", FLOATS))
-        ),
-        Step(
-            "kit fft",
-            "the conformance kit on fft",
-            (
-                *(*verify, "--with", "algorithm=fft", "--dtype", "float32,float64"),
-                *("--errors", "normwise", "--without", "non_finite", "--budget", "2m"),
-            ),
-            4,
-        ),
-        Step(
-            "suite",
-            "the whole test suite, its CUDA half",
-            (*pytest, *at_once, "-k", "cuda"),
-            10,
-        ),
-        *(
-            Step(
-                f"sanitizer {tool}",
-                f"compute-sanitizer's {tool} on every configuration",
-                (*sanitizer, tool, *me, "configurations", "--once"),
-                10,
-                needs="compute-sanitizer",
-            )
-            for tool in ("memcheck", "racecheck", "initcheck")
+        kit("triton", "--dtype", FLOATS),
+        sanitized("memcheck"),
+        Step("suite", "the whole test suite, its CUDA half", (*pytest, *at_once, "-k", "cuda"), 4),
+        kit("auto", "--dtype", FLOATS),
+        # What follows is for time that is left, or for a second half hour.
+        sanitized("racecheck"),
+        sanitized("initcheck"),
+        kit("unfold", "--dtype", FLOATS),
+        kit(
+            "fft",
+            *("--dtype", "float32,float64", "--errors", "normwise", "--without", "non_finite"),
         ),
         Step("all cases", "the whole benchmark suite, TF32 off", (*bench, "--out", str(out)), 60),
         Step(
@@ -229,15 +226,14 @@ def _outcome(command: Sequence[str], log: Any, seconds: float) -> str:
         return f"exit {process.wait(seconds)}"
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-    try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        return "stopped: out of time"
     finally:
-        if process.poll() is None:
+        # What it has started, and itself: they would hold the device in the next step's way.
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return "stopped: out of time"
+        process.wait()
 
 
 def _path() -> str:

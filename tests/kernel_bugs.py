@@ -48,6 +48,7 @@ NON_FINITE, SPLIT = "test_one_non_finite and nan and", "test_pixels_are_split_an
 CONFIGURATION = "test_every_configuration and float32"
 TAPS, SUMS = f"{CONFIGURATION}-forward-taps", f"{CONFIGURATION}-grad_weight-sums"
 DOT = f"{CONFIGURATION}-forward-dot-64x16"
+BAND = f"{CONFIGURATION}-forward-band"
 
 BUGS = (
     Bug(
@@ -189,6 +190,43 @@ BUGS = (
         "end = tl.minimum(begin + per_split, pixels)",
         "end = begin + per_split",
         f"{SPLIT} dot-64x16",
+    ),
+    Bug(
+        "bands have taps where none comes out",
+        "meets = (v * columns.tap == distance) & _inside(v, columns.taps)",
+        "meets = _inside(v, columns.taps)",
+        "test_bands and s2x3",
+    ),
+    Bug(
+        "the bands of a group are those of the first",
+        "band += row // taps_down * group_stride + row % taps_down * row_stride",
+        "band += row % taps_down * row_stride",
+        BAND,
+    ),
+    Bug(
+        "what a band's zeros spoil is mended near the edges alone",
+        "edge = edge | (MEND == 2)",
+        "edge = edge | (MEND == 3)",
+        f"{NON_FINITE} band-64x32",
+    ),
+    Bug(
+        "what a band's zeros spoil is left",
+        "return spread, product, mend",
+        "return spread, product",
+        f"{NON_FINITE} band-64x32",
+        HOST,
+    ),
+    Bug(
+        "of the splits of bands the first is summed alone",
+        "first = (split * groups + group) * columns.dest",
+        "first = group * columns.dest",
+        f"{SPLIT} band-64x32",
+    ),
+    Bug(
+        "diagonals of a band go on beyond the image",
+        "meets = (v < columns.taps) & _inside(column, columns.source)",
+        "meets = v < columns.taps",
+        f"{CONFIGURATION}-grad_weight-band",
     ),
     Bug(
         "only one split is summed",

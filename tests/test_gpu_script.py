@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import cubins, gpu
+from benchmarks.cases import CASES, CUDA_CASES
 from torch_corr import Problem
 
 
@@ -20,12 +22,33 @@ def test_dry_run_names_every_step_and_runs_none(capsys: pytest.CaptureFixture[st
         assert word in printed
 
 
+def test_what_must_not_be_missed_fits_into_half_an_hour(tmp_path: Path) -> None:
+    """Every step up to the kit under auto, even where each is stopped at its limit."""
+    every = gpu.steps(tmp_path)
+    first = every[: [step.name for step in every].index("kit auto") + 1]
+    assert sum(step.minutes for step in first) <= 30
+    names = {step.name for step in first}
+    assert {"configurations", "cases", "cases tf32", "sanitizer memcheck", "suite"} <= names
+
+
+def test_the_cases_that_were_aimed_at_are_run() -> None:
+    """And no other: the benchmark's patterns pick what docs/gpu.md predicts."""
+    picked = {
+        case.name
+        for case in (*CASES, *CUDA_CASES)
+        if any(case.matches(pattern) for pattern in gpu.AIMED)
+    }
+    aimed = {target.case for target in cubins.TARGETS}
+    assert aimed <= picked
+    assert len(picked) <= len(aimed) + 2
+
+
 def test_steps_are_chosen_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--dry-run", "--steps", "suite, kit fft"]) == 0
     printed = capsys.readouterr().out
     assert "suite: " in printed
     assert "timings" not in printed
-    with pytest.raises(SystemExit, match="no step 'suit'; there are configurations, timings"):
+    with pytest.raises(SystemExit, match="no step 'suit'; there are configurations, cases"):
         gpu.main(["--dry-run", "--steps", "suit"])
 
 
@@ -67,8 +90,17 @@ def test_a_step_whose_time_is_up_may_still_report(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
+    """A sanitizer is stopped, and what it watches would go on and hold the device."""
+    late = f"import time; time.sleep(1); open({str(tmp_path / 'late')!r}, 'w')"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}])"
+    assert gpu.run([gpu.Step("leaves", "", (sys.executable, "-c", code), 1)], tmp_path, {}, 10) == 0
+    time.sleep(1.5)
+    assert not (tmp_path / "late").exists()
+
+
 def test_a_later_run_goes_on_after_a_step(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu.main(["--dry-run", "--after", "kit fft"]) == 0
+    assert gpu.main(["--dry-run", "--after", "sanitizer memcheck"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("suite: ")
     assert "timings" not in printed
@@ -83,7 +115,9 @@ def test_floors_are_bytes_or_operations_whichever_takes_longer() -> None:
 
 
 def test_floors_in_the_docs_are_of_this_code() -> None:
-    assert cubins.floors() in cubins.DOCUMENT.read_text(), "python -m benchmarks.cubins --floors"
+    text = cubins.DOCUMENT.read_text()
+    assert cubins.floors() in text, "python -m benchmarks.cubins --floors --write"
+    assert cubins.predictions() in text, "python -m benchmarks.cubins --floors --write"
 
 
 def test_occupancy_is_what_registers_and_shared_memory_leave() -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch_corr import MAPS, Auto, Problem, Triton, corr2d, wisdom
 from torch_corr import auto as auto_module
 from torch_corr.algorithms import triton as host
-from torch_corr.algorithms.triton import CONFIGS, Dot, Sums, Taps, axes
+from torch_corr.algorithms.triton import CONFIGS, Band, Dot, Sums, Taps, axes
 from torch_corr.planner import make_plan
 from torch_corr.testing import LAYOUTS, make_operands, oracle, problems
 
@@ -90,6 +90,9 @@ def of(config: host.Config, map: str) -> Triton:
 # a tile's K, pixels past its M, images past the first.
 FEW = "n2c4-x22x5-o2-k9x5-p3,2x1,2-d2x1-g2"
 MANY = "n2c19-x9x6-o17-k2x3-p1-d1x2"
+# One channel to one; columns past a tile's K, and taps that meet no column.
+ONE = "n2c2-x9x37-o2-k2x4-s1x2-p1,2x3,1-d2x3-g2"
+EACH = {Dot: MANY, Band: ONE}
 
 
 @runs
@@ -98,10 +101,10 @@ MANY = "n2c19-x9x6-o17-k2x3-p1-d1x2"
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_configuration(config: host.Config, map: Any, dtype: torch.dtype) -> None:
     """Against the oracle; in the interpreter each in float32, one of a kind in the others."""
-    some_of_each = ("taps-4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16")
+    some_of_each = ("taps-4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16", "band-64x32")
     if not CUDA and dtype != torch.float32 and config.name not in some_of_each:
         pytest.skip("in the interpreter one configuration of a kind is enough")
-    problem = Problem.parse(MANY if isinstance(config, Dot) else FEW)
+    problem = Problem.parse(EACH.get(type(config), FEW))
     if config not in Triton().configs(problem, map, dtype):
         pytest.skip(f"{config.name} is not for {map} in {dtype}")
     check(of(config, map), problem, map, some(problem, map, dtype))
@@ -122,12 +125,16 @@ def test_rows_of_sums_under_a_stride(name: str) -> None:
 
 @runs
 @pytest.mark.parametrize("programs", [1, 12, 1056])
-@pytest.mark.parametrize("name", ["sums-1x4x4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16"])
+@pytest.mark.parametrize(
+    "name", ["sums-1x4x4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16", "band-64x32"]
+)
 def test_pixels_are_split_anyhow(name: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One split of many blocks, a few of several, one a block; the last of each not full."""
     monkeypatch.setattr(host, "PROGRAMS", programs)
-    few = name.startswith("sums")
-    problem = Problem.parse("n3c1-x20x17-o2-k2x3-p1" if few else "n3c9-x6x7-o18-k2x1-p1,0x0,0")
+    kind = name.partition("-")[0]
+    one = "n5c1-x17x6-o1-k2x3-p1"
+    each = {"sums": "n3c1-x20x17-o2-k2x3-p1", "dot": "n3c9-x6x7-o18-k2x1-p1,0x0,0", "band": one}
+    problem = Problem.parse(each[kind])
     config = next(each for each in CONFIGS if each.name == name)
     splits, _ = host._splits(problem, config)
     assert splits > 1 if programs > 1 else splits == 1
@@ -137,6 +144,28 @@ def test_pixels_are_split_anyhow(name: str, programs: int, monkeypatch: pytest.M
         "grad_weight",
         some(problem, "grad_weight", torch.float32),
     )
+
+
+@runs
+@each_map
+@pytest.mark.parametrize(
+    "case",
+    [
+        "n1c1-x1x1-o1-k1",
+        "n2c2-x7x9-o2-k3x4-s2x3-p1,2x0,1-d1x2-g2",
+        "n1c1-x5x12-o1-k3-p1-d1x5",
+        "n5c1-x17x35-o1-k2x3-p1",
+        "n1c2-x4x5-o2-k3x2-s5x4-p3-g2",
+    ],
+)
+def test_bands(map: Any, case: str) -> None:
+    """Strides, gaps, taps and pixels that meet nothing; more rows and columns than a tile has."""
+    problem = Problem.parse(case)
+    operands = some(problem, map, torch.float32)
+    config = next(each for each in CONFIGS if isinstance(each, Band))
+    plain = check(of(config, map), problem, map, operands)
+    last = {n: v.contiguous(memory_format=torch.channels_last) for n, v in operands.items()}
+    assert torch.equal(plain, check(of(config, map), problem, map, last))
 
 
 EDGES = [
@@ -181,7 +210,9 @@ def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any)
 
 
 @runs
-@pytest.mark.parametrize("name", ["taps-1", "taps-4", "dot-64x16", "sums-1x4x4", "sums-4x4x4"])
+@pytest.mark.parametrize(
+    "name", ["taps-1", "taps-4", "dot-64x16", "sums-1x4x4", "sums-4x4x4", "band-64x32"]
+)
 # Slow in the interpreter; there zero times an infinity is a NaN as well.
 @pytest.mark.parametrize("value", ["inf", "nan"] if CUDA else ["nan"])
 @pytest.mark.parametrize(
@@ -232,6 +263,32 @@ def test_positions_in_64_bits(map: Any, case: str, monkeypatch: pytest.MonkeyPat
     narrow = check(Triton(), problem, map, operands)
     monkeypatch.setattr(host, "_wide", lambda *_: True)
     assert torch.equal(narrow, check(Triton(), problem, map, operands))
+
+
+@runs
+@each_map
+def test_positions_in_bands_in_64_bits(map: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem.parse("n2c2-x7x8-o2-k3x2-s2x1-p1-g2")
+    operands = some(problem, map, torch.float32)
+    band = Triton(correlate="band-64x32", weight="band-64x32")
+    narrow = check(band, problem, map, operands)
+    monkeypatch.setattr(host, "_wide", lambda *_: True)
+    assert torch.equal(narrow, check(band, problem, map, operands))
+
+
+@on_cuda
+def test_channels_that_lie_far_apart() -> None:
+    """The third is 2**31 positions on, though to each next one it is fewer than 32 bits count.
+
+    The interpreter takes 14 seconds for it, and ends in a crash where a channel is multiplied.
+    """
+    problem = Problem.parse("n1c3-x2-o1-k2-p1")
+    w, step = some(problem, "forward", torch.float16)["weight"], 2**30
+    all_of_it = torch.empty(2 * step + 4, dtype=torch.float16, device=DEVICE)
+    x = all_of_it.as_strided(problem.input_shape, (2 * step + 4, step, 2, 1))
+    x.copy_(some(problem, "forward", torch.float16)["input"])
+    for name in ("taps-1", "taps-4"):
+        check(Triton(correlate=name), problem, "forward", {"input": x, "weight": w})
 
 
 def test_64_bits_are_taken_where_they_are_needed() -> None:
@@ -380,7 +437,7 @@ def planned() -> list[Any]:
     for config in CONFIGS:
         for map in MAPS:
             dtype = torch.float16
-            if isinstance(config, Dot):
+            if isinstance(config, (Dot, Band)):
                 dtype = torch.float64 if config.k == 16 else torch.float16
                 if map == "grad_input":
                     continue  # the same kernel as forward
@@ -403,7 +460,9 @@ def test_compiled_kernels_keep_within_a_device(
             made = compile_launch(launch, architecture)
             assert made.stack == 0
             assert made.spills == 0
-            if isinstance(launch.config, Dot):
+            if launch.kernel in ("spread_taps", "sum_bands"):
+                assert made.registers <= 64
+            elif isinstance(launch.config, (Dot, Band)):
                 assert made.shared <= 96 * 1024
                 assert made.registers <= 255
                 assert made.matrix_units
@@ -456,12 +515,31 @@ def test_rules_choose_what_is_able(tf32: bool) -> None:
                 assert chosen in Triton().configs(problem, map, dtype)
 
 
+def test_bands_are_chosen_where_they_are_predicted_to_be_ahead() -> None:
+    """Wide kernels, rows of 16-byte loads; never where most of a band is zeros, or for little."""
+    large, layer = "n64c384-x32-o384-k31-p15-g384", "n128c96-x56-o96-k7-p3-g96"
+    for case, dtypes in (
+        (large, FLOATS),
+        (layer, ()),
+        ("n64c384-x28-o384-k29-p14-g384", ()),
+        ("n1c1-x1024-o1-k31-p15", ()),
+        ("n1c8-x32-o8-k31-p15-g8", ()),
+    ):
+        problem = Problem.parse(case)
+        for map, dtype in product(MAPS, FLOATS):
+            chosen = Triton()._config(map, problem, dtype)
+            if dtype in dtypes:
+                assert isinstance(chosen, Band)
+            else:
+                assert isinstance(chosen, Sums if map == "grad_weight" else Taps)
+
+
 def test_configurations_have_names_of_their_own() -> None:
     names = [each.name for each in CONFIGS]
     assert len(set(names)) == len(names)
     # More warps in one loop over taps and channels are known to be miscompiled.
     assert all(each.warps <= 4 for each in CONFIGS)
-    assert {type(each) for each in CONFIGS} == {Taps, Sums, Dot}
+    assert {type(each) for each in CONFIGS} == {Taps, Sums, Dot, Band}
 
 
 @pytest.mark.parametrize("map", ["forward", "grad_input"])
@@ -499,6 +577,14 @@ def test_refusals_say_why() -> None:
         strided = Problem.parse("n1c1-x8x8-o1-k3-s2")
         (shared,) = Triton(correlate="taps-8").refusals(strided, cpu, torch.float32)
         assert "taps-8 shares rows, which grad_input with a stride does not" in shared
+        (several,) = Triton(weight="band-64x64").refusals(
+            Problem.parse("n1c2-x8x8-o1-k3"), cpu, torch.float32
+        )
+        assert several == "band-64x64 is for one channel to one, as in depthwise layers"
+        (thin,) = Triton(weight="band-64x64").refusals(
+            Problem.parse("n1c1-x64-o1-k3"), cpu, torch.float32
+        )
+        assert "rows of 64 pixels are more than 16 times as wide as the kernel" in thin
         assert "no int8 here" in Triton().refusals(problem, cpu, torch.int8)[0]
     else:
         assert "no kernels for meta; it runs on CUDA" in sentence
@@ -565,7 +651,14 @@ def test_workspace_is_stated_without_triton() -> None:
 
 @compiles
 @each_map
-@pytest.mark.parametrize("case", ["n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2", "n2c20-x9-o24-k3-p1"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2",
+        "n2c20-x9-o24-k3-p1",
+        "n64c384-x32-o384-k31-p15-g384",  # bands
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_launching_asks_no_tensor_for_a_value(
     map: Any, case: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch

@@ -190,13 +190,18 @@ def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
     return _device_machine(device, may_use_tf32(dtype))
 
 
-@cache
-def _device_machine(device: torch.device, tf32: bool) -> Machine:
-    """Peaks from the device's properties: clocks in kHz, the memory's twice a cycle.
+def peak_rates(flops: float, moved: float, sample: int) -> Rates:
+    """Rates of a device from FLOP/s and bytes/s.
 
     Transforms are bound by memory: one of 64 x 64 does 60 of the operations that ``Cost`` counts
-    on a complex sample, and moves it, 8 bytes, in and out once along each axis.
+    on a complex sample, and moves it, ``sample`` bytes, in and out once along each axis.
     """
+    return Rates(flops, 60 / (4 * sample) * moved, moved, _LAUNCHES)
+
+
+@cache
+def _device_machine(device: torch.device, tf32: bool) -> Machine:
+    """Peaks from the device's properties: clocks in kHz, the memory's twice a cycle."""
     found: Any = torch.cuda.get_device_properties(device)
     capability = (found.major, found.minor)
     # One that is not listed is taken for the latest before it.
@@ -204,16 +209,13 @@ def _device_machine(device: torch.device, tf32: bool) -> Machine:
     cycles = 2e3 * found.multi_processor_count * found.clock_rate
     moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
 
-    def rates(products: int, sample: int) -> Rates:
-        return Rates(products * cycles, 60 / (4 * sample) * moved, moved, _LAUNCHES)
-
     return Machine(
         name=found.name,
         threads=0,
         measured="",
-        float32=rates(units.tf32 if tf32 else units.float32, 8),
-        float64=rates(max(units.float64, units.double), 16),
-        halves=rates(units.halves, 8),
+        float32=peak_rates((units.tf32 if tf32 else units.float32) * cycles, moved, 8),
+        float64=peak_rates(max(units.float64, units.double) * cycles, moved, 16),
+        halves=peak_rates(units.halves * cycles, moved, 8),
     )
 
 

@@ -14,7 +14,11 @@ Loads outside an image give 0.  Zero times a tap that is not finite would be NaN
 ``grad_input``, where the definition has no padding, no pixel may meet such a tap beyond the
 edges of ``source``.  So another launch (MEND) looks at the pixels near the edges, and those that
 are not finite it sums again, product by product under the mask.  Nobody waits for an answer: the
-branch is on the device.
+branch is on the device.  Bands multiply by zeros everywhere, and are mended everywhere.
+
+A band is a row of a kernel as a matrix, (source columns, dest columns), zero where no tap leads
+from one to the other.  With it a kernel of one channel is a matrix product too: columns are its
+channels, and ``correlate_dot`` and ``weight_dot`` see images one column wide.
 
 Programs are numbered along one grid axis, since the others end at 65535.  WIDE computes
 positions in 64 bits.  All sums have one order, which sizes and configuration decide.
@@ -66,18 +70,20 @@ def _masked_sum(
         down, across: source pixels from tap to tap.
         weight_strides: of source channel, row and column of taps.
     """
-    for c in range(channels):
+    for _ in range(channels):
         for u in range(taps_down):
             h = row + u * down
             for v in range(taps_across):
                 w_ = column + v * across
                 meets = live & _inside(h, rows.source) & _inside(w_, columns.source)
-                at = c * source_strides[1] + h * source_strides[2] + w_ * source_strides[3]
+                at = h * source_strides[2] + w_ * source_strides[3]
                 x = tl.load(source + at, mask=meets, other=0.0).to(acc.dtype)
-                tap = tl.load(
-                    weight + c * weight_strides[0] + u * weight_strides[1] + v * weight_strides[2]
-                ).to(acc.dtype)
+                at = u * weight_strides[1] + v * weight_strides[2]
+                tap = tl.load(weight + at).to(acc.dtype)
                 acc = tl.where(meets, acc + x * tap, acc)
+        # One channel on: their number times this might pass 32 bits.
+        source += source_strides[1]
+        weight += weight_strides[0]
     return acc
 
 
@@ -130,8 +136,8 @@ def correlate_taps(
     that is loaded meets all sums that it belongs to while it is in a register.
 
     With HEIGHT = 1 the taps of a class are taken one by one: strides in ``grad_input``, and
-    steps so long that rows share nothing.  With MEND only for pixels near an edge that are not
-    finite in ``result``, which another launch has filled.
+    steps so long that rows share nothing.  With MEND only for pixels that are not finite in
+    ``result``, which another launch has filled: 1 for those near an edge, 2 for all.
 
     Args:
         weight_strides: of group, dest channel, source channel, row and column of taps.
@@ -192,6 +198,7 @@ def correlate_taps(
             last_column = column + (taps_across - 1) * across
             edge = ~_inside(row, rows.source) | ~_inside(last_row, rows.source)
             edge = edge | ~_inside(column, columns.source) | ~_inside(last_column, columns.source)
+            edge = edge | (MEND == 2)
             found = tl.load(result, mask=alive & edge, other=0.0)
             alive = alive & (found - found != 0)
             wanted = tl.max(alive.to(tl.int32), 0)
@@ -203,11 +210,11 @@ def correlate_taps(
             tl.store(result, total.to(result.dtype.element_ty), mask=alive)
     else:
         sums = (zero,) * HEIGHT
-        for c in range(group_source):
+        for _ in range(group_source):
             for v in range(taps_across):
                 w_ = column + v * across
-                at = source + c * source_strides[1] + w_ * source_strides[3]
-                taps = weight + c * weight_strides[2] + v * across_stride
+                at = source + w_ * source_strides[3]
+                taps = weight + v * across_stride
                 meets = live & _inside(w_, columns.source)
                 for chunk in range(CHUNKS):
                     sums = _add_taps(
@@ -221,6 +228,9 @@ def correlate_taps(
                         row + CHUNKS * CHUNK * TAP, rows, source_strides[2], down_stride,
                         HEIGHT, REST, STEP, TAP,
                     )  # fmt: skip
+            # One channel on: their number times this might pass 32 bits.
+            source += source_strides[1]
+            weight += weight_strides[2]
         for i in tl.static_range(HEIGHT):
             alive = live & (dest_row + i < rows.dest)
             at = (dest_row + i) * result_strides[2]
@@ -238,7 +248,7 @@ def _multiply(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 @triton.jit
 def correlate_dot(
     source, weight, result, rows, columns, source_strides, result_strides, weight_strides,
-    batch, groups, group_source, group_dest, plane,
+    group_strides, batch, groups, group_source, group_dest, plane,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FLAT: tl.constexpr,
     PLANE_PART: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -254,6 +264,7 @@ def correlate_dot(
 
     Args:
         weight_strides: of the long axis and of dest channels, each packed.
+        group_strides: of source and result.
         plane: dest pixels of a plane divided by PLANE_PART, a power of two; 0 when the dest
             is not one run of pixels, and every pixel finds its place by itself.
     """
@@ -288,7 +299,7 @@ def correlate_dot(
     down = rows.tap * rows.period // rows.div
     across = columns.tap * columns.period // columns.div
     origin = (
-        image * source_strides[0] + group * group_source * source_strides[1]
+        image * source_strides[0] + group * group_strides[0]
         + row * source_strides[2] + column * source_strides[3]
     )  # fmt: skip
     weight += group * rows.taps * columns.taps * group_source * group_dest
@@ -345,7 +356,7 @@ def correlate_dot(
     at = image * result_strides[0] + dest_row * result_strides[2] + dest_column * result_strides[3]
     if PLANE_PART > 0:  # the same place, told so that the compiler sees runs of pixels
         at = m // (plane * PLANE_PART) * result_strides[0] + m % (plane * PLANE_PART)
-    channel = (group * group_dest + n) * result_strides[1]
+    channel = group * group_strides[1] + n * result_strides[1]
     tl.store(
         result + at[:, None] + channel[None, :],
         acc.to(result.dtype.element_ty),
@@ -476,7 +487,7 @@ def weight_taps(
 
 @triton.jit
 def weight_dot(
-    input, output, partial, rows, columns, input_strides, output_strides,
+    input, output, partial, rows, columns, input_strides, output_strides, group_strides,
     batch, groups, group_in, group_out, per_split,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -488,6 +499,7 @@ def weight_dot(
     C/G), for the second stage to add.
 
     Args:
+        group_strides: of input and output.
         per_split: pixels in a split, a multiple of K.
     """
     pid = _number(WIDE)
@@ -507,8 +519,8 @@ def weight_dot(
     c = n % group_in
     tap_row = n // group_in // columns.taps * rows.tap + rows.base
     tap_column = n // group_in % columns.taps * columns.tap + columns.base
-    input += group * group_in * input_strides[1]
-    output += group * group_out * output_strides[1]
+    input += group * group_strides[0]
+    output += group * group_strides[1]
     at_tap = c * input_strides[1] + tap_row * input_strides[2] + tap_column * input_strides[3]
     acc = tl.zeros([M, N], SUM)
     for k0 in range(begin, end, K):
@@ -538,3 +550,56 @@ def weight_dot(
         acc,
         mask=(m < group_out)[:, None] & (n < length)[None, :],
     )
+
+
+@triton.jit
+def spread_taps(
+    weight, band, columns, source_stride, dest_stride, row_stride, group_stride, taps_down, blocks,
+    LANES: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Bands: ``band[l, j] = weight[v]`` where ``l * div = j * mult + base + tap * v``, else 0.
+
+    Args:
+        weight: (groups, taps_down, taps across), contiguous.
+        source_stride, dest_stride: of l and of j in ``band``.
+        row_stride, group_stride: of rows of the kernel and of groups there.
+        blocks: of lanes in a row's band.
+    """
+    pid = _number(WIDE)
+    at = pid % blocks * LANES + tl.arange(0, LANES)
+    row = pid // blocks
+    column, dest = at // columns.dest, at % columns.dest
+    distance = column * columns.div - dest * columns.mult - columns.base
+    v = distance // columns.tap
+    meets = (v * columns.tap == distance) & _inside(v, columns.taps)
+    there = column < columns.source
+    tap = tl.load(weight + row * columns.taps + v, mask=meets & there, other=0.0)
+    band += row // taps_down * group_stride + row % taps_down * row_stride
+    tl.store(band + column * source_stride + dest * dest_stride, tap, mask=there)
+
+
+@triton.jit
+def sum_bands(
+    partial, result, columns, groups, taps_down, splits,
+    LANES: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """The other way round, in ``grad_weight``: a tap is the sum of its diagonal, and of splits.
+
+    Args:
+        partial: (splits, groups, dest columns, taps_down, source columns).
+        result: (groups, taps_down, taps across).
+    """
+    pid = _number(WIDE)
+    blocks = (columns.taps + LANES - 1) // LANES
+    v = pid % blocks * LANES + tl.arange(0, LANES)
+    row = pid // blocks
+    group, u = row // taps_down, row % taps_down
+    total = tl.zeros([LANES], SUM)
+    for split in range(splits):
+        first = (split * groups + group) * columns.dest
+        for dest in range(columns.dest):
+            column = dest * columns.mult + columns.base + v * columns.tap
+            meets = (v < columns.taps) & _inside(column, columns.source)
+            at = ((first + dest) * taps_down + u) * columns.source
+            total += tl.load(partial + at + column, mask=meets, other=0.0)
+    tl.store(result + row * columns.taps + v, total, mask=v < columns.taps)

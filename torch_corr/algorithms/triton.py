@@ -1,11 +1,13 @@
 """Triton: kernels for CUDA, compiled when first used; sums over taps, or implicit matrix products.
 
-Two ways for each map, by the number of channels that meet in a group:
+Three ways for each map, by the number of channels that meet in a group:
 
     few    one lane to one pixel; rows of sums stay in registers, so that a pixel which is
            loaded meets every tap of a column of the kernel (``correlate_taps``, ``weight_taps``)
     many   a matrix product whose operand is gathered from the image as it goes: no columns in
            memory (``correlate_dot``, ``weight_dot``)
+    one    with a kernel nearly as wide as the image: the same product, of columns instead of
+           channels, by a banded matrix for each row of the kernel (``spread_taps``, ``sum_bands``)
 
 ``grad_input`` is ``forward`` read backwards: source and dest change places, taps go the other
 way, and a stride becomes classes of pixels (:class:`Axis`).  ``grad_weight`` sums pixels in two
@@ -30,7 +32,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from math import gcd, prod
 from subprocess import CalledProcessError
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,8 +51,6 @@ from .base import (
     may_use_tf32,
     operand_bytes,
 )
-
-Way = Literal["taps", "sums", "dot"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,20 @@ class Dot:
     stages: int = 3
 
 
-Config: TypeAlias = Taps | Sums | Dot
+@dataclass(frozen=True)
+class Band:
+    """A configuration of the same two kernels for bands: m images' rows by n columns, or in
+    ``grad_weight`` m columns by n of a kernel's rows; else as Dot."""
+
+    name: str
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+
+
+Config: TypeAlias = Taps | Sums | Dot | Band
 
 CONFIGS: tuple[Config, ...] = (
     Taps("taps-1", lanes=256, height=1, chunk=1),
@@ -118,12 +131,23 @@ CONFIGS: tuple[Config, ...] = (
     Dot("dot-64x16-k16", 64, 16, 16, stages=2),
     Dot("dot-64x32-k16", 64, 32, 16, stages=2),
     Dot("dot-64x64-k16", 64, 64, 16, stages=2),
+    Band("band-64x32", 64, 32, 32),
+    Band("band-128x32", 128, 32, 32),
+    Band("band-64x64", 64, 64, 32),
+    Band("band-32x64", 32, 64, 32),
+    Band("band-32x128", 32, 128, 32),
 )
 """Every configuration there is: each is tested and compiled, whatever the rules below choose."""
 
 FEW = 16
 """Pairs of channels in a group, C/G * O/G, up to which lanes are pixels: a matrix unit takes
 16 channels at least, of which these would leave most empty."""
+
+BANDED = 2**28
+"""Products from which bands pay for the launches that make them and mend what they spoil."""
+
+WIDEST = 16
+"""Times a kernel's width up to which an image's rows are multiplied by bands, mostly zeros."""
 
 SPREAD = 64
 """Rows that a block of sums may span; with longer steps rows are not shared anyway."""
@@ -195,7 +219,7 @@ class Launch:
     @property
     def options(self) -> dict[str, int]:
         """Warps and stages, for the compiler."""
-        stages = self.config.stages if isinstance(self.config, Dot) else 1
+        stages = self.config.stages if isinstance(self.config, (Dot, Band)) else 1
         return {"num_warps": self.config.warps, "num_stages": stages}
 
     def run(self) -> None:
@@ -254,6 +278,10 @@ class Triton(Algorithm):
         config = self._config("grad_weight", problem, input.dtype)
         launch, partial = weight_launch(problem, input, output, config)
         launch.run()
+        if isinstance(config, Band):
+            launch, total = band_sum(problem, partial, config)
+            launch.run()
+            return total.to(input.dtype)
         total = partial[0] if len(partial) == 1 else partial.sum(0)
         if isinstance(config, Dot):
             total = total.permute(0, 3, 1, 2)
@@ -265,14 +293,15 @@ class Triton(Algorithm):
             return 0
         config = self._config(map, problem, dtype)
         taps = prod(problem.weight_shape)
+        moves = isinstance(config, (Dot, Band))
+        band = prod(_band_shape(problem)) if isinstance(config, Band) else 0
         if map == "grad_weight":
             splits = _splits(problem, config)[0]
-            sums = (splits + 1) * taps * accumulation_dtype(dtype).itemsize
+            sums = (splits * (band or taps) + taps) * accumulation_dtype(dtype).itemsize
             moved = prod(problem.input_shape) + prod(problem.output_shape)
-            return sums + (moved * dtype.itemsize if isinstance(config, Dot) else 0)
+            return sums + (moved * dtype.itemsize if moves else 0)
         source = problem.input_shape if map == "forward" else problem.output_shape
-        moved = prod(source) if isinstance(config, Dot) else 0
-        return (taps + moved) * dtype.itemsize
+        return (taps + band + (prod(source) if moves else 0)) * dtype.itemsize
 
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -286,9 +315,7 @@ class Triton(Algorithm):
             return Cost(calls=1)
         config = self._config(map, problem, dtype)
         flops = definition_flops(problem, dtype)
-        flops *= (
-            _padding(config, map, problem) if isinstance(config, Dot) else _beside(config, dtype)
-        )
+        flops *= _work(config, map, problem, dtype)
         moved = operand_bytes(problem, dtype) + 2 * self.workspace(problem, map, dtype)
         # Packing or moving the operands, the kernel, and the mending or the sum of the splits.
         return Cost(matmul_flops=flops, bytes=moved, calls=2 if map == "forward" else 3)
@@ -296,7 +323,8 @@ class Triton(Algorithm):
     def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
         """One for each configuration of the rule's kind, but the rule's own; none if one is named.
 
-        The other kind is far behind: its tiles would be empty, or its channels one by one.
+        Matrix products of channels are a kind, and sums and bands the other, which is far behind:
+        its tiles would be empty, or its channels one by one.
         """
         if self.correlate or self.weight or 0 in problem.input_shape:
             return ()
@@ -349,7 +377,7 @@ class Triton(Algorithm):
 
 # -- which configuration ----------------------------------------------------------------------
 
-_TALL_TAPS = (("taps-16", 16, 12), ("taps-8", 6, 1), ("taps-4", 2, 1))
+_TALL_TAPS = (("taps-16", 16, 7), ("taps-8", 6, 1), ("taps-4", 2, 1))
 _TALL_SUMS = (("sums-8x8x4", 6, 5), ("sums-4x4x4", 2, 1))
 """Configurations that share rows, with the rows of dest and of taps that they are worth."""
 
@@ -358,13 +386,17 @@ def choose_correlate(map: MapName, problem: Problem, dtype: torch.dtype) -> Conf
     """The configuration of ``forward`` or ``grad_input`` by size.
 
     Few pairs of channels: as many rows of sums as the dest has and the kernel can feed, 16 from
-    12 taps on, else 8 or 4.  Many: the narrowest tile that holds the channels; a tall one for
-    matrix units, where there are rows of pixels enough to fill a device.
+    7 taps on (a quarter fewer instructions an output than 8), else 8 or 4.  Many: the narrowest
+    tile that holds the channels; a tall one for matrix units, where there are rows of pixels
+    enough to fill a device.  One channel under a wide kernel: bands, where their zeros cost less
+    than rows of sums do in other instructions.
 
     The rules stand on the compiled kernels' registers and predicted occupancy (docs/gpu.md), not
     on measurements: there are none yet.
     """
     rows, columns = axes(map, problem)
+    if band := _choose_band(map, problem, dtype):
+        return band
     if problem.group_in * problem.group_out <= FEW:
         for name, least_rows, least_taps in _TALL_TAPS:
             fits = rows.dest >= least_rows and rows.taps >= least_taps
@@ -379,6 +411,8 @@ def choose_correlate(map: MapName, problem: Problem, dtype: torch.dtype) -> Conf
 def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     """The configuration of ``grad_weight`` by size: as :func:`choose_correlate`."""
     rows, _ = axes(map, problem)
+    if band := _choose_band(map, problem, dtype):
+        return band
     if problem.group_in * problem.group_out <= FEW:
         for name, least_rows, least_taps in _TALL_SUMS:
             fits = rows.dest >= least_rows and rows.taps >= least_taps
@@ -405,6 +439,28 @@ def _dot(map: MapName, dtype: torch.dtype, across: int, down: int) -> Config:
     return _named(next((f"dot-128x{n}" for n in (width, 64) if 128 * n <= most), "dot-64x64"))
 
 
+def _choose_band(map: MapName, problem: Problem, dtype: torch.dtype) -> Config | None:
+    """A band where it is predicted to take less than rows of sums, else None."""
+    widths = problem.size[1], problem.output_size[1]
+    # Only of rows in multiples of 16 does the compiler know that 16 bytes may be loaded at once.
+    if problem.multiplications < BANDED or any(width % 16 for width in widths):
+        return None
+    narrow = (problem.size if map == "grad_input" else problem.output_size)[1] <= 32
+    if dtype == torch.float64:
+        name = "band-32x64" if narrow and map == "grad_weight" else "band-64x32"
+    elif not narrow:
+        name = "band-64x64"
+    elif map == "grad_weight":
+        name = "band-32x128"
+    else:
+        name = "band-64x32" if _is_wide(dtype) else "band-128x32"
+    band = _named(name)
+    if _unsuited(band, problem, map, dtype):
+        return None
+    sums = _named("sums-8x8x4" if map == "grad_weight" else "taps-16")
+    return band if _work(band, map, problem, dtype) < _work(sums, map, problem, dtype) else None
+
+
 def _least(number: int, *sizes: int) -> int:
     return next((size for size in sizes if size >= number), sizes[-1])
 
@@ -415,11 +471,11 @@ def _named(name: str) -> Config:
 
 def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
     """Why a configuration cannot run a map; empty if it can."""
-    if isinstance(config, Dot):
-        most = _most_sums(config.k, map, dtype)
-        if config.m * config.n > most:
+    if isinstance(config, (Dot, Band)):
+        fits = _band_fits if isinstance(config, Band) else _dot_fits
+        if not fits(config, map, dtype):
             return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
-        return ""
+        return _band_refusal(config, problem) if isinstance(config, Band) else ""
     if isinstance(config, Sums) != (map == "grad_weight"):
         return f"{config.name} is not for {map}"
     rows, _ = axes(map, problem)
@@ -434,6 +490,31 @@ def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype
     return ""
 
 
+def _band_refusal(config: Band, problem: Problem) -> str:
+    if problem.group_in * problem.group_out != 1:
+        return f"{config.name} is for one channel to one, as in depthwise layers"
+    widest = max(problem.size[1], problem.output_size[1])
+    if widest > WIDEST * problem.kernel[1]:
+        return (
+            f"{config.name}: rows of {widest} pixels are more than {WIDEST} times as wide as the "
+            f"kernel, and bands for them mostly zeros"
+        )
+    return ""
+
+
+def _dot_fits(config: Dot | Band, map: MapName, dtype: torch.dtype) -> bool:
+    return config.m * config.n <= _most_sums(config.k, map, dtype)
+
+
+def _band_fits(config: Dot | Band, map: MapName, dtype: torch.dtype) -> bool:
+    """Whether no register spills, as compiled for sm_80 and sm_90; on the former two tiles do."""
+    if dtype == torch.float64:
+        return config.m * config.n <= 64 * 32
+    if dtype != torch.float32 or map == "grad_weight":
+        return True
+    return config.name != ("band-64x32" if may_use_tf32(dtype) else "band-128x32")
+
+
 def _most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
     """The largest m * n of which no register spills, as compiled for sm_80 and sm_90."""
     if dtype == torch.float64:
@@ -446,9 +527,28 @@ def _most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
     return 64 * 32 if k == 16 and map != "grad_weight" else 64 * 64
 
 
-def _padding(config: Dot, map: MapName, problem: Problem) -> float:
+def _work(config: Config, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
+    """Times the definition's products, in those of a large matrix product."""
+    if isinstance(config, Dot):
+        return _padding(config, map, problem)
+    if isinstance(config, Band):
+        return _padding(config, map, problem) * _around_bands(dtype)
+    return _beside(config, problem, dtype)
+
+
+def _padding(config: Dot | Band, map: MapName, problem: Problem) -> float:
     """How many times the products of the definition the tiles multiply."""
     taps = prod(problem.kernel)
+    if isinstance(config, Band):
+        across, out = problem.size[1], problem.output_size[1]
+        tiles = {
+            "forward": ((out, config.n), (across, config.k)),
+            "grad_input": ((across, config.n), (out, config.k)),
+            "grad_weight": ((out, config.m), (across * problem.kernel[0], config.n)),
+        }[map]
+        filled = prod(-(-length // tile) * tile for length, tile in tiles)
+        rows = 1 if map == "grad_weight" else problem.kernel[0]
+        return filled * rows / (taps * out)
     sides = {
         "forward": ((problem.group_out, config.n), (problem.group_in, config.k)),
         "grad_input": ((problem.group_in, config.n), (problem.group_out, config.k)),
@@ -457,15 +557,24 @@ def _padding(config: Dot, map: MapName, problem: Problem) -> float:
     return prod(-(-length // tile) * tile / length for length, tile in sides)
 
 
-def _beside(config: Config, dtype: torch.dtype) -> float:
+def _around_bands(dtype: torch.dtype) -> float:
+    """What a product of a band costs: of the loop's instructions three quarters multiply, one by
+    one; matrix units wait for the few that each of theirs leaves to issue."""
+    single = 4.0 if may_use_tf32(dtype) else 1.4
+    return {2: 6.0, 4: single, 8: 2.0}[dtype.itemsize]
+
+
+def _beside(config: Taps | Sums, problem: Problem, dtype: torch.dtype) -> float:
     """What a product costs one by one, in those of a large matrix product.
 
-    Of the instructions in a tall configuration's loop a third multiply, of the others' a tenth.
+    Of the instructions in a tall configuration's loop a third multiply, in those of taps-16 under
+    12 rows of taps and more a half, of the others' a tenth.
     An H100 states 15 times as many operations in matrix units for halves, 8 times for TF32, twice
     for float64.
     """
-    assert not isinstance(config, Dot)
     share = 3.0 if config.height > 1 else 10.0
+    if isinstance(config, Taps) and config.height == 16 and problem.kernel[0] >= 12:
+        share = 2.0
     single = 8.0 if may_use_tf32(dtype) else 1.0
     return share * {2: 15.0, 4: single, 8: 2.0}[dtype.itemsize]
 
@@ -524,6 +633,8 @@ def correlate_launches(
         .view(problem.groups, problem.group_out, problem.group_in, *problem.kernel)
     )
     launch: Launch
+    if isinstance(config, Band):
+        return _band_launches(map, problem, source.contiguous(), grouped, result, config), result
     if isinstance(config, Dot):
         source = source.contiguous(memory_format=torch.channels_last)
         launch = _dot_launch(map, problem, source, grouped, result, config)
@@ -533,7 +644,7 @@ def correlate_launches(
     if map == "forward" or by_one or max(problem.kernel) == 1:
         return (launch,), result
     # No pixel may meet a tap beyond the edges, were it only to multiply NaN by zero.
-    mend = _taps_launch(map, problem, source, grouped, result, _named("taps-1"), mend=True)
+    mend = _taps_launch(map, problem, source, grouped, result, _named("taps-1"), mend=1)
     return (launch, mend), result
 
 
@@ -544,7 +655,7 @@ def _taps_launch(
     grouped: Tensor,
     result: Tensor,
     config: Config,
-    mend: bool = False,
+    mend: int = 0,
 ) -> Launch:
     assert isinstance(config, Taps)
     rows, columns = axes(map, problem)
@@ -610,13 +721,88 @@ def _dot_launch(
     }
     numbers = (problem.batch, problem.groups, group_source, group_dest, plane)
     strides = (_strides(source), _strides(result), weight_strides)
+    group_strides = (group_source * source.stride(1), group_dest * result.stride(1))
     return Launch(
         "correlate_dot",
         config,
         tiles * problem.groups * classes,
-        (source, packed, result, rows, columns, *strides, *numbers),
+        (source, packed, result, rows, columns, *strides, group_strides, *numbers),
         constants,
     )
+
+
+_STILL = Axis(source=1, dest=1, mult=1, div=1, base=0, tap=1, taps=1, period=1)
+"""The columns of images whose columns are channels."""
+
+
+def _band_shape(problem: Problem) -> tuple[int, int, int, int]:
+    """(groups, kH, input columns, output columns)"""
+    return problem.groups, problem.kernel[0], problem.size[1], problem.output_size[1]
+
+
+def _band_launches(
+    map: MapName, problem: Problem, source: Tensor, grouped: Tensor, result: Tensor, config: Band
+) -> tuple[Launch, ...]:
+    """The bands, the product, and the pixels that zeros of a band have met as NaN or infinity."""
+    rows, columns = axes(map, problem)
+    groups, (down, _) = problem.groups, problem.kernel
+    # As in _dot_launch: along the dest for halves, along the sum for TF32.
+    if source.dtype == torch.float32:
+        band = source.new_empty((groups, columns.dest, down, columns.source))
+        per_group, per_dest, per_row, per_source = band.stride()
+        weight_strides = (1, per_dest)
+    else:
+        band = source.new_empty((groups, down, columns.source, columns.dest))
+        per_group, per_row, per_source, per_dest = band.stride()
+        weight_strides = (per_source, 1)
+    wide = _wide((rows, columns), band.numel(), grouped.numel(), source, result)
+    lanes = 1024
+    blocks = -(-columns.source * columns.dest // lanes)
+    spread = Launch(
+        "spread_taps",
+        config,
+        groups * down * blocks,
+        (grouped, band, columns, per_source, per_dest, per_row, per_group, down, blocks),
+        {"LANES": lanes, "WIDE": wide},
+    )
+    pixels = problem.batch * rows.of_class
+    tiles = -(-pixels // config.m) * -(-columns.dest // config.n)
+    source_strides, result_strides = (
+        (each.stride(0), each.stride(3), each.stride(2), 0) for each in (source, result)
+    )
+    product = Launch(
+        "correlate_dot",
+        config,
+        tiles * groups * rows.classes,
+        (
+            *(source, band, result, rows, _STILL),
+            *(source_strides, result_strides, weight_strides),
+            (source.stride(1), result.stride(1)),
+            *(problem.batch, groups, columns.source, columns.dest, 0),
+        ),
+        _dot_constants(config, source) | {"FLAT": False, "PLANE_PART": 0, "WIDE": wide},
+    )
+    mend = _taps_launch(map, problem, source, grouped, result, _named("taps-1"), mend=2)
+    return spread, product, mend
+
+
+def band_sum(problem: Problem, partial: Tensor, config: Band) -> tuple[Launch, Tensor]:
+    """The second stage of ``grad_weight`` by bands, and the (O, 1, kH, kW) that it fills."""
+    _, columns = axes("grad_weight", problem)
+    total = partial.new_empty(problem.weight_shape)
+    lanes = 32
+    blocks = -(-columns.taps // lanes)
+    return Launch(
+        "sum_bands",
+        config,
+        problem.groups * problem.kernel[0] * blocks,
+        (partial, total, columns, problem.groups, problem.kernel[0], partial.shape[0]),
+        {
+            "LANES": lanes,
+            "WIDE": _wide((columns, columns), partial.numel()),
+            "SUM": _sum_dtype(partial.dtype),
+        },
+    ), total
 
 
 def weight_launch(
@@ -625,7 +811,8 @@ def weight_launch(
     """The first stage of ``grad_weight``, and the splits' sums that it fills.
 
     Returns:
-        the launch, and (splits, O, C/G, kH, kW), or for a Dot (splits, O, kH, kW, C/G).
+        the launch, and (splits, O, C/G, kH, kW), or for a Dot (splits, O, kH, kW, C/G), for a
+        Band (splits, O, output columns, kH, input columns).
     """
     input, output = input.resolve_neg(), output.resolve_neg()
     rows, columns = axes("grad_weight", problem)
@@ -647,11 +834,14 @@ def weight_launch(
             (
                 *(input, output, partial, rows, columns),
                 *(_strides(input), _strides(output)),
+                (channels * input.stride(1), problem.group_out * output.stride(1)),
                 *numbers,
             ),
             _dot_constants(config, input)
             | {"WIDE": _wide((rows, columns), input, output, partial)},
         ), partial
+    if isinstance(config, Band):
+        return _weight_band_launch(problem, input.contiguous(), output.contiguous(), config)
     assert isinstance(config, Sums)
     partial = input.new_empty(
         (splits, problem.out_channels, channels, down, across), dtype=sum_dtype
@@ -679,26 +869,56 @@ def weight_launch(
     ), partial
 
 
+def _weight_band_launch(
+    problem: Problem, input: Tensor, output: Tensor, config: Band
+) -> tuple[Launch, Tensor]:
+    rows, columns = axes("grad_weight", problem)
+    splits, per_split = _splits(problem, config)
+    groups, down, across, out = _band_shape(problem)
+    sum_dtype = accumulation_dtype(input.dtype)
+    partial = input.new_empty((splits, groups, out, down, across), dtype=sum_dtype)
+    tiles = -(-out // config.m) * -(-down * across // config.n)
+    input_strides, output_strides = (
+        (each.stride(0), 1, each.stride(2), 0) for each in (input, output)
+    )
+    return Launch(
+        "weight_dot",
+        config,
+        tiles * groups * splits,
+        (
+            *(input, output, partial, rows, _STILL, input_strides, output_strides),
+            (input.stride(1), output.stride(1)),
+            *(problem.batch, groups, across, out, per_split),
+        ),
+        _dot_constants(config, input) | {"WIDE": _wide((rows, columns), input, output, partial)},
+    ), partial
+
+
 def _splits(problem: Problem, config: Config) -> tuple[int, int]:
     """How many splits of the pixels, and how much of them (in the config's unit) has each."""
     rows, columns = axes("grad_weight", problem)
-    channels, (down, across) = problem.group_in, problem.kernel
+    channels, (down, taps) = problem.group_in, problem.kernel
     if isinstance(config, Dot):
         pixels = problem.batch * rows.dest * columns.dest
-        tiles = -(-problem.group_out // config.m) * -(-channels * down * across // config.n)
+        tiles = -(-problem.group_out // config.m) * -(-channels * down * taps // config.n)
         blocks, programs = -(-pixels // config.k), tiles * problem.groups
+        unit = config.k
+    elif isinstance(config, Band):
+        groups, _, across, out = _band_shape(problem)
+        tiles = -(-out // config.m) * -(-down * across // config.n)
+        blocks, programs = -(-problem.batch * rows.dest // config.k), tiles * groups
         unit = config.k
     else:
         assert isinstance(config, Sums)
         lanes = problem.batch * -(-rows.dest // config.height) * columns.dest
-        chunks = -(-down // config.down) * -(-across // config.across)
+        chunks = -(-down // config.down) * -(-taps // config.across)
         blocks, programs = -(-lanes // config.lanes), chunks * channels * problem.out_channels
         unit = 1
     per_split = -(-blocks // max(1, min(blocks, -(-PROGRAMS // programs))))
     return -(-blocks // per_split), per_split * unit
 
 
-def _dot_constants(config: Dot, source: Tensor) -> dict[str, Any]:
+def _dot_constants(config: Dot | Band, source: Tensor) -> dict[str, Any]:
     return {
         "M": config.m,
         "N": config.n,
