@@ -229,6 +229,8 @@ def test_one_non_finite_number_reaches_only_its_windows(name: str, value: str, c
     """A pixel of the image never meets a tap beyond an edge; elsewhere nothing changes."""
     problem = Problem.parse(case)
     config = next(each for each in CONFIGS if each.name == name)
+    if not CUDA and problem.group_in > 8 and not isinstance(config, Dot):
+        pytest.skip("in the interpreter forty channels one by one take half a minute")
     for map in MAPS:
         if config not in Triton().configs(problem, map, torch.float32):
             continue
