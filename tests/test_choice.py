@@ -413,6 +413,8 @@ DEVICES = {
     # float32, TF32, halves and float64.
     "A100": ((8, 0, 108, 1_410_000, 1_593_000, 5120), (2.04e12, 19.5e12, 156e12, 312e12, 19.5e12)),
     "H100": ((9, 0, 132, 1_830_000, 2_619_000, 5120), (3.35e12, 61.8e12, 494e12, 989e12, 61.8e12)),
+    # As one that shares the host's memory and states no clock of it; rates by its units.
+    "GB10": ((12, 1, 48, 2_418_000, 0, 0), (200e9, 29.7e12, 59.4e12, 119e12, 0.464e12)),
     "4090": ((8, 9, 128, 2_520_000, 10_501_000, 384), (1.01e12, 82.6e12, 165e12, 330e12, 1.29e12)),
 }
 
@@ -454,6 +456,13 @@ def test_a_device_is_known_by_its_own_figures(name: str, pretend: Any) -> None:
         rates = machine_of(CUDA, dtype).rates(dtype)
         assert rates.matmul_flops == pytest.approx(flops, rel=0.01)
         assert rates.bytes == pytest.approx(stated[0], rel=0.01)
+
+
+def test_what_a_device_does_not_state_is_told(pretend: Any) -> None:
+    """And predicted all the same: 'auto' asks for the times of every call."""
+    pretend("GB10")
+    printed = str(make_plan(Problem.parse("n1c1-x64-o1-k3"), CUDA, torch.float32, "auto"))
+    assert "predicted for GB10 (no memory clock stated: 200 GB/s assumed)" in printed
 
 
 def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:

@@ -175,6 +175,10 @@ _UNITS = {
 """By compute capability, which no property tells.  Source: NVIDIA's CUDA C++ Programming Guide,
 arithmetic instructions, and its papers on GA100, GA102, AD102, GH100 and GB100."""
 
+_UNSTATED = 200e9
+"""Bytes a second of a device that states no memory clock, as those do that share the host's
+memory; assumed, of the order of what a laptop's memory does."""
+
 _LAUNCHES = 250e3
 """Operators a second that a host launches; assumed, no property of a device tells."""
 
@@ -208,9 +212,11 @@ def _device_machine(device: torch.device, tf32: bool) -> Machine:
     units = _UNITS[max(each for each in _UNITS if each <= max(capability, min(_UNITS)))]
     cycles = 2e3 * found.multi_processor_count * found.clock_rate
     moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
+    unstated = "" if moved else f" (no memory clock stated: {_UNSTATED / 1e9:.0f} GB/s assumed)"
+    moved = moved or _UNSTATED
 
     return Machine(
-        name=found.name,
+        name=found.name + unstated,
         threads=0,
         measured="",
         float32=peak_rates((units.tf32 if tf32 else units.float32) * cycles, moved, 8),
