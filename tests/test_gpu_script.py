@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +99,40 @@ def test_what_a_step_has_started_ends_with_it(tmp_path: Path) -> None:
     assert gpu.run([gpu.Step("leaves", "", (sys.executable, "-c", code), 1)], tmp_path, {}, 10) == 0
     time.sleep(1.5)
     assert not (tmp_path / "late").exists()
+
+
+def test_a_configuration_that_does_not_compile_costs_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held or timed: what Triton raises is no RuntimeError."""
+
+    class OutOfResourcesError(Exception):
+        pass
+
+    def only_others(_: Problem, map: str, dtype: torch.dtype, config: Any, *__: Any) -> None:
+        if config.name == "taps-4":
+            raise OutOfResourcesError("shared memory")
+
+    monkeypatch.setattr(gpu, "_hold", only_others)
+    assert gpu.hold_configurations(torch.device("cpu"), once=True) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG: taps-4 forward float32" in printed
+    assert "OutOfResourcesError: shared memory" in printed
+    assert printed.index("WRONG: taps-4 grad_input") < printed.index("right: sums-1x4x4")
+
+    taken = count()
+
+    def every_other(_: Any) -> float:
+        if next(taken) % 2:
+            raise OutOfResourcesError("registers")
+        return 1.0
+
+    monkeypatch.setattr(gpu, "seconds", every_other)
+    monkeypatch.setattr(gpu, "TIMED", [case for case in CASES if case.name == "resnet 3x3 64"])
+    assert gpu.time_configurations(torch.device("cpu")) == 1
+    printed = capsys.readouterr().out
+    assert "NOT TIMED: resnet 3x3 64 forward" in printed
+    assert "resnet 3x3 64 float32 forward: floor" in printed
 
 
 def test_a_later_run_goes_on_after_a_step(capsys: pytest.CaptureFixture[str]) -> None:
