@@ -59,6 +59,9 @@ struct Correlation {
   int64_t tile_vectors;           // vectors across the widest tile or strip
 };
 
+// What a job of grad_weight is at most a block of: filters and channels, each, and tap rows.
+constexpr int64_t kChannelBlock = 4, kTapRowBlock = 64;
+
 struct TapReduction {
   Geometry geometry;
   const void* input;

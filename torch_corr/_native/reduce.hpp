@@ -19,9 +19,8 @@ namespace TORCH_CORR_ISA {
 
 constexpr int64_t kSumBytes = 256 << 10;   // of a job's sums, unless one row of taps needs more
 constexpr int64_t kBandBytes = 32 << 10;   // of a band's packed image rows
+constexpr int64_t kWideVectors = 16;       // from which a strip is cut where the padding ends
 constexpr int64_t kPartials = 1 << 20;     // numbers in all parts, beyond the first
-constexpr int64_t kTapRowBlock = 64;
-constexpr int64_t kChannelBlock = 4;
 
 // How the work is cut; from the sizes alone.
 struct Cut {
@@ -148,8 +147,8 @@ class TapReducer {
     // Gradient rows that this band's image rows meet.
     const int64_t a_first = most<int64_t>(0, k.b_first - k.t_last + 1);
     const int64_t a_last = least(k.rows, k.b_last - k.t_first);
-    for (int64_t from = 0; from < col.output; from += strip) {
-      const int64_t width = least(strip, col.output - from);
+    for (int64_t from = 0, width; from < col.output; from += width) {
+      width = strip_width(from);
       const int tail = int(width % L);
       const int64_t low = from * col.stride - col.padding;
       const int64_t high = low + width - 1 + (col.kernel - 1) * col.dilation;
@@ -171,8 +170,11 @@ class TapReducer {
         tile.image_pitch = cut_.image_pitch;
         image_plane = cut_.band * cut_.image_pitch;
         if (spans_from_ != from)
-          for (int64_t i = 0; i < r_.segment_count; i++)
-            spans_[i] = span_of(r_.segments[i], col.input, col.stride, from);
+          for (int64_t i = 0; i < r_.segment_count; i++) {
+            Segment segment = r_.segments[i];
+            segment.length -= strip - width;
+            spans_[i] = span_of(segment, col.input, col.stride, from);
+          }
         spans_from_ = from;
         for (int64_t c = c_first_; c < c_last_; c++)
           for (int64_t b = k.b_first; b < k.b_last; b++) {
@@ -209,6 +211,18 @@ class TapReducer {
           run_tiles(k, tile, x, y, a_first, offset, sums);
         }
     }
+  }
+
+  // Columns of the strip from there on.  In wide images those where taps meet the padding are strips
+  // of their own, so that the rest is read in place.
+  int64_t strip_width(int64_t from) const {
+    const Axis& col = g_.col;
+    const int64_t width = least(r_.strip_vectors * L, col.output - from);
+    if (kWidens || col.stride != 1 || width <= kWideVectors * L) return width;
+    const int64_t outside = col.padding - from;
+    if (outside > 0) return least(width, ceil_div(outside, L) * L);
+    const int64_t inside = col.input + col.padding - (col.kernel - 1) * col.dilation - from;
+    return inside >= L ? least(width, inside / L * L) : width;
   }
 
   // Tap tiles of nearly equal size over one strip of one pair of planes.

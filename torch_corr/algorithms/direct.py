@@ -46,8 +46,8 @@ ISA_VARIABLE = "TORCH_CORR_ISA"
 _LARGEST = 2**48
 """As ``kLargest`` in ``_native/geometry.cpp``."""
 
-_THREAD_SCRATCH = 640 * 2**10
-"""Bytes in which each thread packs rows and holds sums (``kPackBytes``, ``kSumBytes``, ...)."""
+_THREAD_SCRATCH = 800 * 2**10
+"""Bytes in which each thread packs rows and holds sums (``kStripBytes``, ``kSumBytes``, ...)."""
 
 
 @dataclass(frozen=True)
