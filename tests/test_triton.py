@@ -303,6 +303,17 @@ def test_64_bits_are_taken_where_they_are_needed() -> None:
     assert host._wide(far, torch.empty(1, 1, 3, 3, device="meta"))
 
 
+@pytest.mark.skipif(not HAVE, reason="needs Triton")
+def test_splits_that_end_past_32_bits_are_counted_in_64() -> None:
+    """Though every pixel has a place in 32: wrapped, a lane would be live before the first."""
+    problem = Problem.parse("n134217216c1-x4-o1-k1")
+    x = torch.empty(problem.input_shape, device="meta")
+    assert not host._wide(axes("grad_weight", problem), x)
+    config = next(each for each in CONFIGS if each.name == "sums-1x4x4")
+    launch, _ = host.weight_launch(problem, x, x, config)
+    assert launch.constants["WIDE"]
+
+
 @runs
 def test_layout_of_the_input_is_kept() -> None:
     for case in ("n2c4-x5x6-o4-k3-p1-g4", "n2c18-x4x5-o5-k2"):

@@ -838,7 +838,7 @@ def weight_launch(
                 *numbers,
             ),
             _dot_constants(config, input)
-            | {"WIDE": _wide((rows, columns), input, output, partial)},
+            | {"WIDE": _wide((rows, columns), input, output, partial, splits * per_split)},
         ), partial
     if isinstance(config, Band):
         return _weight_band_launch(problem, input.contiguous(), output.contiguous(), config)
@@ -863,7 +863,10 @@ def weight_launch(
             "ACROSS": min(config.across, across),
             "STEP": rows.mult,
             "TAP": rows.tap,
-            "WIDE": _wide((rows, columns), input, output, partial),
+            # The last split counts lanes on to its end, past the last pixel.
+            "WIDE": _wide(
+                (rows, columns), input, output, partial, splits * per_split * config.lanes
+            ),
             "SUM": _sum_dtype(input.dtype),
         },
     ), partial
@@ -881,6 +884,7 @@ def _weight_band_launch(
     input_strides, output_strides = (
         (each.stride(0), 1, each.stride(2), 0) for each in (input, output)
     )
+    wide = _wide((rows, columns), input, output, partial, splits * per_split)
     return Launch(
         "weight_dot",
         config,
@@ -890,7 +894,7 @@ def _weight_band_launch(
             (input.stride(1), output.stride(1)),
             *(problem.batch, groups, across, out, per_split),
         ),
-        _dot_constants(config, input) | {"WIDE": _wide((rows, columns), input, output, partial)},
+        _dot_constants(config, input) | {"WIDE": wide},
     ), partial
 
 
