@@ -44,7 +44,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--wander", action="store_true", help="1000 new examples for every law")
     parser.addoption(
-        "--compilers", action="store_true", help="whole networks compiled in every way; 15 minutes"
+        "--compilers", action="store_true", help="whole networks compiled in every way; an hour"
     )
 
 

@@ -72,7 +72,7 @@ def test_compiled(
     """
     usual = backend == "aot_eager" and (how == "converted") == (train != halves)
     if not usual and not request.config.getoption("--compilers"):
-        pytest.skip("whole networks in every combination take a quarter of an hour: --compilers")
+        pytest.skip("whole networks in every combination take an hour: --compilers")
     model, images = network(name)
     model = copy.deepcopy(model)
     around = intercept() if how == "intercepted" else None
