@@ -11,7 +11,7 @@ from laws import assert_right
 from test_memory import Peak
 from torch import Tensor
 
-from torch_corr import FFT, MAPS, Naive, Problem
+from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms import fft
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
@@ -141,6 +141,18 @@ def test_stays_within_the_workspace_that_it_states(
         with Peak() as peak:
             result = getattr(algorithm, map)(problem, *operands)
         assert peak.most - result.numel() * result.element_size() <= stated
+
+
+@pytest.mark.parametrize(
+    "text", ["n1c1-x3x17-o1-k1x9-s1x2-p1,1x0,0", "n1c1-x67x754-o1-k2x148-s2x3", "n1c1-x9x3-o1-k7x1"]
+)
+def test_a_kernel_longer_than_the_image_is_wide_has_a_plan(text: str) -> None:
+    """Although no tile of it is near to square."""
+    problem = Problem.parse(text)
+    assert FFT().refusals(problem, CPU, torch.float32) == ()
+    x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
+    assert_right(FFT().forward(problem, x, w), problem, input=x, weight=w, algorithm=FFT())
+    assert torch.isfinite(corr2d(x, w, stride=problem.stride)).all()
 
 
 def test_refusals_are_sentences() -> None:

@@ -509,12 +509,17 @@ def _tilings(problem: Problem, tile: int | None) -> Iterator[tuple[Axis, Axis]]:
         yield axis_of_length(problem, 0, tile), axis_of_length(problem, 1, tile)
         return
     choices = [_axis_choices(problem, dim) for dim in (0, 1)]
-    for rows in choices[0]:
-        for columns in choices[1]:
-            if max(rows.length, columns.length) <= 2 * min(rows.length, columns.length) or (
-                1 in (len(choices[0]), len(choices[1]))
-            ):
-                yield rows, columns
+    pairs = [(rows, columns) for rows in choices[0] for columns in choices[1]]
+    # Near to square, of which there is none where a kernel is far longer than the image is wide.
+    most = max(2.0, min(_oblong(*pair) for pair in pairs))
+    if 1 in map(len, choices):
+        most = math.inf
+    yield from (pair for pair in pairs if _oblong(*pair) <= most)
+
+
+def _oblong(rows: Axis, columns: Axis) -> float:
+    """How many times longer one side of a tile is than the other."""
+    return max(rows.length, columns.length) / min(rows.length, columns.length)
 
 
 def _axis_choices(problem: Problem, dim: int) -> list[Axis]:
