@@ -417,6 +417,24 @@ def test_every_algorithm_takes_part_and_auto_both_ways():
     assert asked == ["auto", Auto(measure=True), *ALGORITHMS]
 
 
+def test_auto_does_not_heed_what_its_measuring_twin_found(monkeypatch: pytest.MonkeyPatch):
+    """Each is timed with what it knows itself."""
+    problem = Problem.parse("n8c16-x24-o16-k3")
+    operands = random_operands(problem, "forward", torch.float32, torch.Generator())
+
+    def times(algorithms: Any, *_: Any) -> dict[str, float]:
+        return {each.spelling: 1.0 + (each.name != "unfold") for each in algorithms}
+
+    monkeypatch.setattr("torch_corr.auto.time_algorithms", times)
+    auto, measured = our_contenders()[:2]
+    before = auto.prepare(problem, "forward", operands).chose
+    assert before != "unfold"
+    for _ in range(2):
+        assert measured.prepare(problem, "forward", operands).chose == "unfold"
+        assert auto.prepare(problem, "forward", operands).chose == before
+    assert "auto" in measured.refusals(problem, "call", torch.device("cpu"), torch.float32)[0]
+
+
 # The trial process --------------------------------------------------------------------
 
 
