@@ -119,6 +119,17 @@ def test_red_green_and_blue_are_not_left_to_blocks_of_sixteen(
     assert not isinstance(chosen, Aten)
 
 
+def test_the_readme_shows_what_explain_prints() -> None:
+    """With the rates that are shipped, two threads and the compiled kernels."""
+    problem = Problem.parse("n1c1-x1024-o1-k31-p15")
+    if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
+        pytest.skip("direct is not compiled, or another machine's rates were kept here")
+    torch.set_num_threads(2)
+    printed = str(make_plan(problem, CPU, torch.float32, "auto"))
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    assert f"$ python -m torch_corr explain n1c1-x1024-o1-k31-p15\n{printed}\n```" in readme
+
+
 def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """An algorithm that promises to cost nothing is found out by the stopwatch alone."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Aten(), Sleeper(pause=0.05)))
