@@ -61,6 +61,7 @@ struct Correlation {
 
 // What a job of grad_weight is at most a block of: filters and channels, each, and tap rows.
 constexpr int64_t kChannelBlock = 4, kTapRowBlock = 64;
+constexpr int64_t kStripBytes = 512 << 10;  // of its strips of packed rows, unless one row needs more
 
 struct TapReduction {
   Geometry geometry;

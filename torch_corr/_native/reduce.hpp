@@ -52,7 +52,9 @@ TORCH_CORR_INLINE Cut cut_reduction(const TapReduction& r) {
   c.jobs = g.groups * c.filter_blocks * c.channel_blocks * c.tap_blocks;
 
   const int64_t span_rows = g.row.output + g.row.kernel - 1;  // no class has more
-  c.band = least(span_rows, most<int64_t>(8, kBandBytes / int64_t(sizeof(T)) / c.image_pitch));
+  const int64_t row_bytes = c.image_pitch * int64_t(sizeof(T));
+  const int64_t some = most<int64_t>(1, least<int64_t>(8, kStripBytes / (c.channels * row_bytes)));
+  c.band = least(span_rows, most(some, kBandBytes / row_bytes));
   c.bands = ceil_div(span_rows, c.band);
   const int64_t units = g.batch * c.bands;
   const int64_t room = 1 + kPartials / g.weight_elements();
@@ -143,7 +145,7 @@ class TapReducer {
     const S* output = static_cast<const S*>(r_.output) +
                       (batch * g_.groups + group_) * g_.group_out * out_plane;
     // Planes of the next image, as groups from here to there; where rows are short.
-    const int64_t ahead = col.output <= 2 * strip && batch + 1 < g_.batch ? g_.groups : 0;
+    const int64_t ahead = col.output <= kWideVectors * L && batch + 1 < g_.batch ? g_.groups : 0;
     // Gradient rows that this band's image rows meet.
     const int64_t a_first = most<int64_t>(0, k.b_first - k.t_last + 1);
     const int64_t a_last = least(k.rows, k.b_last - k.t_first);

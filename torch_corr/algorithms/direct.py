@@ -46,8 +46,8 @@ ISA_VARIABLE = "TORCH_CORR_ISA"
 _LARGEST = 2**48
 """As ``kLargest`` in ``_native/geometry.cpp``."""
 
-_THREAD_SCRATCH = 800 * 2**10
-"""Bytes in which each thread packs rows and holds sums (``kStripBytes``, ``kSumBytes``, ...)."""
+_STRIP, _THREAD_SCRATCH = 512 * 2**10, 800 * 2**10
+"""Bytes in which each thread packs rows (``kStripBytes``), and with its sums and the rest."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,10 @@ class Direct(Fitted):
         width = accumulation_dtype(dtype).itemsize
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
         copies = weights.get(map, min(32 * taps, taps + 2**20))
-        return torch.get_num_threads() * _THREAD_SCRATCH + width * copies
+        # A packed row of grad_weight has a stretch of 512 bytes for every tap far from others.
+        row = 512 * problem.kernel[1] * min(4, problem.group_in) if map == "grad_weight" else 0
+        scratch = _THREAD_SCRATCH + max(0, row - _STRIP)
+        return torch.get_num_threads() * scratch + width * copies
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """Products of a row of pixels with a row of taps; rows in the padding are passed over,
