@@ -59,8 +59,9 @@ struct Correlation {
   int64_t tile_vectors;           // vectors across the widest tile or strip
 };
 
-// What a job of grad_weight is at most a block of: filters and channels, each, and tap rows.
-constexpr int64_t kChannelBlock = 4, kTapRowBlock = 64;
+// What a job of grad_weight is at most a block of: filters and channels, each, and tap rows; and the
+// image rows that it packs together, or more where they are short.
+constexpr int64_t kChannelBlock = 4, kTapRowBlock = 64, kBandRows = 8;
 constexpr int64_t kStripBytes = 512 << 10;  // of its strips of packed rows, unless one row needs more
 
 struct TapReduction {

@@ -269,16 +269,19 @@ void grad_input(const Engines& engines, const Geometry& g, Dtype dtype, const vo
 namespace {
 
 constexpr int64_t kFewTaps = 81;
-constexpr int64_t kNarrow = 8;
+constexpr int64_t kNarrow = 8;  // vectors
+
+// Image rows that a job packs together, those of all its channels.
+int64_t packed_rows(const Geometry& g) { return kBandRows * std::min(kChannelBlock, g.group_in); }
 
 // Vectors across a strip of grad_weight: whole rows, one after the other, are what memory likes. With
 // them the gradient of 2048x2048 by 3x3 takes 0.73 to 0.84 of the time that it takes in strips of 8
-// vectors, by 5x5 0.78, by 9x9 as long (float32, two Zen 4 cores). Over more taps the tiles pass so often that
-// strips which the first cache holds are ahead by some percent.
+// vectors, by 5x5 0.78, by 9x9 as long (float32, two Zen 4 cores). Over more taps the tiles pass so
+// often that strips which the first cache holds are ahead by some percent.
 int64_t strip_vectors(const Geometry& g, int64_t lanes, int64_t vector_bytes) {
-  const int64_t image_rows = 8 * std::min(kChannelBlock, g.group_in) * std::min(g.col.stride, g.col.kernel);
+  const int64_t image_rows = packed_rows(g) * std::min(g.col.stride, g.col.kernel);
   const int64_t grad_rows =
-      std::min(kChannelBlock, g.group_out) * (8 + std::min(kTapRowBlock, g.row.kernel));
+      std::min(kChannelBlock, g.group_out) * (kBandRows + std::min(kTapRowBlock, g.row.kernel));
   const bool few = g.row.kernel * g.col.kernel <= kFewTaps;
   const int64_t most = few ? kStripBytes / vector_bytes / (image_rows + grad_rows) : 0;
   const int64_t needed = g.col.output / lanes + (g.col.output % lanes != 0);
@@ -298,8 +301,8 @@ void grad_weight(const Engines& engines, const Geometry& g, Dtype dtype, const v
   r.weight = weight;
   r.strip_vectors = strip_vectors(g, lanes, engines.vector_bytes);
   PackedColumns columns({forward_plan(g.col)}, r.strip_vectors * lanes);
-  const int64_t rows = 8 * std::min(kChannelBlock, g.group_in) * accumulation_bytes(dtype);
-  if (r.strip_vectors > kNarrow && columns.width > kStripBytes / rows) {
+  const int64_t fits = kStripBytes / accumulation_bytes(dtype) / packed_rows(g);
+  if (r.strip_vectors > kNarrow && columns.width > fits) {
     // Taps far apart read stretches of their own: a packed row is many strips long.
     r.strip_vectors = kNarrow;
     columns = PackedColumns({forward_plan(g.col)}, r.strip_vectors * lanes);

@@ -53,7 +53,7 @@ TORCH_CORR_INLINE Cut cut_reduction(const TapReduction& r) {
 
   const int64_t span_rows = g.row.output + g.row.kernel - 1;  // no class has more
   const int64_t row_bytes = c.image_pitch * int64_t(sizeof(T));
-  const int64_t some = most<int64_t>(1, least<int64_t>(8, kStripBytes / (c.channels * row_bytes)));
+  const int64_t some = most<int64_t>(1, least(kBandRows, kStripBytes / (c.channels * row_bytes)));
   c.band = least(span_rows, most(some, kBandBytes / row_bytes));
   c.bands = ceil_div(span_rows, c.band);
   const int64_t units = g.batch * c.bands;
