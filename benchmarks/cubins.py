@@ -236,7 +236,7 @@ def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
     """What the table has a row for; TF32's has what TF32 changes."""
     torch.backends.cudnn.allow_tf32 = tf32
     for map, dtype, config in planned():
-        if not tf32 or (dtype == torch.float32 and isinstance(config, (host.Dot, host.Band))):
+        if not tf32 or (dtype == torch.float32 and isinstance(config, host.Product)):
             yield map, dtype, config, main_launch(problem_of(config), map, dtype, config)
 
 

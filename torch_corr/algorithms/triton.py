@@ -85,7 +85,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Dot:
+class Product:
     """A configuration of ``correlate_dot`` and ``weight_dot``: an (m, n) tile, k at a time.
 
     No more than 4 warps: a single loop over taps and channels is known to be miscompiled with 8
@@ -100,17 +100,12 @@ class Dot:
     stages: int = 3
 
 
-@dataclass(frozen=True)
-class Band:
-    """A configuration of the same two kernels for bands: m images' rows by n columns, or in
-    ``grad_weight`` m columns by n of a kernel's rows; else as Dot."""
+class Dot(Product):
+    """Pixels by channels; in ``grad_weight`` channels by taps with channels."""
 
-    name: str
-    m: int
-    n: int
-    k: int
-    warps: int = 4
-    stages: int = 3
+
+class Band(Product):
+    """Images' rows by columns; in ``grad_weight`` columns by columns of a kernel's rows."""
 
 
 Config: TypeAlias = Taps | Sums | Dot | Band
@@ -219,7 +214,7 @@ class Launch:
     @property
     def options(self) -> dict[str, int]:
         """Warps and stages, for the compiler."""
-        stages = self.config.stages if isinstance(self.config, (Dot, Band)) else 1
+        stages = self.config.stages if isinstance(self.config, Product) else 1
         return {"num_warps": self.config.warps, "num_stages": stages}
 
     def run(self) -> None:
@@ -293,7 +288,7 @@ class Triton(Algorithm):
             return 0
         config = self._config(map, problem, dtype)
         taps = prod(problem.weight_shape)
-        moves = isinstance(config, (Dot, Band))
+        moves = isinstance(config, Product)
         band = prod(_band_shape(problem)) if isinstance(config, Band) else 0
         if map == "grad_weight":
             splits = _splits(problem, config)[0]
@@ -471,7 +466,7 @@ def _named(name: str) -> Config:
 
 def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
     """Why a configuration cannot run a map; empty if it can."""
-    if isinstance(config, (Dot, Band)):
+    if isinstance(config, Product):
         fits = _band_fits if isinstance(config, Band) else _dot_fits
         if not fits(config, map, dtype):
             return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
@@ -502,11 +497,11 @@ def _band_refusal(config: Band, problem: Problem) -> str:
     return ""
 
 
-def _dot_fits(config: Dot | Band, map: MapName, dtype: torch.dtype) -> bool:
+def _dot_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
     return config.m * config.n <= _most_sums(config.k, map, dtype)
 
 
-def _band_fits(config: Dot | Band, map: MapName, dtype: torch.dtype) -> bool:
+def _band_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
     """Whether no register spills, as compiled for sm_80 and sm_90; on the former two tiles do."""
     if dtype == torch.float64:
         return config.m * config.n <= 64 * 32
@@ -536,7 +531,7 @@ def _work(config: Config, map: MapName, problem: Problem, dtype: torch.dtype) ->
     return _beside(config, problem, dtype)
 
 
-def _padding(config: Dot | Band, map: MapName, problem: Problem) -> float:
+def _padding(config: Product, map: MapName, problem: Problem) -> float:
     """How many times the products of the definition the tiles multiply."""
     taps = prod(problem.kernel)
     if isinstance(config, Band):
@@ -922,7 +917,7 @@ def _splits(problem: Problem, config: Config) -> tuple[int, int]:
     return -(-blocks // per_split), per_split * unit
 
 
-def _dot_constants(config: Dot | Band, source: Tensor) -> dict[str, Any]:
+def _dot_constants(config: Product, source: Tensor) -> dict[str, Any]:
     return {
         "M": config.m,
         "N": config.n,
