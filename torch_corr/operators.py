@@ -16,6 +16,7 @@ place that asks whether anybody watches; where nobody does, the algorithm is cal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, get_args
@@ -173,7 +174,8 @@ def asked_for(key: str) -> AlgorithmLike:
 for _kind in get_args(AlgorithmLike):
     if _kind is not str:
         _kind.__fx_repr__ = lambda self: (repr(self), {type(self).__name__: type(self)})
-        register_opaque_type(_kind, typ="value")
+        with suppress(TypeError):  # older PyTorch wants a metaclass of its own: all but compiling
+            register_opaque_type(_kind, typ="value")
 
 
 def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbers: Any) -> Problem:
