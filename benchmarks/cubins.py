@@ -134,12 +134,7 @@ def launches_of(
         )
         for slot in OPERANDS[map]
     )
-    if map == "grad_weight":
-        launch, partial = host.weight_launch(problem, first, second, config)
-        if isinstance(config, host.Band):
-            return launch, host.band_sum(problem, partial, config)[0]
-        return (launch,)
-    return host.correlate_launches(map, problem, first, second, config)[0]
+    return host.form_of(map, problem, first, second, config).launches
 
 
 def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:

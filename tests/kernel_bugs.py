@@ -79,8 +79,8 @@ BUGS = (
     ),
     Bug(
         "nothing is mended",
-        "return (launch, mend), result",
-        "return (launch,), result",
+        "return draft.form(result, launch, mend)",
+        "return draft.form(result, launch)",
         f"{NON_FINITE} taps-4",
         HOST,
     ),
@@ -230,8 +230,8 @@ BUGS = (
     ),
     Bug(
         "only one split is summed",
-        "total = partial[0] if len(partial) == 1 else partial.sum(0)",
-        "total = partial[0]",
+        "total = total[0] if len(total) == 1 else total.sum(0)",
+        "total = total[0]",
         f"{SPLIT} sums-4x4x4",
         HOST,
     ),
@@ -258,9 +258,54 @@ BUGS = (
     ),
     Bug(
         "a negated view is read as it lies",
-        "source = source.resolve_neg()",
-        "source = source",
+        "first, second = first.resolve_neg(), second.resolve_neg()",
+        "",
         "test_views_that_are_negated",
+        HOST,
+    ),
+    Bug(
+        "a kernel for aligned memory is launched on any",
+        "*(pointer % 16 == 0 for pointer in pointers),",
+        "",
+        "test_what_changes_between_calls",
+        HOST,
+    ),
+    Bug(
+        "the kernel of one device is launched on another",
+        "tensors[0].get_device(),\n",
+        "0,\n",
+        "test_kernels_belong_to_a_device",
+        HOST,
+    ),
+    Bug(
+        "what was found without TF32 is kept with it",
+        "settings = may_use_tf32(dtype), interpreted()",
+        "settings = False, interpreted()",
+        "test_what_changes_between_calls",
+        HOST,
+    ),
+    Bug(
+        "any operand is taken to lie as the first that came",
+        "first.stride(), second.stride(), settings)\n        return",
+        "torch.empty(first.shape).stride(), second.stride(), settings)\n        return",
+        "test_what_changes_between_calls",
+        HOST,
+    ),
+    Bug(
+        "a later launch has the constants in another order",
+        "(*arguments[count:], *constants)",
+        "(*arguments[count:], *reversed([*constants]))",
+        "test_a_call_like_an_earlier_one",
+        HOST,
+    ),
+    Bug(
+        "a later launch is at the addresses of the first",
+        "(*arguments[count:], *constants)\n",
+        "(*arguments[count:], *constants)\n"
+        "            kept, start = pointers, self.compiled[key][0]\n"
+        "            late = lambda *v: start(*kept, *v[count:])\n"
+        "            self.compiled[key] = late, self.compiled[key][1]\n",
+        "test_a_call_like_an_earlier_one",
         HOST,
     ),
 )

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -69,6 +70,20 @@ def _true_float32() -> Any:
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(autouse=True)
+def _own_forms() -> Iterator[None]:
+    """None that another test's changes to the module went into, nor for another test."""
+    host._kept_form.cache_clear()
+    yield
+    host._kept_form.cache_clear()
+
+
+def change(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    """Change what the module makes forms by: those it has kept know nothing of it."""
+    monkeypatch.setattr(host, name, value)
+    host._kept_form.cache_clear()
 
 
 def some(problem: Problem, map: str, dtype: torch.dtype, seed: int = 0, **how: Any) -> Any:
@@ -130,7 +145,7 @@ def test_rows_of_sums_under_a_stride(name: str) -> None:
 )
 def test_pixels_are_split_anyhow(name: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One split of many blocks, a few of several, one a block; the last of each not full."""
-    monkeypatch.setattr(host, "PROGRAMS", programs)
+    change(monkeypatch, "PROGRAMS", programs)
     kind = name.partition("-")[0]
     one = "n5c1-x17x6-o1-k2x3-p1"
     each = {"sums": "n3c1-x20x17-o2-k2x3-p1", "dot": "n3c9-x6x7-o18-k2x1-p1,0x0,0", "band": one}
@@ -263,7 +278,7 @@ def test_positions_in_64_bits(map: Any, case: str, monkeypatch: pytest.MonkeyPat
     problem = Problem.parse(case)
     operands = some(problem, map, torch.float32)
     narrow = check(Triton(), problem, map, operands)
-    monkeypatch.setattr(host, "_wide", lambda *_: True)
+    change(monkeypatch, "_wide", lambda *_: True)
     assert torch.equal(narrow, check(Triton(), problem, map, operands))
 
 
@@ -274,7 +289,7 @@ def test_positions_in_bands_in_64_bits(map: Any, monkeypatch: pytest.MonkeyPatch
     operands = some(problem, map, torch.float32)
     band = Triton(correlate="band-64x32", weight="band-64x32")
     narrow = check(band, problem, map, operands)
-    monkeypatch.setattr(host, "_wide", lambda *_: True)
+    change(monkeypatch, "_wide", lambda *_: True)
     assert torch.equal(narrow, check(band, problem, map, operands))
 
 
@@ -310,7 +325,7 @@ def test_splits_that_end_past_32_bits_are_counted_in_64() -> None:
     x = torch.empty(problem.input_shape, device="meta")
     assert not host._wide(axes("grad_weight", problem), x)
     config = next(each for each in CONFIGS if each.name == "sums-1x4x4")
-    launch, _ = host.weight_launch(problem, x, x, config)
+    (launch,) = host.form_of("grad_weight", problem, x, x, config).launches
     assert launch.constants["WIDE"]
 
 
@@ -383,6 +398,158 @@ def test_gradients_of_second_order() -> None:
 
     small = torch.autograd.gradcheck if not CUDA else torch.autograd.gradgradcheck
     assert small(call, (x, w), fast_mode=True)
+
+
+# -- what is kept between calls ---------------------------------------------------------------
+
+
+class Jit:
+    """In the place of the kernels' module: notes what is compiled and with what is launched."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[str, dict[str, Any]]] = []
+        self.launched: list[tuple[str, int, dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        kernel = getattr(import_module("torch_corr.algorithms._triton_kernels"), name)
+        names = list(signature(kernel.fn).parameters)
+
+        def compiled(grid: Any) -> Any:
+            assert grid[1:] == (1, 1)
+            return lambda *values: self.launched.append((name, grid[0], dict(zip(names, values))))
+
+        def specialize(grid: Any) -> Any:
+            def run(*arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> Any:
+                given = dict(zip(names, arguments)) | constants
+                assert sorted(given) == sorted(names)
+                self.compiled.append((name, constants))
+                addresses = {
+                    n: v.data_ptr() if isinstance(v, Tensor) else v for n, v in given.items()
+                }
+                self.launched.append((name, grid[0], addresses))
+                return Subscribed(compiled)
+
+            return run
+
+        return Subscribed(specialize, arg_names=names)
+
+
+class Subscribed(SimpleNamespace):
+    """``self[key]`` is what a function makes of the key."""
+
+    def __init__(self, make: Callable[[Any], Any], **attributes: Any) -> None:
+        super().__init__(make=make, **attributes)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.make(key)
+
+
+@pytest.fixture
+def jit(monkeypatch: pytest.MonkeyPatch) -> Jit:
+    jit = Jit()
+    monkeypatch.setattr(host, "_kernels", lambda: jit)
+    return jit
+
+
+def geometry(launches: list[tuple[str, int, dict[str, Any]]]) -> list[Any]:
+    """Launches without the addresses, which come first, of memory that is another each time."""
+    operands = {"source", "weight", "result", "input", "output", "partial", "band"}
+    return [(n, g, {k: v for k, v in e.items() if k not in operands}) for n, g, e in launches]
+
+
+have = pytest.mark.skipif(not HAVE, reason="needs Triton")
+
+
+@have
+@each_config
+@each_map
+def test_a_call_like_an_earlier_one_specializes_nothing(
+    config: host.Config, map: Any, jit: Jit
+) -> None:
+    """The same launches with the same numbers, and the addresses of its own operands."""
+    problem = Problem.parse(EACH.get(type(config), FEW))
+    if config not in Triton().configs(problem, map, torch.float32):
+        pytest.skip(f"{config.name} is not for {map}")
+    launches = []
+    for seed in range(3):
+        operands = some(problem, map, torch.float32, seed)
+        getattr(of(config, map), map)(problem, *operands.values())
+        launches.append(jit.launched[:])
+        jit.launched.clear()
+    assert len(jit.compiled) == len(launches[0])
+    assert geometry(launches[0]) == geometry(launches[1]) == geometry(launches[2])
+    if isinstance(config, (Taps, Sums)):  # Others read copies.
+        _, _, seen = launches[2][0]
+        source = {"input": "source", "output": "source"} if map != "grad_weight" else {}
+        for name, value in operands.items():
+            assert seen[source.get(name, name)] == value.data_ptr()
+
+
+@have
+@each_map
+@pytest.mark.parametrize("case", ["n2c2-x6x8-o2-k3-p1-g2", "n1c20-x6x8-o17-k3"])
+def test_what_changes_between_calls_is_heeded(map: Any, case: str, jit: Jit) -> None:
+    """Strides, alignment, dtype, TF32 and Triton's own settings; and what was before, again."""
+    problem = Problem.parse(case)
+    first, second = some(problem, map, torch.float32).values()
+    many = problem.group_in * problem.group_out > host.FEW
+
+    def after(*operands: Tensor) -> tuple[int, list[Any]]:
+        """How many kernels a call compiles, and what it launches; a second call compiles none."""
+        before = len(jit.compiled)
+        for _ in range(2):
+            jit.launched.clear()
+            getattr(Triton(), map)(problem, *operands)
+            once = len(jit.compiled) - before
+        assert len(jit.compiled) == before + once
+        return once, geometry(jit.launched)
+
+    count, plain = after(first, second)
+    assert count == len(plain)
+    last = first.contiguous(memory_format=torch.channels_last)
+    count, launches = after(last, second)
+    assert count == len(plain)
+    if not many:
+        assert launches != plain
+    shifted = torch.empty(first.numel() + 1)[1:].view(first.shape).copy_(first)
+    count, launches = after(shifted, second)
+    # Copies that are made for it are aligned.
+    assert count == (0 if many else len(plain))
+    assert launches == plain
+    count, launches = after(first.double(), second.double())
+    assert count == len(launches)
+    assert launches != plain
+    torch.backends.cudnn.allow_tf32 = True
+    count, launches = after(first, second)
+    assert count == len(plain)
+    assert any(each.get("PRECISION") == "tf32" for _, _, each in launches) == many
+    torch.backends.cudnn.allow_tf32 = False
+    knobs = import_module("triton").knobs
+    try:
+        knobs.runtime.debug = True
+        assert after(first, second) == (len(plain), plain)
+    finally:
+        knobs.runtime.debug = False
+    assert after(first, second) == (0, plain)
+
+
+@have
+def test_kernels_belong_to_a_device(jit: Jit) -> None:
+    """Compiled once for each, and launched on none but theirs."""
+
+    def at(device: int, address: int) -> Any:
+        return SimpleNamespace(get_device=lambda: device, data_ptr=lambda: address)
+
+    problem = Problem.parse("n1c1-x64-o1-k3")
+    x, w = torch.empty(problem.input_shape), torch.empty(problem.weight_shape)
+    config = Triton()._config("forward", problem, torch.float32)
+    (launch,) = host.form_of("forward", problem, x, w, config).launches
+    for device, count in ((0, 1), (1, 2), (0, 2), (1, 2)):
+        launch.run([at(device, 32) for _ in range(3)])
+        assert len(jit.compiled) == count
+    launch.run([at(0, 32), at(0, 40), at(0, 32)])
+    launch.run([at(0, 40), at(0, 32), at(0, 32)])
+    assert len(jit.compiled) == 4
 
 
 @on_cuda
@@ -678,7 +845,7 @@ def test_launching_asks_no_tensor_for_a_value(
 ) -> None:
     """A device would be waited for; on meta, where there are none, it would raise."""
     launched: list[str] = []
-    monkeypatch.setattr(host.Launch, "run", lambda self: launched.append(self.kernel))
+    monkeypatch.setattr(host.Launch, "run", lambda self, _: launched.append(self.kernel))
     problem = Problem.parse(case)
     shapes = [getattr(problem, f"{slot}_shape") for slot in OPERANDS[map]]
     result = getattr(Triton(), map)(

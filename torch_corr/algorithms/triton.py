@@ -15,18 +15,19 @@ stages, splits and then their sum: no atomics, so that results repeat to the bit
 
 Half-precision products are summed in float32.  float32 is float32, unless PyTorch's
 ``torch.backends.cudnn.conv.fp32_precision`` (``allow_tf32``) lets cuDNN use TF32; then matrix
-products do.  Nothing waits for the device, and nothing is kept between calls; as with every
-Triton kernel, run once before you capture a CUDA graph, since compiling is no part of one.
+products do.  Nothing waits for the device; as with every Triton kernel, run once before you
+capture a CUDA graph, since compiling is no part of one.
 
-Everything a launch needs is made from sizes, strides and addresses alone
-(:func:`correlate_launches`, :func:`weight_launch`), so that the same launches can be compiled
-without a device: ``docs/gpu.md`` tells what came of it.
+All of a map but its tensors' addresses follows from sizes, strides and dtype: its *form*
+(:func:`form_of`).  So forms and the kernels compiled for them are kept, since to make one anew
+takes the host longer than small problems take the device; no tensor is.  And the same launches
+can be compiled without a device: ``docs/gpu.md`` tells what came of it.
 """
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -193,7 +194,34 @@ class Axis(NamedTuple):
         return self.dest * self.mult + abs(self.base) + (self.taps + self.period) * abs(self.tap)
 
 
-@dataclass(frozen=True)
+class Fresh(NamedTuple):
+    """A tensor of a form that is allocated, of this shape and these strides."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    def make(self, tensors: list[Tensor]) -> Tensor:
+        """On the operands' device."""
+        return tensors[0].new_empty_strided(self.shape, self.strides, dtype=self.dtype)
+
+
+class Packed(NamedTuple):
+    """A tensor of a form that is a copy: of the one at ``place``, seen in this shape and these
+    strides, in the order of ``layout``."""
+
+    place: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    layout: torch.memory_format
+
+    def make(self, tensors: list[Tensor]) -> Tensor:
+        """From those that were made before."""
+        view = tensors[self.place].as_strided(self.shape, self.strides)
+        return view.contiguous(memory_format=self.layout)
+
+
+@dataclass(frozen=True, eq=False)
 class Launch:
     """One kernel, where it runs and with what.
 
@@ -201,8 +229,10 @@ class Launch:
         kernel: its name in ``_triton_kernels``.
         config: the configuration that it runs in.
         grid: programs.
-        arguments: in the kernel's order.
+        arguments: in the kernel's order; tensors, which come first, as stand-ins on ``meta``.
         constants: what it is compiled for.
+        places: where its tensors are among those of its form.
+        compiled: what has been compiled, for what :meth:`run` tells apart.
     """
 
     kernel: str
@@ -210,6 +240,8 @@ class Launch:
     grid: int
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+    places: tuple[int, ...]
+    compiled: dict[tuple[Any, ...], tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, int]:
@@ -217,12 +249,66 @@ class Launch:
         stages = self.config.stages if isinstance(self.config, Product) else 1
         return {"num_warps": self.config.warps, "num_stages": stages}
 
-    def run(self) -> None:
-        """On the current stream of the operands' device."""
-        device = self.arguments[0].device
+    def run(self, tensors: list[Tensor]) -> None:
+        """On the current stream of the current device, which is that of the form's tensors."""
+        pointers = [tensors[place].data_ptr() for place in self.places]
+        # Triton compiles for numbers, dtypes, alignment and these settings; a module belongs to
+        # a device.  What of it a form does not fix is the key.
+        knobs = _knobs()
+        key = (
+            tensors[0].get_device(),
+            *(pointer % 16 == 0 for pointer in pointers),
+            knobs.runtime.debug,
+            knobs.compilation.instrumentation_mode,
+        )
+        if found := self.compiled.get(key):
+            # As Triton's own launch ends, with its hooks; all before that, which finds out again
+            # what to launch, takes three times as long.
+            launch, numbers = found
+            launch(*pointers, *numbers)
+            return
         kernel = getattr(_kernels(), self.kernel)
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            kernel[(self.grid,)](*self.arguments, **self.constants, **self.options)
+        count = len(self.places)
+        arguments = (*(tensors[place] for place in self.places), *self.arguments[count:])
+        made = kernel[(self.grid,)](*arguments, **self.constants, **self.options)
+        if hasattr(made, "result"):  # Under triton.AsyncCompileMode.
+            made = made.result()
+        if made is not None:  # The interpreter compiles nothing.
+            constants = (self.constants[name] for name in kernel.arg_names[len(arguments) :])
+            self.compiled[key] = made[(self.grid, 1, 1)], (*arguments[count:], *constants)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A map of operands of given sizes, strides and dtype: all of it but the addresses.
+
+    Attributes:
+        config: the configuration that it runs in.
+        made: the tensors that it takes beside the two operands, each made of those before it.
+        launches: in their order.
+        result: the place of the tensor that they fill, among operands and ``made``.
+    """
+
+    config: Config
+    made: tuple[Fresh | Packed, ...]
+    launches: tuple[Launch, ...]
+    result: int
+
+    def run(self, first: Tensor, second: Tensor) -> Tensor:
+        """On the current stream of the operands' device."""
+        tensors = [first, second]
+        for each in self.made:
+            tensors.append(each.make(tensors))
+        device = first.get_device()
+        # The guard takes a microsecond, and is needed where there are several devices.
+        elsewhere = first.is_cuda and device != torch.cuda.current_device()
+        with torch.cuda.device(device) if elsewhere else _HERE:
+            for launch in self.launches:
+                launch.run(tensors)
+        return tensors[self.result]
+
+
+_HERE = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -270,17 +356,12 @@ class Triton(Algorithm):
         """(x, y) -> w: splits of the pixels, then their sum, in an order that sizes decide."""
         if 0 in problem.input_shape:
             return input.new_zeros(problem.weight_shape)
-        config = self._config("grad_weight", problem, input.dtype)
-        launch, partial = weight_launch(problem, input, output, config)
-        launch.run()
-        if isinstance(config, Band):
-            launch, total = band_sum(problem, partial, config)
-            launch.run()
-            return total.to(input.dtype)
-        total = partial[0] if len(partial) == 1 else partial.sum(0)
+        config, total = self._run("grad_weight", problem, input, output)
+        if not isinstance(config, Band):
+            total = total[0] if len(total) == 1 else total.sum(0)
         if isinstance(config, Dot):
             total = total.permute(0, 3, 1, 2)
-        return total.to(input.dtype).contiguous()
+        return _in(input.dtype, total).contiguous()
 
     def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
         """Packed weights, operands with their channels moved together, and partial sums."""
@@ -338,11 +419,18 @@ class Triton(Algorithm):
     def _correlate(self, map: MapName, problem: Problem, source: Tensor, weight: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return source.new_zeros(_dest_shape(map, problem))
-        config = self._config(map, problem, source.dtype)
-        launches, result = correlate_launches(map, problem, source, weight, config)
-        for launch in launches:
-            launch.run()
-        return result.to(source.dtype)
+        return _in(source.dtype, self._run(map, problem, source, weight)[1])
+
+    def _run(
+        self, map: MapName, problem: Problem, first: Tensor, second: Tensor
+    ) -> tuple[Config, Tensor]:
+        """The configuration, and what its launches have filled."""
+        first, second = first.resolve_neg(), second.resolve_neg()
+        named = self.weight if map == "grad_weight" else self.correlate
+        dtype = first.dtype
+        settings = may_use_tf32(dtype), interpreted()
+        form = _kept_form(map, problem, named, dtype, first.stride(), second.stride(), settings)
+        return form.config, form.run(first, second)
 
     def _config(self, map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
         if named := self.weight if map == "grad_weight" else self.correlate:
@@ -603,47 +691,139 @@ def _axis(map: MapName, problem: Problem, dim: int) -> Axis:
     return Axis(size, output, stride, 1, -before, tap, taps, 1)
 
 
-def correlate_launches(
-    map: MapName, problem: Problem, source: Tensor, weight: Tensor, config: Config
-) -> tuple[tuple[Launch, ...], Tensor]:
-    """The launches of ``forward`` or ``grad_input``, and the result that they fill.
+_SLOTS: dict[MapName, tuple[str, str]] = {
+    "forward": ("input_shape", "weight_shape"),
+    "grad_input": ("output_shape", "weight_shape"),
+    "grad_weight": ("input_shape", "output_shape"),
+}
+
+
+@lru_cache(maxsize=1024)
+def _kept_form(
+    map: MapName,
+    problem: Problem,
+    named: str,
+    dtype: torch.dtype,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    settings: tuple[bool, bool],
+) -> Form:
+    """The form of operands with these strides, in the named configuration or that of the rule.
+
+    ``settings``, of TF32 and of the interpreter, are there to be told apart: they are read where
+    they matter.
+    """
+    first_tensor, second_tensor = (
+        torch.empty_strided(getattr(problem, slot), strides, dtype=dtype, device="meta")
+        for slot, strides in zip(_SLOTS[map], (first, second))
+    )
+    way = Triton(weight=named) if map == "grad_weight" else Triton(correlate=named)
+    config = way._config(map, problem, dtype)
+    return form_of(map, problem, first_tensor, second_tensor, config)
+
+
+def form_of(map: MapName, problem: Problem, first: Tensor, second: Tensor, config: Config) -> Form:
+    """The form of a map in a configuration.
 
     Args:
-        source: the input, or for ``grad_input`` the output.
+        first, second: stand-ins for the operands, on ``meta``: sizes and strides are asked for.
     """
-    source = source.resolve_neg()
-    result = torch.empty(
+    draft = _Draft(config, first, second)
+    if map == "grad_weight":
+        return _weight_form(draft, problem, first, second)
+    return _correlate_form(draft, map, problem, first, second)
+
+
+class _Draft:
+    """A form in the making: stand-ins for its tensors, on ``meta``, and how each is made."""
+
+    def __init__(self, config: Config, *operands: Tensor) -> None:
+        self.config = config
+        self.made: list[Fresh | Packed] = []
+        # By what a stand-in is, not what it holds; with the stand-in, or another might be it.
+        self.places = {id(each): (place, each) for place, each in enumerate(operands)}
+
+    def fresh(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """One that is allocated."""
+        made = torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+        return self._add(made, Fresh(tuple(made.shape), made.stride(), dtype))
+
+    def packed(
+        self,
+        of: Tensor,
+        view: Tensor,
+        layout: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """A ``view`` of another one in the order of ``layout``: a copy, but where it lies so."""
+        place = self.places[id(of)][0]
+        if view.is_contiguous(memory_format=layout):
+            self.places[id(view)] = place, view
+            return view
+        made = view.contiguous(memory_format=layout)
+        return self._add(made, Packed(place, tuple(view.shape), view.stride(), layout))
+
+    def _add(self, made: Tensor, how: Fresh | Packed) -> Tensor:
+        self.made.append(how)
+        self.places[id(made)] = len(self.made) + 1, made
+        return made
+
+    def launch(
+        self,
+        kernel: str,
+        config: Config,
+        grid: int,
+        arguments: tuple[Any, ...],
+        constants: dict[str, Any],
+    ) -> Launch:
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
+        places = tuple(self.places[id(each)][0] for each in tensors)
+        return Launch(kernel, config, grid, arguments, constants, places)
+
+    def form(self, result: Tensor, *launches: Launch) -> Form:
+        return Form(self.config, tuple(self.made), launches, self.places[id(result)][0])
+
+
+def _correlate_form(
+    draft: _Draft, map: MapName, problem: Problem, source: Tensor, weight: Tensor
+) -> Form:
+    """Of ``forward``, or of ``grad_input``, whose source is the output."""
+    config = draft.config
+    result = draft.fresh(
         _dest_shape(map, problem),
         # The interpreter truncates to bfloat16 where devices round.
-        dtype=accumulation_dtype(source.dtype) if interpreted() else source.dtype,
-        device=source.device,
-        memory_format=(
-            torch.channels_last if _is_channels_last(source) else torch.contiguous_format
-        ),
+        accumulation_dtype(source.dtype) if interpreted() else source.dtype,
+        torch.channels_last if _is_channels_last(source) else torch.contiguous_format,
     )
     # (groups, O/G, C/G, kH, kW)
-    grouped = (
-        weight.resolve_neg()
-        .contiguous()
-        .view(problem.groups, problem.group_out, problem.group_in, *problem.kernel)
-    )
+    shape = (problem.groups, problem.group_out, problem.group_in, *problem.kernel)
+    weight = draft.packed(weight, weight)
+    grouped = draft.packed(weight, weight.view(shape))
     launch: Launch
     if isinstance(config, Band):
-        return _band_launches(map, problem, source.contiguous(), grouped, result, config), result
+        source = draft.packed(source, source)
+        return draft.form(
+            result, *_band_launches(draft, map, problem, source, grouped, result, config)
+        )
     if isinstance(config, Dot):
-        source = source.contiguous(memory_format=torch.channels_last)
-        launch = _dot_launch(map, problem, source, grouped, result, config)
+        source = draft.packed(source, source, torch.channels_last)
+        launch = _dot_launch(draft, map, problem, source, grouped, result, config)
     else:
-        launch = _taps_launch(map, problem, source, grouped, result, config)
+        launch = _taps_launch(draft, map, problem, source, grouped, result, config)
     by_one = isinstance(config, Taps) and config.height == 1
     if map == "forward" or by_one or max(problem.kernel) == 1:
-        return (launch,), result
+        return draft.form(result, launch)
     # No pixel may meet a tap beyond the edges, were it only to multiply NaN by zero.
-    mend = _taps_launch(map, problem, source, grouped, result, _named("taps-1"), mend=1)
-    return (launch, mend), result
+    mend = _taps_launch(draft, map, problem, source, grouped, result, _named("taps-1"), mend=1)
+    return draft.form(result, launch, mend)
 
 
 def _taps_launch(
+    draft: _Draft,
     map: MapName,
     problem: Problem,
     source: Tensor,
@@ -658,7 +838,7 @@ def _taps_launch(
     # Lanes that are channels want theirs next to each other.
     lanes_are_channels = _is_channels_last(result)
     order = (summed, 3, 4, 0, dest) if lanes_are_channels else (0, dest, summed, 3, 4)
-    packed = grouped.permute(order).contiguous()
+    packed = draft.packed(grouped, grouped.permute(order))
     step = dict(zip(order, packed.stride()))
     weight_strides = tuple(step[each] for each in (0, dest, summed, 3, 4))
     channels = result.shape[1]
@@ -682,7 +862,7 @@ def _taps_launch(
     }
     numbers = (problem.batch, channels, grouped.shape[summed], grouped.shape[dest], blocks)
     strides = (_strides(source), _strides(result), weight_strides)
-    return Launch(
+    return draft.launch(
         "correlate_taps",
         config,
         blocks * (1 if lanes_are_channels else channels) * rows.classes * columns.classes,
@@ -692,7 +872,13 @@ def _taps_launch(
 
 
 def _dot_launch(
-    map: MapName, problem: Problem, source: Tensor, grouped: Tensor, result: Tensor, config: Dot
+    draft: _Draft,
+    map: MapName,
+    problem: Problem,
+    source: Tensor,
+    grouped: Tensor,
+    result: Tensor,
+    config: Dot,
 ) -> Launch:
     rows, columns = axes(map, problem)
     classes = rows.classes * columns.classes
@@ -700,10 +886,10 @@ def _dot_launch(
     group_dest, group_source = grouped.shape[dest], grouped.shape[summed]
     # 16 bytes at a time: along the channels for halves; matrix units take TF32 along the sum.
     if source.dtype == torch.float32:
-        packed = grouped.permute(0, dest, 3, 4, summed).contiguous()
+        packed = draft.packed(grouped, grouped.permute(0, dest, 3, 4, summed))
         weight_strides = (1, packed.stride(1))
     else:
-        packed = grouped.permute(0, 3, 4, summed, dest).contiguous()
+        packed = draft.packed(grouped, grouped.permute(0, 3, 4, summed, dest))
         weight_strides = (group_dest, 1)
     pixels = problem.batch * rows.of_class * columns.of_class
     tiles = -(-pixels // config.m) * -(-group_dest // config.n)
@@ -717,7 +903,7 @@ def _dot_launch(
     numbers = (problem.batch, problem.groups, group_source, group_dest, plane)
     strides = (_strides(source), _strides(result), weight_strides)
     group_strides = (group_source * source.stride(1), group_dest * result.stride(1))
-    return Launch(
+    return draft.launch(
         "correlate_dot",
         config,
         tiles * problem.groups * classes,
@@ -736,24 +922,30 @@ def _band_shape(problem: Problem) -> tuple[int, int, int, int]:
 
 
 def _band_launches(
-    map: MapName, problem: Problem, source: Tensor, grouped: Tensor, result: Tensor, config: Band
+    draft: _Draft,
+    map: MapName,
+    problem: Problem,
+    source: Tensor,
+    grouped: Tensor,
+    result: Tensor,
+    config: Band,
 ) -> tuple[Launch, ...]:
     """The bands, the product, and the pixels that zeros of a band have met as NaN or infinity."""
     rows, columns = axes(map, problem)
     groups, (down, _) = problem.groups, problem.kernel
     # As in _dot_launch: along the dest for halves, along the sum for TF32.
     if source.dtype == torch.float32:
-        band = source.new_empty((groups, columns.dest, down, columns.source))
+        band = draft.fresh((groups, columns.dest, down, columns.source), source.dtype)
         per_group, per_dest, per_row, per_source = band.stride()
         weight_strides = (1, per_dest)
     else:
-        band = source.new_empty((groups, down, columns.source, columns.dest))
+        band = draft.fresh((groups, down, columns.source, columns.dest), source.dtype)
         per_group, per_row, per_source, per_dest = band.stride()
         weight_strides = (per_source, 1)
     wide = _wide((rows, columns), band.numel(), grouped.numel(), source, result)
     lanes = 1024
     blocks = -(-columns.source * columns.dest // lanes)
-    spread = Launch(
+    spread = draft.launch(
         "spread_taps",
         config,
         groups * down * blocks,
@@ -765,7 +957,7 @@ def _band_launches(
     source_strides, result_strides = (
         (each.stride(0), each.stride(3), each.stride(2), 0) for each in (source, result)
     )
-    product = Launch(
+    product = draft.launch(
         "correlate_dot",
         config,
         tiles * groups * rows.classes,
@@ -777,52 +969,28 @@ def _band_launches(
         ),
         _dot_constants(config, source) | {"FLAT": False, "PLANE_PART": 0, "WIDE": wide},
     )
-    mend = _taps_launch(map, problem, source, grouped, result, _named("taps-1"), mend=2)
+    mend = _taps_launch(draft, map, problem, source, grouped, result, _named("taps-1"), mend=2)
     return spread, product, mend
 
 
-def band_sum(problem: Problem, partial: Tensor, config: Band) -> tuple[Launch, Tensor]:
-    """The second stage of ``grad_weight`` by bands, and the (O, 1, kH, kW) that it fills."""
-    _, columns = axes("grad_weight", problem)
-    total = partial.new_empty(problem.weight_shape)
-    lanes = 32
-    blocks = -(-columns.taps // lanes)
-    return Launch(
-        "sum_bands",
-        config,
-        problem.groups * problem.kernel[0] * blocks,
-        (partial, total, columns, problem.groups, problem.kernel[0], partial.shape[0]),
-        {
-            "LANES": lanes,
-            "WIDE": _wide((columns, columns), partial.numel()),
-            "SUM": _sum_dtype(partial.dtype),
-        },
-    ), total
+def _weight_form(draft: _Draft, problem: Problem, input: Tensor, output: Tensor) -> Form:
+    """Of ``grad_weight``.
 
-
-def weight_launch(
-    problem: Problem, input: Tensor, output: Tensor, config: Config
-) -> tuple[Launch, Tensor]:
-    """The first stage of ``grad_weight``, and the splits' sums that it fills.
-
-    Returns:
-        the launch, and (splits, O, C/G, kH, kW), or for a Dot (splits, O, kH, kW, C/G), for a
-        Band (splits, O, output columns, kH, input columns).
+    The launches fill the sums of the splits, (splits, O, C/G, kH, kW), or for a Dot (splits, O,
+    kH, kW, C/G); those of a Band the result.
     """
-    input, output = input.resolve_neg(), output.resolve_neg()
+    config = draft.config
     rows, columns = axes("grad_weight", problem)
     splits, per_split = _splits(problem, config)
     sum_dtype = accumulation_dtype(input.dtype)
     (down, across), channels = problem.kernel, problem.group_in
     if isinstance(config, Dot):
-        input = input.contiguous(memory_format=torch.channels_last)
-        output = output.contiguous(memory_format=torch.channels_last)
-        partial = input.new_empty(
-            (splits, problem.out_channels, down, across, channels), dtype=sum_dtype
-        )
+        input = draft.packed(input, input, torch.channels_last)
+        output = draft.packed(output, output, torch.channels_last)
+        partial = draft.fresh((splits, problem.out_channels, down, across, channels), sum_dtype)
         tiles = -(-problem.group_out // config.m) * -(-channels * down * across // config.n)
         numbers = (problem.batch, problem.groups, channels, problem.group_out, per_split)
-        return Launch(
+        launch = draft.launch(
             "weight_dot",
             config,
             tiles * problem.groups * splits,
@@ -834,15 +1002,17 @@ def weight_launch(
             ),
             _dot_constants(config, input)
             | {"WIDE": _wide((rows, columns), input, output, partial, splits * per_split)},
-        ), partial
+        )
+        return draft.form(partial, launch)
     if isinstance(config, Band):
-        return _weight_band_launch(problem, input.contiguous(), output.contiguous(), config)
+        input, output = draft.packed(input, input), draft.packed(output, output)
+        launch, partial = _weight_band_launch(draft, problem, input, output, config)
+        total = draft.fresh(problem.weight_shape, sum_dtype)
+        return draft.form(total, launch, _band_sum(draft, problem, partial, total, config))
     assert isinstance(config, Sums)
-    partial = input.new_empty(
-        (splits, problem.out_channels, channels, down, across), dtype=sum_dtype
-    )
+    partial = draft.fresh((splits, problem.out_channels, channels, down, across), sum_dtype)
     chunks = -(-down // config.down), -(-across // config.across)
-    return Launch(
+    launch = draft.launch(
         "weight_taps",
         config,
         prod(chunks) * channels * problem.out_channels * splits,
@@ -864,23 +1034,25 @@ def weight_launch(
             ),
             "SUM": _sum_dtype(input.dtype),
         },
-    ), partial
+    )
+    return draft.form(partial, launch)
 
 
 def _weight_band_launch(
-    problem: Problem, input: Tensor, output: Tensor, config: Band
+    draft: _Draft, problem: Problem, input: Tensor, output: Tensor, config: Band
 ) -> tuple[Launch, Tensor]:
+    """The first stage, and (splits, O, output columns, kH, input columns), which it fills."""
     rows, columns = axes("grad_weight", problem)
     splits, per_split = _splits(problem, config)
     groups, down, across, out = _band_shape(problem)
     sum_dtype = accumulation_dtype(input.dtype)
-    partial = input.new_empty((splits, groups, out, down, across), dtype=sum_dtype)
+    partial = draft.fresh((splits, groups, out, down, across), sum_dtype)
     tiles = -(-out // config.m) * -(-down * across // config.n)
     input_strides, output_strides = (
         (each.stride(0), 1, each.stride(2), 0) for each in (input, output)
     )
     wide = _wide((rows, columns), input, output, partial, splits * per_split)
-    return Launch(
+    return draft.launch(
         "weight_dot",
         config,
         tiles * groups * splits,
@@ -891,6 +1063,26 @@ def _weight_band_launch(
         ),
         _dot_constants(config, input) | {"WIDE": wide},
     ), partial
+
+
+def _band_sum(
+    draft: _Draft, problem: Problem, partial: Tensor, total: Tensor, config: Band
+) -> Launch:
+    """The second stage of ``grad_weight`` by bands, from (splits, O, ...) to (O, 1, kH, kW)."""
+    _, columns = axes("grad_weight", problem)
+    lanes = 32
+    blocks = -(-columns.taps // lanes)
+    return draft.launch(
+        "sum_bands",
+        config,
+        problem.groups * problem.kernel[0] * blocks,
+        (partial, total, columns, problem.groups, problem.kernel[0], partial.shape[0]),
+        {
+            "LANES": lanes,
+            "WIDE": _wide((columns, columns), partial.numel()),
+            "SUM": _sum_dtype(partial.dtype),
+        },
+    )
 
 
 def _splits(problem: Problem, config: Config) -> tuple[int, int]:
@@ -931,6 +1123,11 @@ def _dot_constants(config: Product, source: Tensor) -> dict[str, Any]:
 def _sum_dtype(dtype: torch.dtype) -> Any:
     language = import_module("triton.language")
     return language.float64 if dtype == torch.float64 else language.float32
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    # To ask whether anything is to do takes a tenth of having PyTorch find it out.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
@@ -985,7 +1182,14 @@ def _most_programs(problem: Problem) -> int:
 
 def interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on the CPU: ``TRITON_INTERPRET=1``."""
-    return find_spec("triton") is not None and bool(import_module("triton").knobs.runtime.interpret)
+    knobs = _knobs()
+    return knobs is not None and bool(knobs.runtime.interpret)
+
+
+@lru_cache(maxsize=1)
+def _knobs() -> Any:
+    """Triton's settings, which read the environment whenever they are asked; None without it."""
+    return import_module("triton").knobs if find_spec("triton") else None
 
 
 @lru_cache(maxsize=64)
