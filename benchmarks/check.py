@@ -13,7 +13,8 @@ sum over pixels and taps that index arithmetic finds directly, in float64:
     x[n,c,h,l] = sum over o,u,v of    y[n, o, (h+p-u*d)/s, (l+p-v*d)/s] * w[o,c,u,v]
     w[o,c,u,v] = sum over n,i,j of    x[n, c, i*s+u*d-p, j*s+v*d-p] * y[n,o,i,j]
 
-over the indices that are whole and inside.  Elements outside the sample must be finite.
+over the indices that are whole and inside, on the device that holds the operands.  Elements
+outside the sample must be finite.
 So a wrong tile, tail, group, stride or sum is found; one wrong pixel amid a large image may
 be missed: that is for the law tests, on small problems, where every element is checked.
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -83,13 +85,27 @@ _ROUGH_UNITS = 16
 Index: TypeAlias = tuple[int, int, int, int]
 
 
-class Expected(NamedTuple):
-    """The truth about one slot, at some of its elements."""
+@dataclass(frozen=True)
+class Expected:
+    """The truth about one slot, at some of its elements.
+
+    Attributes:
+        given: the other two.
+        bounds: those that were asked for, which several contenders share.
+    """
 
     slot: Slot
     given: Operands
-    """The other two."""
     reference: Reference
+    bounds: dict[tuple[ErrorModel, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def bound(self, problem: Problem, errors: ErrorModel, dtype: torch.dtype) -> Tensor:
+        """How far results in a dtype may be off."""
+        key = errors, dtype
+        if key not in self.bounds:
+            slots = tuple(self.given.get(slot) for slot in SLOTS)
+            self.bounds[key] = errors.bound(problem, self.reference, slots, dtype)
+        return self.bounds[key]
 
 
 class Judgement(NamedTuple):
@@ -139,7 +155,7 @@ def reference_at(problem: Problem, slot: Slot, given: Operands, at: list[Index])
     exact: Operands = {}
     for name, value in given.items():
         wide = torch.complex128 if value.is_complex() else torch.float64
-        exact[name] = value.detach().cpu().to(wide)
+        exact[name] = value.detach().to(wide)
     values, magnitudes, terms = [], [], []
     for index in at:
         products = _products(problem, slot, exact, index)
@@ -147,8 +163,8 @@ def reference_at(problem: Problem, slot: Slot, given: Operands, at: list[Index])
         magnitudes.append(products.abs().sum())
         terms.append(products.numel())
     return Reference(
-        torch.stack(values),
-        torch.stack(magnitudes),
+        torch.stack(values).cpu(),
+        torch.stack(magnitudes).cpu(),
         torch.tensor(terms, dtype=torch.float64),
         integral=False,
         at=tuple(torch.tensor(axis) for axis in zip(*at)),
@@ -173,13 +189,13 @@ def judge(
             return Judgement("wrong", None, f"shape {tuple(result.shape)}, expected {shape}")
         if not bool(torch.isfinite(result).all()):
             return Judgement("wrong", None, "NaN or Inf from finite operands")
-        got = result.detach().cpu().resolve_conj()
+        got = result.detach()
         if truth.reference.at is not None:
             got = got[truth.reference.at]
+        got = got.cpu().resolve_conj()
         value = truth.reference.value
         off = (got.to(value.dtype) - value).abs()
-        slots = tuple(truth.given.get(slot) for slot in SLOTS)
-        bound = errors.bound(problem, truth.reference, slots, result.dtype)
+        bound = truth.bound(problem, errors, result.dtype)
         # An element without terms has a bound of zero, and must be zero.
         ratio = float(torch.where(off > 0, off / bound, 0.0).max())
         worst = max(worst, ratio)

@@ -236,7 +236,9 @@ def _planes(problem: Problem, slots: Slots, order: float) -> Reference:
 def _norms(value: Tensor, order: float) -> Tensor:
     """The norm of each plane of a 4-D tensor, as a plane of one pixel."""
     wide = torch.complex128 if value.is_complex() else torch.float64
-    planes = value.detach().cpu().to(wide).flatten(2)
+    # Large ones are sooner summed where they lie than moved; not every device has float64.
+    value = value.detach() if value.is_cuda else value.detach().cpu()
+    planes = value.to(wide).flatten(2)
     if planes.shape[2] == 0:
         return torch.zeros(*planes.shape[:2], 1, 1, dtype=torch.float64)
     norms: Tensor = torch.linalg.vector_norm(planes, ord=order, dim=2)
