@@ -116,6 +116,7 @@ def _blank(
                 "group": case.group,
                 "dtype": case.dtype,
                 "source": case.source,
+                **({} if case.layout == "contiguous" else {"layout": case.layout}),
             }
             for case in dict.fromkeys(case for case, _ in pieces)
         ],

@@ -20,6 +20,14 @@ Work: TypeAlias = Literal["forward", "grad_input", "grad_weight", "call", "call+
 CALLS: tuple[Work, ...] = ("call", "call+grad")
 WORKS: tuple[Work, ...] = (*MAPS, *CALLS)
 
+Layout: TypeAlias = Literal["contiguous", "channels_last"]
+"""How operands lie in memory."""
+
+FORMATS: dict[Layout, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+
 GROUPS = {
     "dense": "layers of networks for images, all channels mixed",
     "depthwise": "one filter for each channel",
@@ -47,6 +55,7 @@ class Case:
         dtype: its name in torch.
         works: what is timed.
         quick: the part of ``works`` that ``--quick`` times.
+        layout: of all operands.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Case:
     dtype: str = "float32"
     works: tuple[Work, ...] = MAPS
     quick: tuple[Work, ...] = ()
+    layout: Layout = "contiguous"
 
     @property
     def problem(self) -> Problem:
@@ -266,5 +276,22 @@ CUDA_CASES: tuple[Case, ...] = (
         _CONVNEXT,
         *("float32", "float16"),
     ),
+    *(
+        Case(
+            f"{name} {dtype} channels_last",
+            spelling,
+            "depthwise",
+            source,
+            dtype,
+            layout="channels_last",
+        )
+        for name, spelling, source in (
+            ("mobilenet dw 3x3", "n8c144-x56-o144-k3-p1-g144", _MOBILENET),
+            ("convnext dw 7x7", "n128c96-x56-o96-k7-p3-g96", _CONVNEXT),
+            ("replknet dw 31x31", "n64c384-x32-o384-k31-p15-g384", _REPLK),
+        )
+        for dtype in ("float32", "float16")
+    ),
 )
-"""Cases large enough for a GPU, run besides the others with ``--device cuda``."""
+"""Cases large enough for a GPU, run besides the others with ``--device cuda``; some in the layout
+that halves like best there, which ``auto`` does not see."""

@@ -25,7 +25,7 @@ from torch_corr.planner import AlgorithmLike, Plan, make_plan
 from torch_corr.testing import ErrorModel, declared
 
 from .cases import CALLS, Work
-from .check import GIVEN, SOME_TRANSFORM, Operands
+from .check import GIVEN, SOME_TRANSFORM, Operands, Slot, shape_of
 from .results import Kind
 
 NAIVE_PIXELS, NAIVE_PRODUCTS = 4096, 2**24
@@ -187,9 +187,12 @@ class PyTorch(Contender):
         wanted = 0 if work == "grad_input" else 1
         output = operands["output"]
         # Of what is sought the shape alone is read.  It has memory of its own, as in a training
-        # step: a view of one number PyTorch would copy into such memory at every call.
-        x = operands["input"] if "input" in operands else output.new_empty(p.input_shape)
-        w = operands["weight"] if "weight" in operands else output.new_empty(p.weight_shape)
+        # step: a view of one number PyTorch would copy into such memory at every call.  And it
+        # lies as the operands do, for PyTorch computes in the layout of these two.
+        slots: tuple[Slot, Slot] = ("input", "weight")
+        x, w = (
+            operands[slot] if slot in operands else _like(output, problem, slot) for slot in slots
+        )
 
         def run() -> Any:
             return torch.ops.aten.convolution_backward(
@@ -198,6 +201,13 @@ class PyTorch(Contender):
             )
 
         return Prepared(run, lambda result: (result[wanted],))
+
+
+def _like(given: Tensor, problem: Problem, slot: Slot) -> Tensor:
+    """Memory for a slot, in the layout of another."""
+    dense = given.is_contiguous()
+    layout = torch.contiguous_format if dense else torch.channels_last
+    return given.new_empty(shape_of(problem, slot)).contiguous(memory_format=layout)
 
 
 def by_autograd(

@@ -248,7 +248,7 @@ def measure(
 
     rng = random.Random(f"{settings.seed} {case.name} {work}")
     generator = torch.Generator(settings.device).manual_seed(rng.getrandbits(62))
-    operands = random_operands(problem, work, dtype, generator)
+    operands = random_operands(problem, work, dtype, generator, case.layout)
     truth = expected(problem, work, operands, rng)
     for entry in living("checking", 0.2):
         with _telling(entry):

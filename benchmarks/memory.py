@@ -32,7 +32,7 @@ import torch
 
 from torch_corr import Problem
 
-from .cases import Work
+from .cases import FORMATS, Layout, Work
 from .check import GIVEN, SOUGHT, Operands, shape_of
 from .contenders import Contender
 from .peers import set_peer_threads
@@ -113,14 +113,20 @@ def result_bytes(problem: Problem, work: Work, dtype: torch.dtype) -> int:
 
 
 def random_operands(
-    problem: Problem, work: Work, dtype: torch.dtype, generator: torch.Generator
+    problem: Problem,
+    work: Work,
+    dtype: torch.dtype,
+    generator: torch.Generator,
+    layout: Layout = "contiguous",
 ) -> Operands:
     """Normal numbers in every slot that the work is given."""
     wide = torch.complex64 if dtype.is_complex else torch.float32
     return {
         slot: torch.randn(
             shape_of(problem, slot), dtype=wide, device=generator.device, generator=generator
-        ).to(dtype)
+        )
+        .to(dtype)
+        .contiguous(memory_format=FORMATS[layout])
         for slot in GIVEN[work]
     }
 
