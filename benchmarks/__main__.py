@@ -27,10 +27,10 @@ import torch
 from torch_corr.algorithms import MAPS
 
 from . import compare, fit, merge, readme, report
-from .cases import CALLS, CASES, CUDA_CASES, WORKS, Case, Work, select
+from .cases import CALLS, CASES, CUDA_CASES, SWEEPS, WORKS, Case, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
 from .machine import describe, measure_peaks, slug, usable_cores
-from .measure import Settings, measure
+from .measure import LEAST, Settings, measure
 from .peers import peers, set_peer_threads
 from .progress import Progress
 from .results import Results
@@ -66,7 +66,9 @@ def run(words: list[str]) -> int:
             print(f"{case.name:<26} {case.dtype:<10} {case.problem!s:<50} {case.source}")
         return 0
     machine = describe(settings.device)
-    folder: Path = options.out / slug(machine, settings.threads)
+    # TF32 makes another machine of it: whoever reads a report knows which.
+    name = slug(machine, settings.threads) + ("-tf32" if options.tf32 else "")
+    folder: Path = options.out / name
     _require_writable(folder)
     _print_conditions(machine, settings, contenders, pieces)
     results = _blank(options, settings, machine, contenders, pieces)
@@ -229,11 +231,19 @@ def _pieces(options: argparse.Namespace, device: torch.device) -> list[tuple[Cas
             )
     cases = select(patterns, options.quick)
     if device.type == "cuda" and not options.quick:
-        cases += [
+        large = [
             case
             for case in CUDA_CASES
             if not patterns or any(case.matches(pattern) for pattern in patterns)
         ]
+        # What is there for a GPU goes first and what takes long last, should the run be cut off.
+        cases = large + sorted(cases, key=lambda case: case.problem.multiplications)
+    cases = [
+        case
+        for case in cases
+        if (options.dtypes is None or case.dtype in options.dtypes)
+        and not (options.no_sweeps and case.group in SWEEPS)
+    ]
     pieces = [
         (case, work)
         for case in cases
@@ -255,13 +265,17 @@ def _contenders(options: argparse.Namespace, device: torch.device) -> list[Conte
 
 
 def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
-    quick = options.quick
+    quick, on_cuda = options.quick, device.type == "cuda"
+    budget = options.budget or (0.06 if quick else 0.5)
+    sample = 0.002 if quick else 0.005
     return Settings(
         device=device,
         threads=options.threads or usable_cores(),
-        budget=options.budget or (0.06 if quick else 0.5),
-        sample=0.002 if quick else 0.005,
-        most=12 if quick else 40,
+        budget=budget,
+        # A device's own time is steadier, and events tell it to half a microsecond.
+        sample=min(sample, budget / 6) if on_cuda else sample,
+        least=5 if on_cuda else LEAST,
+        most=12 if quick or on_cuda else 40,
         patience=1.5 if quick else 10.0,
         memory=not options.no_memory and "forkserver" in multiprocessing.get_all_start_methods(),
         tf32=options.tf32,
@@ -340,6 +354,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="comma-separated, or all (default), or none",
     )
+    add("--dtypes", type=_names, metavar="NAMES", help="comma-separated; default: all")
+    add("--no-sweeps", action="store_true", help="leave out the cases of growing size")
     add("--quick", action="store_true", help="a dozen cases, under 2 minutes on two cores")
     add(
         "--out",

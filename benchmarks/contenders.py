@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -82,6 +83,10 @@ class Contender(ABC):
         """Global settings while it runs."""
         return nullcontext()
 
+    def thread(self) -> ThreadPoolExecutor | None:
+        """Where it runs; None: with the others."""
+        return None
+
 
 @dataclass(frozen=True)
 class Ours(Contender):
@@ -99,7 +104,7 @@ class Ours(Contender):
     def refusals(
         self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
     ) -> tuple[str, ...]:
-        if work in CALLS and self.asked != "auto":
+        if work in CALLS and self.asked != "auto" and device.type == "cpu":
             return ("calls are timed for 'auto' alone",)
         if not isinstance(self.asked, Algorithm):
             return ()
@@ -154,6 +159,11 @@ class PyTorch(Contender):
     """
 
     cudnn_benchmark: bool = False
+
+    def thread(self) -> ThreadPoolExecutor | None:
+        """One that searches has its own: what cuDNN has once chosen for a problem, searching or
+        not, PyTorch keeps for the thread, and whoever came second would be given that."""
+        return _searching() if self.cudnn_benchmark else None
 
     def version(self) -> str:
         return str(torch.__version__)
@@ -231,6 +241,11 @@ def by_autograd(
         tensors=tuple,
         chose="autograd",
     )
+
+
+@cache
+def _searching() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="cudnn.benchmark")
 
 
 def symmetric_refusal(problem: Problem) -> tuple[str, ...]:

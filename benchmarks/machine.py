@@ -19,9 +19,12 @@ from torch.utils.benchmark import Timer
 import torch_corr
 from torch_corr.algorithms import dtype_name
 
+from .ahead import sample_ahead
+
 _ISA = re.compile(r"^(sse4_2|avx\w*|fma|f16c|amx\w*|neon|asimd\w*|sve\w*|bf16|i8mm)$")
 _COPY_BYTES = 2**28
-_MATRIX = {"cpu": 2048, "cuda": 8192}
+_SMALL_COPY_BYTES = 2**24
+_MATRIX = {"cpu": (256, 2048), "cuda": (2048, 8192)}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -85,7 +88,7 @@ def measure_peaks(
     """
     peaks = {}
     for dtype in dtypes:
-        side, most = 256, _MATRIX.get(device.type, 2048)
+        side, most = _MATRIX.get(device.type, _MATRIX["cpu"])
         best = _product_seconds(side, dtype, device, threads)
         # Some dtypes have no fast product and would take minutes at the full size.
         while side < most and best < 0.05:
@@ -95,6 +98,12 @@ def measure_peaks(
     a = torch.ones(_COPY_BYTES // 4, device=device)
     best = _best("b.copy_(a)", {"a": a, "b": torch.empty_like(a)}, threads)
     peaks["copy"] = 2 * _COPY_BYTES / best
+    if device.type == "cuda":
+        small = torch.ones(_SMALL_COPY_BYTES // 4, device=device)
+        into = torch.empty_like(small)
+        found = [sample_ahead(lambda: into.copy_(small), 20, 1e-5) for _ in range(10)]
+        seconds = sorted(each.device for each in found)[len(found) // 2]
+        peaks["copy of 33.5 MB"] = 2 * _SMALL_COPY_BYTES / seconds
     return peaks
 
 

@@ -17,17 +17,29 @@ For each piece of work (a case and a map):
 
 The same for all: operands, threads, TF32 state, an allocator that keeps what is freed, flushing of
 subnormals to zero (set before any thread pool starts, as threads inherit it).  Times are
-``torch.utils.benchmark.Timer``'s; on CUDA its clock is replaced by events on the device.
+``torch.utils.benchmark.Timer``'s.
+
+On CUDA there are two clocks, and what a call takes is the later of the two:
+
+    device  the time between two events on the device, which sleeps until every call of the sample
+            is queued, so that it never waits for the host (:func:`sample_ahead`).  Maps are
+            compared by it: it is what kernels take, in a graph too.
+    stream  the same without the sleep: the device is free, and waits where the host is slower.
+            ``call`` and ``call+grad`` are compared by it, for there calling is what costs.
+
+The host's own seconds per call are kept with either (``Row.host``).
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import wraps
+from statistics import median
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch.utils.benchmark import Timer
@@ -36,7 +48,8 @@ from torch.utils.benchmark.utils.common import set_torch_threads
 from torch_corr import Problem
 from torch_corr.stopwatch import settle_memory
 
-from .cases import Case, Work
+from .ahead import Ahead, sample_ahead
+from .cases import CALLS, Case, Work
 from .check import Expected, Operands, expected, judge
 from .contenders import Contender, Prepared
 from .memory import device_peak, random_operands, sentence, try_once
@@ -44,6 +57,8 @@ from .progress import Progress
 from .results import Row, Verdict
 
 LEAST = 3
+_STREAMED = 3
+"""Samples of the clock that a row is not compared by."""
 _WARM_BELOW = 0.02
 """Seconds per call below which an untimed call goes before each sample."""
 _CENTRAL = 10
@@ -51,7 +66,9 @@ _CENTRAL = 10
 _SLOW = 0.5
 """Seconds per call above which the call that was checked is all the warming up."""
 _PAUSE = 0.002
-"""Seconds between turns, for another library's threads to stop spinning."""
+"""Seconds between turns on the CPU, for another library's threads to stop spinning."""
+_QUEUED = 50
+"""Calls that are queued ahead of the device at most."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,7 @@ class Settings:
         threads: of PyTorch and of every peer with threads of its own.
         budget: seconds of samples per contender and piece of work.
         sample: seconds that one sample lasts at least.
+        least: samples at least of calls shorter than the budget's share for them.
         most: samples at most.
         patience: seconds after which a first try is stopped; ``auto`` and PyTorch, of which
             the report tells, have ten times as long.
@@ -75,6 +93,7 @@ class Settings:
     threads: int = 1
     budget: float = 1.0
     sample: float = 0.005
+    least: int = LEAST
     most: int = 40
     patience: float = 10.0
     memory: bool = True
@@ -110,6 +129,27 @@ class _Stopwatch(Timer):
             return self._timeit(number) / number
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _inside(
+    method: Callable[Concatenate[_Entry, _P], _R],
+) -> Callable[Concatenate[_Entry, _P], _R]:
+    """With the contender's settings, and in its thread if it has one; that is off every clock."""
+
+    @wraps(method)
+    def run(self: _Entry, *args: _P.args, **keywords: _P.kwargs) -> _R:
+        def here() -> _R:
+            with self.contender.settings():
+                return method(self, *args, **keywords)
+
+        thread = self.contender.thread()
+        return here() if thread is None else thread.submit(here).result()
+
+    return run
+
+
 @dataclass
 class _Entry:
     """A contender at this piece of work.
@@ -119,6 +159,7 @@ class _Entry:
         number: calls per sample.
         spent: seconds of samples so far.
         kept: the result of the last call, alone in a list.
+        host: on CUDA, seconds per call of the host, of each sample that was ahead.
     """
 
     contender: Contender
@@ -129,38 +170,35 @@ class _Entry:
     number: int = 1
     spent: float = 0.0
     kept: list[Any] = field(default_factory=lambda: [None])
+    host: list[float] = field(default_factory=list)
 
     @property
     def alive(self) -> bool:
         return self.row.verdict in ("right", "rough")
 
+    @_inside
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> None:
-        with self.contender.settings():
-            self.prepared = self.contender.prepare(problem, work, operands)
+        self.prepared = self.contender.prepare(problem, work, operands)
         self.row.note = self.prepared.chose
 
+    @_inside
     def run(self) -> None:
         """Once, keeping the result; on CUDA the allocator's peak is taken too."""
         assert self.prepared is not None
-        run, tensors = self.prepared.run, self.prepared.tensors
+        started = time.perf_counter()
+        if self.on_cuda:
+            peak = device_peak(self._call)
+            results = self.prepared.tensors(self.kept[0])
+            self.row.memory = max(0, peak - sum(each.nbytes for each in results))
+        else:
+            self._call()
+        self.first = time.perf_counter() - started
 
-        def keep() -> None:
-            self.kept[0] = run()
-
-        with self.contender.settings():
-            started = time.perf_counter()
-            if self.settings.device.type == "cuda":
-                peak = device_peak(keep)
-                results = tensors(self.kept[0])
-                self.row.memory = max(0, peak - sum(each.nbytes for each in results))
-            else:
-                keep()
-            self.first = time.perf_counter() - started
-
+    @_inside
     def warm_up(self) -> None:
         """Untimed calls, and how many of them fill a sample; the check will do for slow ones."""
         assert self.prepared is not None
-        clock: dict[str, Any] = {"timer": _Instant} if self.settings.device.type == "cuda" else {}
+        clock: dict[str, Any] = {"timer": _Instant} if self.on_cuda else {}
         self._watch = _Stopwatch(
             "kept[0] = run()",
             globals={"run": self.prepared.run, "kept": self.kept},
@@ -168,29 +206,82 @@ class _Entry:
             **clock,
         )
         self.kept[0] = None
+        if self.on_cuda:
+            # The first call tells nothing: kernels are compiled and cuDNN searches in it.
+            self._warm_up_ahead()
+            return
         if self.first > _SLOW:
             return
         least = self.settings.sample
-        with self.contender.settings():
-            once = self._watch.one_sample(1)
-            if once < least:
-                once = self._watch.one_sample(max(1, min(50, int(least / 4 / once))))
+        once = self._watch.one_sample(1)
+        if once < least:
+            once = self._watch.one_sample(max(1, min(50, int(least / 4 / once))))
         self.number = max(1, int(least / once))
 
+    def _warm_up_ahead(self) -> None:
+        """As many calls a sample as fill it and find room in the device's queue."""
+        self._call()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        self._call()
+        self.host = [time.perf_counter() - started]
+        torch.cuda.synchronize()
+        streamed = self.row.work in CALLS
+        once = self._watch.one_sample(1) if streamed else self._ahead(1).device
+        self.number = max(1, min(_QUEUED, int(self.settings.sample / max(once, 1e-6))))
+        while self.number > 1 and not self._ahead(self.number).ahead:
+            self.number //= 2
+        self.host = self.host[-1:]
+
+    def _call(self) -> None:
+        assert self.prepared is not None
+        self.kept[0] = self.prepared.run()
+
+    def _ahead(self, number: int) -> Ahead:
+        found = sample_ahead(self._call, number, self.host[-1] if self.host else 1e-3)
+        self.host.append(found.host)
+        return found
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.settings.device.type == "cuda"
+
+    @_inside
     def turn(self) -> None:
         """One sample."""
-        with self.contender.settings():
-            if self.first < _WARM_BELOW:
+        if self.on_cuda and self.row.work not in CALLS:
+            found = self._ahead(self.number)
+            if not found.ahead:  # The host may have been held up once.
+                found = self._ahead(self.number)
+            seconds = found.device
+            self.row.ahead = found.ahead and self.row.ahead is not False
+        else:
+            if self.first < _WARM_BELOW or self.on_cuda:
                 self._watch.one_sample(1)
             seconds = self._watch.one_sample(self.number)
         self.row.samples.append(seconds)
         self.row.number = self.number
         self.spent += seconds * self.number
 
+    @_inside
+    def other_clock(self) -> None:
+        """What the row is not compared by: the host, and maps in a stream that keeps up."""
+        for _ in range(_STREAMED if self.row.work in CALLS else 0):
+            self._ahead(self.number)
+        self.row.host = median(self.host)
+        if self.row.work not in CALLS and self.row.seconds < _SLOW:
+            self.row.stream = median(self._watch.one_sample(self.number) for _ in range(_STREAMED))
+
     @property
     def wants_more(self) -> bool:
-        taken = len(self.row.samples)
-        return taken < LEAST or (taken < self.settings.most and self.spent < self.settings.budget)
+        """Until the budget is spent; slow ones, of whom few samples spend it, give fewer."""
+        settings, taken = self.settings, len(self.row.samples)
+        short = self.spent < 4 * settings.budget
+        return (
+            taken < LEAST
+            or (taken < settings.least and short)
+            or (taken < settings.most and self.spent < settings.budget)
+        )
 
     def hold(self, problem: Problem, truth: tuple[Expected, ...]) -> None:
         """The result kept last against the truth."""
@@ -262,9 +353,14 @@ def measure(
         with _telling(entry):
             entry.prepare(problem, work, operands)
             entry.warm_up()
-    for entry in _turns(ring):
+    for entry in _turns(ring, 0.0 if settings.device.type == "cuda" else _PAUSE):
         with _telling(entry):
             entry.turn()
+    if settings.device.type == "cuda":
+        for entry in ring:
+            if entry.alive:
+                with _telling(entry):
+                    entry.other_clock()
     truth = expected(problem, work, operands, rng)
     for entry in living("checking", 0.4):
         with _telling(entry):
@@ -272,12 +368,12 @@ def measure(
     return [entry.row for entry in ring]
 
 
-def _turns(ring: list[_Entry]) -> Iterator[_Entry]:
+def _turns(ring: list[_Entry], pause: float = _PAUSE) -> Iterator[_Entry]:
     """Entries in turn, until none wants more; the first of a round is next time the last."""
     order = list(ring)
     while waiting := [entry for entry in order if entry.alive and entry.wants_more]:
         for entry in waiting:
-            time.sleep(_PAUSE)
+            time.sleep(pause)
             yield entry
         order.append(order.pop(0))
 

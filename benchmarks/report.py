@@ -182,7 +182,7 @@ def conditions(results: Results, brief: bool = False) -> str:
     name = machine.get("gpu") or machine["cpu"]
     detail = f" ({machine['cpu_detail']})" if machine.get("cpu_detail") else ""
     peaks = ", ".join(
-        f"{key} {value / 1e9:.1f} {'GB/s' if key == 'copy' else 'GFLOP/s'}"
+        f"{key} {value / 1e9:.1f} {'GB/s' if key.startswith('copy') else 'GFLOP/s'}"
         for key, value in results.peaks.items()
     )
     made = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
@@ -235,12 +235,21 @@ definition, caches are faster than memory, and a product of another shape can be
 square one that was measured."""
 
 
+_CLOCKS = """\
+*On a GPU* maps are compared by the device's own time: it sleeps until all calls of a sample are
+queued, so it never waits for the host (‡ marks what waits for the device by itself, so that the
+host was not ahead). A call in a stream that keeps up takes the later of device and host, and one
+layer after the other is launched while the device works; so the device's time is that of large
+layers, and the host's that of small ones. `call` and `call+grad` are compared by the stream's time.
+Samples repeat one call on the same operands, which stay in the device's cache where they fit."""
+
+
 def markdown(results: Results, charts: Iterable[str] = ()) -> str:
     """The whole report."""
     parts = [
         "# Benchmark report",
         conditions(results),
-        _READING,
+        _READING + (f"\n\n{_CLOCKS}" if results.settings.get("device") == "cuda" else ""),
         "## Means",
         "Over the pieces of work (a case and a map) that both did; the sweeps over kernel and "
         "image sizes are left out.",
@@ -256,6 +265,8 @@ def markdown(results: Results, charts: Iterable[str] = ()) -> str:
                 f"{meaning.capitalize()}.",
                 _table(results, members),
             ]
+    if any(row.host is not None for row in results.rows):
+        parts += ["## What calls cost the host", _host(results)]
     parts += ["## All contenders", _everyone(results)]
     parts += ["## Not timed", _not_timed(results)]
     return "\n\n".join(parts) + "\n"
@@ -288,6 +299,26 @@ def _table(results: Results, members: list[Line]) -> str:
             _share(results, line, line.ours),
         ]
         table.append("| " + " | ".join(cells) + " |")
+    return "\n".join(table)
+
+
+def _host(results: Results) -> str:
+    """A line per small piece of work and contender: host, device, and both in a stream."""
+    table = [
+        "Of the smallest cases, where it is what counts; `results.json` has it of all.",
+        "",
+        "| case | work | contender | host, µs | device, µs | in a stream, µs |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for case, work, rows in results.pieces():
+        for row in rows.values() if case["group"] == "tiny" else ():
+            if row.host is None or not row.samples:
+                continue
+            device, stream = (row.seconds, row.stream) if row.stream else (None, row.seconds)
+            cells = (
+                "–" if each is None else f"{1e6 * each:.1f}" for each in (row.host, device, stream)
+            )
+            table.append(f"| {case['name']} | {work} | {row.contender} | {' | '.join(cells)} |")
     return "\n".join(table)
 
 
@@ -377,6 +408,7 @@ def timing(row: Row | None) -> str:
         clock(row.seconds)
         + (f" [{spread:.0%}]" if spread > 0.05 else "")
         + ("†" if row.verdict == "rough" else "")
+        + ("‡" if row.ahead is False else "")
     )
 
 

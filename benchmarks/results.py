@@ -35,6 +35,9 @@ class Row:
         samples: seconds per call; each is the mean of ``number`` calls in a row.
         number: calls per sample.
         memory: bytes at the peak beyond operands and result; None where not measured.
+        host: on CUDA, seconds that a call takes the host.
+        stream: on CUDA, seconds that a map takes in a stream where the host is not ahead.
+        ahead: whether the samples are the device's alone, the host being ahead; else None.
     """
 
     case: str
@@ -46,6 +49,9 @@ class Row:
     samples: list[float] = field(default_factory=list)
     number: int = 0
     memory: int | None = None
+    host: float | None = None
+    stream: float | None = None
+    ahead: bool | None = None
 
     @property
     def seconds(self) -> float:
@@ -68,7 +74,8 @@ class Results:
     machine: dict[str, Any]
     settings: dict[str, Any]
     peaks: dict[str, float]
-    """``matmul <dtype>`` in FLOP/s, and ``copy`` in bytes/s, read and written both counted."""
+    """``matmul <dtype>`` in FLOP/s, and ``copy`` in bytes/s, read and written both counted (on
+    CUDA also ``copy of 33.5 MB``, of which much stays in the cache)."""
     cases: list[dict[str, Any]]
     """name, problem (its full spelling), group, dtype, source."""
     contenders: list[dict[str, Any]]
@@ -145,6 +152,11 @@ def digest(path: Path) -> str:
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     row["samples"] = [float(f"{sample:.5g}") for sample in row["samples"]]
+    for name in ("host", "stream", "ahead"):  # a CPU has none of them
+        if row[name] is None:
+            del row[name]
+        elif name != "ahead":
+            row[name] = float(f"{row[name]:.4g}")
     if row["error"] is not None:
         row["error"] = float(f"{row['error']:.3g}")
     return row
