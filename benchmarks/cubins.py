@@ -145,7 +145,26 @@ def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Conf
 
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:
-    """Compile as Triton would on such a device, with the same specialisation."""
+    """Compile, and read what the compiler has made."""
+    made = compiled_by_triton(launch, architecture)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = _read_by("cuobjdump", "-res-usage", file.name)
+        listing = _read_by("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    names = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", listing)
+    return Compiled(
+        launch, architecture, int(found[1]), int(found[2]), made.metadata.shared, Counter(names)
+    )
+
+
+def compiled_by_triton(launch: Launch, architecture: int) -> Any:
+    """Compile as Triton would on such a device, with the same specialisation.
+
+    So what it keeps of it is found again there, in a cache at the same path.
+    """
     triton: Any = import_module("triton")
     jit: Any = import_module("triton.runtime.jit")
     compiler: Any = import_module("triton.compiler.compiler")
@@ -159,18 +178,7 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
         backend, keywords, bound, specialization, options
     )
     source = compiler.ASTSource(kernel, signature, constants, attributes)
-    made = triton.compile(source, target=target, options=options.__dict__)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        usage = _read_by("cuobjdump", "-res-usage", file.name)
-        listing = _read_by("nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    assert found is not None, usage
-    names = re.findall(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)", listing)
-    return Compiled(
-        launch, architecture, int(found[1]), int(found[2]), made.metadata.shared, Counter(names)
-    )
+    return triton.compile(source, target=target, options=options.__dict__)
 
 
 def _read_by(tool: str, *arguments: str) -> str:
