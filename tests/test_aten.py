@@ -28,13 +28,19 @@ READ = {
 }
 
 
+def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
+    problem = Problem.parse("n1c8-x56-o8-k31-p15-g8")
+    assert Aten().workspace(problem, "forward", CPU, torch.float32) > 0
+    assert Aten().workspace(problem, "forward", torch.device("cuda"), torch.float32) == 0
+
+
 @pytest.mark.parametrize("text", WIDE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(text)
     x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
     assert not Aten.adds_nothing(problem, CPU, dtype)
-    assert Aten().workspace(problem, "forward", dtype) > 0
+    assert Aten().workspace(problem, "forward", CPU, dtype) > 0
     assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
 
 

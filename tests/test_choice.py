@@ -317,7 +317,7 @@ def test_the_workspace_limit_is_kept() -> None:
                 assert each.workspace <= 2**20
         chosen = auto.choose(map, LARGE_KERNEL, CPU, torch.float32)
         assert chosen is not None
-        assert chosen.workspace(LARGE_KERNEL, map, torch.float32) <= 2**20
+        assert chosen.workspace(LARGE_KERNEL, map, CPU, torch.float32) <= 2**20
 
 
 @pytest.mark.parametrize("field", [{"error": "componentwize"}, {"workspace_limit": "1 GB"}])
@@ -389,8 +389,8 @@ def test_a_bright_pixel_does_not_ruin_the_faint_ones() -> None:
 def test_what_is_guarded_keeps_the_bound_of_whichever_ran(map: MapName) -> None:
     """By norms of planes, with the quick algorithm's numbers and with those of the sure one."""
     problem = Problem.parse("n2c3-x40-o2-k7-p3")
-    constant = GUARDED.error_constant(problem, map, torch.float32)
-    assert constant >= FFT().error_constant(problem, map, torch.float32)
+    constant = GUARDED.error_constant(problem, map, CPU, torch.float32)
+    assert constant >= FFT().error_constant(problem, map, CPU, torch.float32)
     first, second = operands(problem, map)
     for bright in (1.0, 1e20):
         first[0, 0, 0, 0] = bright

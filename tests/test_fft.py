@@ -136,7 +136,7 @@ def test_stays_within_the_workspace_that_it_states(
         return
     for map in MAPS:
         operands = some(problem, map, dtype)
-        stated = algorithm.workspace(problem, map, dtype)
+        stated = algorithm.workspace(problem, map, CPU, dtype)
         assert stated <= limit
         with Peak() as peak:
             result = getattr(algorithm, map)(problem, *operands)

@@ -73,7 +73,7 @@ def test_unfold_stays_within_its_limit(data: st.DataObject, problem: Problem, li
     for map in MAPS:
         with Peak() as peak:
             result = getattr(algorithm, map)(problem, *pairs[map])
-        stated = algorithm.workspace(problem, map, torch.float32)
+        stated = algorithm.workspace(problem, map, torch.device("cpu"), torch.float32)
         assert peak.most - result.numel() * 4 <= stated
         assert stated <= limit
 
@@ -100,4 +100,4 @@ def test_every_algorithm_states_its_workspace() -> None:
     for algorithm in ALGORITHMS:
         for map in MAPS:
             for dtype in (torch.float32, torch.float16):
-                assert algorithm.workspace(problem, map, dtype) >= 0
+                assert algorithm.workspace(problem, map, torch.device("cpu"), dtype) >= 0

@@ -826,7 +826,7 @@ def test_the_package_imports_without_triton() -> None:
 def test_workspace_is_stated_without_triton() -> None:
     problem = Problem.parse("n2c64-x8-o64-k3-p1")
     for map in MAPS:
-        assert Triton().workspace(problem, map, torch.float32) > 0
+        assert Triton().workspace(problem, map, torch.device("cuda"), torch.float32) > 0
 
 
 @compiles

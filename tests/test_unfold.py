@@ -12,6 +12,8 @@ from torch_corr.algorithms import unfold
 from torch_corr.algorithms._strips import rows_read, rows_written
 from torch_corr.testing import problems
 
+CPU = torch.device("cpu")
+
 
 @given(problem=problems(), data=st.data())
 def test_strips_hold_the_rows_that_each_tap_meets_and_no_others(
@@ -37,8 +39,8 @@ def test_strips_hold_the_rows_that_each_tap_meets_and_no_others(
 def test_a_large_dilation_takes_no_more_room_than_the_windows_themselves() -> None:
     near, far = (Problem.parse(f"n1c2-x4001x8-o2-k3x3-d{d}x1") for d in (1, 2000))
     for map in MAPS:
-        assert Unfold().workspace(far, map, torch.float64) <= Unfold().workspace(
-            near, map, torch.float64
+        assert Unfold().workspace(far, map, CPU, torch.float64) <= Unfold().workspace(
+            near, map, CPU, torch.float64
         )
 
 

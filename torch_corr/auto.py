@@ -186,9 +186,7 @@ class Auto:
         dtype: torch.dtype,
     ) -> Candidate:
         """An algorithm that is able, as it is predicted to do."""
-        # The copies that PyTorch's own counts are made on a CPU alone.
-        copies = device.type == "cpu" or not isinstance(algorithm, Aten)
-        workspace = algorithm.workspace(problem, map, dtype) if copies else 0
+        workspace = algorithm.workspace(problem, map, device, dtype)
         cost = algorithm.cost(problem, map, device, dtype)
         seconds = machine_of(device, dtype).seconds(cost, dtype)
         seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL

@@ -108,16 +108,17 @@ class Aten(Fitted):
         weight = _stand_in(output, problem.weight_shape)
         return _backward(problem, output, input, weight, padding, wanted=1)
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
-        """The copies made here on a CPU, of all slots in float32 or of the padded input;
-        PyTorch's own scratch is not known."""
-        here = torch.device("cpu")
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
+        """The copies made here, of all slots in float32 or of the padded input; PyTorch's own
+        scratch is not known."""
         height, width = problem.padded_size
         padded = problem.batch * problem.in_channels * height * width
-        if _computed_in_float32(problem, map, here, dtype):
+        if _computed_in_float32(problem, map, device, dtype):
             slots = problem.input_shape, problem.weight_shape, problem.output_shape
             return torch.float32.itemsize * (padded + sum(prod(shape) for shape in slots))
-        return padded * dtype.itemsize if any(_split_padding(problem, map, here, dtype)[1]) else 0
+        return padded * dtype.itemsize if any(_split_padding(problem, map, device, dtype)[1]) else 0
 
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype

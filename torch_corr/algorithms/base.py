@@ -104,8 +104,10 @@ class Algorithm(ABC):
         """(x, y) -> w: the adjoint of ``forward`` in its weight, of ``problem.weight_shape``."""
 
     @abstractmethod
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
-        """Bytes that ``map`` takes at its peak beyond its operands and its result."""
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
+        """Bytes that ``map`` takes there at its peak beyond its operands and its result."""
 
     def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
         """Other ways to run the map that this algorithm has, each of another spelling, for the

@@ -118,7 +118,9 @@ class Direct(Fitted):
             return complex_from_real(self.grad_weight, problem, input, output)
         return self._call("grad_weight", problem, input, output, problem.weight_shape)
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
         """Scratch of every thread and copies of the weights; nothing that grows with images."""
         taps = prod(problem.weight_shape)
         width = accumulation_dtype(dtype).itemsize

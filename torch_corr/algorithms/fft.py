@@ -119,7 +119,9 @@ class FFT(Fitted):
         """(x, y) -> w, as the base class says."""
         return self._run("grad_weight", problem, input, output)
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
         """Bytes that the chosen plan takes at its peak, from above."""
         return self._plan(problem, map, dtype).workspace
 
@@ -151,7 +153,9 @@ class FFT(Fitted):
             return False
         return all(even(*pair) for pair in zip((first, second), views(problem, map)))
 
-    def error_constant(self, problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+    def error_constant(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> float:
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states.
 
         The norms may be those of whole planes, which are no smaller than their tiles'.

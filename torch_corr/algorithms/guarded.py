@@ -57,9 +57,11 @@ class Guarded(Algorithm):
         """(x, y) -> w, as the base class says."""
         return self._run("grad_weight", problem, input, output)
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
         """The larger of the two: they run one after the other."""
-        return max(each.workspace(problem, map, dtype) for each in (self.quick, self.sure))
+        return max(each.workspace(problem, map, device, dtype) for each in (self.quick, self.sure))
 
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -67,7 +69,9 @@ class Guarded(Algorithm):
         """The quick one's: results that do not stand are rare."""
         return self.quick.cost(problem, map, device, dtype)
 
-    def error_constant(self, problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+    def error_constant(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> float:
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that either keeps.
 
         The quick one's is :meth:`FFT.error_constant`.  A sum of n products errs by (n + 1) u
@@ -79,7 +83,7 @@ class Guarded(Algorithm):
             "grad_weight": problem.batch * prod(problem.output_size),
         }[map]
         sure = (terms + 1) * torch.finfo(dtype).eps / 2
-        return max(self.quick.error_constant(problem, map, dtype), sure)
+        return max(self.quick.error_constant(problem, map, device, dtype), sure)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         result: Tensor = getattr(self.quick, map)(problem, first, second)

@@ -83,7 +83,9 @@ class Naive(Algorithm):
         products = problem.multiplications * dtype.itemsize
         return Cost(0, 0, 3.0 * products, 15.0 * prod(problem.output_size))
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
         """The padded image, and one window's products, in the dtype that sums them."""
         height, width = problem.padded_size
         image = problem.batch * problem.in_channels * height * width

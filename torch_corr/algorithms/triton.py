@@ -363,7 +363,9 @@ class Triton(Algorithm):
             total = total.permute(0, 3, 1, 2)
         return _in(input.dtype, total).contiguous()
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
         """Packed weights, operands with their channels moved together, and partial sums."""
         if 0 in problem.input_shape:
             return 0
@@ -392,7 +394,7 @@ class Triton(Algorithm):
         config = self._config(map, problem, dtype)
         flops = definition_flops(problem, dtype)
         flops *= _work(config, map, problem, dtype)
-        moved = operand_bytes(problem, dtype) + 2 * self.workspace(problem, map, dtype)
+        moved = operand_bytes(problem, dtype) + 2 * self.workspace(problem, map, device, dtype)
         # Packing or moving the operands, the kernel, and the mending or the sum of the splits.
         return Cost(matmul_flops=flops, bytes=moved, calls=2 if map == "forward" else 3)
 

@@ -112,12 +112,14 @@ class Unfold(Fitted):
         taps.copy_(total.view(taps.shape))
         return result
 
-    def workspace(self, problem: Problem, map: MapName, dtype: torch.dtype) -> int:
-        """The bytes of the largest block on a CPU, and of the weight laid out as matrices.
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
+        """The bytes of the largest block, and of the weight laid out as matrices.
 
-        On other devices blocks are as large as ``workspace_limit`` allows.
+        A CPU's blocks stay in its caches; a device's are as large as ``workspace_limit`` allows.
         """
-        return _bytes(problem, map, dtype, self._lengths(problem, map, dtype, torch.device("cpu")))
+        return _bytes(problem, map, dtype, self._lengths(problem, map, dtype, device))
 
     def _blocks(self, problem: Problem, map: MapName, operand: Tensor) -> Iterator[Block]:
         """Blocks of output pixels, or of input pixels for ``grad_input``."""

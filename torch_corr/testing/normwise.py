@@ -35,7 +35,7 @@ from .bounds import (
 )
 from .oracle import Reference, oracle
 
-Constant: TypeAlias = Callable[[Problem, MapName, torch.dtype], float]
+Constant: TypeAlias = Callable[[Problem, MapName, torch.device, torch.dtype], float]
 
 _OPENED: tuple[MapName, MapName, MapName] = ("grad_input", "grad_weight", "forward")
 
@@ -46,8 +46,8 @@ class Normwise:
 
     Attributes:
         constant: the factor, as a function of problem, map (``"forward"``, ``"grad_input"`` or
-            ``"grad_weight"``) and dtype; or a number, which counts unit roundoffs of the dtype
-            that is summed in.  To first order in u: a hundredth part is added for the rest.
+            ``"grad_weight"``), device and dtype; or a number, which counts unit roundoffs of the
+            dtype that is summed in.  To first order in u: a hundredth part is added for the rest.
         halves: dtype in which float16 and bfloat16 are summed; None: in their own.
     """
 
@@ -59,7 +59,8 @@ class Normwise:
     ) -> Tensor:
         summing = summing_dtype(dtype, self.halves)
         if callable(self.constant):
-            factor = self.constant(problem, _OPENED[slots.index(None)], summing)
+            (device, *_) = (value.device for value in slots if value is not None)
+            factor = self.constant(problem, _OPENED[slots.index(None)], device, summing)
         else:
             factor = self.constant * unit_roundoff(summing)
         planes = _planes(problem, slots, 2.0)
@@ -210,8 +211,8 @@ class Either:
 def declared(algorithm: Algorithm) -> ErrorModel:
     """What one of ``torch_corr``'s algorithms, or a third party's, promises about rounding.
 
-    A ``normwise`` one that has a method ``error_constant(problem, map, dtype)`` is held to that;
-    one that has not, to what Fourier transforms can keep.
+    A ``normwise`` one that has a method ``error_constant(problem, map, device, dtype)`` is held to
+    that; one that has not, to what Fourier transforms can keep.
     """
     if algorithm.error_class == "componentwise":
         return Componentwise()
