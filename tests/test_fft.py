@@ -4,6 +4,7 @@ workspace."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,22 @@ from torch import Tensor
 
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms import fft
+from torch_corr.algorithms.base import MapName
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+class OnCuda(FFT):
+    """Runs CUDA's plans, wherever its operands lie."""
+
+    def _plan(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> fft.Plan:
+        return super()._plan(problem, map, CUDA, dtype)
+
+
+KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda])
 
 
 def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
@@ -56,7 +70,7 @@ def some_problem(choose: random.Random) -> Problem:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_both_engines_compute_the_three_maps_at_any_tiling(seed: int) -> None:
+def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
     """Relative to the operands' norms, with eight terms more for each sample of a transform."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
@@ -71,8 +85,10 @@ def test_both_engines_compute_the_three_maps_at_any_tiling(seed: int) -> None:
         spread = torch.full_like(expected.magnitude, norms)
         allowed = expected._replace(magnitude=spread, terms=expected.terms + 8 * lengths)
         bound = error_bound(allowed, dtype)
-        for make, run in ((fft._plan_matrix, fft._run_matrix), (fft._plan_fft, fft._run_fft)):
-            plan = make(problem, map, dtype.itemsize, dtype.is_complex, axes, limit)
+        for engine, run in fft._RUNS.items():
+            machine = fft.CUDA if engine == "batched" else fft.HOST
+            make = fft._PLANS[engine]
+            plan = make(problem, map, dtype.itemsize, dtype.is_complex, axes, limit, machine)
             assert plan is not None
             result = operands[0].new_full(expected.value.shape, float("nan"))
             if map == "grad_input":
@@ -82,17 +98,20 @@ def test_both_engines_compute_the_three_maps_at_any_tiling(seed: int) -> None:
             assert (error <= bound).all(), (str(problem), map, plan)
 
 
-@pytest.mark.parametrize("text", ["n1c1-x100x90-o1-k21-p10", "n2c4-x40x40-o4-k7-p3"])
+@pytest.mark.parametrize("text", ["n1c1-x100x90-o1-k21-p10", "n2c16-x40x40-o16-k7-p3-g2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
 @pytest.mark.parametrize("huge", [1.0, 1e12])
-def test_the_error_keeps_within_its_bound(text: str, dtype: torch.dtype, huge: float) -> None:
+@KINDS
+def test_the_error_keeps_within_its_bound(
+    kind: type[FFT], text: str, dtype: torch.dtype, huge: float
+) -> None:
     """A huge pixel as well, whose norm the bound is relative to."""
     problem = Problem.parse(text)
     for map in MAPS:
         operands = some(problem, map, dtype)
         operands[0][0, 0, 0, 0] = huge
-        result = getattr(FFT(), map)(problem, *operands)
-        assert_right(result, problem, **dict(zip(operands_of(map), operands)), algorithm=FFT())
+        result = getattr(kind(), map)(problem, *operands)
+        assert_right(result, problem, **dict(zip(operands_of(map), operands)), algorithm=kind())
 
 
 def test_the_bound_is_not_vacuous() -> None:
@@ -127,10 +146,11 @@ def test_a_huge_pixel_blurs_its_own_tile_only() -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
+@KINDS
 def test_stays_within_the_workspace_that_it_states(
-    text: str, limit: int, dtype: torch.dtype
+    kind: type[FFT], text: str, limit: int, dtype: torch.dtype
 ) -> None:
-    problem, algorithm = Problem.parse(text), FFT(workspace_limit=limit)
+    problem, algorithm = Problem.parse(text), kind(workspace_limit=limit)
     if algorithm.refusals(problem, CPU, dtype):
         assert limit == 2**23
         return
@@ -174,7 +194,8 @@ def test_refusals_are_sentences() -> None:
         "n2c2-x2x2-o2-k2x2-s5x5-p9,9x9,9",
     ],
 )
-def test_windows_on_nothing_but_padding(spelling: str, dtype: torch.dtype) -> None:
+@KINDS
+def test_windows_on_nothing_but_padding(kind: type[FFT], spelling: str, dtype: torch.dtype) -> None:
     """No row of the image, or no column, lies under them: there is nothing to transform."""
     problem = Problem.parse(spelling)
     x, w, y = (
@@ -182,5 +203,60 @@ def test_windows_on_nothing_but_padding(spelling: str, dtype: torch.dtype) -> No
         for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
     )
     for map, first, second in (("forward", x, w), ("grad_input", y, w), ("grad_weight", x, y)):
-        ours, theirs = (getattr(each, map)(problem, first, second) for each in (FFT(), Naive()))
+        ours, theirs = (getattr(each, map)(problem, first, second) for each in (kind(), Naive()))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+SQUARES = ["n4c64-x128-o64-k16", "n2c128-x256-o128-k16", "n1c128-x256-o128-k32"]
+
+
+@pytest.mark.parametrize("text", SQUARES)
+@pytest.mark.parametrize("map", MAPS)
+def test_a_device_is_given_few_large_products(text: str, map: MapName) -> None:
+    """Each operator waits for the host: a plan of a host's blocks has hundreds."""
+    chosen = FFT()._plan(Problem.parse(text), map, CUDA, torch.float32)
+    assert chosen.engine == "batched"
+    assert chosen.workspace <= FFT().workspace_limit
+    assert chosen.cost.calls < 150
+    assert FFT()._plan(Problem.parse(text), map, CPU, torch.float32).engine == "matrix"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("map", MAPS)
+def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype) -> None:
+    """Images, rows of tiles, frequencies in pieces; the weight's spectrum held, and made anew."""
+    problem = Problem.parse("n3c6-x40x33-o9-k5x3-s1x2-p2,1x1,3-d1x2-g3")
+    operands = some(problem, map, dtype)
+    expected, seen = reference(problem, map, operands), set()
+    for axes in fft._tilings(problem, 16, fft.aligned_length):
+        for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
+            made = fft._plan_batched(
+                problem, map, dtype.itemsize, dtype.is_complex, axes, limit, fft.CUDA
+            )
+            assert made is not None
+            many = made.per_slab[0] < 3, made.per_slab[1] < axes[0].tiles
+            for hold in (False, True) if map != "grad_weight" and any(many) else (False,):
+                for block in {1, made.block, axes[1].length}:
+                    result = expected.value.new_full(expected.value.shape, float("nan")).to(dtype)
+                    if map == "grad_input":
+                        result.zero_()
+                    plan = replace(made, block=block, hold=hold)
+                    fft._run_batched(plan, problem, map, *operands, result)
+                    torch.testing.assert_close(
+                        result.to(expected.value.dtype), expected.value, rtol=1e-4, atol=1e-3
+                    )
+                    seen.add((*many, hold))
+    assert (False, False, False) in seen
+    assert (True, True, False) in seen
+    assert map == "grad_weight" or (True, True, True) in seen
+
+
+@pytest.mark.parametrize("map", MAPS)
+def test_a_device_is_not_waited_for(map: MapName) -> None:
+    """On meta, a tensor that is asked for a value raises."""
+    problem = Problem.parse(SQUARES[1])
+    first, second = (
+        torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in operands_of(map)
+    )
+    shape = getattr(problem, f"{fft.SLOTS[map][2]}_shape")
+    assert getattr(OnCuda(), map)(problem, first, second).shape == shape

@@ -14,12 +14,10 @@ asked for; and no axis is transposed between the two of the inverse.  On two Zen
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from ._tiling import Window, overlap_add, read_span
+from ._tiling import Window, copy_side_by_side, overlap_add, read_span
 
 Windows = tuple[Window, Window]
 """One operand's place along the rows and along the columns."""
@@ -117,7 +115,7 @@ def synthesise(
     tiles = tiles[..., :: down.spacing, :: across.spacing][..., : down.count, : across.count]
     side_by_side = (down.hop, across.hop) == (down.count, across.count)
     if side_by_side and from_rows.start == from_columns.start == 0 and not add:
-        _copy_side_by_side(tiles, place)
+        copy_side_by_side(tiles, place)
         return
     sums = overlap_add(overlap_add(tiles.permute(0, 1, 2, 4, 3, 5), 2, down.hop), 3, across.hop)
     (_, from_rows), (_, from_columns) = (
@@ -131,31 +129,6 @@ def _put(place: Tensor, values: Tensor, add: bool) -> None:
         place.add_(values)
     else:
         place.copy_(values)
-
-
-def _copy_side_by_side(tiles: Tensor, place: Tensor) -> None:
-    """Copy (images, channels, T, U, rows, columns) to (images, channels, H, W), the last cut."""
-    for rows, height in _whole_and_rest(place.shape[2], tiles.shape[4]):
-        for columns, width in _whole_and_rest(place.shape[3], tiles.shape[5]):
-            part = tiles[:, :, rows, columns, :height, :width]
-            down = slice(
-                rows.start * tiles.shape[4], rows.start * tiles.shape[4] + part.shape[2] * height
-            )
-            across = slice(
-                columns.start * tiles.shape[5],
-                columns.start * tiles.shape[5] + part.shape[3] * width,
-            )
-            target = place[:, :, down, across]
-            target = torch.unflatten(torch.unflatten(target, 3, (-1, width)), 2, (-1, height))
-            target.copy_(part.permute(0, 1, 2, 4, 3, 5))
-
-
-def _whole_and_rest(size: int, hop: int) -> Iterator[tuple[slice, int]]:
-    """Tiles that lie whole on an axis and the one that does not, and how much of each does."""
-    if whole := size // hop:
-        yield slice(0, whole), hop
-    if rest := size % hop:
-        yield slice(whole, whole + 1), rest
 
 
 def _inside(window: Window, size: int) -> tuple[slice, slice]:

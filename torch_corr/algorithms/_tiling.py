@@ -20,7 +20,7 @@ Source: Oppenheim & Schafer, Discrete-Time Signal Processing, section 8.7.3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -100,8 +100,14 @@ class Axis:
         return Axis(*sizes, len(tiles), tiles.start)
 
 
-def axis_of(problem: Problem, dim: int, tiles: int) -> Axis:
-    """Axis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length."""
+def axis_of(
+    problem: Problem, dim: int, tiles: int, fast: Callable[[int], int] | None = None
+) -> Axis:
+    """Axis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length.
+
+    Args:
+        fast: the length to take for one that would do; :func:`fast_length` if None.
+    """
     outputs = -(-problem.output_size[dim] // tiles)
     stride, span, before = problem.stride[dim], problem.span[dim], problem.padding[dim][0]
     extent = (outputs - 1) * stride + span
@@ -114,16 +120,23 @@ def axis_of(problem: Problem, dim: int, tiles: int) -> Axis:
         stride,
         problem.dilation[dim],
         before,
-        fast_length(length),
+        (fast or fast_length)(length),
         outputs,
         -(-problem.output_size[dim] // outputs),
     )
 
 
-def axis_of_length(problem: Problem, dim: int, length: int) -> Axis:
+def axis_of_length(
+    problem: Problem, dim: int, length: int, fast: Callable[[int], int] | None = None
+) -> Axis:
     """Axis ``dim`` of a problem in as few tiles of ``length`` samples as will do."""
     outputs = max((length - problem.span[dim]) // problem.stride[dim] + 1, 1)
-    return axis_of(problem, dim, -(-problem.output_size[dim] // outputs))
+    return axis_of(problem, dim, -(-problem.output_size[dim] // outputs), fast)
+
+
+def aligned_length(at_least: int) -> int:
+    """The multiple of 4 >= ``at_least``: matrices whose rows begin at 16 bytes."""
+    return -(-at_least // 4) * 4
 
 
 @lru_cache(maxsize=4096)
@@ -206,6 +219,28 @@ def overlap_add(tiles: Tensor, dim: int, hop: int) -> Tensor:
         piece = tiles.narrow(dim + 1, lap * hop, min(hop, count - lap * hop))
         sums.narrow(dim, lap, number).narrow(dim + 1, 0, piece.shape[dim + 1]).add_(piece)
     return sums.flatten(dim, dim + 1).narrow(dim, 0, (number - 1) * hop + count)
+
+
+def copy_side_by_side(tiles: Tensor, place: Tensor) -> None:
+    """Copy tiles (..., T, U, rows, columns) to (..., H, W) that they cover, the last ones cut."""
+    height, width = tiles.shape[-2:]
+    for rows, high in _whole_and_rest(place.shape[-2], height):
+        for columns, wide in _whole_and_rest(place.shape[-1], width):
+            part = tiles[..., rows, columns, :high, :wide].transpose(-3, -2)
+            down, across = rows.start * height, columns.start * width
+            target = place[
+                ..., down : down + part.shape[-4] * high, across : across + part.shape[-2] * wide
+            ]
+            target = torch.unflatten(torch.unflatten(target, -1, (-1, wide)), -3, (-1, high))
+            target.copy_(part)
+
+
+def _whole_and_rest(size: int, hop: int) -> Iterator[tuple[slice, int]]:
+    """Tiles that lie whole on an axis and the one that does not, and how much of each does."""
+    if whole := size // hop:
+        yield slice(0, whole), hop
+    if rest := size % hop:
+        yield slice(whole, whole + 1), rest
 
 
 def complex_of(dtype: torch.dtype) -> torch.dtype:

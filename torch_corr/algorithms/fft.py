@@ -34,18 +34,30 @@ Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., chapter 24.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..problem import Problem, as_int
-from . import _dft, _fft
+from . import _batched, _dft, _fft
 from ._contrast import even, views
-from ._tiling import Axis, Window, axis_of, axis_of_length, prime_factors, read_span, slabs
+from ._tiling import (
+    Axis,
+    Window,
+    aligned_length,
+    axis_of,
+    axis_of_length,
+    copy_side_by_side,
+    fast_length,
+    overlap_add,
+    prime_factors,
+    read_span,
+    slabs,
+)
 from .base import (
     DEFAULT_WORKSPACE,
     Cost,
@@ -65,6 +77,13 @@ SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
     "grad_weight": ("input", "output", "weight"),
 }
 """The operands of each map in their order, and its result."""
+
+SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
+    "forward": "input",
+    "grad_input": "output",
+    "grad_weight": "tiles",
+}
+"""Over what each map sums in a frequency: channels, or tiles with images."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +118,7 @@ class FFT(Fitted):
         """No transform of halves and integers; no plan within the workspace limit."""
         if unable := dtype_refusal(dtype, ABLE):
             return unable
-        least = max(self._plan(problem, map, dtype).workspace for map in SLOTS)
+        least = max(self._plan(problem, map, device, dtype).workspace for map in SLOTS)
         if least <= self.workspace_limit:
             return ()
         return (
@@ -123,17 +142,25 @@ class FFT(Fitted):
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> int:
         """Bytes that the chosen plan takes at its peak, from above."""
-        return self._plan(problem, map, dtype).workspace
+        return self._plan(problem, map, device, dtype).workspace
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
-        """What the chosen plan does."""
-        chosen = self._plan(problem, map, dtype)
+        """What the plan chosen for a CPU does."""
+        chosen = self._plan(problem, map, torch.device("cpu"), dtype)
         if chosen.engine == "matrix":
             return Work("matrix", chosen.cost)
         # Over one tile there is nothing to sum, and no padded copy to make.
         one = chosen.apart and problem.batch == 1
         regime = "fft, one tile" if one else "fft"
         return Work(f"{regime}, long" if max(chosen.lengths) >= LONG else regime, chosen.cost)
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """By fitted factors on the CPU; elsewhere what the plan chosen there does."""
+        if device.type == "cpu":
+            return super().cost(problem, map, device, dtype)
+        return self._plan(problem, map, device, dtype).cost
 
     def stands(
         self, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
@@ -160,14 +187,14 @@ class FFT(Fitted):
 
         The norms may be those of whole planes, which are no smaller than their tiles'.
         """
-        chosen = self._plan(problem, map, dtype)
+        chosen = self._plan(problem, map, device, dtype)
         tiles = problem.batch * chosen.axes[0].tiles * chosen.axes[1].tiles
         terms = {"input": problem.group_out, "output": problem.group_in, "weight": tiles}
         units = math.sqrt(2) * (terms[SLOTS[map][2]] + 3)
         for slot in SLOTS[map]:
             for axis in chosen.axes:
                 samples = getattr(axis, slot).count
-                if slot == SLOTS[map][2] and chosen.engine == "matrix":
+                if slot == SLOTS[map][2] and chosen.engine != "fft":
                     units += math.sqrt(2) * (axis.length + 6)
                 else:
                     units += transform_error(axis.length, samples, chosen.engine)
@@ -177,8 +204,11 @@ class FFT(Fitted):
                 overlapping *= -(-axis.extent // axis.input.hop)
         return overlapping * units * torch.finfo(dtype).eps / 2
 
-    def _plan(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Plan:
-        return plan(problem, map, dtype.itemsize, dtype.is_complex, self.tile, self.workspace_limit)
+    def _plan(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Plan:
+        whole, limit = dtype.is_complex, self.workspace_limit
+        return plan(problem, map, dtype.itemsize, whole, self.tile, limit, device.type)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         shape = _shape(problem, SLOTS[map][2])
@@ -186,15 +216,12 @@ class FFT(Fitted):
             return first.new_zeros(shape)
         # The tiles cover every output and every tap, but not every input.
         result = first.new_zeros(shape) if map == "grad_input" else first.new_empty(shape)
-        chosen = self._plan(problem, map, first.dtype)
-        run = _run_matrix if chosen.engine == "matrix" else _run_fft
-        run(chosen, problem, map, first, second, result)
+        chosen = self._plan(problem, map, first.device, first.dtype)
+        _RUNS[chosen.engine](chosen, problem, map, first, second, result)
         return result
 
 
-RATES = Cost(matmul_flops=130e9, fft_flops=48e9, bytes=50e9, calls=150e3)
-"""What is done in a second, to rank plans by: two Zen 5 cores, PyTorch 2.13 with MKL 2024.2,
-float32."""
+Engine = Literal["matrix", "batched", "fft"]
 
 
 @dataclass(frozen=True)
@@ -202,15 +229,17 @@ class Plan:
     """How to run one map: engine, tiles, and what is in memory at one time.
 
     Attributes:
-        engine: ``matrix`` transforms by matrix products, ``fft`` by FFT.
+        engine: ``matrix`` transforms by matrix products, ``batched`` too, in an order for devices,
+            ``fft`` by FFT.
         axes: the tiling of the rows and of the columns.
         per_slab: images, and rows of tiles, in memory at one time.
-        block: row frequencies at one time (``matrix``), or groups at one time (``fft``).
+        block: row frequencies at one time (``matrix``), column frequencies (``batched``), or
+            groups (``fft``).
         outs: output channels of a group at one time (``fft``).
-        hold: whether the weight's whole spectrum is kept over the slabs (``matrix``).
+        hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
     """
 
-    engine: Literal["matrix", "fft"]
+    engine: Engine
     axes: tuple[Axis, Axis]
     per_slab: tuple[int, int]
     block: int
@@ -247,14 +276,14 @@ def _shape(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
 
 
 def _place(result: Tensor, piece: Tensor, windows: tuple[Window, Window], map: MapName) -> None:
-    """Put what lies under the tiles where it belongs in (images, channels, H, W).
+    """Put what lies under the tiles where it belongs in (..., H, W).
 
     Outputs belong to one tile; inputs to several, whose contributions are added.
     """
     (rows, from_rows), (columns, from_columns) = (
-        read_span(window, size) for window, size in zip(windows, result.shape[2:])
+        read_span(window, size) for window, size in zip(windows, result.shape[-2:])
     )
-    place, values = result[:, :, rows, columns], piece[:, :, from_rows, from_columns]
+    place, values = result[..., rows, columns], piece[..., from_rows, from_columns]
     if map == "forward":
         place.copy_(values)
     else:
@@ -302,7 +331,7 @@ def _tiles_of_group(
         tiles = _dft.lay_out(first[part], plan.windows(source, rows))
         number = len(images) * windows[0].tiles * windows[1].tiles
         sums = result.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
-        for block in _blocks(plan, result.is_complex()):
+        for block in _blocks(plan, 0, result.is_complex()):
             w = held[block] if block in held else _dft.analyse(taps, of_weight, block)
             if plan.hold:
                 held[block] = w
@@ -329,7 +358,7 @@ def _weight_of_group(
         part = slice(images.start, images.stop)
         x = _dft.lay_out(input[part], plan.windows("input", rows))
         y = _dft.lay_out(output[part], plan.windows("output", rows))
-        for block in _blocks(plan, result.is_complex()):
+        for block in _blocks(plan, 0, result.is_complex()):
             spectrum = torch.bmm(
                 _dft.analyse(y, of_output, block).mT, _dft.analyse(x, of_input, block)
             )
@@ -345,11 +374,87 @@ def _waves(plan: Plan, slot: Slot, like: Tensor, reverse: bool) -> _dft.Waves:
     return _dft.waves(windows, plan.lengths, frequencies, reverse, like)
 
 
-def _blocks(plan: Plan, whole: bool) -> Iterator[range]:
-    """Row frequencies, ``plan.block`` at a time: all of them, or the half of a real signal's."""
-    stop = plan.lengths[0] if whole else plan.lengths[0] // 2 + 1
+def _blocks(plan: Plan, dim: int, whole: bool) -> Iterator[range]:
+    """Frequencies of an axis, ``plan.block`` at a time: all, or the half of a real signal's."""
+    stop = plan.lengths[dim] if whole else plan.lengths[dim] // 2 + 1
     for start in range(0, stop, plan.block):
         yield range(start, min(start + plan.block, stop))
+
+
+# -- transforms by few large matrix products --------------------------------------------------
+
+
+def _run_batched(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    if map == "grad_weight":
+        _weight_batched(plan, problem, first, second, result)
+    else:
+        _tiles_batched(plan, problem, map, first, second, result)
+
+
+def _tiles_batched(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
+) -> None:
+    source, _, target = SLOTS[map]
+    groups, waves = problem.groups, _batched.waves(plan.lengths, result)
+    of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    taps = _batched.padded(weight, of_weight)
+    result = torch.unflatten(result, 1, (groups, -1))
+    held: dict[range, Tensor] = {}
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        of_first, windows = plan.windows(source, rows), plan.windows(target, rows)
+        samples = _batched.padded(first[part], of_first)
+        order = groups, windows[1].tiles, windows[0].tiles, len(images), result.shape[2]
+        count, across = windows[0].count, windows[1].count
+        sums = result.new_empty(math.prod(order) * count, across)
+        for block in _blocks(plan, 1, result.is_complex()):
+            left = _batched.analyse(samples, of_first, waves, False, groups, block)
+            if block in held:
+                w = held[block]
+            else:
+                w = _batched.analyse(taps, of_weight, waves, map == "forward", 1, block)
+                w = w.view(len(left), problem.group_out, -1)
+            if plan.hold:
+                held[block] = w
+            spectrum = torch.bmm(left, w.mT if map == "forward" else w)
+            del left, w
+            lines = _batched.rows_back(spectrum, windows, waves, block)
+            del spectrum
+            _batched.columns_back(lines, windows, waves, block, sums, block.start > 0)
+            del lines
+        del samples
+        tiles = sums.view(*order, count, across)
+        if map == "forward":
+            down, right = (read_span(w, size)[0] for w, size in zip(windows, result.shape[-2:]))
+            copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[part][..., down, right])
+            continue
+        tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
+        _place(result[part], overlap_add(tiles, 4, windows[1].hop), windows, map)
+
+
+def _weight_batched(
+    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor
+) -> None:
+    groups, waves = problem.groups, _batched.waves(plan.lengths, result)
+    of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    sums, add = result.view(-1, result.shape[3]), False
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        of_input, of_output = plan.windows("input", rows), plan.windows("output", rows)
+        x, y = _batched.padded(input[part], of_input), _batched.padded(output[part], of_output)
+        for block in _blocks(plan, 1, result.is_complex()):
+            spectrum = torch.bmm(
+                _batched.analyse(y, of_output, waves, True, groups, block).mT,
+                _batched.analyse(x, of_input, waves, False, groups, block),
+            )
+            lines = _batched.rows_back(spectrum, of_weight, waves, block)
+            del spectrum
+            _batched.columns_back(lines, of_weight, waves, block, sums, add)
+            add = True
+            del lines
+        del x, y
 
 
 # -- transforms by FFT ------------------------------------------------------------------------
@@ -441,7 +546,7 @@ def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
 # -- planning ---------------------------------------------------------------------------------
 
 
-def transform_error(length: int, samples: int, engine: Literal["matrix", "fft"]) -> float:
+def transform_error(length: int, samples: int, engine: Engine) -> float:
     """Bound on ||X^ - X||_2 / ||X||_2 of a transform along one axis, in units of u.
 
     By matrix products: an inner product of c complex terms errs by sqrt(2) (c + 4) u times
@@ -456,18 +561,52 @@ def transform_error(length: int, samples: int, engine: Literal["matrix", "fft"])
     The inverse is bounded path by path rather than in norm, with less than either: c + 4
     products and sums by matrix; by FFT a stage's r + 2.
     """
-    if engine == "matrix":
+    if engine != "fft":
         return math.sqrt(2 * samples) * (samples + 4)
     stages = [2, *prime_factors(length)]
     return sum(math.sqrt(r) * (r + 2) + 2 * math.sqrt(2) + 1 for r in stages)
 
 
-CACHE = 24 * 2**20
-"""Bytes that a block's spectra should keep within: two Zen 5 cores copy 58 GB/s in a 32 MiB
-cache and 8 GB/s in fresh memory, and glibc gives blocks above 32 MiB back at every free."""
+@dataclass(frozen=True)
+class Machine:
+    """What plans are ranked by on one kind of device.
 
-OUT_OF_CACHE = 2
-"""How many times longer a byte takes outside it."""
+    Attributes:
+        rates: what is done in a second, float32.
+        cache: bytes that a block's spectra of the ``fft`` engine should keep within.
+        out_of_cache: how many times longer a byte takes outside it.
+        engines: that are looked at.
+    """
+
+    rates: Cost
+    cache: float
+    out_of_cache: float
+    engines: tuple[Engine, ...]
+
+
+HOST = Machine(
+    Cost(matmul_flops=130e9, fft_flops=48e9, bytes=50e9, calls=150e3),
+    cache=24 * 2**20,
+    out_of_cache=2,
+    engines=("matrix", "fft"),
+)
+"""Two Zen 5 cores, PyTorch 2.13 with MKL 2024.2.  They copy 58 GB/s in a 32 MiB cache and 8 GB/s in
+fresh memory, and glibc gives blocks above 32 MiB back at every free."""
+
+CUDA = Machine(
+    Cost(matmul_flops=51.6e12, fft_flops=4e12, bytes=3.5e12, calls=400e3),
+    cache=math.inf,
+    out_of_cache=1,
+    engines=("batched", "fft"),
+)
+"""An NVIDIA H200, PyTorch 2.11 with TF32 off: matrix products at 51.6 TFLOP/s, ``rfft2`` of 6272
+tiles of 64 x 64 in 139 us and ``irfft2`` in 245, copies at 3.5 to 4.2 TB/s.  Small operators, some
+2.5 us each, were a third to a half of the time of plans made for a host; so nothing is cut up for
+the sake of a cache."""
+
+MACHINES = {"cuda": CUDA}
+"""By type of device; all others plan as the host does."""
+
 
 BLOCK = 96 * 2**20
 """Bytes of spectra that the matrix engine makes at one time.  More would leave the cache for
@@ -481,38 +620,68 @@ LONG = 96
 LONGEST_MATRIX = 256
 """Above this length a transform by matrix product costs 5 times the FFT and more."""
 
+LONGEST_BATCHED = 512
+"""The same on a device, whose matrix products are 9 times as fast as its transforms."""
+
+QUANTUM = 32
+"""To what multiple of rows and of columns a device's matrix product goes, as far as time shows:
+2112 complex products of 49 x 128 with 128 x 128 take 381 us on an H200, 35.6 TFLOP/s, and filled
+up to 64 rows 46.5."""
+
+COMPLEX_PRODUCT = 1.11
+"""How many times longer a complex product's multiplications take than a real one's, then."""
+
 
 @lru_cache(maxsize=4096)
 def plan(
-    problem: Problem, map: MapName, itemsize: int, whole: bool, tile: int | None, limit: int
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    tile: int | None,
+    limit: int,
+    device: str = "cpu",
 ) -> Plan:
     """The plan of least predicted time within the limit; if none fits, that of least workspace.
 
     Args:
         itemsize: bytes of one element of the operands.
         whole: whether they are complex, so that the whole spectrum is needed.
+        device: the type of device.
     """
+    machine = MACHINES.get(device, HOST)
     best: Plan | None = None
-    for axes in _tilings(problem, tile):
-        for make in (_plan_matrix, _plan_fft):
-            made = make(problem, map, itemsize, whole, axes, limit)
-            if made is not None and (best is None or _rank(made, limit) < _rank(best, limit)):
-                best = made
+    for fast in {_FAST[engine]: None for engine in machine.engines}:
+        for axes in _tilings(problem, tile, fast):
+            for engine in machine.engines:
+                if _FAST[engine] != fast:
+                    continue
+                made = _PLANS[engine](problem, map, itemsize, whole, axes, limit, machine)
+                if made is not None and (
+                    best is None or _rank(made, limit, machine) < _rank(best, limit, machine)
+                ):
+                    best = made
     assert best is not None
     return best
 
 
-def _rank(plan: Plan, limit: int) -> tuple[bool, float]:
+def _rank(plan: Plan, limit: int, machine: Machine) -> tuple[bool, float]:
     if plan.workspace > limit:
         return True, plan.workspace
-    return False, sum(amount / rate for amount, rate in zip(plan.cost, RATES))
+    return False, _seconds(plan.cost, machine)
 
 
-def _tilings(problem: Problem, tile: int | None) -> Iterator[tuple[Axis, Axis]]:
+def _seconds(cost: Cost, machine: Machine) -> float:
+    return sum(amount / rate for amount, rate in zip(cost, machine.rates))
+
+
+def _tilings(
+    problem: Problem, tile: int | None, fast: Callable[[int], int] = fast_length
+) -> Iterator[tuple[Axis, Axis]]:
     if tile is not None:
-        yield axis_of_length(problem, 0, tile), axis_of_length(problem, 1, tile)
+        yield axis_of_length(problem, 0, tile, fast), axis_of_length(problem, 1, tile, fast)
         return
-    choices = [_axis_choices(problem, dim) for dim in (0, 1)]
+    choices = [_axis_choices(problem, dim, fast) for dim in (0, 1)]
     pairs = [(rows, columns) for rows in choices[0] for columns in choices[1]]
     # Near to square, of which there is none where a kernel is far longer than the image is wide.
     most = max(2.0, min(_oblong(*pair) for pair in pairs))
@@ -526,16 +695,19 @@ def _oblong(rows: Axis, columns: Axis) -> float:
     return max(rows.length, columns.length) / min(rows.length, columns.length)
 
 
-def _axis_choices(problem: Problem, dim: int) -> list[Axis]:
+def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> list[Axis]:
     """Tilings of one axis, from one window to a tile up to one tile for all."""
     span = problem.span[dim]
-    whole = axis_of(problem, dim, 1)
+    whole = axis_of(problem, dim, 1, fast)
     found = {whole}
-    length = fast = span + problem.stride[dim] * 3
-    while fast < whole.length:
-        found.add(axis_of_length(problem, dim, length))
-        length = length * 5 // 4 + 1
-        fast = length
+    length = span + problem.stride[dim] * 3
+    while length < whole.length:
+        found.add(axis_of_length(problem, dim, length, fast))
+        if fast is aligned_length:
+            # To the next length that fills a device's matrix products.
+            length = QUANTUM // 2 * (length * 5 // 4 // (QUANTUM // 2) + 1)
+        else:
+            length = length * 5 // 4 + 1
     return sorted(found, key=lambda axis: axis.length)
 
 
@@ -570,6 +742,7 @@ def _plan_matrix(
     whole: bool,
     axes: tuple[Axis, Axis],
     limit: int,
+    machine: Machine,
 ) -> Plan | None:
     if max(axes[0].length, axes[1].length) > LONGEST_MATRIX or problem.group_in == 0:
         return None
@@ -622,7 +795,7 @@ def _plan_matrix(
     cost = _matrix_cost(problem, map, itemsize, whole, axes, 1 if hold else slabs_)
     blocks = -(-frequencies // block)
     again = problem.groups * slabs_ * blocks * standing()[0]
-    cost = cost._replace(bytes=cost.bytes + again * OUT_OF_CACHE)
+    cost = cost._replace(bytes=cost.bytes + again * machine.out_of_cache)
     calls = problem.groups * slabs_ * (20 + 40 * blocks)
     return Plan(
         "matrix",
@@ -671,6 +844,207 @@ def _matrix_cost(
     )
 
 
+def _plan_batched(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    axes: tuple[Axis, Axis],
+    limit: int,
+    machine: Machine,
+) -> Plan | None:
+    """The best of ever smaller slabs, each with as many frequencies at one time as there is room
+    for; that of least workspace if none fits."""
+    if max(axes[0].length, axes[1].length) > LONGEST_BATCHED or problem.group_in == 0:
+        return None
+    frequencies = axes[1].length if whole else axes[1].length // 2 + 1
+    best: Plan | None = None
+    images, rows = max(problem.batch, 1), axes[0].tiles
+    while True:
+        many = images < problem.batch or rows < axes[0].tiles
+        for hold in (False, True) if many and map != "grad_weight" else (False,):
+            memory = _BatchedMemory(problem, map, itemsize, whole, axes, (images, rows), hold)
+            room = (limit - memory.standing) // max(memory.of_frequency, 1)
+            block = min(max(room, 1), frequencies)
+            block = -(-frequencies // -(-frequencies // block))
+            made = Plan(
+                "batched",
+                axes,
+                (images, rows),
+                block,
+                problem.group_out,
+                hold,
+                memory.peak(block),
+                _batched_cost(problem, map, itemsize, whole, axes, (images, rows), block, hold),
+            )
+            if best is None or _rank(made, limit, machine) < _rank(best, limit, machine):
+                best = made
+        if images == rows == 1:
+            return best
+        images, rows = (-(-images // 2), rows) if images > 1 else (images, -(-rows // 2))
+
+
+@dataclass(frozen=True)
+class _BatchedMemory:
+    """What :func:`_run_batched` has in memory, in bytes."""
+
+    problem: Problem
+    map: MapName
+    itemsize: int
+    whole: bool
+    axes: tuple[Axis, Axis]
+    per_slab: tuple[int, int]
+    hold: bool
+
+    def peak(self, block: int) -> int:
+        """With so many column frequencies at one time."""
+        return self.standing + max(block * self.of_frequency, self.overlapping)
+
+    @cached_property
+    def standing(self) -> int:
+        """The waves, the padded operands, the samples of the tiles, a weight's whole spectrum."""
+        total = 2**16 + 64 * sum(axis.length**2 for axis in self.axes)
+        first, second, target = SLOTS[self.map]
+        total += sum(self._count(slot).padded for slot in (first, second)) * self.itemsize
+        if target != "weight":
+            total += self._count(target).tiles * self.itemsize
+        return total + (self.frequencies * self._spectrum("weight") if self.hold else 0)
+
+    @cached_property
+    def of_frequency(self) -> int:
+        """Spectra, and what is on the way to them and from them."""
+        before, after, target = SLOTS[self.map]
+        if target == "weight":
+            before, after = after, before
+        first, second, third = (self._spectrum(slot) for slot in (before, after, target))
+        kept = 0 if self.hold else second
+        lines = self._lines(target)
+        return max(
+            self._way(before) + self._lines(before),
+            first + self._lines(after) + (self._planes(after) if self.hold else self._way(after)),
+            first + kept + third,
+            third + lines,
+            2 * lines,
+        )
+
+    @property
+    def overlapping(self) -> int:
+        """The sums of tiles that overlap, along the rows and then along the columns."""
+        if self.map != "grad_input":
+            return 0
+        down, across = self._windows("input")
+        planes = self.per_slab[0] * self.problem.in_channels
+        rows, columns = (_lapped(window) for window in (down, across))
+        total = 0 if down.tiles == 1 else planes * rows * across.tiles * across.count
+        total += 0 if across.tiles == 1 else planes * down.samples * columns
+        # Where there is one tile down, the sums may have to be laid out anew.
+        return total * self.itemsize
+
+    @property
+    def frequencies(self) -> int:
+        return self.axes[1].length if self.whole else self.axes[1].length // 2 + 1
+
+    @property
+    def pair(self) -> int:
+        return self.itemsize if self.whole else 2 * self.itemsize
+
+    def _way(self, slot: Slot) -> int:
+        """The larger of an operand's planes and its spectrum, one of which is beside its lines."""
+        return max(self._planes(slot), self._spectrum(slot))
+
+    def _planes(self, slot: Slot) -> int:
+        across = self._windows(slot)[1]
+        return self._count(slot).padded // across.samples * across.tiles * self.pair
+
+    def _lines(self, slot: Slot) -> int:
+        return self._count(slot).number * self._windows(slot)[0].count * self.pair
+
+    def _spectrum(self, slot: Slot) -> int:
+        return self._count(slot).number * self.axes[0].length * self.pair
+
+    def _windows(self, slot: Slot) -> tuple[Window, Window]:
+        return getattr(self.axes[0].run(range(self.per_slab[1])), slot), getattr(self.axes[1], slot)
+
+    def _count(self, slot: Slot) -> _Sizes:
+        """Samples and tiles of all channels."""
+        images = _images(self.problem, slot, self.per_slab[0])
+        channels = self.problem.groups * _channels(self.problem, slot)
+        return _Sizes(*(channels * n for n in _sizes(self.axes, slot, images, self.per_slab[1])))
+
+
+def _lapped(window: Window) -> int:
+    """Samples of an axis in which tiles are added up."""
+    return (window.tiles - 1 - -window.count // window.hop) * window.hop
+
+
+def _batched_cost(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    axes: tuple[Axis, Axis],
+    per_slab: tuple[int, int],
+    block: int,
+    hold: bool,
+) -> Cost:
+    """Of all slabs and blocks; products in multiples of what a device's fill."""
+    pair, planes = (itemsize, 1) if whole else (2 * itemsize, 2)
+    real, height = COMPLEX_PRODUCT * 4 if whole else 1, axes[0].length
+    frequencies = axes[1].length if whole else axes[1].length // 2 + 1
+    slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
+    blocks = -(-frequencies // block)
+    flops = moved = 0.0
+    for slot in SLOTS[map]:
+        down, across = getattr(axes[0], slot), getattr(axes[1], slot)
+        repeats = slabs_ if slot == "weight" != SLOTS[map][2] and not hold else 1
+        channels = repeats * problem.groups * _channels(problem, slot)
+        size = _sizes(axes, slot, _images(problem, slot, problem.batch), axes[0].tiles)
+        padded, samples, number = (channels * each for each in size)
+        lines, spectrum = number * down.count * frequencies, number * height * frequencies
+        moved += 2 * (spectrum + lines) * pair
+        if slot == SLOTS[map][2]:
+            flops += _product(frequencies, down.count, number, height, COMPLEX_PRODUCT * 4)
+            flops += _product(1, across.count, number * down.count, planes * frequencies, real)
+            # Of a weight each slab, and of all each block adds to what is there.
+            sums = blocks * (slabs_ if slot == "weight" else 1)
+            moved += 2 * lines * (planes - 1) * pair + (2 * sums - 1) * samples * itemsize
+            if slot == "output":
+                moved += 2 * samples * itemsize
+            elif slot == "input":
+                # Zeros, sums and copies: down, across, and into the result.
+                lapped = samples * min(1, down.hop / down.count)
+                moved += (samples + 6 * lapped) * itemsize
+                moved += 9 * lapped * min(1, across.hop / across.count) * itemsize
+        else:
+            rows = padded // across.samples
+            halfway = rows * across.tiles * frequencies
+            flops += _product(blocks * across.tiles, planes * block, rows, across.count, real)
+            flops += _product(frequencies, height, number, down.count, COMPLEX_PRODUCT * 4)
+            copies = 0 if slot == "weight" else 3
+            moved += (copies + blocks) * padded * itemsize + (halfway + lines) * pair
+    tiles = per_slab[0] * per_slab[1] * axes[1].tiles
+    sizes = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
+    terms = sizes.pop(SUMMED[map])
+    rows, columns = sizes.values()
+    number = slabs_ * frequencies * height * problem.groups
+    flops += _product(number, rows, columns, terms, COMPLEX_PRODUCT * 4)
+    slow = itemsize / 8 if whole else itemsize / 4
+    return Cost(
+        matmul_flops=slow * flops,
+        bytes=moved,
+        calls=15 + slabs_ * (10 + (12 if map == "grad_input" else 2) + 13 * blocks),
+    )
+
+
+def _product(number: int, rows: int, columns: int, terms: int, each: float) -> float:
+    """Operations of so many matrix products, ``2 * each`` for one multiplication and addition."""
+    return 2.0 * each * number * _full(rows, QUANTUM) * _full(columns, QUANTUM) * _full(terms, 8)
+
+
+def _full(size: int, quantum: int) -> int:
+    return -(-size // quantum) * quantum
+
+
 def _plan_fft(
     problem: Problem,
     map: MapName,
@@ -678,6 +1052,7 @@ def _plan_fft(
     whole: bool,
     axes: tuple[Axis, Axis],
     limit: int,
+    machine: Machine,
 ) -> Plan | None:
     lengths = axes[0].length, axes[1].length
     half = lengths[1] if whole else lengths[1] // 2 + 1
@@ -717,7 +1092,7 @@ def _plan_fft(
             outs = -(-outs // 2)
         else:
             break
-    while peak() > CACHE and max(block, *per_slab) > 1:
+    while peak() > machine.cache and max(block, *per_slab) > 1:
         if block > 1:
             block = -(-block // 2)
         else:
@@ -726,8 +1101,8 @@ def _plan_fft(
     steps = -(-problem.groups // block) * -(-problem.group_out // outs)
     slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
     cost = _fft_cost(problem, map, itemsize, whole, axes, -(-problem.group_out // outs))
-    if peak() > CACHE:
-        cost = cost._replace(bytes=cost.bytes * OUT_OF_CACHE)
+    if peak() > machine.cache:
+        cost = cost._replace(bytes=cost.bytes * machine.out_of_cache)
     calls = steps * slabs_ * (20 + 2 * (problem.group_in if map != "grad_input" else outs))
     return Plan(
         "fft",
@@ -772,3 +1147,13 @@ def _fft_cost(
     tiles = problem.batch * axes[0].tiles * axes[1].tiles
     moved += 3.0 * tiles * problem.group_in * problem.group_out * spectrum
     return Cost(fft_flops=problem.groups * flops * slow, bytes=problem.groups * moved)
+
+
+_RUNS = {"matrix": _run_matrix, "batched": _run_batched, "fft": _run_fft}
+_PLANS = {"matrix": _plan_matrix, "batched": _plan_batched, "fft": _plan_fft}
+_FAST: dict[Engine, Callable[[int], int]] = {
+    "matrix": fast_length,
+    "batched": aligned_length,
+    "fft": fast_length,
+}
+"""By engine: how it runs, how it is planned, and which lengths it takes."""

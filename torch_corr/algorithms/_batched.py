@@ -1,0 +1,153 @@
+"""Transforms as matrix products for a device: few large operators, and no copy that transposes.
+
+On a device an operator costs as much as moving ten megabytes, matrix products are ten times as
+fast as transforms, and the slowest copies are those that transpose.  So, unlike in :mod:`._dft`,
+an operand is read as it lies, columns innermost, and matrix products transpose on their way:
+
+    columns   A[u; g, e] = sum_q D'[g, q] x[e, u*hop + q]     e = (image, group, channel, row)
+    a copy    from planes of real and imaginary parts to complex, cut into rows of tiles:
+              B[g; v, p],  v = (group, tile, image, channel)
+    rows      X[g; f, v] = sum_p D[f, p] B[g; v, p]
+
+X is (g, f, group, tile and image, channel), ready for one batched product over frequencies and
+groups; and back, from the sums S[g; f, v] of all products,
+
+    rows      C[g; v, p] = sum_f S[g; f, v] D*[f, p]
+    a copy    from complex to planes
+    columns   z[v, p; q] = sum_g C[g; v, p] D'*[g, q].
+
+A real operand has half the column frequencies; of them a block at a time goes through all of
+this, and adds its part to z: memory is bounded at the price of reading the operands anew.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._tiling import Window, complex_of, read_span
+
+Windows = tuple[Window, Window]
+"""One operand's place along the rows and along the columns."""
+
+
+class Waves(NamedTuple):
+    """The matrices of all transforms of a plan.
+
+    Attributes:
+        rows: ``exp(-2 pi i f p / n)`` as (f, p), and its conjugate.
+        columns: the same of (g, q); for real operands real and imaginary parts of each g one below
+            the other, as (2 g, q), and of half the frequencies.
+        inverse: of the columns: conjugate, divided by both lengths, and with the imaginary parts'
+            signs for a real sum, in which frequencies that stand for their mirror images too
+            count twice.
+    """
+
+    rows: tuple[Tensor, Tensor]
+    columns: tuple[Tensor, Tensor]
+    inverse: Tensor
+
+
+def waves(lengths: tuple[int, int], like: Tensor) -> Waves:
+    """The matrices for operands like one that is given: a dozen operators."""
+    down = _circle(lengths[0], like)
+    across = down if lengths[0] == lengths[1] else _circle(lengths[1], like)
+    rows = down, down.conj().resolve_conj()
+    columns = rows if across is down else (across, across.conj().resolve_conj())
+    points = lengths[0] * lengths[1]
+    if like.is_complex():
+        return Waves(rows, columns, columns[1] / points)
+    half = lengths[1] // 2 + 1
+    planes, reverse = (
+        torch.view_as_real(each[:half]).mT.reshape(2 * half, lengths[1]) for each in columns
+    )
+    # Re((a + ib) exp(it)) = a cos t - b sin t: the very signs of exp(-it).
+    inverse = planes / points
+    inverse[2 : 2 * ((lengths[1] + 1) // 2)] *= 2
+    return Waves(rows, (planes, reverse), inverse)
+
+
+def _circle(length: int, like: Tensor) -> Tensor:
+    """``exp(-2 pi i f p / n)``: angles modulo n, exact in float64, rounded once."""
+    numbers = torch.arange(length, dtype=torch.float64, device=like.device)
+    angles = torch.outer(numbers, numbers).remainder_(length).mul_(-2 * math.pi / length)
+    return torch.polar(torch.ones_like(angles), angles).to(complex_of(like.dtype))
+
+
+def padded(tensor: Tensor, windows: Windows) -> Tensor:
+    """What lies under the tiles of (images, channels, H, W), contiguous, zeros around it."""
+    (rows, to_rows), (columns, to_columns) = (
+        read_span(window, size) for window, size in zip(windows, tensor.shape[2:])
+    )
+    part = tensor[:, :, rows, columns]
+    samples = windows[0].samples, windows[1].samples
+    if tuple(part.shape[2:]) == samples:
+        return part.contiguous()
+    whole = tensor.new_zeros(*tensor.shape[:2], *samples)
+    whole[:, :, to_rows, to_columns] = part
+    return whole
+
+
+def analyse(
+    samples: Tensor, windows: Windows, waves: Waves, reverse: bool, groups: int, block: range
+) -> Tensor:
+    """Spectra (g, f, group, tile and image, channel) of what :func:`padded` gave.
+
+    Args:
+        reverse: give the spectrum at (-f, -g).
+        groups: that the channels are of; a weight's images are of groups, and count as 1 here.
+        block: the column frequencies g.
+    """
+    down, across = windows
+    images, channels, height, width = samples.shape
+    real = not samples.is_complex()
+    planes = 2 if real else 1
+    columns = _taken(waves.columns[reverse][planes * block.start : planes * block.stop], across)
+    # All windows of a row: (U, samples, image and channel and row), as they lie.
+    cut = samples.view(-1, width).unfold(1, across.count, max(across.hop, 1)).permute(1, 2, 0)
+    halfway = torch.bmm(columns.expand(across.tiles, -1, -1), cut)
+    halfway = halfway.view(across.tiles, len(block), planes, images, groups, -1, height)
+    tiles = halfway.unfold(-1, down.count, max(down.hop, 1)).permute(2, 1, 4, 0, 6, 3, 5, 7)
+    del halfway
+    if real:
+        lines = tiles.new_empty(tiles.shape[1:], dtype=complex_of(tiles.dtype))
+        torch.complex(tiles[0], tiles[1], out=lines)
+    else:
+        lines = tiles[0].contiguous()
+    del tiles
+    rows = _taken(waves.rows[reverse], down).expand(len(block), -1, -1)
+    spectrum = torch.bmm(rows, lines.view(len(block), -1, down.count).mT)
+    return spectrum.view(len(block) * rows.shape[1] * groups, -1, channels // groups)
+
+
+def rows_back(spectrum: Tensor, windows: Windows, waves: Waves, block: range) -> Tensor:
+    """Of a block of a spectrum, (g, f, v), the samples down a tile: (g, v, p)."""
+    length = waves.rows[1].shape[0]
+    rows = _taken(waves.rows[1], windows[0]).expand(len(block), -1, -1)
+    return torch.bmm(spectrum.view(len(block), length, -1).mT, rows)
+
+
+def columns_back(
+    lines: Tensor, windows: Windows, waves: Waves, block: range, sums: Tensor, add: bool
+) -> None:
+    """What those contribute to the samples of the tiles.
+
+    Args:
+        sums: (v and sample down a tile, sample across), written or added to.
+    """
+    planes = 1
+    if not sums.is_complex():
+        planes = 2
+        lines = torch.view_as_real(lines.view(len(block), -1)).permute(0, 2, 1).contiguous()
+    inverse = _taken(waves.inverse[planes * block.start : planes * block.stop], windows[1])
+    sums.addmm_(lines.view(planes * len(block), -1).mT, inverse, beta=int(add))
+
+
+def _taken(matrix: Tensor, window: Window) -> Tensor:
+    """The columns of a matrix at which the samples of a window lie."""
+    taken = matrix[:, : (window.count - 1) * window.spacing + 1 : window.spacing]
+    # A batched product would copy it for every matrix of the batch.
+    return taken if window.spacing == 1 else taken.contiguous()
