@@ -4,6 +4,7 @@ transforms of torch.func inside it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from typing import Any
@@ -282,6 +283,25 @@ def test_an_algorithm_made_inside_keeps_its_options() -> None:
     with pytest.raises(Exception, match="algorithm 'unfold' cannot run") as inside:
         captured(x, w)
     assert str(eager.value).splitlines()[1] in str(inside.value)
+
+
+def test_an_algorithm_whose_class_is_there_again() -> None:
+    """As where a notebook's cell runs again; a dataclass with slots is made twice, too."""
+    x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
+    for _ in range(2):
+
+        @dataclass(frozen=True, slots=True)
+        class Scaled(Naive):
+            factor: int = 1
+
+            def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+                return self.factor * Naive.forward(self, problem, input, weight)
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def captured(x: Tensor, w: Tensor) -> Tensor:
+            return corr2d(x, w, algorithm=Scaled(factor=3))
+
+        close(captured(x, w), 3 * F.conv2d(x, w))
 
 
 def test_options_of_auto_made_inside() -> None:

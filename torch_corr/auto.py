@@ -31,6 +31,7 @@ from .machine import machine_of
 from .problem import Problem
 from .stopwatch import time_algorithms
 from .suggest import did_you_mean
+from .value import Value
 from .wisdom import WISDOM, Key
 
 WORTH_A_CHOICE = 2**14
@@ -80,7 +81,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Auto:
+class Auto(Value):
     """Choose the algorithm of each map; ``algorithm="auto"`` is ``algorithm=Auto()``.
 
     Attributes:

@@ -16,15 +16,13 @@ place that asks whether anybody watches; where nobody does, the algorithm is cal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
-from torch._library.opaque_object import register_opaque_type
 from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
@@ -167,15 +165,6 @@ def spelled(asked: AlgorithmLike) -> str:
 def asked_for(key: str) -> AlgorithmLike:
     """What :func:`spelled` made a string of."""
     return _asked.get(key, key)
-
-
-# Dynamo guards on the value of these, and makes real ones where the code that it traces makes
-# one.  Without this it hands on an instance with none of its options set.
-for _kind in get_args(AlgorithmLike):
-    if _kind is not str:
-        _kind.__fx_repr__ = lambda self: (repr(self), {type(self).__name__: type(self)})
-        with suppress(TypeError):  # older PyTorch wants a metaclass of its own: all but compiling
-            register_opaque_type(_kind, typ="value")
 
 
 def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbers: Any) -> Problem:

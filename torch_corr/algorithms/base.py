@@ -12,7 +12,7 @@ No map conjugates: conjugation belongs to differentiation, hence to ``autograd``
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem, as_int
+from ..value import Value
 
 MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
 MAPS: tuple[MapName, ...] = ("forward", "grad_input", "grad_weight")
@@ -55,7 +56,7 @@ class Cost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Algorithm(ABC):
+class Algorithm(Value):
     """A way to compute the three maps; a value, whose options are its fields.
 
     A subclass names itself, implements the three maps and says what it cannot do.

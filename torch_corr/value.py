@@ -1,0 +1,38 @@
+"""What is a value to PyTorch's compiler as well, as a number is.
+
+Dynamo guards on the value of these, and where the code that it traces makes one it makes a real
+one.  Without this it hands on an instance with none of its options set.
+"""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from torch._library.opaque_object import register_opaque_type
+from torch._opaque_base import OpaqueBaseMeta
+
+
+class _ValueMeta(OpaqueBaseMeta, ABCMeta):
+    """PyTorch 2.11 registers only classes of its own metaclass, later versions any."""
+
+    # PyTorch's own takes the fake of a value for one, too; nobody here asks, and it takes longer.
+    __instancecheck__ = type.__instancecheck__
+
+
+@dataclass(frozen=True)
+class Value(metaclass=_ValueMeta):
+    """Base of frozen dataclasses, registered one by one: PyTorch 2.11 does not look at bases."""
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        # PyTorch refuses what compares by identity, and a second class of one name, as where a
+        # notebook's cell runs again, which it has noted by then.  Later versions look at the bases.
+        with suppress(TypeError, RuntimeError):
+            register_opaque_type(cls, typ="value")
+
+    def __fx_repr__(self) -> tuple[str, dict[str, type]]:
+        """How PyTorch's graphs write it down."""
+        return repr(self), {type(self).__name__: type(self)}
