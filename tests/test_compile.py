@@ -172,7 +172,9 @@ def test_auto_chooses_as_in_eager(groups: int, dynamic: bool) -> None:
         return corr2d(x, w, padding=4, groups=groups)
 
     def ran(function: Callable[..., Tensor]) -> set[str]:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        cpu = [torch.profiler.ProfilerActivity.CPU]
+        # acc_events, or PyTorch before 2.13 warns of cycles that nobody asked for.
+        with torch.profiler.profile(activities=cpu, acc_events=True) as profile:
             with_gradients(function, *operands)
         names = {event.key for event in profile.key_averages()}
         return {name for name in names if name.startswith("torch_corr::") and "." in name} - {
@@ -222,6 +224,8 @@ def transforms(function: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Callab
 )
 def test_transforms_inside(name: str, algorithm: str) -> None:
     """torch.func inside a compiled function gives what it gives on conv2d outside."""
+    if name == "jacfwd" and torch.__version__ < "2.13":
+        pytest.skip("PyTorch before 2.13 compiles no jacfwd by two arguments, of F.conv2d neither")
     ours = transforms(lambda x, w: corr2d(x, w, algorithm=algorithm))[name]
     captured = torch.compile(ours, fullgraph=True, backend="aot_eager")
     close(captured(), transforms(F.conv2d)[name]())
