@@ -55,9 +55,6 @@ from .machine import describe, slug, usable_cores
 
 FLOATS = "float32,float64,float16,bfloat16"
 
-CUDA_HALF = "cuda or (test_triton and not compiled and not tables)"
-"""The tests that are of a device; others compile for devices that are not there."""
-
 GRACE = 20.0
 """Seconds that an interrupted step has to report."""
 
@@ -122,7 +119,6 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
     # A module that wants what is not installed would else end the whole run; and where
     # pytest-benchmark is, it warns of xdist.
     pytest = (python, "-m", "pytest", "-q", "--continue-on-collection-errors", "-p", "no:benchmark")
-    workers = max(1, min(10, cores - 6)) if find_spec("xdist") else 1
     # Freed memory goes back at once, so that reading beyond a tensor is seen.
     sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool")
     aimed = tuple(word for pattern in AIMED for word in ("--cases", pattern))
@@ -132,6 +128,11 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
         command = (python, "-m", "benchmarks", "--device", "cuda", "--no-charts", "--no-memory")
         command += ("--peers", "none", "--out", str(out.parent), *words)
         return Step(name, what, command, minutes, timed=True)
+
+    def tests(name: str, what: str, workers: int, *words: str) -> Step:
+        workers = workers if find_spec("xdist") else 1
+        many = ("-n", str(workers)) if workers > 1 else ()
+        return Step(name, what, (*pytest, *many, *words), 3, cores=workers)
 
     def kit(name: str, *words: str) -> Step:
         if name != "conv2d":
@@ -144,7 +145,7 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
             f"configurations {name}",
             f"every configuration against the oracle, {name}",
             (*me, "configurations", *words),
-            3,
+            2.5,
         )
 
     def sanitized(tool: str) -> Step:
@@ -165,13 +166,14 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
             0.9,
             *("--tf32", "--dtypes", "float32", *few, *aimed),
         ),
-        Step(
-            "suite",
-            "the test suite's CUDA half: among it graphs, streams, more than 2**31 pixels",
-            (*pytest, *(("-n", str(workers)) if workers > 1 else ()), "-k", CUDA_HALF),
-            4,
-            cores=workers,
+        tests(
+            "triton tests",
+            "repeatability, graphs, streams, more than 2**31 pixels",
+            max(1, min(3, cores // 4)),
+            # Others compile for devices that are not there.
+            *("tests/test_triton.py", "-k", "not compiled and not tables"),
         ),
+        tests("suite", "the test suite, its CUDA half", max(1, min(8, cores - 8)), "-k", "cuda"),
         held("float32", "--dtypes", "float32"),
         held("float16", "--dtypes", "float16"),
         held("tf32", "--dtypes", "float32", "--tf32"),
