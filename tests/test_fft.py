@@ -4,7 +4,7 @@ workspace."""
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -29,7 +29,20 @@ class OnCuda(FFT):
         return super()._plan(problem, map, CUDA, dtype)
 
 
-KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda])
+fft.MACHINES["batched alone"] = replace(fft.CUDA, engines=("batched",))
+
+
+class Batched(FFT):
+    """Plans of the engine for devices alone."""
+
+    def _plan(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> fft.Plan:
+        asked = problem, map, dtype.itemsize, dtype.is_complex, self.tile, self.workspace_limit
+        return fft.plan(*asked, "batched alone")
+
+
+KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched])
 
 
 def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
@@ -90,6 +103,8 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
             make = fft._PLANS[engine]
             plan = make(problem, map, dtype.itemsize, dtype.is_complex, axes, limit, machine)
             assert plan is not None
+            if engine == "batched" and map == "grad_input" and choose.random() < 0.5:
+                plan = Batched(tile, limit)._plan(problem, map, CUDA, dtype)
             result = operands[0].new_full(expected.value.shape, float("nan"))
             if map == "grad_input":
                 result.zero_()
@@ -228,7 +243,18 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
     problem = Problem.parse("n3c6-x40x33-o9-k5x3-s1x2-p2,1x1,3-d1x2-g3")
     operands = some(problem, map, dtype)
     expected, seen = reference(problem, map, operands), set()
-    for axes in fft._tilings(problem, 16, fft.aligned_length):
+    (axes,) = fft._tilings(problem, 16, fft.aligned_length)
+    tilings = [axes]
+    if map == "grad_input":
+        problem = replace(problem, stride=(1, 1))
+        operands = some(problem, map, dtype)
+        expected = reference(problem, map, operands)
+        (axes,) = fft._tilings(problem, 16, fft.aligned_length)
+        other = fft.turned(problem)
+        assert other is not None
+        (down, across) = next(fft._tilings(other, 16, fft.aligned_length))
+        tilings = [axes, (fft.Turned(*astuple(down)), fft.Turned(*astuple(across)))]
+    for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
             made = fft._plan_batched(
                 problem, map, dtype.itemsize, dtype.is_complex, axes, limit, fft.CUDA

@@ -123,16 +123,18 @@ def analyse(
     return spectrum.view(len(block) * rows.shape[1] * groups, -1, channels // groups)
 
 
-def rows_back(spectrum: Tensor, windows: Windows, waves: Waves, block: range) -> Tensor:
+def waves_back(waves: Waves, windows: Windows) -> tuple[Tensor, Tensor]:
+    """The inverse's matrices of rows and of columns, at the samples that are wanted."""
+    return _taken(waves.rows[1], windows[0]), _taken(waves.inverse, windows[1])
+
+
+def rows_back(spectrum: Tensor, rows: Tensor, block: range) -> Tensor:
     """Of a block of a spectrum, (g, f, v), the samples down a tile: (g, v, p)."""
-    length = waves.rows[1].shape[0]
-    rows = _taken(waves.rows[1], windows[0]).expand(len(block), -1, -1)
-    return torch.bmm(spectrum.view(len(block), length, -1).mT, rows)
+    lines = spectrum.view(len(block), rows.shape[0], -1)
+    return torch.bmm(lines.mT, rows.expand(len(block), -1, -1))
 
 
-def columns_back(
-    lines: Tensor, windows: Windows, waves: Waves, block: range, sums: Tensor, add: bool
-) -> None:
+def columns_back(lines: Tensor, columns: Tensor, block: range, sums: Tensor, add: bool) -> None:
     """What those contribute to the samples of the tiles.
 
     Args:
@@ -142,12 +144,14 @@ def columns_back(
     if not sums.is_complex():
         planes = 2
         lines = torch.view_as_real(lines.view(len(block), -1)).permute(0, 2, 1).contiguous()
-    inverse = _taken(waves.inverse[planes * block.start : planes * block.stop], windows[1])
-    sums.addmm_(lines.view(planes * len(block), -1).mT, inverse, beta=int(add))
+    columns = columns[planes * block.start : planes * block.stop]
+    sums.addmm_(lines.view(planes * len(block), -1).mT, columns, beta=int(add))
 
 
 def _taken(matrix: Tensor, window: Window) -> Tensor:
     """The columns of a matrix at which the samples of a window lie."""
+    if window.start:
+        matrix = matrix.roll(-window.start, 1)
     taken = matrix[:, : (window.count - 1) * window.spacing + 1 : window.spacing]
     # A batched product would copy it for every matrix of the batch.
     return taken if window.spacing == 1 else taken.contiguous()

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -41,6 +41,8 @@ class Window:
         hop: samples from a tile's first to the next tile's first.
         tiles: number of tiles.
         offset: padding, in samples, before the operand's own first one.
+        start: where the first sample lies inside the transform, and others after it modulo its
+            length.
     """
 
     count: int
@@ -48,6 +50,7 @@ class Window:
     hop: int
     tiles: int
     offset: int
+    start: int = 0
 
     @property
     def samples(self) -> int:
@@ -73,6 +76,11 @@ class Axis:
         """Input pixels that one tile reads."""
         return (self.outputs - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
 
+    @property
+    def laps(self) -> int:
+        """Tiles at most that one pixel of the input is in."""
+        return -(-self.extent // self.input.hop)
+
     @cached_property
     def input(self) -> Window:
         """Where the input lies: overlapping windows."""
@@ -97,7 +105,54 @@ class Axis:
             return self
         # Not ``dataclasses.replace``: a search for a plan comes here some thousand times.
         sizes = self.kernel, self.stride, self.dilation, self.padding, self.length, self.outputs
-        return Axis(*sizes, len(tiles), tiles.start)
+        return type(self)(*sizes, len(tiles), tiles.start)
+
+
+@dataclass(frozen=True)
+class Turned(Axis):
+    """The axis of an input's gradient as overlap-save too, for stride 1.
+
+        x[h] = sum_u y[h - u*d] w[u]
+
+    correlates ``y``, padded by d(k-1) less than the padding, with the kernel turned round: of that
+    correlation this is the axis, its input ``y`` and its output ``x``.  The kernel itself is left
+    as it is, so a tile's first pixel is found d(k-1) samples after it.
+    """
+
+    @property
+    def laps(self) -> int:
+        """No pixel is in two tiles."""
+        return 1
+
+    @cached_property
+    def input(self) -> Window:
+        """Where the input lies: side by side."""
+        hop = self.outputs
+        return Window(hop, 1, hop, self.tiles, -self.first * hop, self.dilation * (self.kernel - 1))
+
+    @cached_property
+    def output(self) -> Window:
+        """Where the output lies: overlapping windows."""
+        count, hop = min(self.extent, self.length), self.outputs
+        return Window(count, 1, hop, self.tiles, self.padding - self.first * hop)
+
+
+def turned(problem: Problem) -> Problem | None:
+    """The correlation that is another's ``grad_input``, but for the kernel's turn; of stride 1 and
+    no padding wider than the kernel."""
+    rows, columns = (
+        (span - 1 - before, span - 1 - after)
+        for span, (before, after) in zip(problem.span, problem.padding)
+    )
+    if problem.stride != (1, 1) or min(*rows, *columns) < 0:
+        return None
+    return replace(
+        problem,
+        in_channels=problem.out_channels,
+        size=problem.output_size,
+        out_channels=problem.in_channels,
+        padding=(rows, columns),
+    )
 
 
 def axis_of(

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
@@ -47,6 +47,7 @@ from . import _batched, _dft, _fft
 from ._contrast import even, views
 from ._tiling import (
     Axis,
+    Turned,
     Window,
     aligned_length,
     axis_of,
@@ -57,6 +58,7 @@ from ._tiling import (
     prime_factors,
     read_span,
     slabs,
+    turned,
 )
 from .base import (
     DEFAULT_WORKSPACE,
@@ -201,7 +203,7 @@ class FFT(Fitted):
         overlapping = 1  # tiles whose contributions one pixel of the result adds up
         if map == "grad_input":
             for axis in chosen.axes:
-                overlapping *= -(-axis.extent // axis.input.hop)
+                overlapping *= axis.laps
         return overlapping * units * torch.finfo(dtype).eps / 2
 
     def _plan(
@@ -214,9 +216,10 @@ class FFT(Fitted):
         shape = _shape(problem, SLOTS[map][2])
         if first.numel() == 0 or second.numel() == 0:
             return first.new_zeros(shape)
-        # The tiles cover every output and every tap, but not every input.
-        result = first.new_zeros(shape) if map == "grad_input" else first.new_empty(shape)
         chosen = self._plan(problem, map, first.device, first.dtype)
+        # The tiles cover every output and every tap, but not every input.
+        add = map == "grad_input" and not chosen.turned
+        result = first.new_zeros(shape) if add else first.new_empty(shape)
         _RUNS[chosen.engine](chosen, problem, map, first, second, result)
         return result
 
@@ -257,6 +260,11 @@ class Plan:
     def apart(self) -> bool:
         """Whether one tile holds all."""
         return self.axes[0].tiles == self.axes[1].tiles == 1
+
+    @property
+    def turned(self) -> bool:
+        """Whether an input's gradient is computed by overlap-save (``batched``)."""
+        return isinstance(self.axes[0], Turned)
 
     def windows(self, slot: Slot, rows: range) -> tuple[Window, Window]:
         """Where an operand lies under the given rows of tiles."""
@@ -400,6 +408,7 @@ def _tiles_batched(
     groups, waves = problem.groups, _batched.waves(plan.lengths, result)
     of_weight = plan.windows("weight", range(plan.axes[0].tiles))
     taps = _batched.padded(weight, of_weight)
+    back = _batched.waves_back(waves, plan.windows(target, range(plan.axes[0].tiles)))
     result = torch.unflatten(result, 1, (groups, -1))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
@@ -420,18 +429,25 @@ def _tiles_batched(
                 held[block] = w
             spectrum = torch.bmm(left, w.mT if map == "forward" else w)
             del left, w
-            lines = _batched.rows_back(spectrum, windows, waves, block)
+            lines = _batched.rows_back(spectrum, back[0], block)
             del spectrum
-            _batched.columns_back(lines, windows, waves, block, sums, block.start > 0)
+            _batched.columns_back(lines, back[1], block, sums, block.start > 0)
             del lines
         del samples
-        tiles = sums.view(*order, count, across)
-        if map == "forward":
-            down, right = (read_span(w, size)[0] for w, size in zip(windows, result.shape[-2:]))
-            copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[part][..., down, right])
-            continue
-        tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
-        _place(result[part], overlap_add(tiles, 4, windows[1].hop), windows, map)
+        _put_tiles(plan, sums.view(*order, count, across), windows, map, result[part])
+        del sums
+
+
+def _put_tiles(
+    plan: Plan, tiles: Tensor, windows: tuple[Window, Window], map: MapName, result: Tensor
+) -> None:
+    """From (group, U, T, image, channel, rows, columns) to (images, groups, channels, H, W)."""
+    if map == "forward" or plan.turned:
+        down, across = (read_span(w, size)[0] for w, size in zip(windows, result.shape[-2:]))
+        copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[..., down, across])
+        return
+    tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
+    _place(result, overlap_add(tiles, 4, windows[1].hop), windows, map)
 
 
 def _weight_batched(
@@ -439,6 +455,7 @@ def _weight_batched(
 ) -> None:
     groups, waves = problem.groups, _batched.waves(plan.lengths, result)
     of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    back = _batched.waves_back(waves, of_weight)
     sums, add = result.view(-1, result.shape[3]), False
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
@@ -449,9 +466,9 @@ def _weight_batched(
                 _batched.analyse(y, of_output, waves, True, groups, block).mT,
                 _batched.analyse(x, of_input, waves, False, groups, block),
             )
-            lines = _batched.rows_back(spectrum, of_weight, waves, block)
+            lines = _batched.rows_back(spectrum, back[0], block)
             del spectrum
-            _batched.columns_back(lines, of_weight, waves, block, sums, add)
+            _batched.columns_back(lines, back[1], block, sums, add)
             add = True
             del lines
         del x, y
@@ -652,7 +669,11 @@ def plan(
     machine = MACHINES.get(device, HOST)
     best: Plan | None = None
     for fast in {_FAST[engine]: None for engine in machine.engines}:
-        for axes in _tilings(problem, tile, fast):
+        tilings = list(_tilings(problem, tile, fast))
+        if map == "grad_input" and fast is aligned_length and (other := turned(problem)):
+            for pair in _tilings(other, tile, fast):
+                tilings.append((Turned(*astuple(pair[0])), Turned(*astuple(pair[1]))))
+        for axes in tilings:
             for engine in machine.engines:
                 if _FAST[engine] != fast:
                     continue
@@ -930,14 +951,13 @@ class _BatchedMemory:
     @property
     def overlapping(self) -> int:
         """The sums of tiles that overlap, along the rows and then along the columns."""
-        if self.map != "grad_input":
+        if self.map != "grad_input" or isinstance(self.axes[0], Turned):
             return 0
         down, across = self._windows("input")
         planes = self.per_slab[0] * self.problem.in_channels
         rows, columns = (_lapped(window) for window in (down, across))
         total = 0 if down.tiles == 1 else planes * rows * across.tiles * across.count
         total += 0 if across.tiles == 1 else planes * down.samples * columns
-        # Where there is one tile down, the sums may have to be laid out anew.
         return total * self.itemsize
 
     @property
@@ -1008,7 +1028,7 @@ def _batched_cost(
             # Of a weight each slab, and of all each block adds to what is there.
             sums = blocks * (slabs_ if slot == "weight" else 1)
             moved += 2 * lines * (planes - 1) * pair + (2 * sums - 1) * samples * itemsize
-            if slot == "output":
+            if slot == "output" or isinstance(axes[0], Turned):
                 moved += 2 * samples * itemsize
             elif slot == "input":
                 # Zeros, sums and copies: down, across, and into the result.
@@ -1029,11 +1049,10 @@ def _batched_cost(
     number = slabs_ * frequencies * height * problem.groups
     flops += _product(number, rows, columns, terms, COMPLEX_PRODUCT * 4)
     slow = itemsize / 8 if whole else itemsize / 4
-    return Cost(
-        matmul_flops=slow * flops,
-        bytes=moved,
-        calls=15 + slabs_ * (10 + (12 if map == "grad_input" else 2) + 13 * blocks),
-    )
+    waves = 12 if axes[0].length == axes[1].length else 19
+    laps = 8 if map == "grad_input" and not isinstance(axes[0], Turned) else 0
+    calls = waves + slabs_ * (6 + laps + 10 * blocks)
+    return Cost(matmul_flops=slow * flops, bytes=moved, calls=calls)
 
 
 def _product(number: int, rows: int, columns: int, terms: int, each: float) -> float:
