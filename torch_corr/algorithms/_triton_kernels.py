@@ -12,8 +12,8 @@ again a correlation without gaps.
 
 Loads outside an image give 0.  Zero times a tap that is not finite would be NaN, and in
 ``grad_input``, where the definition has no padding, no pixel may meet such a tap beyond the
-edges of ``source``.  So another launch (MEND) looks at the pixels near the edges, and those that
-are not finite it sums again, product by product under the mask.  Nobody waits for an answer: the
+edges of ``source``.  So another launch (``mend``) looks at the result, and what is not finite
+near an edge it sums again, product by product under the mask.  Nobody waits for an answer: the
 branch is on the device.  Bands multiply by zeros everywhere, and are mended everywhere.
 
 A band is a row of a kernel as a matrix, (source columns, dest columns), zero where no tap leads
@@ -53,7 +53,10 @@ def _first_tap(axis, q):
 
 @triton.jit
 def _inside(at, size):
-    return (at >= 0) & (at < size)
+    # Without a sign what is negative is large: one comparison.
+    if at.dtype.primitive_bitwidth == 64:
+        return at.to(tl.uint64, bitcast=True) < size
+    return at.to(tl.uint32, bitcast=True) < size
 
 
 @triton.jit
@@ -95,17 +98,20 @@ def _add_taps(
     """Add TAPS taps of one column of the kernel to HEIGHT rows; each source row is read once.
 
     ``sums[i] += source[row + i * STEP + t * TAP] * weight[t]`` for all i and t.
+
+    Args:
+        source: pointers at row ``row``.
     """
     taps = ()
     for t in tl.static_range(TAPS):
         taps = taps + (tl.load(weight + t * tap_stride).to(sums[0].dtype),)
     LOW: tl.constexpr = (TAPS - 1) * TAP if TAP < 0 else 0
     HIGH: tl.constexpr = (HEIGHT - 1) * STEP + ((TAPS - 1) * TAP if TAP > 0 else 0)
+    # From row to row by an addition, where a position for each would be a multiplication.
+    source += LOW * row_stride
     for r in tl.static_range(HIGH - LOW + 1):
-        h = row + (r + LOW)
-        x = tl.load(source + h * row_stride, mask=meets & _inside(h, rows.source), other=0.0).to(
-            sums[0].dtype
-        )
+        x = tl.load(source, mask=meets & _inside(row + (r + LOW), rows.source), other=0.0)
+        x = x.to(sums[0].dtype)
         added = ()
         for i in tl.static_range(HEIGHT):
             if (r + LOW - i * STEP) % TAP == 0 and _within((r + LOW - i * STEP) // TAP, TAPS):
@@ -113,6 +119,7 @@ def _add_taps(
             else:
                 added = added + (sums[i],)
         sums = added
+        source += row_stride
     return sums
 
 
@@ -127,7 +134,7 @@ def correlate_taps(
     batch, dest_channels, group_source, group_dest, blocks,
     LANES: tl.constexpr, HEIGHT: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     REST: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
-    MEND: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
+    WIDE: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """``forward`` and ``grad_input`` for few channels: HEIGHT rows of sums in every lane.
 
@@ -136,8 +143,7 @@ def correlate_taps(
     that is loaded meets all sums that it belongs to while it is in a register.
 
     With HEIGHT = 1 the taps of a class are taken one by one: strides in ``grad_input``, and
-    steps so long that rows share nothing.  With MEND only for pixels that are not finite in
-    ``result``, which another launch has filled: 1 for those near an edge, 2 for all.
+    steps so long that rows share nothing.
 
     Args:
         weight_strides: of group, dest channel, source channel, row and column of taps.
@@ -192,24 +198,14 @@ def correlate_taps(
     if HEIGHT == 1:
         alive = live & (dest_row < rows.dest)
         result += dest_row * result_strides[2]
-        wanted = 1
-        if MEND:
-            last_row = row + (taps_down - 1) * down
-            last_column = column + (taps_across - 1) * across
-            edge = ~_inside(row, rows.source) | ~_inside(last_row, rows.source)
-            edge = edge | ~_inside(column, columns.source) | ~_inside(last_column, columns.source)
-            edge = edge | (MEND == 2)
-            found = tl.load(result, mask=alive & edge, other=0.0)
-            alive = alive & (found - found != 0)
-            wanted = tl.max(alive.to(tl.int32), 0)
-        if wanted > 0:
-            total = _masked_sum(
-                zero, source, weight, alive, row, column, rows, columns, taps_down, taps_across,
-                down, across, group_source, source_strides, strides,
-            )  # fmt: skip
-            tl.store(result, total.to(result.dtype.element_ty), mask=alive)
+        total = _masked_sum(
+            zero, source, weight, alive, row, column, rows, columns, taps_down, taps_across,
+            down, across, group_source, source_strides, strides,
+        )  # fmt: skip
+        tl.store(result, total.to(result.dtype.element_ty), mask=alive)
     else:
         sums = (zero,) * HEIGHT
+        source += row * source_strides[2]
         for _ in range(group_source):
             for v in range(taps_across):
                 w_ = column + v * across
@@ -218,15 +214,15 @@ def correlate_taps(
                 meets = live & _inside(w_, columns.source)
                 for chunk in range(CHUNKS):
                     sums = _add_taps(
-                        sums, at, taps + chunk * CHUNK * down_stride, meets,
-                        row + chunk * CHUNK * TAP, rows, source_strides[2], down_stride,
-                        HEIGHT, CHUNK, STEP, TAP,
+                        sums, at, taps, meets, row + chunk * CHUNK * TAP, rows,
+                        source_strides[2], down_stride, HEIGHT, CHUNK, STEP, TAP,
                     )  # fmt: skip
+                    at += CHUNK * TAP * source_strides[2]
+                    taps += CHUNK * down_stride
                 if REST > 0:
                     sums = _add_taps(
-                        sums, at, taps + CHUNKS * CHUNK * down_stride, meets,
-                        row + CHUNKS * CHUNK * TAP, rows, source_strides[2], down_stride,
-                        HEIGHT, REST, STEP, TAP,
+                        sums, at, taps, meets, row + CHUNKS * CHUNK * TAP, rows,
+                        source_strides[2], down_stride, HEIGHT, REST, STEP, TAP,
                     )  # fmt: skip
             # One channel on: their number times this might pass 32 bits.
             source += source_strides[1]
@@ -235,6 +231,73 @@ def correlate_taps(
             alive = live & (dest_row + i < rows.dest)
             at = (dest_row + i) * result_strides[2]
             tl.store(result + at, sums[i].to(result.dtype.element_ty), mask=alive)
+
+
+@triton.jit
+def mend(
+    source, weight, result, rows, columns, source_strides, weight_strides,
+    channels, group_source, group_dest, length,
+    LANES: tl.constexpr, CHANNELS_FIRST: tl.constexpr, EDGES: tl.constexpr, WIDE: tl.constexpr,
+    SUM: tl.constexpr,
+):  # fmt: skip
+    """Sum again by the definition what is not finite in ``result``, which others have filled.
+
+    A lane is an element of ``result`` as it lies in memory, contiguous or, with CHANNELS_FIRST,
+    in channels_last.  With EDGES only pixels near an edge are looked into, whose taps reach
+    beyond.
+
+    Args:
+        weight_strides: of group, dest channel, source channel, row and column of taps.
+        length: of ``result``.
+    """
+    at = _number(WIDE) * LANES + tl.arange(0, LANES)
+    found = tl.load(result + at, mask=at < length, other=0.0)
+    spoilt = found - found != 0
+    if tl.max(spoilt.to(tl.int32), 0) > 0:
+        rest = at
+        if CHANNELS_FIRST:
+            channel = rest % channels
+            rest = rest // channels
+        dest_column = rest % columns.dest
+        rest = rest // columns.dest
+        dest_row = rest % rows.dest
+        rest = rest // rows.dest
+        if not CHANNELS_FIRST:
+            channel = rest % channels
+            rest = rest // channels
+        row = dest_row * rows.mult + rows.base
+        column = dest_column * columns.mult + columns.base
+        if EDGES:
+            spoilt = spoilt & (_reaches_out(row, rows) | _reaches_out(column, columns))
+        group = channel // group_dest
+        plane = source + rest * source_strides[0] + group * group_source * source_strides[1]
+        taps = weight + group * weight_strides[0] + channel % group_dest * weight_strides[1]
+        total = tl.zeros([LANES], SUM)
+        for _ in range(group_source):
+            for u in range(rows.taps):
+                h = (row + u * rows.tap) // rows.div
+                down = spoilt & (h * rows.div == row + u * rows.tap) & _inside(h, rows.source)
+                for v in range(columns.taps):
+                    w_ = (column + v * columns.tap) // columns.div
+                    meets = down & (w_ * columns.div == column + v * columns.tap)
+                    meets = meets & _inside(w_, columns.source)
+                    pixel = plane + h * source_strides[2] + w_ * source_strides[3]
+                    x = tl.load(pixel, mask=meets, other=0.0).to(SUM)
+                    tap = taps + u * weight_strides[3] + v * weight_strides[4]
+                    tap = tl.load(tap, mask=meets, other=0.0).to(SUM)
+                    total = tl.where(meets, total + x * tap, total)
+            # One channel on: their number times this might pass 32 bits.
+            plane += source_strides[1]
+            taps += weight_strides[2]
+        tl.store(result + at, total.to(result.dtype.element_ty), mask=spoilt)
+
+
+@triton.jit
+def _reaches_out(first, axis):
+    """Whether a tap may lie outside of the source, the first being at ``first`` / div."""
+    last = first + (axis.taps - 1) * axis.tap
+    beyond = axis.source * axis.div
+    return ~(_inside(first, beyond) & _inside(last, beyond))
 
 
 @triton.jit

@@ -33,6 +33,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 COMPLEX = (torch.complex64, torch.complex128)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+FEW = 16
+"""Pairs of channels in a group up to which a matrix unit, which takes 16 channels at least, would
+be mostly empty."""
+
 DEFAULT_WORKSPACE = 256 * 2**20
 """Bytes an algorithm may take beyond input, weight and output."""
 

@@ -41,6 +41,7 @@ from torch import Tensor
 from ..problem import Problem
 from ..suggest import did_you_mean
 from .base import (
+    FEW,
     FLOATS,
     Algorithm,
     Cost,
@@ -115,10 +116,14 @@ CONFIGS: tuple[Config, ...] = (
     Taps("taps-1", lanes=256, height=1, chunk=1),
     Taps("taps-4", lanes=256, height=4, chunk=4),
     Taps("taps-8", lanes=128, height=8, chunk=8),
+    Taps("taps-14", lanes=64, height=14, chunk=16, warps=2),
     Taps("taps-16", lanes=128, height=16, chunk=16),
+    Taps("taps-28", lanes=64, height=28, chunk=32, warps=2),
+    Taps("taps-32", lanes=64, height=32, chunk=32, warps=2),
     Sums("sums-1x4x4", lanes=128, height=1, down=4, across=4),
     Sums("sums-4x4x4", lanes=128, height=4, down=4, across=4),
     Sums("sums-8x8x4", lanes=128, height=8, down=8, across=4),
+    Sums("sums-14x7x7", lanes=64, height=14, down=7, across=7, warps=2),
     Dot("dot-64x16", 64, 16, 32),
     Dot("dot-64x32", 64, 32, 32),
     Dot("dot-64x64", 64, 64, 32),
@@ -134,10 +139,6 @@ CONFIGS: tuple[Config, ...] = (
     Band("band-32x128", 32, 128, 32),
 )
 """Every configuration there is: each is tested and compiled, whatever the rules below choose."""
-
-FEW = 16
-"""Pairs of channels in a group, C/G * O/G, up to which lanes are pixels: a matrix unit takes
-16 channels at least, of which these would leave most empty."""
 
 BANDED = 2**28
 """Products from which bands pay for the launches that make them and mend what they spoil."""
@@ -366,7 +367,11 @@ class Triton(Algorithm):
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> int:
-        """Packed weights, operands with their channels moved together, and partial sums."""
+        """Packed weights, operands with their channels moved together, and partial sums.
+
+        Of operands in NCHW: what ``grad_weight`` copies of few channels in channels_last is not
+        counted, since sizes do not tell it.
+        """
         if 0 in problem.input_shape:
             return 0
         config = self._config(map, problem, dtype)
@@ -386,8 +391,7 @@ class Triton(Algorithm):
     ) -> Cost:
         """Products that empty parts of tiles do included; copies are written and read again.
 
-        What ordinary arithmetic costs beside matrix units is predicted from the makers' peaks
-        and the compiled kernels' instructions; no device has confirmed it.
+        What it costs beside a large matrix product is told by what was timed on an H200.
         """
         if 0 in problem.input_shape:
             return Cost(calls=1)
@@ -462,52 +466,94 @@ class Triton(Algorithm):
 
 # -- which configuration ----------------------------------------------------------------------
 
-_TALL_TAPS = (("taps-16", 16, 7), ("taps-8", 6, 1), ("taps-4", 2, 1))
-_TALL_SUMS = (("sums-8x8x4", 6, 5), ("sums-4x4x4", 2, 1))
-"""Configurations that share rows, with the rows of dest and of taps that they are worth."""
-
 
 def choose_correlate(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     """The configuration of ``forward`` or ``grad_input`` by size.
 
-    Few pairs of channels: as many rows of sums as the dest has and the kernel can feed, 16 from
-    7 taps on (a quarter fewer instructions an output than 8), else 8 or 4.  Many: the narrowest
-    tile that holds the channels; a tall one for matrix units, where there are rows of pixels
-    enough to fill a device.  One channel under a wide kernel: bands, where their zeros cost less
-    than rows of sums do in other instructions.
-
-    The rules stand on the compiled kernels' registers and predicted occupancy (docs/gpu.md), not
-    on measurements: there are none yet.
+    Few pairs of channels: the rows of sums that take the fewest instructions where there are
+    warps enough (:func:`_instructions`).  Many: the narrowest tile that holds the channels; a tall
+    one for matrix units, where there are rows of pixels enough to fill a device.  One channel
+    under a wide kernel: bands, where matrix units multiply their zeros quicker than rows of sums
+    leave them out.
     """
     rows, columns = axes(map, problem)
     if band := _choose_band(map, problem, dtype):
         return band
-    if problem.group_in * problem.group_out <= FEW:
-        for name, least_rows, least_taps in _TALL_TAPS:
-            fits = rows.dest >= least_rows and rows.taps >= least_taps
-            if fits and not _unsuited(_named(name), problem, map, dtype):
-                return _named(name)
-        return _named("taps-1")
+    if _is_few(map, problem, dtype):
+        return _fewest_instructions(map, problem, dtype, Taps)
     channels = problem.group_out if map == "forward" else problem.group_in
     pixels = problem.batch * rows.dest * columns.dest
+    if dtype == torch.float64 and channels > 16:
+        return _named("dot-64x32")
     return _dot(map, dtype, channels, pixels)
 
 
 def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     """The configuration of ``grad_weight`` by size: as :func:`choose_correlate`."""
-    rows, _ = axes(map, problem)
     if band := _choose_band(map, problem, dtype):
         return band
     if problem.group_in * problem.group_out <= FEW:
-        for name, least_rows, least_taps in _TALL_SUMS:
-            fits = rows.dest >= least_rows and rows.taps >= least_taps
-            if fits and not _unsuited(_named(name), problem, map, dtype):
-                return _named(name)
-        return _named("sums-1x4x4")
+        return _fewest_instructions(map, problem, dtype, Sums)
     across = problem.group_in * prod(problem.kernel)
     if dtype == torch.float64:
         return _named(f"dot-64x{_least(across, 16, 32)}-k16")
     return _dot(map, dtype, across, problem.group_out)
+
+
+def _is_few(map: MapName, problem: Problem, dtype: torch.dtype) -> bool:
+    """Whether ``forward`` or ``grad_input`` sums in lanes rather than multiplies matrices.
+
+    Ordinary arithmetic gains little by a matrix product: one of 64 x 64 channels does 6 products a
+    picosecond on an H200, rows of sums under five rows of taps and more 10 to 16, where there are
+    pixels enough for the lanes.
+    """
+    if problem.group_in * problem.group_out <= FEW:
+        return True
+    enough = prod(_dest_shape(map, problem)) >= 2**15
+    whole = dtype == torch.float32 and not may_use_tf32(dtype)
+    return whole and problem.kernel[0] >= 5 and enough
+
+
+def _fewest_instructions(
+    map: MapName, problem: Problem, dtype: torch.dtype, kind: type[Taps] | type[Sums]
+) -> Config:
+    able = [
+        each
+        for each in CONFIGS
+        if isinstance(each, kind) and not _unsuited(each, problem, map, dtype)
+    ]
+    return min(able, key=lambda each: _instructions(each, map, problem))
+
+
+WARPS = 264
+"""Warps below which fewer rows to a lane, and so more lanes, are worth their instructions: two for
+each multiprocessor of an H100.  A constant, so that results do not depend on the device."""
+
+
+def _instructions(config: Taps | Sums, map: MapName, problem: Problem) -> float:
+    """Instructions for each output, counted roughly, as if few warps took as long as many.
+
+    Of 19 configurations of ConvNeXt's and RepLKNet's layers timed on an H200, 2026-11-27, times
+    follow it within a quarter.
+    """
+    rows, columns = axes(map, problem)
+    height = config.height
+    # Rows in vain below the last one.
+    waste = -(-rows.of_class // height) * height / rows.of_class
+    if isinstance(config, Sums):
+        down, across = min(config.down, rows.taps), min(config.across, columns.taps)
+        chunks = -(-rows.taps // down) * -(-columns.taps // across)
+        read = height + down - 1 if height > 1 else down
+        return chunks * waste * (down * across + (6 * read * across + 60) / height + 5)
+    if height == 1:
+        return 9.0 * rows.taps * columns.taps / (rows.period * columns.period) + 130
+    chunk = min(config.chunk, rows.taps)
+    read = rows.taps / chunk * (height + chunk - 1)
+    each = columns.taps * (rows.taps + (5 * read + 2 * rows.taps) / height) + 124 / height
+    pixels = problem.batch * rows.dest * columns.dest
+    channels = problem.out_channels if map == "forward" else problem.in_channels
+    warps = waste * pixels * channels / height / 32
+    return each * waste * max(1.0, WARPS / warps)
 
 
 def _dot(map: MapName, dtype: torch.dtype, across: int, down: int) -> Config:
@@ -530,6 +576,8 @@ def _choose_band(map: MapName, problem: Problem, dtype: torch.dtype) -> Config |
     # Only of rows in multiples of 16 does the compiler know that 16 bytes may be loaded at once.
     if problem.multiplications < BANDED or any(width % 16 for width in widths):
         return None
+    if map != "grad_weight" and dtype == torch.float32 and not may_use_tf32(dtype):
+        return None  # 7.3 ms where rows of sums take 1.5: RepLKNet's 31x31 on an H200
     narrow = (problem.size if map == "grad_input" else problem.output_size)[1] <= 32
     if dtype == torch.float64:
         name = "band-32x64" if narrow and map == "grad_weight" else "band-64x32"
@@ -542,7 +590,7 @@ def _choose_band(map: MapName, problem: Problem, dtype: torch.dtype) -> Config |
     band = _named(name)
     if _unsuited(band, problem, map, dtype):
         return None
-    sums = _named("sums-8x8x4" if map == "grad_weight" else "taps-16")
+    sums = _fewest_instructions(map, problem, dtype, Sums if map == "grad_weight" else Taps)
     return band if _work(band, map, problem, dtype) < _work(sums, map, problem, dtype) else None
 
 
@@ -613,12 +661,16 @@ def _most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
 
 
 def _work(config: Config, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
-    """Times the definition's products, in those of a large matrix product."""
+    """Times the definition's products, in those of a large matrix product.
+
+    Of layers of 64 channels a Dot did, on an H200, a third of what is stated in float64, an
+    eighteenth in halves, and a fifth in float32; TF32 was not timed.
+    """
     if isinstance(config, Dot):
-        return _padding(config, map, problem)
+        return _padding(config, map, problem) * {2: 18.0, 4: 5.5, 8: 3.2}[dtype.itemsize]
     if isinstance(config, Band):
         return _padding(config, map, problem) * _around_bands(dtype)
-    return _beside(config, problem, dtype)
+    return _beside(config, map, problem, dtype)
 
 
 def _padding(config: Product, map: MapName, problem: Problem) -> float:
@@ -643,25 +695,21 @@ def _padding(config: Product, map: MapName, problem: Problem) -> float:
 
 
 def _around_bands(dtype: torch.dtype) -> float:
-    """What a product of a band costs: of the loop's instructions three quarters multiply, one by
-    one; matrix units wait for the few that each of theirs leaves to issue."""
-    single = 4.0 if may_use_tf32(dtype) else 1.4
-    return {2: 6.0, 4: single, 8: 2.0}[dtype.itemsize]
+    """What a product of a band costs, as RepLKNet's did on an H200."""
+    single = 5.5 if may_use_tf32(dtype) else 1.9
+    return {2: 6.0, 4: single, 8: 1.7}[dtype.itemsize]
 
 
-def _beside(config: Taps | Sums, problem: Problem, dtype: torch.dtype) -> float:
+def _beside(config: Taps | Sums, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
     """What a product costs one by one, in those of a large matrix product.
 
-    Of the instructions in a tall configuration's loop a third multiply, in those of taps-16 under
-    12 rows of taps and more a half, of the others' a tenth.
-    An H100 states 15 times as many operations in matrix units for halves, 8 times for TF32, twice
-    for float64.
+    That takes an instruction each; of ours 0.7 of what could be issued were, on an H200.  An H100
+    states 15 times as many operations in matrix units for halves, 8 times for TF32, twice for
+    float64.
     """
-    share = 3.0 if config.height > 1 else 10.0
-    if isinstance(config, Taps) and config.height == 16 and problem.kernel[0] >= 12:
-        share = 2.0
     single = 8.0 if may_use_tf32(dtype) else 1.0
-    return share * {2: 15.0, 4: single, 8: 2.0}[dtype.itemsize]
+    each = _instructions(config, map, problem) / prod(problem.kernel)
+    return each / 0.7 * {2: 15.0, 4: single, 8: 2.0}[dtype.itemsize]
 
 
 def _spread(height: int, taps: int, rows: Axis) -> int:
@@ -820,7 +868,7 @@ def _correlate_form(
     if map == "forward" or by_one or max(problem.kernel) == 1:
         return draft.form(result, launch)
     # No pixel may meet a tap beyond the edges, were it only to multiply NaN by zero.
-    mend = _taps_launch(draft, map, problem, source, grouped, result, _named("taps-1"), mend=1)
+    mend = _mend_launch(draft, map, problem, source, grouped, result, edges=True)
     return draft.form(result, launch, mend)
 
 
@@ -832,7 +880,6 @@ def _taps_launch(
     grouped: Tensor,
     result: Tensor,
     config: Config,
-    mend: int = 0,
 ) -> Launch:
     assert isinstance(config, Taps)
     rows, columns = axes(map, problem)
@@ -858,7 +905,6 @@ def _taps_launch(
         "STEP": rows.mult if shared else 0,
         "TAP": rows.tap if shared else 0,
         "CHANNELS_FIRST": lanes_are_channels,
-        "MEND": mend,
         "WIDE": _wide((rows, columns), source, packed, result, lanes * channels),
         "SUM": _sum_dtype(source.dtype),
     }
@@ -870,6 +916,37 @@ def _taps_launch(
         blocks * (1 if lanes_are_channels else channels) * rows.classes * columns.classes,
         (source, packed, result, rows, columns, *strides, *numbers),
         constants,
+    )
+
+
+def _mend_launch(
+    draft: _Draft,
+    map: MapName,
+    problem: Problem,
+    source: Tensor,
+    grouped: Tensor,
+    result: Tensor,
+    edges: bool,
+) -> Launch:
+    """What sums again the pixels that are not finite, near an edge or all."""
+    rows, columns = axes(map, problem)
+    dest, summed = (1, 2) if map == "forward" else (2, 1)
+    lanes = 1024
+    length = result.numel()
+    strides = _strides(source), tuple(grouped.stride(each) for each in (0, dest, summed, 3, 4))
+    numbers = (result.shape[1], grouped.shape[summed], grouped.shape[dest], length)
+    return draft.launch(
+        "mend",
+        _named("taps-1"),
+        -(-length // lanes),
+        (source, grouped, result, rows, columns, *strides, *numbers),
+        {
+            "LANES": lanes,
+            "CHANNELS_FIRST": _is_channels_last(result),
+            "EDGES": edges,
+            "WIDE": _wide((rows, columns), source, grouped.numel(), result, length),
+            "SUM": _sum_dtype(source.dtype),
+        },
     )
 
 
@@ -971,7 +1048,7 @@ def _band_launches(
         ),
         _dot_constants(config, source) | {"FLAT": False, "PLANE_PART": 0, "WIDE": wide},
     )
-    mend = _taps_launch(draft, map, problem, source, grouped, result, _named("taps-1"), mend=2)
+    mend = _mend_launch(draft, map, problem, source, grouped, result, edges=False)
     return spread, product, mend
 
 
@@ -1012,6 +1089,8 @@ def _weight_form(draft: _Draft, problem: Problem, input: Tensor, output: Tensor)
         total = draft.fresh(problem.weight_shape, sum_dtype)
         return draft.form(total, launch, _band_sum(draft, problem, partial, total, config))
     assert isinstance(config, Sums)
+    # Lanes are pixels, and want them next to each other.
+    input, output = _in_rows(draft, input), _in_rows(draft, output)
     partial = draft.fresh((splits, problem.out_channels, channels, down, across), sum_dtype)
     chunks = -(-down // config.down), -(-across // config.across)
     launch = draft.launch(
@@ -1038,6 +1117,11 @@ def _weight_form(draft: _Draft, problem: Problem, input: Tensor, output: Tensor)
         },
     )
     return draft.form(partial, launch)
+
+
+def _in_rows(draft: _Draft, operand: Tensor) -> Tensor:
+    """An operand whose channels lie next to each other, moved apart; any other as it is."""
+    return draft.packed(operand, operand) if _is_channels_last(operand) else operand
 
 
 def _weight_band_launch(
