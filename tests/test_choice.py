@@ -23,6 +23,7 @@ from torch_corr import (
     Direct,
     Naive,
     Problem,
+    Triton,
     Unfold,
     corr2d,
     stopwatch,
@@ -492,10 +493,10 @@ def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:
             assert rates.bytes == theirs.get_memory_bandwidth_Bps()
 
 
-def test_on_cuda_predictions_are_told_and_pytorch_is_kept(pretend: Any) -> None:
-    """The plan says what they are made of; only what is measured overrules PyTorch."""
+def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: Any) -> None:
+    """The plan says what they are made of; without Triton nothing but PyTorch is foretold."""
     pretend("H100")
-    problem = Problem.parse("n64c384-x32-o384-k31-p15-g384")
+    problem = Problem.parse("n8c64-x56-o64-k3-p1")
     forget_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
@@ -503,15 +504,47 @@ def test_on_cuda_predictions_are_told_and_pytorch_is_kept(pretend: Any) -> None:
     assert "predicted for H100 by its clock, multiprocessors and memory bus" in words
     # The definition's operations at the peak of halves, its bytes, and a call; no limit rules out
     # what PyTorch copies on a CPU alone.
-    flops, moved = 2 * problem.multiplications, 2 * (2 * 64 * 384 * 32**2 + 384 * 31**2)
+    flops, moved = 2 * problem.multiplications, 2 * (2 * 8 * 64 * 56**2 + 64 * 64 * 9)
     least = 1e6 * (flops / 989.4e12 + moved / 3.352e12) + 4
     (row,) = {line for line in words.splitlines() if "> aten" in line}
-    assert row.split() == f"> aten {least:.1f} us predicted 0.0 MiB componentwise".split()
+    assert row.split() == f"> aten {least:.3g} us predicted 0.0 MiB componentwise".split()
     WISDOM.remember(Key.of(problem, "forward", CUDA, torch.float16), {"aten": 2.0, "unfold": 1.0})
     forget_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert isinstance(plan.forward, Unfold)
     assert isinstance(plan.grad_input, Aten)
+    WISDOM.forget()
+    forget_plans()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "dtype", "triton"),
+    [
+        ("n64c384-x32-o384-k31-p15-g384", torch.float16, MAPS),
+        ("n128c96-x56-o96-k7-p3-g96", torch.float32, MAPS),
+        ("n1c1-x2048-o1-k3", torch.float32, ("forward", "grad_weight")),
+        ("n16c64-x56-o64-k3-p1", torch.float64, MAPS),
+        ("n8c64-x56-o64-k3-p1", torch.float32, ()),
+        ("n64c512-x14-o512-k3-p1", torch.float16, ()),
+        # cuDNN has kernels for halves under small kernels; and for small layers the host's time
+        # counts.
+        ("n8c144-x56-o144-k3-p1-g144", torch.float16, ()),
+        ("n8c144-x56-o144-k3-p1-g144", torch.float32, ()),
+        ("n1c1-x64-o1-k5", torch.float32, ()),
+        # What fft would take is not to be had without waiting.
+        ("n4c64-x128-o64-k16", torch.float32, ()),
+    ],
+)
+def test_on_cuda_triton_is_foretold_where_pytorch_was_seen_to_be_slow(
+    spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
+) -> None:
+    """As timed on an H200; nothing is measured for it."""
+    torch.backends.cudnn.allow_tf32 = False
+    forget_plans()
+    plan = make_plan(Problem.parse(spelling), CUDA, dtype, "auto")
+    assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
+    assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
+    assert not with_triton
     forget_plans()
 
 

@@ -24,6 +24,7 @@ from .algorithms import (
     Guarded,
     MapName,
     Naive,
+    Triton,
     Unfold,
 )
 from .algorithms.base import check_workspace_limit
@@ -52,8 +53,13 @@ MANY = 2**30
 PREJUDICE = 0.82
 """The part of a preferred algorithm's time that another's must stay below to be taken instead."""
 
-OWN_CALL = 8e-6
-"""Seconds that a call through the Function of ``autograd`` takes on top of PyTorch's own."""
+OWN_CALL = {"cpu": 8e-6, "cuda": 100e-6}
+"""Seconds that a call through the Function of ``autograd`` takes on top of PyTorch's own.  On CUDA
+with the launches of ``triton``: a third of what a small layer's forward and backward take more on
+the host of an H200, where the device waits for it."""
+
+FORETOLD = (Aten, Triton)
+"""Algorithms whose time on CUDA can be told, if roughly, without measuring: see their ``cost``."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured on a CPU."""
@@ -125,9 +131,9 @@ class Auto(Value):
     ) -> Algorithm | None:
         """The algorithm for one map; None where none is able."""
         small = problem.multiplications < WORTH_A_CHOICE
-        # How far code stays behind its machine is known of CPUs; elsewhere only what was measured
-        # counts.
-        known = device.type == "cpu" or len(WISDOM)
+        # How far code stays behind its machine is known of CPUs, and of some on CUDA; elsewhere
+        # only what was measured counts.
+        known = device.type in OWN_CALL or len(WISDOM)
         if not self.measure and (small or not known):
             # Asked one by one, since some look long before they answer.
             return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
@@ -136,10 +142,14 @@ class Auto(Value):
         few_taps = problem.kernel[0] * problem.kernel[1] < enough
         hopeless = (FFT, Naive) if few_taps and not self.measure else (Naive,)
         algorithms = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
+        if device.type == "cuda" and not self.measure and not len(WISDOM):
+            algorithms = [each for each in ALGORITHMS if isinstance(each, FORETOLD)]
         survey = self.survey(map, problem, device, dtype, algorithms)
         race = [each for each in survey if not each.refusals]
         if device.type != "cpu":
-            race = [each for each in race if each.source == "measured"] or race[:1]
+            measured = [each for each in race if each.source == "measured"]
+            told = [each for each in race if isinstance(each.algorithm, FORETOLD)]
+            race = measured or (told if device.type == "cuda" else race[:1])
         if not race:
             # The reference is for reading; it runs what nothing else can.
             return Naive() if not Naive().refusals(problem, device, dtype) else None
@@ -190,7 +200,7 @@ class Auto(Value):
         workspace = algorithm.workspace(problem, map, device, dtype)
         cost = algorithm.cost(problem, map, device, dtype)
         seconds = machine_of(device, dtype).seconds(cost, dtype)
-        seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL
+        seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(device.type, 0.0)
         refusals = self._rules_out(algorithm, device, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 

@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from ..problem import Pair, Problem
 from .base import (
     COMPLEX,
+    FEW,
     FLOATS,
     INTEGERS,
     MAPS,
@@ -31,8 +32,40 @@ from .base import (
     definition_flops,
     dtype_name,
     dtype_refusal,
+    may_use_tf32,
 )
 from .fitted import Fitted, Work, columns_bytes, filled, fresh, moved, rows_met
+
+PEAK = 33.5
+"""Products that an H200 does in a picosecond, as a large matrix product in float32 would."""
+
+
+def _slower(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+    """How many times longer than a large matrix product PyTorch takes on CUDA, at the least.
+
+    The least of what it took of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
+    2026-11-27), float32 with TF32 off: so that what is taken instead is ahead where this is wrong.
+    PyTorch has kernels of its own for depthwise layers, and cuDNN for those of halves under small
+    kernels.  What it takes for many channels in float64 is known of one layer; of other dtypes it
+    is near enough to a matrix product.
+    """
+    few, side = problem.group_in * problem.group_out <= FEW, prod(problem.kernel) ** 0.5
+    if not few:
+        if dtype != torch.float64:
+            return 1.0
+        done = 0.6 if map == "grad_input" else 3.0
+    elif problem.groups == 1:
+        alone = problem.in_channels * problem.out_channels == 1
+        forward, weight = (min(0.35, 0.045 * side), min(0.55, 0.035 * side)) if alone else (1, 0.55)
+        done = {"forward": forward, "grad_input": 0.9, "grad_weight": weight}[map]
+    elif dtype.itemsize == 2 and side <= 5:
+        done = 4.0
+    else:
+        per_side = {"forward": (0.75, 0.1), "grad_input": (0.65, 0.04), "grad_weight": (0.75, 0.0)}
+        done = per_side[map][0] + per_side[map][1] * side
+    # The cost is told in matrix products of the dtype, which are quicker for halves and TF32.
+    quicker = {2: 15.0, 4: 8.0 if may_use_tf32(dtype) else 1.0}
+    return PEAK / done * quicker.get(dtype.itemsize, 1.0)
 
 
 @dataclass(frozen=True)
@@ -123,10 +156,13 @@ class Aten(Fitted):
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Cost:
-        """By fitted factors on the CPU; elsewhere the definition's, since how is not known."""
-        if device.type != "cpu":
-            return Algorithm.cost(self, problem, map, device, dtype)
-        return super().cost(problem, map, device, dtype)
+        """By fitted factors on the CPU, by what was timed on CUDA; elsewhere the definition's."""
+        if device.type == "cpu":
+            return super().cost(problem, map, device, dtype)
+        ideal = Algorithm.cost(self, problem, map, device, dtype)
+        if device.type != "cuda" or torch.version.hip is not None:
+            return ideal
+        return ideal._replace(matmul_flops=ideal.matmul_flops * _slower(problem, map, dtype))
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""

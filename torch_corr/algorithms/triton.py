@@ -548,8 +548,8 @@ def _instructions(config: Taps | Sums, map: MapName, problem: Problem) -> float:
     if height == 1:
         return 9.0 * rows.taps * columns.taps / (rows.period * columns.period) + 130
     chunk = min(config.chunk, rows.taps)
-    read = rows.taps / chunk * (height + chunk - 1)
-    each = columns.taps * (rows.taps + (5 * read + 2 * rows.taps) / height) + 124 / height
+    loads = rows.taps / chunk * (height + chunk - 1)
+    each = columns.taps * (rows.taps + (5 * loads + 2 * rows.taps) / height) + 124 / height
     pixels = problem.batch * rows.dest * columns.dest
     channels = problem.out_channels if map == "forward" else problem.in_channels
     warps = waste * pixels * channels / height / 32
