@@ -286,3 +286,24 @@ def test_a_device_is_not_waited_for(map: MapName) -> None:
     )
     shape = getattr(problem, f"{fft.SLOTS[map][2]}_shape")
     assert getattr(OnCuda(), map)(problem, first, second).shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
+def test_products_in_tf32_are_allowed_for(dtype: torch.dtype) -> None:
+    """On a device alone, and where products transform and sum."""
+    problem = Problem.parse(SQUARES[0])
+
+    def constants() -> list[float]:
+        return [FFT().error_constant(problem, map, d, dtype) for map in MAPS for d in (CPU, CUDA)]
+
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        exact = constants()
+        torch.backends.cuda.matmul.allow_tf32 = True
+        allowed = constants()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert allowed[::2] == exact[::2]
+    factor = 1 if dtype == torch.float64 else 2**13
+    assert allowed[1::2] == [factor * constant for constant in exact[1::2]]

@@ -155,6 +155,12 @@ def may_use_tf32(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 and precision == "tf32"
 
 
+def products_may_use_tf32(dtype: torch.dtype) -> bool:
+    """The same of CUDA's matrix products, whose setting is another; complex ones too."""
+    precision: str = torch._C._get_fp32_precision_getter("cuda", "matmul")
+    return dtype in (torch.float32, torch.complex64) and precision == "tf32"
+
+
 def definition_flops(problem: Problem, dtype: torch.dtype) -> float:
     """Real multiplications and additions in the definition; four of each make a complex one."""
     return (8.0 if dtype.is_complex else 2.0) * problem.multiplications

@@ -67,6 +67,7 @@ from .base import (
     MapName,
     check_workspace_limit,
     dtype_refusal,
+    products_may_use_tf32,
 )
 from .fitted import Fitted, Work
 
@@ -187,7 +188,8 @@ class FFT(Fitted):
     ) -> float:
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states.
 
-        The norms may be those of whole planes, which are no smaller than their tiles'.
+        The norms may be those of whole planes, which are no smaller than their tiles'.  Where
+        PyTorch's settings let CUDA's matrix products use TF32, u is that of its digits.
         """
         chosen = self._plan(problem, map, device, dtype)
         tiles = problem.batch * chosen.axes[0].tiles * chosen.axes[1].tiles
@@ -204,7 +206,11 @@ class FFT(Fitted):
         if map == "grad_input":
             for axis in chosen.axes:
                 overlapping *= axis.laps
-        return overlapping * units * torch.finfo(dtype).eps / 2
+        unit = torch.finfo(dtype).eps / 2
+        if chosen.engine == "batched" and device.type == "cuda" and products_may_use_tf32(dtype):
+            # Both operands of every product are cut to 11 digits, which a sum's (c + 4) u covers.
+            unit = 2.0**-11
+        return overlapping * units * unit
 
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -649,6 +655,10 @@ COMPLEX_PRODUCT = 1.11
 """How many times longer a complex product's multiplications take than a real one's, then."""
 
 
+MOST_PRODUCTS = 2**16 - 1
+"""In one batch: as many as a launch of CUDA's has blocks along its last dimension."""
+
+
 @lru_cache(maxsize=4096)
 def plan(
     problem: Problem,
@@ -876,7 +886,9 @@ def _plan_batched(
 ) -> Plan | None:
     """The best of ever smaller slabs, each with as many frequencies at one time as there is room
     for; that of least workspace if none fits."""
-    if max(axes[0].length, axes[1].length) > LONGEST_BATCHED or problem.group_in == 0:
+    most = MOST_PRODUCTS // (axes[0].length * problem.groups)
+    longest = max(axes[0].length, axes[1].length)
+    if longest > LONGEST_BATCHED or problem.group_in == 0 or most == 0:
         return None
     frequencies = axes[1].length if whole else axes[1].length // 2 + 1
     best: Plan | None = None
@@ -886,7 +898,7 @@ def _plan_batched(
         for hold in (False, True) if many and map != "grad_weight" else (False,):
             memory = _BatchedMemory(problem, map, itemsize, whole, axes, (images, rows), hold)
             room = (limit - memory.standing) // max(memory.of_frequency, 1)
-            block = min(max(room, 1), frequencies)
+            block = min(max(room, 1), frequencies, most)
             block = -(-frequencies // -(-frequencies // block))
             made = Plan(
                 "batched",
