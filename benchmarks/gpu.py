@@ -167,18 +167,23 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
             *("--tf32", "--dtypes", "float32", *few, *aimed),
         ),
         tests(
+            "suite",
+            "the test suite's CUDA half, but for the laws of triton",
+            max(1, min(8, cores - 8)),
+            *("-k", "cuda and not triton"),
+        ),
+        tests(
             "triton tests",
             "repeatability, graphs, streams, more than 2**31 pixels",
             max(1, min(3, cores // 4)),
             # Others compile for devices that are not there.
             *("tests/test_triton.py", "-k", "not compiled and not tables"),
         ),
-        tests("suite", "the test suite, its CUDA half", max(1, min(8, cores - 8)), "-k", "cuda"),
+        kit("triton", "--dtype", FLOATS),
         held("float32", "--dtypes", "float32"),
         held("float16", "--dtypes", "float16"),
-        held("tf32", "--dtypes", "float32", "--tf32"),
-        kit("triton", "--dtype", FLOATS),
         sanitized("memcheck"),
+        held("tf32", "--dtypes", "float32", "--tf32"),
         kit("auto", "--dtype", FLOATS),
         held("bfloat16", "--dtypes", "bfloat16"),
         held("float64", "--dtypes", "float64"),
@@ -189,6 +194,13 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
         kit("unfold", "--dtype", FLOATS),
         kit("conv2d", "torch.nn.functional:conv2d", "--dtype", FLOATS, "--errors", "any"),
         sanitized("racecheck"),
+        # Hundreds of small problems, each with kernels of its own to compile.
+        tests(
+            "triton laws",
+            "the laws of the test suite on triton",
+            max(1, min(6, cores - 8)),
+            *("-k", "cuda and triton", "--ignore", "tests/test_triton.py"),
+        ),
         # What follows is for time that is left, or for a second half hour.
         Step(
             "timings",
