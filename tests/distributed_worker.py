@@ -236,7 +236,8 @@ def as_conv2d() -> dict[str, Any]:
 
     named = partial(corr2d, algorithm="unfold")
     return {
-        "conv2d": run(F.conv2d),
+        # In PyTorch 2.11 its second derivatives end both processes: each sends another size.
+        "conv2d": run(F.conv2d) if torch.__version__ >= "2.12" else [],
         "auto": run(corr2d),
         "unfold": run(named),
         "mixed": [refusal(F.conv2d), refusal(corr2d), refusal(named)],
