@@ -47,6 +47,8 @@ def rights() -> Iterator[Right]:
     """F.conv2d, the library's algorithms, and the peers that are installed."""
     both = ("forward_mode", "spellings")
     yield Right("F.conv2d", F.conv2d, without=("zero_sizes", "non_finite"), claims=both)
+    # It stays with PyTorch where that is quicker, and so shares what PyTorch does with NaN.
+    yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both)
     for algorithm in ALGORITHMS:
         if algorithm.refusals(SMALLEST, torch.device("cpu"), torch.float32):
             continue  # triton, which is for CUDA
