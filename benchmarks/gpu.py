@@ -122,7 +122,7 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
     # Freed memory goes back at once, so that reading beyond a tensor is seen.
     sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool")
     aimed = tuple(word for pattern in AIMED for word in ("--cases", pattern))
-    few = ("--no-sweeps", "--algorithms", "auto,aten,triton,fft", "--budget", "0.015")
+    few = ("--no-sweeps", "--algorithms", "auto,triton,fft", "--budget", "0.015")
 
     def bench(name: str, what: str, minutes: float, *words: str) -> Step:
         command = (python, "-m", "benchmarks", "--device", "cuda", "--no-charts", "--no-memory")
@@ -159,11 +159,11 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
 
     return (
         Step("warm", "kernels are compiled, on every core", (*me, "warm"), 6, timed=True),
-        bench("cases", "the cases, TF32 off, cudnn.benchmark off and on", 2.4, *few),
+        bench("cases", "the cases, TF32 off, cudnn.benchmark off and on", 2.65, *few),
         bench(
             "cases tf32",
             "those that were aimed at and dense ones, with TF32",
-            0.9,
+            0.65,
             *("--tf32", "--dtypes", "float32", *few, *aimed),
         ),
         tests(

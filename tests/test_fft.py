@@ -307,3 +307,10 @@ def test_products_in_tf32_are_allowed_for(dtype: torch.dtype) -> None:
     assert allowed[::2] == exact[::2]
     factor = 1 if dtype == torch.float64 else 2**13
     assert allowed[1::2] == [factor * constant for constant in exact[1::2]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_no_channels_are_planned_for(device: str) -> None:
+    """Turned about, as ``grad_input`` on CUDA is, such a problem would have no outputs."""
+    problem = Problem.of((2, 0, 4, 4), (3, 0, 2, 2))
+    assert FFT().refusals(problem, torch.device(device), torch.float32) == ()

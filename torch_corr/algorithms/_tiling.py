@@ -138,13 +138,13 @@ class Turned(Axis):
 
 
 def turned(problem: Problem) -> Problem | None:
-    """The correlation that is another's ``grad_input``, but for the kernel's turn; of stride 1 and
-    no padding wider than the kernel."""
+    """The correlation that is another's ``grad_input``, but for the kernel's turn; of stride 1, no
+    padding wider than the kernel, and some channels."""
     rows, columns = (
         (span - 1 - before, span - 1 - after)
         for span, (before, after) in zip(problem.span, problem.padding)
     )
-    if problem.stride != (1, 1) or min(*rows, *columns) < 0:
+    if problem.stride != (1, 1) or min(*rows, *columns) < 0 or problem.in_channels == 0:
         return None
     return replace(
         problem,
