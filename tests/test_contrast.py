@@ -11,7 +11,7 @@ from test_fft import operands_of, some
 from torch_corr import FFT, MAPS, Aten, Problem
 from torch_corr.algorithms import MapName
 from torch_corr.algorithms._contrast import KEPT, View, even, views
-from torch_corr.algorithms.fft import SLOTS
+from torch_corr.algorithms._plans import SLOTS
 
 DTYPES = (torch.float32, torch.float64, torch.complex64)
 TEXT = "n2c2-x20x18-o2-k5x4-p2"

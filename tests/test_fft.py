@@ -13,7 +13,7 @@ from test_memory import Peak
 from torch import Tensor
 
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
-from torch_corr.algorithms import fft
+from torch_corr.algorithms import _plans, fft
 from torch_corr.algorithms.base import MapName
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
@@ -25,11 +25,11 @@ class OnCuda(FFT):
 
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> fft.Plan:
+    ) -> _plans.Plan:
         return super()._plan(problem, map, CUDA, dtype)
 
 
-fft.MACHINES["batched alone"] = replace(fft.CUDA, engines=("batched",))
+_plans.MACHINES["batched alone"] = replace(_plans.CUDA, engines=("batched",))
 
 
 class Batched(FFT):
@@ -37,9 +37,9 @@ class Batched(FFT):
 
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> fft.Plan:
+    ) -> _plans.Plan:
         asked = problem, map, dtype.itemsize, dtype.is_complex, self.tile, self.workspace_limit
-        return fft.plan(*asked, "batched alone")
+        return _plans.plan(*asked, "batched alone")
 
 
 KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched])
@@ -53,7 +53,7 @@ def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def operands_of(map: str) -> tuple[str, ...]:
-    return fft.SLOTS[map][:2]
+    return _plans.SLOTS[map][:2]
 
 
 def reference(problem: Problem, map: str, operands: list[Tensor]) -> Reference:
@@ -89,7 +89,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
     torch.manual_seed(seed)
     problem, dtype = some_problem(choose), choose.choice(fft.ABLE)
     tile, limit = choose.choice([None, 8, 16, 33]), choose.choice([2**28, 3 * 10**5])
-    axes = choose.choice(list(fft._tilings(problem, tile)))
+    axes = choose.choice(list(_plans._tilings(problem, tile)))
     for map in MAPS:
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
@@ -99,8 +99,8 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
         allowed = expected._replace(magnitude=spread, terms=expected.terms + 8 * lengths)
         bound = error_bound(allowed, dtype)
         for engine, run in fft._RUNS.items():
-            machine = fft.CUDA if engine == "batched" else fft.HOST
-            make = fft._PLANS[engine]
+            machine = _plans.CUDA if engine == "batched" else _plans.HOST
+            make = _plans._PLANS[engine]
             plan = make(problem, map, dtype.itemsize, dtype.is_complex, axes, limit, machine)
             assert plan is not None
             if engine == "batched" and map == "grad_input" and choose.random() < 0.5:
@@ -243,21 +243,21 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
     problem = Problem.parse("n3c6-x40x33-o9-k5x3-s1x2-p2,1x1,3-d1x2-g3")
     operands = some(problem, map, dtype)
     expected, seen = reference(problem, map, operands), set()
-    (axes,) = fft._tilings(problem, 16, fft.aligned_length)
+    (axes,) = _plans._tilings(problem, 16, _plans.aligned_length)
     tilings = [axes]
     if map == "grad_input":
         problem = replace(problem, stride=(1, 1))
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
-        (axes,) = fft._tilings(problem, 16, fft.aligned_length)
-        other = fft.turned(problem)
+        (axes,) = _plans._tilings(problem, 16, _plans.aligned_length)
+        other = _plans.turned(problem)
         assert other is not None
-        (down, across) = next(fft._tilings(other, 16, fft.aligned_length))
-        tilings = [axes, (fft.Turned(*astuple(down)), fft.Turned(*astuple(across)))]
+        (down, across) = next(_plans._tilings(other, 16, _plans.aligned_length))
+        tilings = [axes, (_plans.Turned(*astuple(down)), _plans.Turned(*astuple(across)))]
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
-            made = fft._plan_batched(
-                problem, map, dtype.itemsize, dtype.is_complex, axes, limit, fft.CUDA
+            made = _plans._plan_batched(
+                problem, map, dtype.itemsize, dtype.is_complex, axes, limit, _plans.CUDA
             )
             assert made is not None
             many = made.per_slab[0] < 3, made.per_slab[1] < axes[0].tiles
@@ -284,7 +284,7 @@ def test_a_device_is_not_waited_for(map: MapName) -> None:
     first, second = (
         torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in operands_of(map)
     )
-    shape = getattr(problem, f"{fft.SLOTS[map][2]}_shape")
+    shape = getattr(problem, f"{_plans.SLOTS[map][2]}_shape")
     assert getattr(OnCuda(), map)(problem, first, second).shape == shape
 
 
