@@ -1,7 +1,7 @@
 """Transforms as matrix products for a device: few large operators, and no copy that transposes.
 
 On a device an operator costs as much as moving ten megabytes, matrix products are ten times as
-fast as transforms, and the slowest copies are those that transpose.  So, unlike in :mod:`._dft`,
+fast as transforms, and the slowest copies are those that transpose.  So, unlike in :mod:`._matrix`,
 an operand is read as it lies, columns innermost, and matrix products transpose on their way:
 
     columns   A[u; g, e] = sum_q D'[g, q] x[e, u*hop + q]     e = (image, group, channel, row)

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem, as_int
-from . import _batched, _dft, _fft
+from . import _batched, _fft, _matrix
 from ._contrast import even, views
 from ._plans import SLOTS, Engine, Plan, Slot, plan, shape_of
 from ._tiling import (
@@ -259,26 +259,26 @@ def _tiles_of_group(
     everything = range(plan.axes[0].tiles)
     of_first = _waves(plan, source, first, reverse=False)
     of_weight = _waves(plan, "weight", weight, reverse=map == "forward")
-    inverse = _dft.inverse_waves(plan.windows(target, everything), plan.lengths, result)
-    taps = _dft.lay_out(weight, plan.windows("weight", everything))
+    inverse = _matrix.inverse_waves(plan.windows(target, everything), plan.lengths, result)
+    taps = _matrix.lay_out(weight, plan.windows("weight", everything))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part, windows = slice(images.start, images.stop), plan.windows(target, rows)
-        tiles = _dft.lay_out(first[part], plan.windows(source, rows))
+        tiles = _matrix.lay_out(first[part], plan.windows(source, rows))
         number = len(images) * windows[0].tiles * windows[1].tiles
         sums = result.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
         for block in _blocks(plan, 0, result.is_complex()):
-            w = held[block] if block in held else _dft.analyse(taps, of_weight, block)
+            w = held[block] if block in held else _matrix.analyse(taps, of_weight, block)
             if plan.hold:
                 held[block] = w
             spectrum = torch.bmm(
-                _dft.analyse(tiles, of_first, block), w.mT if map == "forward" else w
+                _matrix.analyse(tiles, of_first, block), w.mT if map == "forward" else w
             )
             del w
-            _dft.synthesise(spectrum, sums, inverse, block)
+            _matrix.synthesise(spectrum, sums, inverse, block)
             del spectrum
         del tiles
-        _place(result[part], _dft.put_together(sums, windows, len(images)), windows, map)
+        _place(result[part], _matrix.put_together(sums, windows, len(images)), windows, map)
 
 
 def _weight_of_group(
@@ -288,26 +288,26 @@ def _weight_of_group(
     of_input = _waves(plan, "input", input, reverse=False)
     of_output = _waves(plan, "output", output, reverse=True)
     windows = plan.windows("weight", everything)
-    inverse = _dft.inverse_waves(windows, plan.lengths, result)
+    inverse = _matrix.inverse_waves(windows, plan.lengths, result)
     sums = result.new_zeros(windows[0].count, result.numel() // windows[0].count)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
-        x = _dft.lay_out(input[part], plan.windows("input", rows))
-        y = _dft.lay_out(output[part], plan.windows("output", rows))
+        x = _matrix.lay_out(input[part], plan.windows("input", rows))
+        y = _matrix.lay_out(output[part], plan.windows("output", rows))
         for block in _blocks(plan, 0, result.is_complex()):
             spectrum = torch.bmm(
-                _dft.analyse(y, of_output, block).mT, _dft.analyse(x, of_input, block)
+                _matrix.analyse(y, of_output, block).mT, _matrix.analyse(x, of_input, block)
             )
-            _dft.synthesise(spectrum, sums, inverse, block)
+            _matrix.synthesise(spectrum, sums, inverse, block)
             del spectrum
         del x, y
-    result.copy_(_dft.put_together(sums, windows, result.shape[0]))
+    result.copy_(_matrix.put_together(sums, windows, result.shape[0]))
 
 
-def _waves(plan: Plan, slot: Slot, like: Tensor, reverse: bool) -> _dft.Waves:
+def _waves(plan: Plan, slot: Slot, like: Tensor, reverse: bool) -> _matrix.Waves:
     windows = plan.windows(slot, range(plan.axes[0].tiles))
     frequencies = plan.lengths[0] if like.is_complex() else plan.lengths[0] // 2 + 1
-    return _dft.waves(windows, plan.lengths, frequencies, reverse, like)
+    return _matrix.waves(windows, plan.lengths, frequencies, reverse, like)
 
 
 def _blocks(plan: Plan, dim: int, whole: bool) -> Iterator[range]:
