@@ -13,7 +13,7 @@ from test_memory import Peak
 from torch import Tensor
 
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
-from torch_corr.algorithms import _plans, fft
+from torch_corr.algorithms import _batched, _plans, fft
 from torch_corr.algorithms.base import MapName
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
@@ -267,7 +267,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
                     if map == "grad_input":
                         result.zero_()
                     plan = replace(made, block=block, hold=hold)
-                    fft._run_batched(plan, problem, map, *operands, result)
+                    _batched.run(plan, problem, map, *operands, result)
                     torch.testing.assert_close(
                         result.to(expected.value.dtype), expected.value, rtol=1e-4, atol=1e-3
                     )

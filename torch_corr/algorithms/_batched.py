@@ -28,10 +28,102 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._tiling import Window, complex_of, read_span
+from ..problem import Problem
+from ._plans import SLOTS, Plan
+from ._tiling import (
+    Window,
+    Windows,
+    complex_of,
+    copy_side_by_side,
+    overlap_add,
+    put,
+    read_span,
+    slabs,
+)
+from .base import MapName
 
-Windows = tuple[Window, Window]
-"""One operand's place along the rows and along the columns."""
+
+def run(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    """Run a plan of this engine, all groups at one time.
+
+    Args:
+        result: written; but where an input's gradient is added up from tiles, zeros to add to.
+    """
+    if map == "grad_weight":
+        _weight(plan, problem, first, second, result)
+    else:
+        _tiles(plan, problem, map, first, second, result)
+
+
+def _tiles(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
+) -> None:
+    source, _, target = SLOTS[map]
+    groups, waves = problem.groups, waves_of(plan.lengths, result)
+    of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    taps = padded(weight, of_weight)
+    back = waves_back(waves, plan.windows(target, range(plan.axes[0].tiles)))
+    result = torch.unflatten(result, 1, (groups, -1))
+    held: dict[range, Tensor] = {}
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        of_first, windows = plan.windows(source, rows), plan.windows(target, rows)
+        samples = padded(first[part], of_first)
+        order = groups, windows[1].tiles, windows[0].tiles, len(images), result.shape[2]
+        count, across = windows[0].count, windows[1].count
+        sums = result.new_empty(math.prod(order) * count, across)
+        for block in plan.blocks(1, result.is_complex()):
+            left = analyse(samples, of_first, waves, False, groups, block)
+            if block in held:
+                w = held[block]
+            else:
+                w = analyse(taps, of_weight, waves, map == "forward", 1, block)
+                w = w.view(len(left), problem.group_out, -1)
+            if plan.hold:
+                held[block] = w
+            spectrum = torch.bmm(left, w.mT if map == "forward" else w)
+            del left, w
+            lines = rows_back(spectrum, back[0], block)
+            del spectrum
+            columns_back(lines, back[1], block, sums, block.start > 0)
+            del lines
+        del samples
+        _put_tiles(plan, sums.view(*order, count, across), windows, map, result[part])
+        del sums
+
+
+def _put_tiles(plan: Plan, tiles: Tensor, windows: Windows, map: MapName, result: Tensor) -> None:
+    """From (group, U, T, image, channel, rows, columns) to (images, groups, channels, H, W)."""
+    if map == "forward" or plan.turned:
+        down, across = (read_span(w, size)[0] for w, size in zip(windows, result.shape[-2:]))
+        copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[..., down, across])
+        return
+    tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
+    put(overlap_add(tiles, 4, windows[1].hop), windows, result, add=True)
+
+
+def _weight(plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor) -> None:
+    groups, waves = problem.groups, waves_of(plan.lengths, result)
+    of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    back = waves_back(waves, of_weight)
+    sums, add = result.view(-1, result.shape[3]), False
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        of_input, of_output = plan.windows("input", rows), plan.windows("output", rows)
+        x, y = padded(input[part], of_input), padded(output[part], of_output)
+        for block in plan.blocks(1, result.is_complex()):
+            spectrum = torch.bmm(
+                analyse(y, of_output, waves, True, groups, block).mT,
+                analyse(x, of_input, waves, False, groups, block),
+            )
+            lines = rows_back(spectrum, back[0], block)
+            del spectrum
+            columns_back(lines, back[1], block, sums, add)
+            add = True
+            del lines
+        del x, y
 
 
 class Waves(NamedTuple):
@@ -51,7 +143,7 @@ class Waves(NamedTuple):
     inverse: Tensor
 
 
-def waves(lengths: tuple[int, int], like: Tensor) -> Waves:
+def waves_of(lengths: tuple[int, int], like: Tensor) -> Waves:
     """The matrices for operands like one that is given: a dozen operators."""
     down = _circle(lengths[0], like)
     across = down if lengths[0] == lengths[1] else _circle(lengths[1], like)

@@ -17,10 +17,98 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._tiling import Window, copy_side_by_side, overlap_add, read_span
+from ..problem import Problem
+from ._plans import SLOTS, Plan, Slot
+from ._tiling import Window, Windows, copy_side_by_side, overlap_add, read_span, slabs
+from .base import MapName
 
-Windows = tuple[Window, Window]
-"""One operand's place along the rows and along the columns."""
+
+def run(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    """Run a plan of this engine, some groups at one time, and of one group some outputs.
+
+    Args:
+        result: written; but where an input's gradient is added up from tiles, zeros to add to.
+    """
+    for start in range(0, problem.groups, plan.block):
+        groups = range(start, min(start + plan.block, problem.groups))
+        for low in range(0, problem.group_out, plan.outs):
+            outs = range(low, min(low + plan.outs, problem.group_out))
+            operands = (
+                _select(problem, slot, tensor, groups, outs)
+                for slot, tensor in zip(SLOTS[map], (first, second, result))
+            )
+            _groups(plan, problem, map, len(groups), *operands)
+
+
+def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
+    """Some groups, and of each some outputs, of an operand: a view."""
+    dim = 0 if slot == "weight" else 1
+    each = problem.group_in if slot == "input" else problem.group_out
+    part = tensor.narrow(dim, groups.start * each, len(groups) * each)
+    if slot == "input" or len(outs) == each:
+        return part
+    return part.narrow(dim, outs.start, len(outs))  # only ever within one group
+
+
+def _groups(
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    groups: int,
+    first: Tensor,
+    second: Tensor,
+    result: Tensor,
+) -> None:
+    source, other, target = SLOTS[map]
+    everything, apart = range(plan.axes[0].tiles), plan.apart
+    # Inputs belong to several tiles, and to every output channel.
+    add = map == "grad_input" and not (apart and plan.outs == problem.group_out)
+    right = spectrum = None
+    if map != "grad_weight":
+        windows = plan.read(other, everything)
+        right = analyse(second, windows, plan.lengths, map == "forward", apart)
+        right = torch.unflatten(right.squeeze((2, 3)), 0, (groups, -1))
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        left = analyse(first[part], plan.read(source, rows), plan.lengths, False, apart)
+        left = torch.unflatten(left, 1, (groups, -1))
+        if map == "grad_weight":
+            last = analyse(second[part], plan.read(other, rows), plan.lengths, True, apart)
+            partial = _sum_over_tiles(left, torch.unflatten(last, 1, (groups, -1)))
+            spectrum = partial if spectrum is None else spectrum.add_(partial)
+            continue
+        assert right is not None
+        product = _sum_over_channels(left, right if map == "grad_input" else right.transpose(1, 2))
+        del left
+        windows = plan.windows(target, rows)
+        synthesise(product.flatten(1, 2), windows, plan.lengths, apart, result[part], add)
+        del product
+    if spectrum is not None:
+        windows = plan.windows("weight", everything)
+        spectrum = spectrum.flatten(0, 1)[:, :, None, None]
+        synthesise(spectrum, windows, plan.lengths, apart, result, False)
+
+
+def _sum_over_channels(spectra: Tensor, weight: Tensor) -> Tensor:
+    """``sum_a S[n, g, a, tiles, f] W[g, a, b, f]``, as (n, g, b, tiles, f)."""
+    total: Tensor | None = None
+    for a in range(weight.shape[1]):
+        factors = spectra[:, :, a, None], weight[None, :, a, :, None, None]
+        total = torch.mul(*factors) if total is None else total.addcmul_(*factors)
+    assert total is not None
+    return total
+
+
+def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
+    """``sum_{n,tiles} Y[n, g, o, tiles, f] X[n, g, c, tiles, f]``, as (g, o, c, f)."""
+    if input.shape[0] == input.shape[3] == input.shape[4] == 1:
+        return output[0, :, :, None, 0, 0] * input[0, :, None, :, 0, 0]
+    columns = [
+        torch.mul(output, input[:, :, c, None]).sum((0, 3, 4)) for c in range(input.shape[2])
+    ]
+    return torch.stack(columns, 2)
 
 
 def analyse(

@@ -24,10 +24,92 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._tiling import Window, complex_of, overlap_add, read_span
+from ..problem import Problem
+from ._plans import SLOTS, Plan, Slot
+from ._tiling import Window, Windows, complex_of, overlap_add, put, read_span, slabs
+from .base import MapName
 
-Windows = tuple[Window, Window]
-"""One operand's place along the rows and along the columns."""
+
+def run(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+) -> None:
+    """Run a plan of this engine, group by group.
+
+    Args:
+        result: written; but where an input's gradient is added up from tiles, zeros to add to.
+    """
+    channels = {"input": problem.group_in, "output": problem.group_out}
+    for group in range(problem.groups):
+        operands = []
+        for slot, tensor in zip(SLOTS[map], (first, second, result)):
+            if slot == "weight":
+                operands.append(tensor.narrow(0, group * problem.group_out, problem.group_out))
+            else:
+                operands.append(tensor.narrow(1, group * channels[slot], channels[slot]))
+        if map == "grad_weight":
+            _weight_of_group(plan, problem, *operands)
+        else:
+            _tiles_of_group(plan, problem, map, *operands)
+
+
+def _tiles_of_group(
+    plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
+) -> None:
+    source, _, target = SLOTS[map]
+    everything = range(plan.axes[0].tiles)
+    of_first = _operand_waves(plan, source, first, reverse=False)
+    of_weight = _operand_waves(plan, "weight", weight, reverse=map == "forward")
+    inverse = inverse_waves(plan.windows(target, everything), plan.lengths, result)
+    taps = lay_out(weight, plan.windows("weight", everything))
+    held: dict[range, Tensor] = {}
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part, windows = slice(images.start, images.stop), plan.windows(target, rows)
+        tiles = lay_out(first[part], plan.windows(source, rows))
+        number = len(images) * windows[0].tiles * windows[1].tiles
+        sums = result.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
+        for block in plan.blocks(0, result.is_complex()):
+            w = held[block] if block in held else analyse(taps, of_weight, block)
+            if plan.hold:
+                held[block] = w
+            spectrum = torch.bmm(analyse(tiles, of_first, block), w.mT if map == "forward" else w)
+            del w
+            synthesise(spectrum, sums, inverse, block)
+            del spectrum
+        del tiles
+        put(
+            put_together(sums, windows, len(images)),
+            windows,
+            result[part],
+            add=map == "grad_input",
+        )
+
+
+def _weight_of_group(
+    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor
+) -> None:
+    everything = range(plan.axes[0].tiles)
+    of_input = _operand_waves(plan, "input", input, reverse=False)
+    of_output = _operand_waves(plan, "output", output, reverse=True)
+    windows = plan.windows("weight", everything)
+    inverse = inverse_waves(windows, plan.lengths, result)
+    sums = result.new_zeros(windows[0].count, result.numel() // windows[0].count)
+    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        x = lay_out(input[part], plan.windows("input", rows))
+        y = lay_out(output[part], plan.windows("output", rows))
+        for block in plan.blocks(0, result.is_complex()):
+            spectrum = torch.bmm(analyse(y, of_output, block).mT, analyse(x, of_input, block))
+            synthesise(spectrum, sums, inverse, block)
+            del spectrum
+        del x, y
+    result.copy_(put_together(sums, windows, result.shape[0]))
+
+
+def _operand_waves(plan: Plan, slot: Slot, like: Tensor, reverse: bool) -> Waves:
+    """Of all row frequencies, or of the half that a real signal's spectrum is known by."""
+    windows = plan.windows(slot, range(plan.axes[0].tiles))
+    frequencies = plan.lengths[0] if like.is_complex() else plan.lengths[0] // 2 + 1
+    return waves_of(windows, plan.lengths, frequencies, reverse, like)
 
 
 class Tiles(NamedTuple):
@@ -44,14 +126,14 @@ class Waves(NamedTuple):
     columns: Tensor
 
 
-def waves(
+def waves_of(
     windows: Windows, lengths: tuple[int, int], frequencies: int, reverse: bool, like: Tensor
 ) -> Waves:
     """``exp(-+ 2 pi i f p / n)`` for the samples p of the windows, at all column frequencies
     and the first ``frequencies`` row frequencies; ``reverse`` takes the lower sign."""
     return Waves(
-        _waves(lengths[0], windows[0], frequencies, reverse, like),
-        _waves(lengths[1], windows[1], lengths[1], reverse, like),
+        _axis_waves(lengths[0], windows[0], frequencies, reverse, like),
+        _axis_waves(lengths[1], windows[1], lengths[1], reverse, like),
     )
 
 
@@ -140,9 +222,9 @@ def inverse_waves(windows: Windows, lengths: tuple[int, int], like: Tensor) -> W
     """The matrices that :func:`synthesise` needs; of a real result, for the half spectrum,
     where the frequencies that stand for their mirror images too count twice."""
     if like.is_complex():
-        rows, columns = waves(windows, lengths, lengths[0], True, like)
+        rows, columns = waves_of(windows, lengths, lengths[0], True, like)
         return Waves(rows / lengths[0], columns / lengths[1])
-    rows, columns = waves(windows, lengths, lengths[0] // 2 + 1, True, like)
+    rows, columns = waves_of(windows, lengths, lengths[0] // 2 + 1, True, like)
     rows[1 : (lengths[0] + 1) // 2] *= 2
     return Waves(rows / lengths[0], columns / lengths[1])
 
@@ -156,7 +238,9 @@ def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
     return samples.permute(2, 3, 0, 1)
 
 
-def _waves(length: int, window: Window, frequencies: int, reverse: bool, like: Tensor) -> Tensor:
+def _axis_waves(
+    length: int, window: Window, frequencies: int, reverse: bool, like: Tensor
+) -> Tensor:
     """Angles are reduced modulo the length in integers, and rounded once, from float64."""
     positions = torch.arange(window.count, device=like.device) * window.spacing
     steps = torch.outer(torch.arange(frequencies, device=like.device), positions) % length

@@ -21,6 +21,7 @@ from ._tiling import (
     Axis,
     Turned,
     Window,
+    Windows,
     aligned_length,
     axis_of,
     axis_of_length,
@@ -86,16 +87,22 @@ class Plan:
         """Whether an input's gradient is computed by overlap-save (``batched``)."""
         return isinstance(self.axes[0], Turned)
 
-    def windows(self, slot: Slot, rows: range) -> tuple[Window, Window]:
+    def windows(self, slot: Slot, rows: range) -> Windows:
         """Where an operand lies under the given rows of tiles."""
         return getattr(self.axes[0].run(rows), slot), getattr(self.axes[1], slot)
 
-    def read(self, slot: Slot, rows: range) -> tuple[Window, Window]:
+    def read(self, slot: Slot, rows: range) -> Windows:
         """The same, but for pixels that no product meets: read, they need no zeros written."""
         down, across = self.windows(slot, rows)
         if slot != "input" or self.apart:
             return down, across
         return replace(down, count=self.lengths[0]), replace(across, count=self.lengths[1])
+
+    def blocks(self, dim: int, whole: bool) -> Iterator[range]:
+        """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
+        stop = self.lengths[dim] if whole else self.lengths[dim] // 2 + 1
+        for start in range(0, stop, self.block):
+            yield range(start, min(start + self.block, stop))
 
 
 def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
@@ -505,7 +512,7 @@ class _BatchedMemory:
     def _spectrum(self, slot: Slot) -> int:
         return self._count(slot).number * self.axes[0].length * self.pair
 
-    def _windows(self, slot: Slot) -> tuple[Window, Window]:
+    def _windows(self, slot: Slot) -> Windows:
         return getattr(self.axes[0].run(range(self.per_slab[1])), slot), getattr(self.axes[1], slot)
 
     def _count(self, slot: Slot) -> _Sizes:

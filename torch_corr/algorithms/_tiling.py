@@ -58,6 +58,10 @@ class Window:
         return (self.tiles - 1) * self.hop + self.count
 
 
+Windows = tuple[Window, Window]
+"""One operand's place along the rows and along the columns."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """One axis of a problem, cut into ``tiles`` of ``outputs`` each, transformed at ``length``."""
@@ -253,6 +257,18 @@ def read_span(window: Window, size: int) -> tuple[slice, slice]:
     start = min(max(-window.offset, 0), size)
     stop = max(min(window.samples - window.offset, size), start)
     return slice(start, stop), slice(start + window.offset, stop + window.offset)
+
+
+def put(values: Tensor, windows: Windows, result: Tensor, add: bool) -> None:
+    """Copy what lies under the tiles to where it belongs in (..., H, W), or add it there."""
+    (rows, from_rows), (columns, from_columns) = (
+        read_span(window, size) for window, size in zip(windows, result.shape[-2:])
+    )
+    place, values = result[..., rows, columns], values[..., from_rows, from_columns]
+    if add:
+        place.add_(values)
+    else:
+        place.copy_(values)
 
 
 def overlap_add(tiles: Tensor, dim: int, hop: int) -> Tensor:
