@@ -13,7 +13,8 @@ from test_memory import Peak
 from torch import Tensor
 
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
-from torch_corr.algorithms import _batched, _plans, fft
+from torch_corr.algorithms import _batched, _plan_batched, _planning, _plans, fft
+from torch_corr.algorithms._tiling import Turned, aligned_length, turned
 from torch_corr.algorithms.base import MapName
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
@@ -39,7 +40,7 @@ class Batched(FFT):
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> _plans.Plan:
         asked = problem, map, dtype.itemsize, dtype.is_complex, self.tile, self.workspace_limit
-        return _plans.plan(*asked, "batched alone")
+        return _planning.plan(*asked, "batched alone")
 
 
 KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched])
@@ -89,7 +90,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
     torch.manual_seed(seed)
     problem, dtype = some_problem(choose), choose.choice(fft.ABLE)
     tile, limit = choose.choice([None, 8, 16, 33]), choose.choice([2**28, 3 * 10**5])
-    axes = choose.choice(list(_plans._tilings(problem, tile)))
+    axes = choose.choice(list(_planning.tilings(problem, tile)))
     for map in MAPS:
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
@@ -100,7 +101,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
         bound = error_bound(allowed, dtype)
         for engine, run in fft._RUNS.items():
             machine = _plans.CUDA if engine == "batched" else _plans.HOST
-            make = _plans._PLANS[engine]
+            make = _planning._ENGINES[engine]
             plan = make(problem, map, dtype.itemsize, dtype.is_complex, axes, limit, machine)
             assert plan is not None
             if engine == "batched" and map == "grad_input" and choose.random() < 0.5:
@@ -243,20 +244,20 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
     problem = Problem.parse("n3c6-x40x33-o9-k5x3-s1x2-p2,1x1,3-d1x2-g3")
     operands = some(problem, map, dtype)
     expected, seen = reference(problem, map, operands), set()
-    (axes,) = _plans._tilings(problem, 16, _plans.aligned_length)
+    (axes,) = _planning.tilings(problem, 16, aligned_length)
     tilings = [axes]
     if map == "grad_input":
         problem = replace(problem, stride=(1, 1))
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
-        (axes,) = _plans._tilings(problem, 16, _plans.aligned_length)
-        other = _plans.turned(problem)
+        (axes,) = _planning.tilings(problem, 16, aligned_length)
+        other = turned(problem)
         assert other is not None
-        (down, across) = next(_plans._tilings(other, 16, _plans.aligned_length))
-        tilings = [axes, (_plans.Turned(*astuple(down)), _plans.Turned(*astuple(across)))]
+        (down, across) = next(_planning.tilings(other, 16, aligned_length))
+        tilings = [axes, (Turned(*astuple(down)), Turned(*astuple(across)))]
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
-            made = _plans._plan_batched(
+            made = _plan_batched.plan(
                 problem, map, dtype.itemsize, dtype.is_complex, axes, limit, _plans.CUDA
             )
             assert made is not None

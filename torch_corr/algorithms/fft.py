@@ -43,7 +43,8 @@ from torch import Tensor
 from ..problem import Problem, as_int
 from . import _batched, _fft, _matrix
 from ._contrast import even, views
-from ._plans import SLOTS, Engine, Plan, plan, shape_of
+from ._planning import plan
+from ._plans import SLOTS, Engine, Plan, shape_of
 from ._tiling import prime_factors
 from .base import (
     DEFAULT_WORKSPACE,

@@ -1,0 +1,101 @@
+"""Every tiling by every engine, and of all those plans the one of least predicted time.
+
+A plan depends on the problem, the dtype, the limit and the kind of device, never on what is in the
+operands: it is made once, and kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
+from functools import lru_cache
+
+from ..problem import Problem
+from . import _plan_batched, _plan_fft, _plan_matrix
+from ._plan_batched import QUANTUM
+from ._plans import HOST, MACHINES, Engine, Plan, rank
+from ._tiling import Axis, Turned, aligned_length, axis_of, axis_of_length, fast_length, turned
+from .base import MapName
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    whole: bool,
+    tile: int | None,
+    limit: int,
+    device: str = "cpu",
+) -> Plan:
+    """The plan of least predicted time within the limit; if none fits, that of least workspace.
+
+    Args:
+        itemsize: bytes of one element of the operands.
+        whole: whether they are complex, so that the whole spectrum is needed.
+        device: the type of device.
+    """
+    machine = MACHINES.get(device, HOST)
+    best: Plan | None = None
+    for fast in {_FAST[engine]: None for engine in machine.engines}:
+        cut = list(tilings(problem, tile, fast))
+        if map == "grad_input" and fast is aligned_length and (other := turned(problem)):
+            for pair in tilings(other, tile, fast):
+                cut.append((Turned(*astuple(pair[0])), Turned(*astuple(pair[1]))))
+        for axes in cut:
+            for engine in machine.engines:
+                if _FAST[engine] != fast:
+                    continue
+                made = _ENGINES[engine](problem, map, itemsize, whole, axes, limit, machine)
+                if made is not None and (
+                    best is None or rank(made, limit, machine) < rank(best, limit, machine)
+                ):
+                    best = made
+    assert best is not None
+    return best
+
+
+def tilings(
+    problem: Problem, tile: int | None, fast: Callable[[int], int] = fast_length
+) -> Iterator[tuple[Axis, Axis]]:
+    if tile is not None:
+        yield axis_of_length(problem, 0, tile, fast), axis_of_length(problem, 1, tile, fast)
+        return
+    choices = [_axis_choices(problem, dim, fast) for dim in (0, 1)]
+    pairs = [(rows, columns) for rows in choices[0] for columns in choices[1]]
+    # Near to square, of which there is none where a kernel is far longer than the image is wide.
+    most = max(2.0, min(_oblong(*pair) for pair in pairs))
+    if 1 in map(len, choices):
+        most = math.inf
+    yield from (pair for pair in pairs if _oblong(*pair) <= most)
+
+
+def _oblong(rows: Axis, columns: Axis) -> float:
+    """How many times longer one side of a tile is than the other."""
+    return max(rows.length, columns.length) / min(rows.length, columns.length)
+
+
+def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> list[Axis]:
+    """Tilings of one axis, from one window to a tile up to one tile for all."""
+    span = problem.span[dim]
+    whole = axis_of(problem, dim, 1, fast)
+    found = {whole}
+    length = span + problem.stride[dim] * 3
+    while length < whole.length:
+        found.add(axis_of_length(problem, dim, length, fast))
+        if fast is aligned_length:
+            # To the next length that fills a device's matrix products.
+            length = QUANTUM // 2 * (length * 5 // 4 // (QUANTUM // 2) + 1)
+        else:
+            length = length * 5 // 4 + 1
+    return sorted(found, key=lambda axis: axis.length)
+
+
+_ENGINES = {"matrix": _plan_matrix.plan, "batched": _plan_batched.plan, "fft": _plan_fft.plan}
+_FAST: dict[Engine, Callable[[int], int]] = {
+    "matrix": fast_length,
+    "batched": aligned_length,
+    "fft": fast_length,
+}
+"""By engine: how it is planned, and which lengths it takes."""
