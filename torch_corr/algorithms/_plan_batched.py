@@ -6,80 +6,62 @@ read anew for every block, and smaller slabs leave room for larger blocks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..problem import Problem
-from ._plans import SLOTS, SUMMED, Machine, Plan, Sizes, Slot, channels_of, images_of, rank, sizes
-from ._tiling import Axis, Turned, Window, Windows
-from .base import Cost, MapName
+from ._plans import SLOTS, SUMMED, Machine, Plan, Sizes, Slot, Task, block_of, halved, rank
+from ._tiling import Window
+from .base import Cost
 
-LONGEST_BATCHED = 512
-"""The same on a device, whose matrix products are 9 times as fast as its transforms."""
+LONGEST = 512
+"""Above this length a transform by matrix product no longer pays, on a device whose matrix
+products are 9 times as fast as its transforms."""
 
 QUANTUM = 32
 """To what multiple of rows and of columns a device's matrix product goes, as far as time shows:
 2112 complex products of 49 x 128 with 128 x 128 take 381 us on an H200, 35.6 TFLOP/s, and filled
 up to 64 rows 46.5."""
 
-COMPLEX_PRODUCT = 1.11
-"""How many times longer a complex product's multiplications take than a real one's, then."""
+COMPLEX = 4 * 1.11
+"""How many times as long as a real matrix product a complex one takes there: four products' worth
+of multiplications, at nine tenths of the rate."""
 
 MOST_PRODUCTS = 2**16 - 1
 """In one batch: as many as a launch of CUDA's has blocks along its last dimension."""
 
 
-def plan(
-    problem: Problem,
-    map: MapName,
-    itemsize: int,
-    whole: bool,
-    axes: tuple[Axis, Axis],
-    limit: int,
-    machine: Machine,
-) -> Plan | None:
+def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     """The best of ever smaller slabs, each with as many frequencies at one time as there is room
-    for; that of least workspace if none fits."""
-    most = MOST_PRODUCTS // (axes[0].length * problem.groups)
-    longest = max(axes[0].length, axes[1].length)
-    if longest > LONGEST_BATCHED or problem.group_in == 0 or most == 0:
+    for; that of least workspace if none fits; None for lengths that do not pay."""
+    most = MOST_PRODUCTS // (task.lengths[0] * task.problem.groups)
+    if max(task.lengths) > LONGEST or task.problem.group_in == 0 or most == 0:
         return None
-    frequencies = axes[1].length if whole else axes[1].length // 2 + 1
-    best: Plan | None = None
-    images, rows = max(problem.batch, 1), axes[0].tiles
+    return min(_plans(task, limit, most), key=lambda made: rank(made, limit, machine))
+
+
+def _plans(task: Task, limit: int, most: int) -> Iterator[Plan]:
+    """Of every size of slab; with at most so many frequencies at one time."""
+    per_slab, frequencies = task.at_once, task.frequencies(1)
     while True:
-        many = images < problem.batch or rows < axes[0].tiles
-        for hold in (False, True) if many and map != "grad_weight" else (False,):
-            memory = _Memory(problem, map, itemsize, whole, axes, (images, rows), hold)
+        again = per_slab != task.at_once and task.map != "grad_weight"
+        for hold in (False, True) if again else (False,):
+            memory = _Memory(task, per_slab, hold)
             room = (limit - memory.standing) // max(memory.of_frequency, 1)
-            block = min(max(room, 1), frequencies, most)
-            block = -(-frequencies // -(-frequencies // block))
-            made = Plan(
-                "batched",
-                axes,
-                (images, rows),
-                block,
-                problem.group_out,
-                hold,
-                memory.peak(block),
-                _cost(problem, map, itemsize, whole, axes, (images, rows), block, hold),
-            )
-            if best is None or rank(made, limit, machine) < rank(best, limit, machine):
-                best = made
-        if images == rows == 1:
-            return best
-        images, rows = (-(-images // 2), rows) if images > 1 else (images, -(-rows // 2))
+            block = block_of(frequencies, min(room, most))
+            peak, cost = memory.peak(block), _cost(task, per_slab, block, hold)
+            outs = task.problem.group_out
+            yield Plan("batched", task.axes, per_slab, block, outs, hold, peak, cost)
+        if per_slab == (1, 1):
+            return
+        per_slab = halved(per_slab)
 
 
 @dataclass(frozen=True)
 class _Memory:
     """What :func:`._batched.run` has in memory, in bytes."""
 
-    problem: Problem
-    map: MapName
-    itemsize: int
-    whole: bool
-    axes: tuple[Axis, Axis]
+    task: Task
     per_slab: tuple[int, int]
     hold: bool
 
@@ -90,17 +72,19 @@ class _Memory:
     @cached_property
     def standing(self) -> int:
         """The waves, the padded operands, the samples of the tiles, a weight's whole spectrum."""
-        total = 2**16 + 64 * sum(axis.length**2 for axis in self.axes)
-        first, second, target = SLOTS[self.map]
-        total += sum(self._count(slot).padded for slot in (first, second)) * self.itemsize
+        first, second, target = SLOTS[self.task.map]
+        # Of each axis at most four matrices of complex128.
+        total = 2**16 + 64 * sum(length**2 for length in self.task.lengths)
+        total += sum(self._sizes(slot).padded for slot in (first, second)) * self.task.itemsize
         if target != "weight":
-            total += self._count(target).tiles * self.itemsize
-        return total + (self.frequencies * self._spectrum("weight") if self.hold else 0)
+            total += self._sizes(target).cut * self.task.itemsize
+        return total + (self.task.frequencies(1) * self._spectrum("weight") if self.hold else 0)
 
     @cached_property
     def of_frequency(self) -> int:
-        """Spectra, and what is on the way to them and from them."""
-        before, after, target = SLOTS[self.map]
+        """The most of these, in the order of the run: the first operand on its way, the second
+        beside the first's spectrum, the products beside both, the way back in two steps."""
+        before, after, target = SLOTS[self.task.map]
         if target == "weight":
             before, after = after, before
         first, second, third = (self._spectrum(slot) for slot in (before, after, target))
@@ -117,108 +101,90 @@ class _Memory:
     @property
     def overlapping(self) -> int:
         """The sums of tiles that overlap, along the rows and then along the columns."""
-        if self.map != "grad_input" or isinstance(self.axes[0], Turned):
+        if not self.task.overlapping:
             return 0
-        down, across = self._windows("input")
-        planes = self.per_slab[0] * self.problem.in_channels
-        rows, columns = (_lapped(window) for window in (down, across))
+        down, across = self.task.windows("input", self.per_slab[1])
+        planes = self.per_slab[0] * self.task.problem.in_channels
+        rows, columns = _added_up(down), _added_up(across)
         total = 0 if down.tiles == 1 else planes * rows * across.tiles * across.count
         total += 0 if across.tiles == 1 else planes * down.samples * columns
-        return total * self.itemsize
-
-    @property
-    def frequencies(self) -> int:
-        return self.axes[1].length if self.whole else self.axes[1].length // 2 + 1
-
-    @property
-    def pair(self) -> int:
-        return self.itemsize if self.whole else 2 * self.itemsize
+        return total * self.task.itemsize
 
     def _way(self, slot: Slot) -> int:
         """The larger of an operand's planes and its spectrum, one of which is beside its lines."""
         return max(self._planes(slot), self._spectrum(slot))
 
     def _planes(self, slot: Slot) -> int:
-        across = self._windows(slot)[1]
-        return self._count(slot).padded // across.samples * across.tiles * self.pair
+        """Columns are transformed."""
+        across = self.task.windows(slot)[1]
+        return self._sizes(slot).padded // across.samples * across.tiles * self.task.pair
 
     def _lines(self, slot: Slot) -> int:
-        return self._count(slot).number * self._windows(slot)[0].count * self.pair
+        """And cut into rows of tiles."""
+        down = self.task.windows(slot)[0]
+        return self._sizes(slot).number * down.count * self.task.pair
 
     def _spectrum(self, slot: Slot) -> int:
-        return self._count(slot).number * self.axes[0].length * self.pair
+        """And rows are transformed."""
+        return self._sizes(slot).number * self.task.lengths[0] * self.task.pair
 
-    def _windows(self, slot: Slot) -> Windows:
-        return getattr(self.axes[0].run(range(self.per_slab[1])), slot), getattr(self.axes[1], slot)
-
-    def _count(self, slot: Slot) -> Sizes:
-        """Samples and tiles of all channels."""
-        images = images_of(self.problem, slot, self.per_slab[0])
-        channels = self.problem.groups * channels_of(self.problem, slot)
-        return Sizes(*(channels * n for n in sizes(self.axes, slot, images, self.per_slab[1])))
+    def _sizes(self, slot: Slot) -> Sizes:
+        """Of all channels in one slab."""
+        channels = self.task.problem.groups * self.task.channels(slot)
+        return Sizes(*(channels * size for size in self.task.sizes(slot, self.per_slab)))
 
 
-def _lapped(window: Window) -> int:
-    """Samples of an axis in which tiles are added up."""
-    return (window.tiles - 1 - -window.count // window.hop) * window.hop
+def _added_up(window: Window) -> int:
+    """Samples of the axis that :func:`._tiling.overlap_add` adds tiles up in."""
+    laps = -(-window.count // window.hop)
+    return (window.tiles - 1 + laps) * window.hop
 
 
-def _cost(
-    problem: Problem,
-    map: MapName,
-    itemsize: int,
-    whole: bool,
-    axes: tuple[Axis, Axis],
-    per_slab: tuple[int, int],
-    block: int,
-    hold: bool,
-) -> Cost:
+def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost:
     """Of all slabs and blocks; products in multiples of what a device's fill."""
-    pair, planes = (itemsize, 1) if whole else (2 * itemsize, 2)
-    real, height = COMPLEX_PRODUCT * 4 if whole else 1, axes[0].length
-    frequencies = axes[1].length if whole else axes[1].length // 2 + 1
-    slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
+    problem, (height, width), target = task.problem, task.lengths, SLOTS[task.map][2]
+    itemsize, pair = task.itemsize, task.pair
+    planes, real = (1, COMPLEX) if task.whole else (2, 1)
+    frequencies, slabs = task.frequencies(1), task.slabs(per_slab)
     blocks = -(-frequencies // block)
     flops = moved = 0.0
-    for slot in SLOTS[map]:
-        down, across = getattr(axes[0], slot), getattr(axes[1], slot)
-        repeats = slabs_ if slot == "weight" != SLOTS[map][2] and not hold else 1
-        channels = repeats * problem.groups * channels_of(problem, slot)
-        size = sizes(axes, slot, images_of(problem, slot, problem.batch), axes[0].tiles)
-        padded, samples, number = (channels * each for each in size)
+    for slot in SLOTS[task.map]:
+        down, across = task.windows(slot)
+        # A weight's spectrum that is not held is made anew for every slab.
+        anew = slot == "weight" and target != "weight" and not hold
+        channels = (slabs if anew else 1) * problem.groups * task.channels(slot)
+        padded, samples, number = (channels * size for size in task.sizes(slot))
         lines, spectrum = number * down.count * frequencies, number * height * frequencies
         moved += 2 * (spectrum + lines) * pair
-        if slot == SLOTS[map][2]:
-            flops += _product(frequencies, down.count, number, height, COMPLEX_PRODUCT * 4)
+        if slot == target:
+            flops += _product(frequencies, down.count, number, height, COMPLEX)
             flops += _product(1, across.count, number * down.count, planes * frequencies, real)
-            # Of a weight each slab, and of all each block adds to what is there.
-            sums = blocks * (slabs_ if slot == "weight" else 1)
+            # Every block but the first reads what is there; to a weight all slabs add.
+            sums = blocks * (slabs if slot == "weight" else 1)
             moved += 2 * lines * (planes - 1) * pair + (2 * sums - 1) * samples * itemsize
-            if slot == "output" or isinstance(axes[0], Turned):
-                moved += 2 * samples * itemsize
-            elif slot == "input":
+            if task.overlapping:
                 # Zeros, sums and copies: down, across, and into the result.
                 lapped = samples * min(1, down.hop / down.count)
                 moved += (samples + 6 * lapped) * itemsize
                 moved += 9 * lapped * min(1, across.hop / across.count) * itemsize
+            elif slot != "weight":
+                moved += 2 * samples * itemsize
         else:
             rows = padded // across.samples
             halfway = rows * across.tiles * frequencies
             flops += _product(blocks * across.tiles, planes * block, rows, across.count, real)
-            flops += _product(frequencies, height, number, down.count, COMPLEX_PRODUCT * 4)
+            flops += _product(frequencies, height, number, down.count, COMPLEX)
             copies = 0 if slot == "weight" else 3
             moved += (copies + blocks) * padded * itemsize + (halfway + lines) * pair
-    tiles = per_slab[0] * per_slab[1] * axes[1].tiles
+    tiles = per_slab[0] * per_slab[1] * task.axes[1].tiles
     counts = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
-    terms = counts.pop(SUMMED[map])
+    terms = counts.pop(SUMMED[task.map])
     rows, columns = counts.values()
-    number = slabs_ * frequencies * height * problem.groups
-    flops += _product(number, rows, columns, terms, COMPLEX_PRODUCT * 4)
-    slow = itemsize / 8 if whole else itemsize / 4
-    waves = 12 if axes[0].length == axes[1].length else 19
-    laps = 8 if map == "grad_input" and not isinstance(axes[0], Turned) else 0
-    calls = waves + slabs_ * (6 + laps + 10 * blocks)
-    return Cost(matmul_flops=slow * flops, bytes=moved, calls=calls)
+    flops += _product(slabs * frequencies * height * problem.groups, rows, columns, terms, COMPLEX)
+    # Operators: those that make the waves, of a slab, and of a block.
+    waves = 12 if height == width else 19
+    calls = waves + slabs * (6 + (8 if task.overlapping else 0) + 10 * blocks)
+    return Cost(matmul_flops=task.slow * flops, bytes=moved, calls=calls)
 
 
 def _product(number: int, rows: int, columns: int, terms: int, each: float) -> float:

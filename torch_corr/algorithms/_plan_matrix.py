@@ -6,10 +6,11 @@ alone.  So slabs are halved until one frequency fits, and a block takes what is 
 
 from __future__ import annotations
 
-from ..problem import Problem
-from ._plans import SLOTS, Machine, Plan, channels_of, images_of, sizes
-from ._tiling import Axis
-from .base import Cost, MapName
+from dataclasses import dataclass
+from functools import cached_property
+
+from ._plans import SLOTS, Machine, Plan, Slot, Task, block_of, halved
+from .base import Cost
 
 BLOCK = 96 * 2**20
 """Bytes of spectra that the matrix engine makes at one time.  More would leave the cache for
@@ -17,114 +18,103 @@ nothing; fewer make thin products, which read the operands anew for every few ro
 On two Zen 4 cores, 128 to 128 channels of 256x256, 32x32: 807 ms with 24 MiB, 644 with 48, 518
 with 96, 523 with 180; 64 to 64 of 4x128x128, 8x8: 76, 69, 65, 79."""
 
-LONGEST_MATRIX = 256
+LONGEST = 256
 """Above this length a transform by matrix product costs 5 times the FFT and more."""
 
 
-def plan(
-    problem: Problem,
-    map: MapName,
-    itemsize: int,
-    whole: bool,
-    axes: tuple[Axis, Axis],
-    limit: int,
-    machine: Machine,
-) -> Plan | None:
-    if max(axes[0].length, axes[1].length) > LONGEST_MATRIX or problem.group_in == 0:
+def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
+    """The plan of largest slabs, and then blocks, that fit; None for lengths that do not pay."""
+    problem = task.problem
+    if max(task.lengths) > LONGEST or problem.group_in == 0:
         return None
-    per_slab = [max(problem.batch, 1), axes[0].tiles]
-    frequencies = axes[0].length if whole else axes[0].length // 2 + 1
-    pair = itemsize if whole else 2 * itemsize
-
-    def standing() -> tuple[int, int]:
-        """Bytes of the laid out operands and the sums; and of the copies beside them."""
-        total = beside = 0
-        for slot in SLOTS[map]:
-            size = sizes(axes, slot, images_of(problem, slot, per_slab[0]), per_slab[1])
-            elements = size.tiles if slot == SLOTS[map][2] else size.padded
-            total += elements * channels_of(problem, slot) * itemsize
-            copies = 2 if slot == SLOTS[map][2] else 1
-            beside = max(beside, copies * elements * channels_of(problem, slot) * itemsize)
-        return total, beside
-
-    def per_frequency() -> int:
-        """Bytes for each row frequency: three spectra, and the largest work around one."""
-        total = work = 0
-        for slot in SLOTS[map]:
-            size = sizes(axes, slot, images_of(problem, slot, per_slab[0]), per_slab[1])
-            down, across = getattr(axes[0].run(range(per_slab[1])), slot), getattr(axes[1], slot)
-            halfway = size.padded // down.samples * down.tiles
-            columns = size.number * across.count
-            channels = channels_of(problem, slot) * pair
-            total += size.number * axes[1].length * channels
-            work = max(work, (halfway + columns) * channels, 2 * columns * channels)
-        return total + work
-
-    def peak(block: int) -> int:
-        total, beside = standing()
-        return constants + total + max(beside, block * per_frequency())
-
-    constants = 2**16 + 16 * 5 * (axes[0].length ** 2 + axes[1].length ** 2)
-    while peak(1) > limit and per_slab != [1, 1]:
-        which = 0 if per_slab[0] > 1 else 1
-        per_slab[which] = -(-per_slab[which] // 2)
-    room = min(max(limit - constants - standing()[0], 0), BLOCK)
-    block = min(max(room // max(per_frequency(), 1), 1), frequencies)
-    block = -(-frequencies // -(-frequencies // block))
-    workspace = peak(block)
-    many = per_slab[0] < problem.batch or per_slab[1] < axes[0].tiles
-    weight = problem.group_out * problem.group_in * axes[1].length * frequencies * pair
-    hold = many and map != "grad_weight" and workspace + weight <= limit
+    memory = _Memory(task, task.at_once)
+    while memory.peak(1) > limit and memory.per_slab != (1, 1):
+        memory = _Memory(task, halved(memory.per_slab))
+    frequencies = task.frequencies(0)
+    room = min(limit - memory.waves - memory.laid_out, BLOCK)
+    block = block_of(frequencies, room // max(memory.of_frequency, 1))
+    workspace = memory.peak(block)
+    weight = problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.pair
+    again = memory.per_slab != task.at_once and task.map != "grad_weight"
+    hold = again and workspace + weight <= limit
     if hold:
         workspace += weight
-    slabs_ = -(-problem.batch // per_slab[0]) * -(-axes[0].tiles // per_slab[1])
-    cost = _cost(problem, map, itemsize, whole, axes, 1 if hold else slabs_)
-    blocks = -(-frequencies // block)
-    again = problem.groups * slabs_ * blocks * standing()[0]
-    cost = cost._replace(bytes=cost.bytes + again * machine.out_of_cache)
-    calls = problem.groups * slabs_ * (20 + 40 * blocks)
+    slabs, blocks = task.slabs(memory.per_slab), -(-frequencies // block)
+    cost = _cost(task, 1 if hold else slabs)
+    # Every block reads anew what is laid out.
+    read = problem.groups * slabs * blocks * memory.laid_out * machine.out_of_cache
+    calls = problem.groups * slabs * (20 + 40 * blocks)
+    cost = cost._replace(bytes=cost.bytes + read, calls=calls)
     return Plan(
-        "matrix",
-        axes,
-        (per_slab[0], per_slab[1]),
-        block,
-        problem.group_out,
-        hold,
-        workspace,
-        cost._replace(calls=calls),
+        "matrix", task.axes, memory.per_slab, block, problem.group_out, hold, workspace, cost
     )
 
 
-def _cost(
-    problem: Problem,
-    map: MapName,
-    itemsize: int,
-    whole: bool,
-    axes: tuple[Axis, Axis],
-    repeats: int,
-) -> Cost:
+@dataclass(frozen=True)
+class _Memory:
+    """What :func:`._matrix.run` has in memory, in bytes."""
+
+    task: Task
+    per_slab: tuple[int, int]
+
+    def peak(self, block: int) -> int:
+        """With so many row frequencies at one time."""
+        return self.waves + self.laid_out + max(self.copies, block * self.of_frequency)
+
+    @property
+    def waves(self) -> int:
+        """The matrices of three operands, of complex128 at most, and the angles of one."""
+        return 2**16 + 16 * 5 * (self.task.lengths[0] ** 2 + self.task.lengths[1] ** 2)
+
+    @cached_property
+    def laid_out(self) -> int:
+        """The operands, and the sums."""
+        return sum(self._laid_out(slot) for slot in SLOTS[self.task.map])
+
+    @property
+    def copies(self) -> int:
+        """The most that is beside those while one is laid out, or put together."""
+        first, second, target = (self._laid_out(slot) for slot in SLOTS[self.task.map])
+        return max(first, second, 2 * target)
+
+    @cached_property
+    def of_frequency(self) -> int:
+        """For each row frequency: three spectra, and the largest work around one."""
+        total = work = 0
+        for slot in SLOTS[self.task.map]:
+            size = self.task.sizes(slot, self.per_slab)
+            down, across = self.task.windows(slot, self.per_slab[1])
+            halfway = size.padded // down.samples * down.tiles
+            columns = size.number * across.count
+            channels = self.task.channels(slot) * self.task.pair
+            total += size.number * self.task.lengths[1] * channels
+            work = max(work, (halfway + columns) * channels, 2 * columns * channels)
+        return total + work
+
+    def _laid_out(self, slot: Slot) -> int:
+        size = self.task.sizes(slot, self.per_slab)
+        samples = size.cut if slot == SLOTS[self.task.map][2] else size.padded
+        return samples * self.task.channels(slot) * self.task.itemsize
+
+
+def _cost(task: Task, repeats: int) -> Cost:
     """Operations of all groups; the weight is transformed ``repeats`` times."""
-    frequencies = axes[0].length if whole else axes[0].length // 2 + 1
-    pair = itemsize if whole else 2 * itemsize
+    problem, frequencies, width = task.problem, task.frequencies(0), task.lengths[1]
     flops = moved = 0.0
-    for slot in SLOTS[map]:
-        size = sizes(axes, slot, images_of(problem, slot, problem.batch), axes[0].tiles)
-        times = repeats if slot == "weight" else 1
-        channels = channels_of(problem, slot) * times
-        down, across = getattr(axes[0], slot), getattr(axes[1], slot)
-        first = (8 if whole else 4) * frequencies * down.count * across.count
-        second = 8 * frequencies * axes[1].length * across.count
+    for slot in SLOTS[task.map]:
+        size, (down, across) = task.sizes(slot), task.windows(slot)
+        channels = task.channels(slot) * (repeats if slot == "weight" else 1)
+        first = (8 if task.whole else 4) * frequencies * down.count * across.count
+        second = 8 * frequencies * width * across.count
         flops += size.number * channels * (first + second)
         moved += channels * (
-            4 * size.padded * itemsize
-            + size.number * frequencies * (3 * across.count + 2 * axes[1].length) * pair
+            4 * size.padded * task.itemsize
+            + size.number * frequencies * (3 * across.count + 2 * width) * task.pair
         )
-    tiles = problem.batch * axes[0].tiles * axes[1].tiles
-    products = 8.0 * frequencies * axes[1].length * tiles * problem.group_in * problem.group_out
+    products = 8.0 * frequencies * width * task.tiles * problem.group_in * problem.group_out
     # A thin matrix product runs at the rate of memory, not of arithmetic.
-    thin = max(1.0, 24 / max(min(tiles, problem.group_in, problem.group_out), 1))
-    slow = itemsize / 8 if whole else itemsize / 4
+    thin = max(1.0, 24 / max(min(task.tiles, problem.group_in, problem.group_out), 1))
     return Cost(
-        matmul_flops=problem.groups * slow * (flops + products * thin),
+        matmul_flops=problem.groups * task.slow * (flops + products * thin),
         bytes=problem.groups * moved,
     )

@@ -6,15 +6,13 @@ operands: it is made once, and kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
 from functools import lru_cache
 
 from ..problem import Problem
 from . import _plan_batched, _plan_fft, _plan_matrix
 from ._plan_batched import QUANTUM
-from ._plans import HOST, MACHINES, Engine, Plan, rank
+from ._plans import HOST, MACHINES, Engine, Plan, Task, rank
 from ._tiling import Axis, Turned, aligned_length, axis_of, axis_of_length, fast_length, turned
 from .base import MapName
 
@@ -37,38 +35,41 @@ def plan(
         device: the type of device.
     """
     machine = MACHINES.get(device, HOST)
-    best: Plan | None = None
-    for fast in {_FAST[engine]: None for engine in machine.engines}:
-        cut = list(tilings(problem, tile, fast))
-        if map == "grad_input" and fast is aligned_length and (other := turned(problem)):
-            for pair in tilings(other, tile, fast):
-                cut.append((Turned(*astuple(pair[0])), Turned(*astuple(pair[1]))))
-        for axes in cut:
-            for engine in machine.engines:
-                if _FAST[engine] != fast:
-                    continue
-                made = _ENGINES[engine](problem, map, itemsize, whole, axes, limit, machine)
-                if made is not None and (
-                    best is None or rank(made, limit, machine) < rank(best, limit, machine)
-                ):
-                    best = made
-    assert best is not None
-    return best
+    made = (
+        _ENGINES[engine](Task(problem, map, itemsize, whole, axes), limit, machine)
+        for engine in machine.engines
+        for axes in _tilings_of(problem, map, tile, engine)
+    )
+    return min(
+        (each for each in made if each is not None), key=lambda each: rank(each, limit, machine)
+    )
 
 
-def tilings(
-    problem: Problem, tile: int | None, fast: Callable[[int], int] = fast_length
+def _tilings_of(
+    problem: Problem, map: MapName, tile: int | None, engine: Engine
 ) -> Iterator[tuple[Axis, Axis]]:
+    """Those of the problem, and those by which an input's gradient is overlap-save too."""
+    fast = _FAST[engine]
+    yield from tilings(problem, tile, fast)
+    if engine == "batched" and map == "grad_input" and (other := turned(problem)):
+        for rows, columns in tilings(other, tile, fast):
+            yield Turned.of(rows), Turned.of(columns)
+
+
+@lru_cache(maxsize=64)
+def tilings(
+    problem: Problem, tile: int | None, fast: Callable[[int], int]
+) -> tuple[tuple[Axis, Axis], ...]:
+    """Tilings of rows and columns at fast lengths; kept, since maps and engines share them."""
     if tile is not None:
-        yield axis_of_length(problem, 0, tile, fast), axis_of_length(problem, 1, tile, fast)
-        return
+        return ((axis_of_length(problem, 0, tile, fast), axis_of_length(problem, 1, tile, fast)),)
     choices = [_axis_choices(problem, dim, fast) for dim in (0, 1)]
     pairs = [(rows, columns) for rows in choices[0] for columns in choices[1]]
+    if 1 in map(len, choices):
+        return tuple(pairs)  # a short axis must not decide how the other is cut
     # Near to square, of which there is none where a kernel is far longer than the image is wide.
     most = max(2.0, min(_oblong(*pair) for pair in pairs))
-    if 1 in map(len, choices):
-        most = math.inf
-    yield from (pair for pair in pairs if _oblong(*pair) <= most)
+    return tuple(pair for pair in pairs if _oblong(*pair) <= most)
 
 
 def _oblong(rows: Axis, columns: Axis) -> float:
@@ -77,11 +78,10 @@ def _oblong(rows: Axis, columns: Axis) -> float:
 
 
 def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> list[Axis]:
-    """Tilings of one axis, from one window to a tile up to one tile for all."""
-    span = problem.span[dim]
+    """Tilings of one axis, from four windows to a tile up to one tile for all."""
     whole = axis_of(problem, dim, 1, fast)
     found = {whole}
-    length = span + problem.stride[dim] * 3
+    length = problem.span[dim] + problem.stride[dim] * 3
     while length < whole.length:
         found.add(axis_of_length(problem, dim, length, fast))
         if fast is aligned_length:

@@ -86,7 +86,7 @@ class Plan:
 
     def blocks(self, dim: int, whole: bool) -> Iterator[range]:
         """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
-        stop = self.lengths[dim] if whole else self.lengths[dim] // 2 + 1
+        stop = frequencies(self.lengths[dim], whole)
         for start in range(0, stop, self.block):
             yield range(start, min(start + self.block, stop))
 
@@ -139,34 +139,113 @@ MACHINES = {"cuda": CUDA}
 
 
 def rank(plan: Plan, limit: int, machine: Machine) -> tuple[bool, float]:
+    """What is least for the best plan: its time, or if none is within the limit its workspace."""
     if plan.workspace > limit:
         return True, plan.workspace
-    return False, _seconds(plan.cost, machine)
-
-
-def _seconds(cost: Cost, machine: Machine) -> float:
-    return sum(amount / rate for amount, rate in zip(cost, machine.rates))
+    return False, sum(amount / rate for amount, rate in zip(plan.cost, machine.rates))
 
 
 class Sizes(NamedTuple):
-    """One operand in one slab: its padded samples, its tiles' samples, its images x tiles."""
+    """Samples and tiles of one channel of an operand.
+
+    Attributes:
+        padded: samples under all tiles together, the padding counted.
+        cut: samples of the tiles, counted in each tile that they are in.
+        number: images x tiles.
+    """
 
     padded: int
-    tiles: int
+    cut: int
     number: int
 
 
-def sizes(axes: tuple[Axis, Axis], slot: Slot, images: int, rows: int) -> Sizes:
-    down, across = getattr(axes[0].run(range(rows)), slot), getattr(axes[1], slot)
-    number = images * down.tiles * across.tiles
-    padded = images * down.samples * across.samples
-    return Sizes(padded, number * down.count * across.count, number)
+@dataclass(frozen=True)
+class Task:
+    """One map of a problem, tiled: what an engine plans, and what it counts by.
+
+    Attributes:
+        itemsize: bytes of one element of the operands.
+        whole: whether they are complex, so that the whole spectrum is needed.
+    """
+
+    problem: Problem
+    map: MapName
+    itemsize: int
+    whole: bool
+    axes: tuple[Axis, Axis]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Transform lengths of rows and columns."""
+        return self.axes[0].length, self.axes[1].length
+
+    @property
+    def pair(self) -> int:
+        """Bytes of a complex number."""
+        return self.itemsize if self.whole else 2 * self.itemsize
+
+    @property
+    def slow(self) -> float:
+        """How many times longer than in float32 an operation takes."""
+        return self.pair / 8
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether tiles of the result overlap, and are added up."""
+        return self.map == "grad_input" and not isinstance(self.axes[0], Turned)
+
+    @property
+    def at_once(self) -> tuple[int, int]:
+        """All images and all rows of tiles, as a single slab."""
+        return max(self.problem.batch, 1), self.axes[0].tiles
+
+    @property
+    def tiles(self) -> int:
+        """Of all images."""
+        return self.problem.batch * self.axes[0].tiles * self.axes[1].tiles
+
+    def slabs(self, per_slab: tuple[int, int]) -> int:
+        """Number of slabs of so many images, and rows of tiles."""
+        return -(-self.problem.batch // per_slab[0]) * -(-self.axes[0].tiles // per_slab[1])
+
+    def frequencies(self, dim: int) -> int:
+        """Of an axis: all, or the half of a real signal's."""
+        return frequencies(self.lengths[dim], self.whole)
+
+    def channels(self, slot: Slot) -> int:
+        """Channels of one group; a weight's outputs count as its images."""
+        return self.problem.group_out if slot == "output" else self.problem.group_in
+
+    def windows(self, slot: Slot, rows: int | None = None) -> Windows:
+        """Where an operand lies under so many rows of tiles, or all."""
+        down = self.axes[0] if rows is None else self.axes[0].run(range(rows))
+        return getattr(down, slot), getattr(self.axes[1], slot)
+
+    def sizes(
+        self, slot: Slot, per_slab: tuple[int, int] | None = None, outs: int | None = None
+    ) -> Sizes:
+        """Of one channel in one slab, or in all; of a weight for so many outputs, or all."""
+        images, rows = per_slab or (self.problem.batch, None)
+        if slot == "weight":
+            images = self.problem.group_out if outs is None else outs
+        down, across = self.windows(slot, rows)
+        number = images * down.tiles * across.tiles
+        padded = images * down.samples * across.samples
+        return Sizes(padded, number * down.count * across.count, number)
 
 
-def channels_of(problem: Problem, slot: Slot) -> int:
-    """Channels of one group; a weight's outputs count as its images."""
-    return problem.group_out if slot == "output" else problem.group_in
+def frequencies(length: int, whole: bool) -> int:
+    """Of an axis: all, or the half by which a real signal's spectrum is known."""
+    return length if whole else length // 2 + 1
 
 
-def images_of(problem: Problem, slot: Slot, images: int) -> int:
-    return problem.group_out if slot == "weight" else images
+def halved(per_slab: tuple[int, int]) -> tuple[int, int]:
+    """Half the images, or of one image half the rows of tiles."""
+    images, rows = per_slab
+    return (-(-images // 2), rows) if images > 1 else (1, -(-rows // 2))
+
+
+def block_of(number: int, most: int) -> int:
+    """The smallest block that goes through so many in as few blocks as ``most`` at a time would."""
+    blocks = -(-number // min(max(most, 1), number))
+    return -(-number // blocks)

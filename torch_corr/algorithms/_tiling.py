@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -122,6 +122,11 @@ class Turned(Axis):
     correlation this is the axis, its input ``y`` and its output ``x``.  The kernel itself is left
     as it is, so a tile's first pixel is found d(k-1) samples after it.
     """
+
+    @classmethod
+    def of(cls, axis: Axis) -> Turned:
+        """An axis of the problem that :func:`turned` gives, as one of the gradient."""
+        return cls(*astuple(axis))
 
     @property
     def laps(self) -> int:
