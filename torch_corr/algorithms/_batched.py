@@ -36,6 +36,7 @@ from ._tiling import (
     complex_of,
     copy_side_by_side,
     overlap_add,
+    padded,
     put,
     read_span,
     slabs,
@@ -63,14 +64,14 @@ def _tiles(
     source, _, target = SLOTS[map]
     groups, waves = problem.groups, waves_of(plan.lengths, result)
     of_weight = plan.windows("weight", range(plan.axes[0].tiles))
-    taps = padded(weight, of_weight)
+    taps = padded(weight, of_weight).contiguous()
     back = waves_back(waves, plan.windows(target, range(plan.axes[0].tiles)))
     result = torch.unflatten(result, 1, (groups, -1))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         of_first, windows = plan.windows(source, rows), plan.windows(target, rows)
-        samples = padded(first[part], of_first)
+        samples = padded(first[part], of_first).contiguous()
         order = groups, windows[1].tiles, windows[0].tiles, len(images), result.shape[2]
         count, across = windows[0].count, windows[1].count
         sums = result.new_empty(math.prod(order) * count, across)
@@ -112,7 +113,8 @@ def _weight(plan: Plan, problem: Problem, input: Tensor, output: Tensor, result:
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         of_input, of_output = plan.windows("input", rows), plan.windows("output", rows)
-        x, y = padded(input[part], of_input), padded(output[part], of_output)
+        x = padded(input[part], of_input).contiguous()
+        y = padded(output[part], of_output).contiguous()
         for block in plan.blocks(1, result.is_complex()):
             spectrum = torch.bmm(
                 analyse(y, of_output, waves, True, groups, block).mT,
@@ -169,24 +171,10 @@ def _circle(length: int, like: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles).to(complex_of(like.dtype))
 
 
-def padded(tensor: Tensor, windows: Windows) -> Tensor:
-    """What lies under the tiles of (images, channels, H, W), contiguous, zeros around it."""
-    (rows, to_rows), (columns, to_columns) = (
-        read_span(window, size) for window, size in zip(windows, tensor.shape[2:])
-    )
-    part = tensor[:, :, rows, columns]
-    samples = windows[0].samples, windows[1].samples
-    if tuple(part.shape[2:]) == samples:
-        return part.contiguous()
-    whole = tensor.new_zeros(*tensor.shape[:2], *samples)
-    whole[:, :, to_rows, to_columns] = part
-    return whole
-
-
 def analyse(
     samples: Tensor, windows: Windows, waves: Waves, reverse: bool, groups: int, block: range
 ) -> Tensor:
-    """Spectra (g, f, group, tile and image, channel) of what :func:`padded` gave.
+    """Spectra (g, f, group, tile and image, channel) of what is padded, contiguous.
 
     Args:
         reverse: give the spectrum at (-f, -g).

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from ._plans import SLOTS, Plan, Slot
-from ._tiling import Window, Windows, copy_side_by_side, overlap_add, read_span, slabs
+from ._tiling import Window, Windows, copy_side_by_side, overlap_add, padded, read_span, slabs
 from .base import MapName
 
 
@@ -233,19 +233,11 @@ def _inside(window: Window, size: int) -> tuple[slice, slice]:
 def _cut(tensor: Tensor, windows: Windows, lengths: tuple[int, int]) -> Tensor:
     """Tiles (images, channels, T, U, length, length) of a tensor, zeros where it has no samples."""
     down, across = windows
-    (rows, to_rows), (columns, to_columns) = (
-        read_span(window, size) for window, size in zip(windows, tensor.shape[2:])
-    )
-    padded = tensor[:, :, rows, columns]
-    samples = (down.samples, across.samples)
-    if tuple(padded.shape[2:]) != samples:
-        padded = tensor.new_zeros(*tensor.shape[:2], *samples)
-        padded[:, :, to_rows, to_columns] = tensor[:, :, rows, columns]
-    cut = padded.unfold(2, down.count, max(down.hop, 1)).unfold(3, across.count, max(across.hop, 1))
+    cut = padded(tensor, windows).unfold(2, down.count, max(down.hop, 1))
+    cut = cut.unfold(3, across.count, max(across.hop, 1))
     if cut.shape[4:] == lengths:
         return cut
     tiles = tensor.new_zeros(*cut.shape[:4], *lengths)
-    extents = ((window.count - 1) * window.spacing + 1 for window in windows)
-    height, width = extents
+    height, width = ((window.count - 1) * window.spacing + 1 for window in windows)
     tiles[..., : height : down.spacing, : width : across.spacing] = cut
     return tiles

@@ -264,6 +264,20 @@ def read_span(window: Window, size: int) -> tuple[slice, slice]:
     return slice(start, stop), slice(start + window.offset, stop + window.offset)
 
 
+def padded(tensor: Tensor, windows: Windows) -> Tensor:
+    """What lies under the tiles of (images, channels, H, W), zeros around it where it ends."""
+    (rows, to_rows), (columns, to_columns) = (
+        read_span(window, size) for window, size in zip(windows, tensor.shape[2:])
+    )
+    part = tensor[:, :, rows, columns]
+    samples = windows[0].samples, windows[1].samples
+    if tuple(part.shape[2:]) == samples:
+        return part
+    whole = tensor.new_zeros(*tensor.shape[:2], *samples)
+    whole[:, :, to_rows, to_columns] = part
+    return whole
+
+
 def put(values: Tensor, windows: Windows, result: Tensor, add: bool) -> None:
     """Copy what lies under the tiles to where it belongs in (..., H, W), or add it there."""
     (rows, from_rows), (columns, from_columns) = (
