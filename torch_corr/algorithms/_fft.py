@@ -14,12 +14,14 @@ asked for; and no axis is transposed between the two of the inverse.  On two Zen
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..problem import Problem
 from ._plans import SLOTS, Plan, Slot
-from ._tiling import Window, Windows, copy_side_by_side, overlap_add, padded, read_span, slabs
+from ._tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span, slabs
 from .base import MapName
 
 
@@ -39,7 +41,10 @@ def run(
                 _select(problem, slot, tensor, groups, outs)
                 for slot, tensor in zip(SLOTS[map], (first, second, result))
             )
-            _groups(plan, problem, map, len(groups), *operands)
+            if map == "grad_weight":
+                _weight_of_groups(plan, problem.batch, len(groups), *operands)
+            else:
+                _tiles_of_groups(plan, problem, map, len(groups), *operands)
 
 
 def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
@@ -52,43 +57,58 @@ def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: r
     return part.narrow(dim, outs.start, len(outs))  # only ever within one group
 
 
-def _groups(
+def _tiles_of_groups(
     plan: Plan,
     problem: Problem,
     map: MapName,
     groups: int,
     first: Tensor,
-    second: Tensor,
+    weight: Tensor,
     result: Tensor,
 ) -> None:
-    source, other, target = SLOTS[map]
-    everything, apart = range(plan.axes[0].tiles), plan.apart
+    (source, _, target), apart = SLOTS[map], plan.apart
     # Inputs belong to several tiles, and to every output channel.
     add = map == "grad_input" and not (apart and plan.outs == problem.group_out)
-    right = spectrum = None
-    if map != "grad_weight":
-        windows = plan.read(other, everything)
-        right = analyse(second, windows, plan.lengths, map == "forward", apart)
-        right = torch.unflatten(right.squeeze((2, 3)), 0, (groups, -1))
+    taps = plan.windows("weight", range(plan.axes[0].tiles))
+    w = analyse(weight, taps, plan.lengths, map == "forward", apart)
+    w = torch.unflatten(w.squeeze((2, 3)), 0, (groups, -1))
+    if map == "forward":
+        w = w.transpose(1, 2)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
-        left = analyse(first[part], plan.read(source, rows), plan.lengths, False, apart)
-        left = torch.unflatten(left, 1, (groups, -1))
-        if map == "grad_weight":
-            last = analyse(second[part], plan.read(other, rows), plan.lengths, True, apart)
-            partial = _sum_over_tiles(left, torch.unflatten(last, 1, (groups, -1)))
-            spectrum = partial if spectrum is None else spectrum.add_(partial)
-            continue
-        assert right is not None
-        product = _sum_over_channels(left, right if map == "grad_input" else right.transpose(1, 2))
-        del left
+        spectra = analyse(first[part], _read(plan, source, rows), plan.lengths, False, apart)
+        product = _sum_over_channels(torch.unflatten(spectra, 1, (groups, -1)), w)
+        del spectra
         windows = plan.windows(target, rows)
         synthesise(product.flatten(1, 2), windows, plan.lengths, apart, result[part], add)
         del product
-    if spectrum is not None:
-        windows = plan.windows("weight", everything)
-        spectrum = spectrum.flatten(0, 1)[:, :, None, None]
-        synthesise(spectrum, windows, plan.lengths, apart, result, False)
+
+
+def _weight_of_groups(
+    plan: Plan, batch: int, groups: int, input: Tensor, output: Tensor, result: Tensor
+) -> None:
+    apart, sums = plan.apart, None
+    for images, rows in slabs(batch, plan.axes[0].tiles, plan.per_slab):
+        part = slice(images.start, images.stop)
+        x = analyse(input[part], _read(plan, "input", rows), plan.lengths, False, apart)
+        y = analyse(output[part], plan.windows("output", rows), plan.lengths, True, apart)
+        x, y = (torch.unflatten(each, 1, (groups, -1)) for each in (x, y))
+        product = _sum_over_tiles(x, y)
+        del x, y
+        sums = product if sums is None else sums.add_(product)
+        del product
+    assert sums is not None
+    windows = plan.windows("weight", range(plan.axes[0].tiles))
+    spectrum = sums.flatten(0, 1)[:, :, None, None]
+    synthesise(spectrum, windows, plan.lengths, apart, result, False)
+
+
+def _read(plan: Plan, slot: Slot, rows: range) -> Windows:
+    """Where an operand is read: in whole tiles, for pixels that no product meets need no zeros."""
+    down, across = plan.windows(slot, rows)
+    if slot != "input" or plan.apart:
+        return down, across
+    return replace(down, count=plan.lengths[0]), replace(across, count=plan.lengths[1])
 
 
 def _sum_over_channels(spectra: Tensor, weight: Tensor) -> Tensor:
@@ -142,8 +162,8 @@ def _analyse_apart(
     spectrum: Tensor
     part = tensor[:, :, rows, columns]
     if part.shape[3] != lengths[1]:
-        part = tensor.new_zeros(*part.shape[:3], lengths[1])
-        part[..., to_columns] = tensor[:, :, rows, columns]
+        some, part = part, tensor.new_zeros(*part.shape[:3], lengths[1])
+        part[..., to_columns] = some
     if part.shape[2] == 0:
         # Windows on nothing but padding; MKL refuses to transform no rows.
         part = tensor.new_zeros(*part.shape[:2], 1, lengths[1])
@@ -201,15 +221,11 @@ def synthesise(
         _put(place, tiles[:, :, 0, 0, from_rows, from_columns], add)
         return
     tiles = tiles[..., :: down.spacing, :: across.spacing][..., : down.count, : across.count]
-    side_by_side = (down.hop, across.hop) == (down.count, across.count)
-    if side_by_side and from_rows.start == from_columns.start == 0 and not add:
-        copy_side_by_side(tiles, place)
+    if not add:
+        copy_side_by_side(tiles, place)  # outputs, of which each is in one tile
         return
     sums = overlap_add(overlap_add(tiles.permute(0, 1, 2, 4, 3, 5), 2, down.hop), 3, across.hop)
-    (_, from_rows), (_, from_columns) = (
-        read_span(window, size) for window, size in zip(windows, result.shape[2:])
-    )
-    place.add_(sums[:, :, from_rows, from_columns])
+    put(sums, windows, result, add=True)
 
 
 def _put(place: Tensor, values: Tensor, add: bool) -> None:

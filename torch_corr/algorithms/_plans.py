@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..problem import Problem
@@ -76,13 +76,6 @@ class Plan:
     def windows(self, slot: Slot, rows: range) -> Windows:
         """Where an operand lies under the given rows of tiles."""
         return getattr(self.axes[0].run(rows), slot), getattr(self.axes[1], slot)
-
-    def read(self, slot: Slot, rows: range) -> Windows:
-        """The same, but for pixels that no product meets: read, they need no zeros written."""
-        down, across = self.windows(slot, rows)
-        if slot != "input" or self.apart:
-            return down, across
-        return replace(down, count=self.lengths[0]), replace(across, count=self.lengths[1])
 
     def blocks(self, dim: int, whole: bool) -> Iterator[range]:
         """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
