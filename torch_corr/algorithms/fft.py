@@ -27,6 +27,10 @@ output as a sum of all frequencies times waves of modulus 1, by e_y of it.
 overlapping tiles, hence as many such bounds; grad_weight sums x and y over the tiles.
 A large pixel thus blurs the outputs of its own tile, and of no other.
 
+What to do is planned first (:mod:`._planning` looks for the best :class:`~._plans.Plan`) and then
+run, by one of three engines: :mod:`._matrix` and :mod:`._batched` transform by matrix products, for
+a CPU and for a device, :mod:`._fft` by FFT.
+
 Sources: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save);
 Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., chapter 24.
 """
@@ -44,7 +48,7 @@ from ..problem import Problem, as_int
 from . import _batched, _fft, _matrix
 from ._contrast import even, views
 from ._planning import plan
-from ._plans import SLOTS, Engine, Plan, shape_of
+from ._plans import SLOTS, SUMMED, Engine, Plan, shape_of
 from ._tiling import prime_factors
 from .base import (
     DEFAULT_WORKSPACE,
@@ -167,12 +171,13 @@ class FFT(Fitted):
         """
         chosen = self._plan(problem, map, device, dtype)
         tiles = problem.batch * chosen.axes[0].tiles * chosen.axes[1].tiles
-        terms = {"input": problem.group_out, "output": problem.group_in, "weight": tiles}
-        units = math.sqrt(2) * (terms[SLOTS[map][2]] + 3)
+        terms = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
+        units = math.sqrt(2) * (terms[SUMMED[map]] + 3)
         for slot in SLOTS[map]:
             for axis in chosen.axes:
                 samples = getattr(axis, slot).count
                 if slot == SLOTS[map][2] and chosen.engine != "fft":
+                    # c + 4 as for a transform, and two for waves divided by the length.
                     units += math.sqrt(2) * (axis.length + 6)
                 else:
                     units += transform_error(axis.length, samples, chosen.engine)
