@@ -164,13 +164,11 @@ def turned(problem: Problem) -> Problem | None:
     )
 
 
-def axis_of(
-    problem: Problem, dim: int, tiles: int, fast: Callable[[int], int] | None = None
-) -> Axis:
+def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) -> Axis:
     """Axis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length.
 
     Args:
-        fast: the length to take for one that would do; :func:`fast_length` if None.
+        fast: the length to take for one that would do.
     """
     outputs = -(-problem.output_size[dim] // tiles)
     stride, span, before = problem.stride[dim], problem.span[dim], problem.padding[dim][0]
@@ -184,15 +182,13 @@ def axis_of(
         stride,
         problem.dilation[dim],
         before,
-        (fast or fast_length)(length),
+        fast(length),
         outputs,
         -(-problem.output_size[dim] // outputs),
     )
 
 
-def axis_of_length(
-    problem: Problem, dim: int, length: int, fast: Callable[[int], int] | None = None
-) -> Axis:
+def axis_of_length(problem: Problem, dim: int, length: int, fast: Callable[[int], int]) -> Axis:
     """Axis ``dim`` of a problem in as few tiles of ``length`` samples as will do."""
     outputs = max((length - problem.span[dim]) // problem.stride[dim] + 1, 1)
     return axis_of(problem, dim, -(-problem.output_size[dim] // outputs), fast)
