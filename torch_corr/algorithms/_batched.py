@@ -63,9 +63,9 @@ def _tiles(
 ) -> None:
     source, _, target = SLOTS[map]
     groups, waves = problem.groups, waves_of(plan.lengths, result)
-    of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    of_weight = plan.windows("weight")
     taps = padded(weight, of_weight).contiguous()
-    back = waves_back(waves, plan.windows(target, range(plan.axes[0].tiles)))
+    back = waves_back(waves, plan.windows(target))
     result = torch.unflatten(result, 1, (groups, -1))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
@@ -81,6 +81,7 @@ def _tiles(
                 w = held[block]
             else:
                 w = analyse(taps, of_weight, waves, map == "forward", 1, block)
+                # Its images, the outputs, come group by group.
                 w = w.view(len(left), problem.group_out, -1)
             if plan.hold:
                 held[block] = w
@@ -88,7 +89,7 @@ def _tiles(
             del left, w
             lines = rows_back(spectrum, back[0], block)
             del spectrum
-            columns_back(lines, back[1], block, sums, block.start > 0)
+            columns_back(lines, back[1], block, sums, add=block.start > 0)
             del lines
         del samples
         _put_tiles(plan, sums.view(*order, count, across), windows, map, result[part])
@@ -107,7 +108,7 @@ def _put_tiles(plan: Plan, tiles: Tensor, windows: Windows, map: MapName, result
 
 def _weight(plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor) -> None:
     groups, waves = problem.groups, waves_of(plan.lengths, result)
-    of_weight = plan.windows("weight", range(plan.axes[0].tiles))
+    of_weight = plan.windows("weight")
     back = waves_back(waves, of_weight)
     sums, add = result.view(-1, result.shape[3]), False
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
@@ -178,7 +179,7 @@ def analyse(
 
     Args:
         reverse: give the spectrum at (-f, -g).
-        groups: that the channels are of; a weight's images are of groups, and count as 1 here.
+        groups: of the channels; 1 for a weight, of which the images are of groups.
         block: the column frequencies g.
     """
     down, across = windows
@@ -193,6 +194,7 @@ def analyse(
     tiles = halfway.unfold(-1, down.count, max(down.hop, 1)).permute(2, 1, 4, 0, 6, 3, 5, 7)
     del halfway
     if real:
+        # Told where to write, it copies in this order, which the view below needs.
         lines = tiles.new_empty(tiles.shape[1:], dtype=complex_of(tiles.dtype))
         torch.complex(tiles[0], tiles[1], out=lines)
     else:

@@ -69,7 +69,7 @@ def _tiles_of_groups(
     (source, _, target), apart = SLOTS[map], plan.apart
     # Inputs belong to several tiles, and to every output channel.
     add = map == "grad_input" and not (apart and plan.outs == problem.group_out)
-    taps = plan.windows("weight", range(plan.axes[0].tiles))
+    taps = plan.windows("weight")
     w = analyse(weight, taps, plan.lengths, map == "forward", apart)
     w = torch.unflatten(w.squeeze((2, 3)), 0, (groups, -1))
     if map == "forward":
@@ -98,7 +98,7 @@ def _weight_of_groups(
         sums = product if sums is None else sums.add_(product)
         del product
     assert sums is not None
-    windows = plan.windows("weight", range(plan.axes[0].tiles))
+    windows = plan.windows("weight")
     spectrum = sums.flatten(0, 1)[:, :, None, None]
     synthesise(spectrum, windows, plan.lengths, apart, result, False)
 

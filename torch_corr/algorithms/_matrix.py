@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from ._plans import SLOTS, Plan, Slot
+from ._plans import SLOTS, Plan, frequencies
 from ._tiling import Window, Windows, complex_of, overlap_add, put, read_span, slabs
 from .base import MapName
 
@@ -56,11 +56,10 @@ def _tiles_of_group(
     plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
 ) -> None:
     source, _, target = SLOTS[map]
-    everything = range(plan.axes[0].tiles)
-    of_first = _operand_waves(plan, source, first, reverse=False)
-    of_weight = _operand_waves(plan, "weight", weight, reverse=map == "forward")
-    inverse = inverse_waves(plan.windows(target, everything), plan.lengths, result)
-    taps = lay_out(weight, plan.windows("weight", everything))
+    of_first = waves_of(plan.windows(source), plan.lengths, False, first)
+    of_weight = waves_of(plan.windows("weight"), plan.lengths, map == "forward", weight)
+    inverse = inverse_waves(plan.windows(target), plan.lengths, result)
+    taps = lay_out(weight, plan.windows("weight"))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part, windows = slice(images.start, images.stop), plan.windows(target, rows)
@@ -87,10 +86,9 @@ def _tiles_of_group(
 def _weight_of_group(
     plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor
 ) -> None:
-    everything = range(plan.axes[0].tiles)
-    of_input = _operand_waves(plan, "input", input, reverse=False)
-    of_output = _operand_waves(plan, "output", output, reverse=True)
-    windows = plan.windows("weight", everything)
+    of_input = waves_of(plan.windows("input"), plan.lengths, False, input)
+    of_output = waves_of(plan.windows("output"), plan.lengths, True, output)
+    windows = plan.windows("weight")
     inverse = inverse_waves(windows, plan.lengths, result)
     sums = result.new_zeros(windows[0].count, result.numel() // windows[0].count)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
@@ -103,13 +101,6 @@ def _weight_of_group(
             del spectrum
         del x, y
     result.copy_(put_together(sums, windows, result.shape[0]))
-
-
-def _operand_waves(plan: Plan, slot: Slot, like: Tensor, reverse: bool) -> Waves:
-    """Of all row frequencies, or of the half that a real signal's spectrum is known by."""
-    windows = plan.windows(slot, range(plan.axes[0].tiles))
-    frequencies = plan.lengths[0] if like.is_complex() else plan.lengths[0] // 2 + 1
-    return waves_of(windows, plan.lengths, frequencies, reverse, like)
 
 
 class Tiles(NamedTuple):
@@ -126,13 +117,12 @@ class Waves(NamedTuple):
     columns: Tensor
 
 
-def waves_of(
-    windows: Windows, lengths: tuple[int, int], frequencies: int, reverse: bool, like: Tensor
-) -> Waves:
-    """``exp(-+ 2 pi i f p / n)`` for the samples p of the windows, at all column frequencies
-    and the first ``frequencies`` row frequencies; ``reverse`` takes the lower sign."""
+def waves_of(windows: Windows, lengths: tuple[int, int], reverse: bool, like: Tensor) -> Waves:
+    """``exp(-+ 2 pi i f p / n)`` for the samples p of the windows, at all column frequencies and
+    all row frequencies, or half of these for real operands; ``reverse`` takes the lower sign."""
+    rows = frequencies(lengths[0], like.is_complex())
     return Waves(
-        _axis_waves(lengths[0], windows[0], frequencies, reverse, like),
+        _axis_waves(lengths[0], windows[0], rows, reverse, like),
         _axis_waves(lengths[1], windows[1], lengths[1], reverse, like),
     )
 
@@ -221,11 +211,9 @@ def synthesise(spectrum: Tensor, sums: Tensor, waves: Waves, block: range) -> No
 def inverse_waves(windows: Windows, lengths: tuple[int, int], like: Tensor) -> Waves:
     """The matrices that :func:`synthesise` needs; of a real result, for the half spectrum,
     where the frequencies that stand for their mirror images too count twice."""
-    if like.is_complex():
-        rows, columns = waves_of(windows, lengths, lengths[0], True, like)
-        return Waves(rows / lengths[0], columns / lengths[1])
-    rows, columns = waves_of(windows, lengths, lengths[0] // 2 + 1, True, like)
-    rows[1 : (lengths[0] + 1) // 2] *= 2
+    rows, columns = waves_of(windows, lengths, True, like)
+    if not like.is_complex():
+        rows[1 : (lengths[0] + 1) // 2] *= 2
     return Waves(rows / lengths[0], columns / lengths[1])
 
 
@@ -238,11 +226,9 @@ def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
     return samples.permute(2, 3, 0, 1)
 
 
-def _axis_waves(
-    length: int, window: Window, frequencies: int, reverse: bool, like: Tensor
-) -> Tensor:
-    """Angles are reduced modulo the length in integers, and rounded once, from float64."""
+def _axis_waves(length: int, window: Window, number: int, reverse: bool, like: Tensor) -> Tensor:
+    """At so many frequencies; angles reduced modulo n in integers, rounded once, from float64."""
     positions = torch.arange(window.count, device=like.device) * window.spacing
-    steps = torch.outer(torch.arange(frequencies, device=like.device), positions) % length
+    steps = torch.outer(torch.arange(number, device=like.device), positions) % length
     angles = steps.to(torch.float64) * ((2 if reverse else -2) * math.pi / length)
     return torch.polar(torch.ones_like(angles), angles).to(complex_of(like.dtype))

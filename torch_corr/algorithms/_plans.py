@@ -73,9 +73,10 @@ class Plan:
         """Whether an input's gradient is computed by overlap-save (``batched``)."""
         return isinstance(self.axes[0], Turned)
 
-    def windows(self, slot: Slot, rows: range) -> Windows:
-        """Where an operand lies under the given rows of tiles."""
-        return getattr(self.axes[0].run(rows), slot), getattr(self.axes[1], slot)
+    def windows(self, slot: Slot, rows: range | None = None) -> Windows:
+        """Where an operand lies under the given rows of tiles, or all."""
+        down = self.axes[0] if rows is None else self.axes[0].run(rows)
+        return getattr(down, slot), getattr(self.axes[1], slot)
 
     def blocks(self, dim: int, whole: bool) -> Iterator[range]:
         """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
