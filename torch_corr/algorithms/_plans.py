@@ -16,7 +16,6 @@ from ._tiling import Axis, Turned, Windows
 from .base import Cost, MapName
 
 Slot = Literal["input", "weight", "output"]
-
 SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
     "forward": ("input", "weight", "output"),
     "grad_input": ("output", "weight", "input"),
@@ -47,6 +46,8 @@ class Plan:
             groups (``fft``).
         outs: output channels of a group at one time (``fft``).
         hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
+        workspace: bytes that it takes at its peak, beyond operands and result, from above.
+        cost: of all of it.
     """
 
     engine: Engine
