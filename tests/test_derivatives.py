@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -13,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws import UNDER_TEST, algorithm_id, each_algorithm, each_choice
 from torch import Tensor
+from torch._vmap_internals import _vmap
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_corr import Algorithm, Aten, Corr2d, Problem, corr2d
+from torch_corr.autograd import trilinear
+from torch_corr.planner import make_plan
 from torch_corr.testing import operands, problems
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
@@ -222,6 +226,25 @@ def test_batched_gradients(algorithm: Algorithm | str, device: torch.device) -> 
             torch.testing.assert_close(ours[n], theirs)
     second = torch.autograd.grad(together[0].square().sum(), w)[0]
     assert second.isfinite().all()
+
+
+@each_algorithm
+def test_the_older_vmap_reaches_threads_that_know_of_none(
+    algorithm: Algorithm, device: torch.device
+) -> None:
+    """As backward's on CUDA: only the operands tell at which level they are mapped."""
+    _, w = some(PROBLEM, torch.float64, device)
+    gs = torch.randn(3, *PROBLEM.output_shape, dtype=torch.float64, device=device)
+    plan = make_plan(PROBLEM, device, torch.float64, algorithm)
+
+    def elsewhere(g: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(trilinear, plan, None, w.detach(), g).result()
+
+    together = _vmap(elsewhere)(gs)
+    torch.testing.assert_close(together, torch.stack([elsewhere(g) for g in gs]))
+    twice = _vmap(lambda g: _vmap(elsewhere)(torch.stack((g, 2 * g))))(gs)
+    torch.testing.assert_close(twice, torch.stack((together, 2 * together), 1))
 
 
 @each_choice

@@ -257,8 +257,7 @@ def _under_functionalize(transform: Any, plan: Plan | Deferred, slots: Slots) ->
 
 def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
     """The same for the vmap that came before torch.func, which ``is_grads_batched`` still uses."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = _innermost_old_level(slots)
     # An operand that is not mapped at this level comes back with an axis of length 1.
     leading = [
         value if value is None else torch._remove_batch_dim(value, level, 1, 0) for value in slots
@@ -267,6 +266,27 @@ def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
     mapped = [value is not None and value.shape[0] == times for value in leading]
     operands = [value if value is None or has else value[0] for value, has in zip(leading, mapped)]
     return torch._add_batch_dim(_mapped(plan, operands, mapped, times), 0, level)
+
+
+_OLD_LEVELS = 64
+"""How deep the older vmap nests at most."""
+
+
+def _innermost_old_level(slots: Slots) -> int:
+    """The deepest level at which an operand is mapped, found out from the operands: backward on CUDA
+    runs in a thread of its own, which knows of no vmap."""
+
+    def mapped(value: Tensor, level: int) -> bool:
+        # One that is not comes back with an axis as long as one likes.
+        one, two = (torch._remove_batch_dim(value, level, n, 0).shape[0] for n in (1, 2))
+        return one == two
+
+    batched = [value for value in slots if value is not None and _is_old_batched(value)]
+    return next(
+        level
+        for level in range(_OLD_LEVELS, 0, -1)
+        if any(mapped(value, level) for value in batched)
+    )
 
 
 def _is_old_batched(value: Tensor | None) -> bool:
