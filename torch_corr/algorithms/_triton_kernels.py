@@ -60,6 +60,12 @@ def _inside(at, size):
 
 
 @triton.jit
+def _inside_signed(at, size):
+    # For matrix products: with the other their registers do not suffice, on some architectures.
+    return (at >= 0) & (at < size)
+
+
+@triton.jit
 def _masked_sum(
     acc, source, weight, live, row, column, rows, columns, taps_down, taps_across, down, across,
     channels, source_strides, weight_strides,
@@ -377,7 +383,9 @@ def correlate_dot(
             v = k // group_source % taps_across
             h = row[:, None] + (u * down)[None, :]
             w_ = column[:, None] + (v * across)[None, :]
-            meets = live[:, None] & _inside(h, rows.source) & _inside(w_, columns.source)
+            meets = (
+                live[:, None] & _inside_signed(h, rows.source) & _inside_signed(w_, columns.source)
+            )
             at = c * source_strides[1] + u * down * source_strides[2]
             at += v * across * source_strides[3]
             x = tl.load(
@@ -399,8 +407,8 @@ def correlate_dot(
             c = step % steps * K + tl.arange(0, K)
             u = step // steps // taps_across
             v = step // steps % taps_across
-            meets = live & _inside(row + u * down, rows.source)
-            meets = meets & _inside(column + v * across, columns.source)
+            meets = live & _inside_signed(row + u * down, rows.source)
+            meets = meets & _inside_signed(column + v * across, columns.source)
             at = origin + u * down * source_strides[2] + v * across * source_strides[3]
             x = tl.load(
                 source + at[:, None] + (c * source_strides[1])[None, :],
@@ -599,8 +607,10 @@ def weight_dot(
         )
         at = image * input_strides[0]
         at += i * rows.mult * input_strides[2] + j * columns.mult * input_strides[3]
-        meets = _inside((i * rows.mult)[:, None] + tap_row[None, :], rows.source)
-        meets = meets & _inside((j * columns.mult)[:, None] + tap_column[None, :], columns.source)
+        meets = _inside_signed((i * rows.mult)[:, None] + tap_row[None, :], rows.source)
+        meets = meets & _inside_signed(
+            (j * columns.mult)[:, None] + tap_column[None, :], columns.source
+        )
         x = tl.load(
             input + at[:, None] + at_tap[None, :],
             mask=meets & (k < end)[:, None] & (n < length)[None, :],

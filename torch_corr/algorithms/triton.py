@@ -611,6 +611,8 @@ def _unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype
         return _band_refusal(config, problem) if isinstance(config, Band) else ""
     if isinstance(config, Sums) != (map == "grad_weight"):
         return f"{config.name} is not for {map}"
+    if isinstance(config, Sums) and config.down * config.across > 32 and dtype == torch.float64:
+        return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
     rows, _ = axes(map, problem)
     taps = min(config.down if isinstance(config, Sums) else config.chunk, rows.taps)
     if config.height > 1 and rows.div > 1:
