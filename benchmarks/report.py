@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from torch_corr import Problem
+from torch_corr import MAPS, Problem
 
 from . import INSTALL
 from .cases import GROUPS, SWEEPS
@@ -37,6 +37,9 @@ CHARTS = {
 }
 """Names of the chart files and what they show, in the order of the report."""
 
+TORCH, SEARCHED = "torch", "torch, cudnn.benchmark"
+"""PyTorch as a contender, and with cuDNN's search."""
+
 WEAK = 20e9
 """FLOP/s under which PyTorch is called weak on a piece of work."""
 
@@ -48,7 +51,8 @@ class Line:
     Attributes:
         case: the case's entry in the results.
         work: the map or call.
-        torch: PyTorch's fastest right row.
+        torch: PyTorch's right row, in the settings of ours.
+        searched: the same where cuDNN searches (``torch.backends.cudnn.benchmark``).
         ours: the headline's row.
         best: the fastest right row of our algorithms.
         peer: the fastest right row of the peers.
@@ -58,6 +62,7 @@ class Line:
     case: dict[str, Any]
     work: str
     torch: Row | None
+    searched: Row | None
     ours: Row | None
     best: Row | None
     peer: Row | None
@@ -69,6 +74,13 @@ class Line:
         if self.torch is None or self.ours is None:
             return None
         return self.torch.seconds / self.ours.seconds
+
+    @property
+    def searched_speedup(self) -> float | None:
+        """The same where cuDNN searches, for PyTorch and for ours where it stays with PyTorch."""
+        if self.searched is None or self.ours is None or self.work not in MAPS:
+            return None
+        return 1.0 if self.ours.note == "aten" else self.searched.seconds / self.ours.seconds
 
     @property
     def flops(self) -> int:
@@ -88,7 +100,8 @@ def lines(results: Results, headline: str = HEADLINE) -> list[Line]:
             Line(
                 case,
                 work,
-                torch=_fastest(row for row in timed if results.kind(row.contender) == "torch"),
+                torch=_fastest(row for row in timed if row.contender == TORCH),
+                searched=_fastest(row for row in timed if row.contender == SEARCHED),
                 ours=_fastest(row for row in timed if row.contender == headline),
                 best=_fastest(
                     row
@@ -136,10 +149,20 @@ def geometric_mean(values: Iterable[float]) -> float | None:
     return exp(sum(logs) / len(logs)) if logs else None
 
 
-def means(results: Results) -> list[tuple[str, int, float, float, float, int]]:
-    """(group, pieces, geometric mean, least, most, losses) per group, then overall."""
+def means(
+    results: Results, searched: bool = False
+) -> list[tuple[str, int, float, float, float, int]]:
+    """(group, pieces, geometric mean, least, most, losses) per group, then overall.
+
+    Args:
+        searched: beside PyTorch where cuDNN searches.
+    """
+
+    def ratio(line: Line) -> float | None:
+        return line.searched_speedup if searched else line.speedup
+
     found = []
-    counted = [line for line in lines(results) if line.speedup is not None and not line.sweep]
+    counted = [line for line in lines(results) if ratio(line) is not None and not line.sweep]
     weak = [
         line
         for line in counted
@@ -151,7 +174,7 @@ def means(results: Results) -> list[tuple[str, int, float, float, float, int]]:
     groups.append(("all", counted))
     groups.append((f"where PyTorch is under {WEAK / 1e9:.0f} GFLOP/s", weak))
     for group, members in groups:
-        ratios = [line.speedup for line in members if line.speedup is not None]
+        ratios = [each for line in members if (each := ratio(line)) is not None]
         mean = geometric_mean(ratios)
         if mean is not None:
             losses = sum(ratio < 1 / 1.05 for ratio in ratios)
@@ -159,14 +182,14 @@ def means(results: Results) -> list[tuple[str, int, float, float, float, int]]:
     return found
 
 
-def summary(results: Results) -> str:
-    """Geometric means per group, as a markdown table."""
+def summary(results: Results, searched: bool = False) -> str:
+    """Geometric means per group, as a markdown table; ``searched``: see :func:`means`."""
     table = [
         "| group | pieces of work | speed-up over PyTorch (geometric mean) | least | most "
         "| slower by over 5% |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for group, count, mean, least, most, losses in means(results):
+    for group, count, mean, least, most, losses in means(results, searched):
         name = f"**{group}**" if group not in GROUPS else group
         table.append(
             f"| {name} | {count} | {times(mean)} | {times(least)} | {times(most)} | {losses} |"
@@ -217,7 +240,7 @@ A *case* is a layer or a task: its name, and the problem spelt out (n images, c 
 o output channels, k kernel, s stride, p padding, d dilation, g groups). Its *maps* are timed apart:
 `forward` makes the output, `grad_input` and `grad_weight` are the two halves of backward; `call`
 is `corr2d` beside `F.conv2d` as a user calls them, `call+grad` the same with backward. *PyTorch* is
-`F.conv2d` and `aten::convolution_backward` (the faster of its rows, where it has several),
+`F.conv2d` and `aten::convolution_backward` in the same settings,
 *torch_corr* is `algorithm="auto"`, *by* is the algorithm that it chose, and *speed-up* is PyTorch's
 time over torch_corr's. (`fft, guarded` is `fft` with a look at each result, which is computed again
 by another algorithm where a transform's rounding or a NaN would show.) *Best of ours* is the
@@ -241,7 +264,11 @@ queued, so it never waits for the host (‡ marks what waits for the device by i
 host was not ahead). A call in a stream that keeps up takes the later of device and host, and one
 layer after the other is launched while the device works; so the device's time is that of large
 layers, and the host's that of small ones. `call` and `call+grad` are compared by the stream's time.
-Samples repeat one call on the same operands, which stay in the device's cache where they fit."""
+Samples repeat one call on the same operands, which stay in the device's cache where they fit.
+
+*Searched* is PyTorch with `torch.backends.cudnn.benchmark`, where cuDNN tries what it has. With that
+setting `auto` takes as long where it stays with PyTorch; ▽ marks where it does not and is slower by
+more than 5%."""
 
 
 def markdown(results: Results, charts: Iterable[str] = ()) -> str:
@@ -255,6 +282,8 @@ def markdown(results: Results, charts: Iterable[str] = ()) -> str:
         "image sizes are left out.",
         summary(results),
     ]
+    if any(line.searched_speedup is not None for line in lines(results)):
+        parts += ["Where cuDNN searches, over the maps alone:", summary(results, searched=True)]
     for name in charts:
         parts.append(f"![{CHARTS[name]}]({name}.svg)")
     for group, meaning in GROUPS.items():
@@ -273,10 +302,12 @@ def markdown(results: Results, charts: Iterable[str] = ()) -> str:
 
 
 def _table(results: Results, members: list[Line]) -> str:
+    cuda = results.settings.get("device") == "cuda"
+    column, rule = (" searched |", "--:|") if cuda else ("", "")
     table = [
-        "| case | map | PyTorch | torch_corr | by | speed-up | best of ours | best peer | GFLOP/s "
-        "| share of roof |",
-        "|---|---|--:|--:|---|--:|---|---|--:|--:|",
+        f"| case | map | PyTorch |{column} torch_corr | by | speed-up | best of ours | best peer "
+        "| GFLOP/s | share of roof |",
+        f"|---|---|--:|{rule}--:|---|--:|---|---|--:|--:|",
     ]
     shown = None
     for line in members:
@@ -286,10 +317,13 @@ def _table(results: Results, members: list[Line]) -> str:
         shown = line.case["name"]
         ratio = line.speedup
         mark = " ▼" if ratio is not None and ratio < 1 / 1.05 else ""
+        searched = line.searched_speedup
+        behind = " ▽" if searched is not None and searched < 1 / 1.05 else ""
         cells = [
             name,
             line.work,
             timing(line.torch),
+            *([timing(line.searched) + behind] if cuda else []),
             timing(line.ours),
             line.ours.note if line.ours else "",
             f"**{times(ratio)}**{mark}" if ratio is not None else "–",
