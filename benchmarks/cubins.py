@@ -40,6 +40,7 @@ from torch_corr.algorithms.triton import Config, Launch, Triton
 from torch_corr.machine import peak_rates
 
 from .cases import CASES, CUDA_CASES
+from .results import Results
 
 ARCHITECTURES = (80, 90)
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
@@ -349,14 +350,19 @@ TARGETS = (
 )
 
 
+H200 = DOCUMENT.parent.parent / "benchmarks" / "results" / "nvidia-h200"
+"""Results of the benchmark suite that predictions are put beside."""
+
+
 def predictions() -> str:
-    """What an H200 is predicted to take for the cases that were aimed at, TF32 off.
+    """What an H200 is predicted to take for the cases that were aimed at, TF32 off, and took.
 
     As the planner predicts it: an algorithm's cost at the device's stated peaks.
     """
     rows = [
-        "| case | map | aim | MB | GFLOP | floor of sums, µs | by | predicted, µs | measured, µs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | map | aim | MB | GFLOP | floor of sums, µs | by | predicted, µs | measured, µs | "
+        "PyTorch, µs | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
@@ -385,8 +391,21 @@ def _prediction(target: Target, map: MapName) -> str:
     rates = peak_rates(peak[dtype.itemsize], device.bytes, 2 * max(dtype.itemsize, 4))
     return (
         f"| {target.case} | {map} | {target.aim} | {moved / 1e6:.1f} | {flops / 1e9:.2f} | "
-        f"{1e6 * floor:.0f} | {by} | {1e6 * rates.seconds(cost):.0f} | none |"
+        f"{1e6 * floor:.0f} | {by} | {1e6 * rates.seconds(cost):.0f} | "
+        f"{_measured(target.case, map, target.algorithm.name)} |"
     )
+
+
+def _measured(case: str, map: MapName, algorithm: str) -> str:
+    """What an algorithm took there, what PyTorch did, and how many times as long that was."""
+    rows = {
+        row.contender: row.seconds
+        for row in Results.load(H200).rows
+        if (row.case, row.work) == (case, map) and row.samples
+    }
+    ours, theirs = rows.get(algorithm), rows.get("torch")
+    shown = [f"{1e6 * each:.4g}" if each else "none" for each in (ours, theirs)]
+    return " | ".join([*shown, f"{theirs / ours:.3g}" if ours and theirs else "none"])
 
 
 def put(text: str, name: str, block: str) -> str:

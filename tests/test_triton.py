@@ -667,7 +667,8 @@ def test_compiled_kernels_keep_within_a_device(
                 assert made.wide_loads
             else:
                 assert made.shared <= 1024
-                assert made.registers <= 128
+                # Of half the warps, which the tallest have, twice as many: ahead on an H200.
+                assert made.registers * launch.config.warps <= 128 * 4
                 assert made.count("FFMA")
 
 
