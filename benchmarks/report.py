@@ -266,9 +266,9 @@ layer after the other is launched while the device works; so the device's time i
 layers, and the host's that of small ones. `call` and `call+grad` are compared by the stream's time.
 Samples repeat one call on the same operands, which stay in the device's cache where they fit.
 
-*Searched* is PyTorch with `torch.backends.cudnn.benchmark`, where cuDNN tries what it has. With that
-setting `auto` takes as long where it stays with PyTorch; ▽ marks where it does not and is slower by
-more than 5%."""
+*Searched* is PyTorch with `torch.backends.cudnn.benchmark`, where cuDNN tries what it has. With
+that setting `auto` takes as long where it stays with PyTorch; ▽ marks where it does not and is
+slower by more than 5%."""
 
 
 def markdown(results: Results, charts: Iterable[str] = ()) -> str:

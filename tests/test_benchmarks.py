@@ -777,7 +777,7 @@ def test_the_roof_is_the_higher_of_two_times():
 
 
 def test_beside_pytorch_in_the_same_settings():
-    """``cudnn.benchmark`` is a setting of the process: it helps ``auto`` where that takes PyTorch."""
+    """``cudnn.benchmark`` is the process's setting: it helps ``auto`` where that takes PyTorch."""
     seconds = {"torch": 4.0, "torch, cudnn.benchmark": 2.0, "auto": 2.5}
     rows = [Row("photo 3x3", "forward", name, samples=[each] * 3) for name, each in seconds.items()]
     results = results_of(rows, device="cuda")

@@ -273,8 +273,10 @@ _OLD_LEVELS = 64
 
 
 def _innermost_old_level(slots: Slots) -> int:
-    """The deepest level at which an operand is mapped, found out from the operands: backward on CUDA
-    runs in a thread of its own, which knows of no vmap."""
+    """The deepest level at which an operand is mapped.
+
+    Found out from the operands: backward on CUDA runs in a thread of its own, whose nesting is none.
+    """
 
     def mapped(value: Tensor, level: int) -> bool:
         # One that is not comes back with an axis as long as one likes.
