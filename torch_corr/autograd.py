@@ -275,7 +275,7 @@ _OLD_LEVELS = 64
 def _innermost_old_level(slots: Slots) -> int:
     """The deepest level at which an operand is mapped.
 
-    Found out from the operands: backward on CUDA runs in a thread of its own, whose nesting is none.
+    Found out from the operands: backward on CUDA runs in a thread of its own that knows of none.
     """
 
     def mapped(value: Tensor, level: int) -> bool:
