@@ -139,6 +139,8 @@ def test_unknown_names() -> None:
         corr2d(X, W, algorithm=None)
     with pytest.raises(TypeError, match="algorithm must be a name, an Auto or an Algorithm"):
         corr2d(X, W, algorithm=Unfold)
+    with pytest.raises(TypeError, match=r"an Auto or an Algorithm, got \['aten'\] of type list"):
+        corr2d(X, W, algorithm=["aten"])
     with pytest.raises(ValueError, match=r"padding_mode 'relect'; did you mean 'reflect'\?"):
         corr2d(X, W, padding=1, padding_mode="relect")
     with pytest.raises(ValueError, match="unknown padding_mode None"):

@@ -107,8 +107,8 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def cached_plan(function: Function) -> Function:
-    """Remember what a planning function of hashable arguments returns, for what it depends on
-    beside them: the number of threads, TF32, and what is known."""
+    """Remember what a planning function of hashable arguments, the algorithm last, returns, for what
+    it depends on beside them: the number of threads, TF32, and what is known."""
 
     @lru_cache(maxsize=4096)
     def remembered(known: Hashable, *arguments: Hashable) -> object:
@@ -117,7 +117,12 @@ def cached_plan(function: Function) -> Function:
     @wraps(function)
     def planned(*arguments: Hashable) -> object:
         known = _current, torch.get_num_threads(), _MAY_BE_CUDA and may_use_tf32(torch.float32)
-        return remembered(known, *arguments)
+        try:
+            return remembered(known, *arguments)
+        except TypeError:
+            # A list of names, say, which no key can hold.
+            find_algorithm(cast(AlgorithmLike, arguments[-1]))
+            raise
 
     return cast(Function, planned)
 
