@@ -114,10 +114,40 @@ BUGS = (
         f"{NON_FINITE} taps-4",
     ),
     Bug(
-        "mending forgets the edge of the first tap",
+        "mending forgets the edge of the last tap",
         "return ~(_inside(first, beyond) & _inside(last, beyond))",
         "return ~_inside(first, beyond)",
         f"{NON_FINITE} taps-4",
+    ),
+    Bug(
+        "mending forgets the edge of the first tap",
+        "return ~(_inside(first, beyond) & _inside(last, beyond))",
+        "return ~_inside(last, beyond)",
+        f"{NON_FINITE} taps-4",
+    ),
+    Bug(
+        "mending forgets rows at the edges",
+        "_reaches_out(row, rows) | _reaches_out(column, columns)",
+        "_reaches_out(column, columns)",
+        f"{NON_FINITE} taps-4",
+    ),
+    Bug(
+        "the first row is outside of a matrix product",
+        "return (at >= 0) & (at < size)",
+        "return (at > 0) & (at < size)",
+        DOT,
+    ),
+    Bug(
+        "a row too many is inside of a matrix product",
+        "return (at >= 0) & (at < size)",
+        "return (at >= 0) & (at <= size)",
+        DOT,
+    ),
+    Bug(
+        "in 64 bits a row too many is inside",
+        "return at.to(tl.uint64, bitcast=True) < size",
+        "return at.to(tl.uint64, bitcast=True) <= size",
+        "test_positions_in_64_bits",
     ),
     Bug("the rest of a column of taps is left", "if REST > 0:", "if REST > 9:", TAPS),
     Bug(

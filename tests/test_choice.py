@@ -517,6 +517,14 @@ def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: An
     forget_plans()
 
 
+def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str]) -> None:
+    """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
+    forget_plans()
+    plan = make_plan(Problem.parse("n64c64-x256-o64-k4-p1,2x1,2"), CUDA, torch.float32, "auto")
+    assert {type(getattr(plan, map)) for map in MAPS} == {Unfold}
+    forget_plans()
+
+
 @pytest.mark.parametrize(
     ("spelling", "dtype", "triton"),
     [

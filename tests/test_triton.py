@@ -342,9 +342,14 @@ def test_layout_of_the_input_is_kept() -> None:
 
 
 @runs
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("name", ["taps-4", "dot-64x16", "band-64x32"])
-def test_mending_finds_its_pixels_in_channels_last(name: str) -> None:
+def test_mending_finds_its_pixels_in_channels_last(
+    name: str, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A tap that is NaN, of one channel of several: the same pixels as in NCHW are spoilt."""
+    if wide:
+        change(monkeypatch, "_wide", lambda *_: True)
     problem = Problem.parse("n2c3-x5x6-o3-k3x2-p1x0,1-g3")
     way = Triton(correlate=name)
     y, w = some(problem, "grad_input", torch.float32).values()
@@ -675,7 +680,7 @@ def test_compiled_kernels_keep_within_a_device(
 @compiles
 @pytest.mark.parametrize("tf32", [False, True])
 def test_tables_in_the_docs_are_of_this_code(tf32: bool) -> None:
-    """Without compiling: kernels, launches and Triton's version are those they were made of."""
+    """Without compiling: kernels and launches are those they were made of, by one Triton."""
     from benchmarks.cubins import DOCUMENT, digest, tabled
 
     document = DOCUMENT.read_text()

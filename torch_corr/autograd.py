@@ -275,8 +275,12 @@ _OLD_LEVELS = 64
 def _innermost_old_level(slots: Slots) -> int:
     """The deepest level at which an operand is mapped.
 
-    Found out from the operands: backward on CUDA runs in a thread of its own that knows of none.
+    Found out from the operands, since backward on CUDA runs in a thread of its own, whose nesting
+    is none; where the thread has one it is no deeper than that.
     """
+
+    nesting = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
 
     def mapped(value: Tensor, level: int) -> bool:
         # One that is not comes back with an axis as long as one likes.
@@ -286,7 +290,7 @@ def _innermost_old_level(slots: Slots) -> int:
     batched = [value for value in slots if value is not None and _is_old_batched(value)]
     return next(
         level
-        for level in range(_OLD_LEVELS, 0, -1)
+        for level in range(nesting or _OLD_LEVELS, 0, -1)
         if any(mapped(value, level) for value in batched)
     )
 

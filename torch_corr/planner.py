@@ -107,8 +107,10 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def cached_plan(function: Function) -> Function:
-    """Remember what a planning function of hashable arguments, the algorithm last, returns, for what
-    it depends on beside them: the number of threads, TF32, and what is known."""
+    """Remember what a planning function of hashable arguments, the algorithm last, returns.
+
+    For what it depends on beside them: the number of threads, TF32, and what is known.
+    """
 
     @lru_cache(maxsize=4096)
     def remembered(known: Hashable, *arguments: Hashable) -> object:

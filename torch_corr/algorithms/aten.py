@@ -43,11 +43,11 @@ PEAK = 33.5
 def _slower(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
     """How many times longer than a large matrix product PyTorch takes on CUDA, at the least.
 
-    The least of what it took of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
-    2026-11-27), float32 with TF32 off: so that what is taken instead is ahead where this is wrong.
-    PyTorch has kernels of its own for depthwise layers, and cuDNN for those of halves under small
-    kernels.  What it takes for many channels in float64 is known of one layer; of other dtypes it
-    is near enough to a matrix product.
+    Fitted to what it took of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
+    2026-11-27), float32 with TF32 off: as a rule no more than that, at worst twice as much (an
+    image's three channels under 5x5).  PyTorch has kernels of its own for depthwise layers, and
+    cuDNN for those of halves under small kernels.  What it takes for many channels in float64 is
+    known of one layer; of other dtypes it is near enough to a matrix product.
     """
     few, side = problem.group_in * problem.group_out <= FEW, prod(problem.kernel) ** 0.5
     if not few:

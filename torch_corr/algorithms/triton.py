@@ -531,10 +531,10 @@ each multiprocessor of an H100.  A constant, so that results do not depend on th
 
 
 def _instructions(config: Taps | Sums, map: MapName, problem: Problem) -> float:
-    """Instructions for each output, counted roughly, as if few warps took as long as many.
+    """Instructions for each output, counted roughly; too few warps count as if each did more.
 
-    Of 19 configurations of ConvNeXt's and RepLKNet's layers timed on an H200, 2026-11-27, times
-    follow it within a quarter.
+    Of the configurations timed on an H200, 2026-11-27, times mostly follow it within a quarter as
+    long as the layer is the same.
     """
     rows, columns = axes(map, problem)
     height = config.height
@@ -666,7 +666,8 @@ def _work(config: Config, map: MapName, problem: Problem, dtype: torch.dtype) ->
     """Times the definition's products, in those of a large matrix product.
 
     Of layers of 64 channels a Dot did, on an H200, a third of what is stated in float64, an
-    eighteenth in halves, and a fifth in float32; TF32 was not timed.
+    eighteenth in halves, and a fifth in float32; with TF32 a fifth of float32's time, copies
+    included, for which its factor is the same.
     """
     if isinstance(config, Dot):
         return _padding(config, map, problem) * {2: 18.0, 4: 5.5, 8: 3.2}[dtype.itemsize]
