@@ -264,16 +264,10 @@ BUGS = (
         HOST,
     ),
     Bug(
-        "mending multiplies first",
-        "total = tl.where(meets, total + x * tap, total)",
-        "total = total + x * tap",
-        f"{NON_FINITE} taps-4",
-    ),
-    Bug(
         "mending takes all for the first image",
         "plane = source + rest * source_strides[0] + group",
         "plane = source + group",
-        f"{NON_FINITE} taps-4",
+        "test_mending_finds_its_pixels and taps-4",
     ),
     Bug(
         "in channels_last too what is mended is taken to lie in NCHW",
