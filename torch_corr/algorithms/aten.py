@@ -32,7 +32,7 @@ from .base import (
     definition_flops,
     dtype_name,
     dtype_refusal,
-    may_use_tf32,
+    matrix_speed,
 )
 from .fitted import Fitted, Work, columns_bytes, filled, fresh, moved, rows_met
 
@@ -63,9 +63,7 @@ def _slower(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
     else:
         per_side = {"forward": (0.75, 0.1), "grad_input": (0.65, 0.04), "grad_weight": (0.75, 0.0)}
         done = per_side[map][0] + per_side[map][1] * side
-    # The cost is told in matrix products of the dtype, which are quicker for halves and TF32.
-    quicker = {2: 15.0, 4: 8.0 if may_use_tf32(dtype) else 1.0}
-    return PEAK / done * quicker.get(dtype.itemsize, 1.0)
+    return PEAK / done * matrix_speed(dtype)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from .base import (
     definition_flops,
     dtype_name,
     dtype_refusal,
+    matrix_speed,
     may_use_tf32,
     operand_bytes,
 )
@@ -706,13 +707,11 @@ def _around_bands(dtype: torch.dtype) -> float:
 def _beside(config: Taps | Sums, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
     """What a product costs one by one, in those of a large matrix product.
 
-    That takes an instruction each; of ours 0.7 of what could be issued were, on an H200.  An H100
-    states 15 times as many operations in matrix units for halves, 8 times for TF32, twice for
-    float64.
+    That takes an instruction each; of ours 0.7 of what could be issued were, on an H200.  One by
+    one float64 is half as quick as float32.
     """
-    single = 8.0 if may_use_tf32(dtype) else 1.0
     each = _instructions(config, map, problem) / prod(problem.kernel)
-    return each / 0.7 * {2: 15.0, 4: single, 8: 2.0}[dtype.itemsize]
+    return each / 0.7 * matrix_speed(dtype) * (2 if dtype == torch.float64 else 1)
 
 
 def _spread(height: int, taps: int, rows: Axis) -> int:
@@ -841,6 +840,11 @@ class _Draft:
         return Form(self.config, tuple(self.made), launches, self.places[id(result)][0])
 
 
+def _channel_axes(map: MapName) -> tuple[int, int]:
+    """Of dest and source channels in (groups, O/G, C/G, kH, kW)."""
+    return (1, 2) if map == "forward" else (2, 1)
+
+
 def _correlate_form(
     draft: _Draft, map: MapName, problem: Problem, source: Tensor, weight: Tensor
 ) -> Form:
@@ -886,7 +890,7 @@ def _taps_launch(
 ) -> Launch:
     assert isinstance(config, Taps)
     rows, columns = axes(map, problem)
-    dest, summed = (1, 2) if map == "forward" else (2, 1)
+    dest, summed = _channel_axes(map)
     # Lanes that are channels want theirs next to each other.
     lanes_are_channels = _is_channels_last(result)
     order = (summed, 3, 4, 0, dest) if lanes_are_channels else (0, dest, summed, 3, 4)
@@ -933,7 +937,7 @@ def _mend_launch(
 ) -> Launch:
     """What sums again the pixels that are not finite, near an edge or all."""
     rows, columns = axes(map, problem)
-    dest, summed = (1, 2) if map == "forward" else (2, 1)
+    dest, summed = _channel_axes(map)
     lanes = 1024
     length = result.numel()
     strides = _strides(source), tuple(grouped.stride(each) for each in (0, dest, summed, 3, 4))
@@ -964,7 +968,7 @@ def _dot_launch(
 ) -> Launch:
     rows, columns = axes(map, problem)
     classes = rows.classes * columns.classes
-    dest, summed = (1, 2) if map == "forward" else (2, 1)
+    dest, summed = _channel_axes(map)
     group_dest, group_source = grouped.shape[dest], grouped.shape[summed]
     # 16 bytes at a time: along the channels for halves; matrix units take TF32 along the sum.
     if source.dtype == torch.float32:
