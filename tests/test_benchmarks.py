@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spies import Sees
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 # The suite is run from the checkout and not installed; what is installed comes first.
 sys.path.append(str(Path(__file__).parent.parent))
@@ -241,17 +241,6 @@ def test_settings_are_applied():
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
     assert torch.get_num_threads() == 1
     assert bool((tiny * 1.0 == 0).all())
-
-
-class Sees(TorchDispatchMode):
-    """Keeps the tensors that ``aten::convolution_backward`` is given."""
-
-    given: tuple[Any, ...] = ()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution_backward.default:
-            self.given = args[:3]
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("work", ["grad_input", "grad_weight"])

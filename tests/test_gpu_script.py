@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from spies import Sees
 
 from benchmarks import __main__ as benchmark
 from benchmarks import cubins, gpu, measure, report
@@ -404,14 +404,3 @@ def test_channels_last_is_the_layout_of_all_that_pytorch_is_given(work: Work) ->
     assert len(seen.given) == 3
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen.given)
     assert not any(each.is_contiguous() for each in seen.given)
-
-
-class Sees(TorchDispatchMode):
-    """Keeps the tensors that ``aten::convolution_backward`` is given."""
-
-    given: tuple[Any, ...] = ()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.convolution_backward.default:
-            self.given = args[:3]
-        return func(*args, **(kwargs or {}))
