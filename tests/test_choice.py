@@ -517,6 +517,24 @@ def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: An
     forget_plans()
 
 
+@pytest.mark.parametrize("way", [Aten(), Triton()], ids=lambda each: each.name)
+def test_what_no_matrix_unit_does_takes_as_long_where_those_are_quicker(
+    way: Algorithm, pretend: Any
+) -> None:
+    """ConvNeXt's layer in halves and with TF32, whose costs are told in quicker matrix products."""
+    pretend("H100")
+    problem = Problem.parse("n128c96-x56-o96-k7-p3-g96")
+
+    def seconds(dtype: torch.dtype, tf32: bool) -> float:
+        torch.backends.cudnn.allow_tf32 = tf32
+        cost = way.cost(problem, "forward", CUDA, dtype)._replace(bytes=0)
+        return machine_of(CUDA, dtype).seconds(cost, dtype)
+
+    whole = seconds(torch.float32, False)
+    assert seconds(torch.float16, False) == pytest.approx(whole, rel=0.1)
+    assert seconds(torch.float32, True) == pytest.approx(whole, rel=0.1)
+
+
 def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str]) -> None:
     """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
     forget_plans()
