@@ -93,6 +93,35 @@ def test_pixels_that_are_stepped_over_are_left_out(
     assert_right(result, problem, input=x, output=y, algorithm=Aten())
 
 
+class Inputs(TorchDispatchMode):
+    """The inputs that PyTorch is given for their shape and layout, to find their gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default and args[-1][0]:
+            self.seen.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_device_is_asked_for_the_gradient_in_the_layout_of_the_output(
+    layout: torch.memory_format,
+) -> None:
+    """cuDNN computes in that of the input, and copies all to and from it."""
+    problem = Problem.parse(STRIDED)
+    y, w = (
+        torch.empty(shape, device="meta") for shape in (problem.output_shape, problem.weight_shape)
+    )
+    with Inputs() as inputs:
+        result = Aten().grad_input(problem, y.contiguous(memory_format=layout), w)
+    (seen,) = inputs.seen
+    assert seen.is_contiguous(memory_format=torch.channels_last) == (layout == torch.channels_last)
+    assert result.is_contiguous(memory_format=layout)
+
+
 class Backwards(TorchDispatchMode):
     """The strides with which PyTorch is asked for a weight's gradient."""
 
