@@ -32,11 +32,13 @@ from typing import Any
 
 import torch
 
-from torch_corr import FFT, MAPS, Problem
+from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
-from torch_corr.algorithms import triton as host
+from torch_corr.algorithms._triton_configs import CONFIGS, Band, Config, Dot, Product
+from torch_corr.algorithms._triton_form import Launch
+from torch_corr.algorithms.base import FEW as FEW_PAIRS
 from torch_corr.algorithms.base import definition_flops, operand_bytes
-from torch_corr.algorithms.triton import Config, Launch, Triton
+from torch_corr.algorithms.triton import Triton, form_of
 from torch_corr.machine import peak_rates
 
 from .cases import CASES, CUDA_CASES
@@ -135,7 +137,7 @@ def launches_of(
         )
         for slot in OPERANDS[map]
     )
-    return host.form_of(map, problem, first, second, config).launches
+    return form_of(map, problem, first, second, config).launches
 
 
 def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:
@@ -194,14 +196,14 @@ def planned() -> Iterator[tuple[MapName, torch.dtype, Config]]:
     """Each configuration with each map and dtype that it can run."""
     for dtype in DTYPES:
         for map in MAPS:
-            for config in host.CONFIGS:
+            for config in CONFIGS:
                 if config in Triton().configs(problem_of(config), map, dtype):
                     yield map, dtype, config
 
 
 def problem_of(config: Config) -> Problem:
     """What a configuration is compiled for here."""
-    named: dict[type, str] = {host.Dot: MANY, host.Band: BANDS}
+    named: dict[type, str] = {Dot: MANY, Band: BANDS}
     return Problem.parse(named.get(type(config), FEW))
 
 
@@ -240,7 +242,7 @@ def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
     """What the table has a row for; TF32's has what TF32 changes."""
     torch.backends.cudnn.allow_tf32 = tf32
     for map, dtype, config in planned():
-        if not tf32 or (dtype == torch.float32 and isinstance(config, host.Product)):
+        if not tf32 or (dtype == torch.float32 and isinstance(config, Product)):
             yield map, dtype, config, main_launch(problem_of(config), map, dtype, config)
 
 
@@ -250,7 +252,7 @@ def digest(tf32: bool) -> str:
     By it a test tells, without compiling anything, whether the table in the docs is that of the
     code.
     """
-    kernels = ast.parse(Path(host.__file__).with_name("_triton_kernels.py").read_text())
+    kernels = ast.parse(Path(algorithms.__file__).with_name("_triton_kernels.py").read_text())
     for node in ast.walk(kernels):
         body = getattr(node, "body", None)
         if isinstance(body, list) and isinstance(node, (ast.Module, ast.FunctionDef)):
@@ -315,7 +317,7 @@ def floors() -> str:
         flops = 2 * problem.multiplications
         times = []
         for device in DEVICES:
-            few = problem.group_in * problem.group_out <= host.FEW
+            few = problem.group_in * problem.group_out <= FEW_PAIRS
             halves = case.torch_dtype.itemsize == 2 and not few
             rate = device.halves if halves else device.float32
             by_bytes, by_flops = moved / device.bytes, flops / rate
@@ -379,13 +381,13 @@ def _prediction(target: Target, map: MapName) -> str:
     problem, dtype, device = case.problem, case.torch_dtype, DEVICES[-1]
     moved, flops = operand_bytes(problem, dtype), definition_flops(problem, dtype)
     # One channel is multiplied by matrix units in bands alone.
-    few = problem.group_in * problem.group_out <= host.FEW
+    few = problem.group_in * problem.group_out <= FEW_PAIRS
     by, peak = target.algorithm.name, {2: device.halves, 4: device.float32, 8: device.float64}
     rate = peak[dtype.itemsize]
     if isinstance(target.algorithm, Triton):
         config = target.algorithm._config(map, problem, dtype)
         by = f"{by} {config.name}"
-        rate = device.float32 if few and not isinstance(config, host.Band) else rate
+        rate = device.float32 if few and not isinstance(config, Band) else rate
     floor = max(moved / device.bytes, flops / rate)
     cost = target.algorithm.cost(problem, map, torch.device("cuda"), dtype)
     rates = peak_rates(peak[dtype.itemsize], device.bytes, 2 * max(dtype.itemsize, 4))

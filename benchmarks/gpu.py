@@ -42,9 +42,9 @@ import torch
 
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName, dtype_name
-from torch_corr.algorithms import triton as host
+from torch_corr.algorithms._triton_configs import Config, Dot, Product
 from torch_corr.algorithms.base import definition_flops, operand_bytes
-from torch_corr.algorithms.triton import Config, Triton
+from torch_corr.algorithms.triton import Triton
 from torch_corr.machine import machine_of
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
@@ -483,10 +483,10 @@ def _held(dtypes: Sequence[str], tf32: bool, once: bool = False) -> Iterator[Kin
                 with _tf32(tf32):
                     configs = Triton().configs(problem, map, getattr(torch, dtype))
                 for config in configs:
-                    if once and isinstance(config, host.Dot) != (spelling == HELD[1]):
+                    if once and isinstance(config, Dot) != (spelling == HELD[1]):
                         continue
                     # Sums one by one know no TF32.
-                    if tf32 and not isinstance(config, host.Product):
+                    if tf32 and not isinstance(config, Product):
                         continue
                     for last in (False,) if once else (False, True):
                         yield Kind(spelling, map, dtype, config, last, tf32)

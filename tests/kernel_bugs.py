@@ -22,7 +22,6 @@ from typing import Any
 TESTS = Path(__file__).parent
 ALGORITHMS = TESTS.parent / "torch_corr" / "algorithms"
 KERNELS = "_triton_kernels"
-HOST = "triton"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ BUGS = (
         "taps, stride // gcd(stride, tap))",
         "taps, stride)",
         "test_edges and c17",
-        HOST,
+        "_triton_axes",
     ),
     Bug(
         "the last tap of a class is not counted",
@@ -105,7 +104,7 @@ BUGS = (
         "return draft.form(result, launch, mend)",
         "return draft.form(result, launch)",
         f"{NON_FINITE} taps-4",
-        HOST,
+        "_triton_correlate",
     ),
     Bug(
         "mending forgets columns at the edges",
@@ -261,7 +260,7 @@ BUGS = (
         "source, grouped, result, edges=False)",
         "source, grouped, result, edges=True)",
         f"{NON_FINITE} band-64x32",
-        HOST,
+        "_triton_correlate",
     ),
     Bug(
         "mending takes all for the first image",
@@ -271,19 +270,19 @@ BUGS = (
     ),
     Bug(
         "in channels_last too what is mended is taken to lie in NCHW",
-        """            "CHANNELS_FIRST": _is_channels_last(result),
+        """            "CHANNELS_FIRST": is_channels_last(result),
             "EDGES": edges,""",
         """            "CHANNELS_FIRST": False,
             "EDGES": edges,""",
         "test_mending_finds_its_pixels and taps-4",
-        HOST,
+        "_triton_correlate",
     ),
     Bug(
         "what a band's zeros spoil is left",
         "return spread, product, mend",
         "return spread, product",
         f"{NON_FINITE} band-64x32",
-        HOST,
+        "_triton_correlate",
     ),
     Bug(
         "of the splits of bands the first is summed alone",
@@ -302,70 +301,70 @@ BUGS = (
         "total = total[0] if len(total) == 1 else total.sum(0)",
         "total = total[0]",
         f"{SPLIT} sums-4x4x4",
-        HOST,
+        "triton",
     ),
     Bug(
         "halves are summed as halves",
         "return language.float64 if dtype == torch.float64 else language.float32",
         "return {2: language.float16, 4: language.float32, 8: language.float64}[dtype.itemsize]",
         "test_every_configuration and float16",
-        HOST,
+        "_triton_draft",
     ),
     Bug(
         "float64 is summed in float32",
         "return language.float64 if dtype == torch.float64 else language.float32",
         "return language.float32",
         "test_every_configuration and float64",
-        HOST,
+        "_triton_draft",
     ),
     Bug(
         "channels_last is taken for contiguous",
         "for size, step in zip(tensor.shape, tensor.stride())",
         "for size, step in zip(tensor.shape, tensor.contiguous().stride())",
         "test_layout_of_the_input_is_kept",
-        HOST,
+        "_triton_draft",
     ),
     Bug(
         "a negated view is read as it lies",
         "first, second = first.resolve_neg(), second.resolve_neg()",
         "",
         "test_views_that_are_negated",
-        HOST,
+        "triton",
     ),
     Bug(
         "a kernel for aligned memory is launched on any",
         "*(pointer % 16 == 0 for pointer in pointers),",
         "",
         "test_what_changes_between_calls",
-        HOST,
+        "_triton_form",
     ),
     Bug(
         "the kernel of one device is launched on another",
         "tensors[0].get_device(),\n",
         "0,\n",
         "test_kernels_belong_to_a_device",
-        HOST,
+        "_triton_form",
     ),
     Bug(
         "what was found without TF32 is kept with it",
         "settings = may_use_tf32(dtype), interpreted()",
         "settings = False, interpreted()",
         "test_what_changes_between_calls",
-        HOST,
+        "triton",
     ),
     Bug(
         "any operand is taken to lie as the first that came",
         "first.stride(), second.stride(), settings)\n        return",
         "torch.empty(first.shape).stride(), second.stride(), settings)\n        return",
         "test_what_changes_between_calls",
-        HOST,
+        "triton",
     ),
     Bug(
         "a later launch has the constants in another order",
         "(*arguments[count:], *constants)",
         "(*arguments[count:], *reversed([*constants]))",
         "test_a_call_like_an_earlier_one",
-        HOST,
+        "_triton_form",
     ),
     Bug(
         "a later launch is at the addresses of the first",
@@ -375,7 +374,7 @@ BUGS = (
         "            late = lambda *v: start(*kept, *v[count:])\n"
         "            self.compiled[key] = late, self.compiled[key][1]\n",
         "test_a_call_like_an_earlier_one",
-        HOST,
+        "_triton_form",
     ),
 )
 

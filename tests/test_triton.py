@@ -29,13 +29,16 @@ from torch import Tensor
 
 from torch_corr import MAPS, Auto, Problem, Triton, corr2d, wisdom
 from torch_corr import auto as auto_module
+from torch_corr.algorithms import _triton_draft, _triton_form, _triton_weight
 from torch_corr.algorithms import triton as host
-from torch_corr.algorithms.triton import CONFIGS, Band, Dot, Sums, Taps, axes
+from torch_corr.algorithms._triton_axes import axes
+from torch_corr.algorithms._triton_configs import CONFIGS, Band, Config, Dot, Sums, Taps
+from torch_corr.algorithms.base import FEW as FEW_PAIRS
 from torch_corr.planner import make_plan
 from torch_corr.testing import LAYOUTS, make_operands, oracle, problems
 
 HAVE = find_spec("triton") is not None
-INTERPRETED = host.interpreted()
+INTERPRETED = _triton_form.interpreted()
 CUDA = torch.cuda.is_available() and HAVE and not INTERPRETED
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 HALVES = (torch.float16, torch.bfloat16)
@@ -80,9 +83,9 @@ def _own_forms() -> Iterator[None]:
     host._kept_form.cache_clear()
 
 
-def change(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
-    """Change what the module makes forms by: those it has kept know nothing of it."""
-    monkeypatch.setattr(host, name, value)
+def change(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any) -> None:
+    """Change what a module makes forms by: those that were kept know nothing of it."""
+    monkeypatch.setattr(module, name, value)
     host._kept_form.cache_clear()
 
 
@@ -97,7 +100,7 @@ def check(algorithm: Triton, problem: Problem, map: str, operands: dict[str, Ten
     return result
 
 
-def of(config: host.Config, map: str) -> Triton:
+def of(config: Config, map: str) -> Triton:
     return Triton(weight=config.name) if map == "grad_weight" else Triton(correlate=config.name)
 
 
@@ -114,7 +117,7 @@ EACH = {Dot: MANY, Band: ONE}
 @each_config
 @each_map
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_every_configuration(config: host.Config, map: Any, dtype: torch.dtype) -> None:
+def test_every_configuration(config: Config, map: Any, dtype: torch.dtype) -> None:
     """Against the oracle; in the interpreter each in float32, one of a kind in the others."""
     some_of_each = ("taps-4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16", "band-64x32")
     if not CUDA and dtype != torch.float32 and config.name not in some_of_each:
@@ -145,13 +148,13 @@ def test_rows_of_sums_under_a_stride(name: str) -> None:
 )
 def test_pixels_are_split_anyhow(name: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One split of many blocks, a few of several, one a block; the last of each not full."""
-    change(monkeypatch, "PROGRAMS", programs)
+    change(monkeypatch, _triton_weight, "PROGRAMS", programs)
     kind = name.partition("-")[0]
     one = "n5c1-x17x6-o1-k2x3-p1"
     each = {"sums": "n3c1-x20x17-o2-k2x3-p1", "dot": "n3c9-x6x7-o18-k2x1-p1,0x0,0", "band": one}
     problem = Problem.parse(each[kind])
     config = next(each for each in CONFIGS if each.name == name)
-    splits, _ = host._splits(problem, config)
+    splits, _ = _triton_weight.splits_of(problem, config)
     assert splits > 1 if programs > 1 else splits == 1
     check(
         of(config, "grad_weight"),
@@ -278,7 +281,7 @@ def test_positions_in_64_bits(map: Any, case: str, monkeypatch: pytest.MonkeyPat
     problem = Problem.parse(case)
     operands = some(problem, map, torch.float32)
     narrow = check(Triton(), problem, map, operands)
-    change(monkeypatch, "_wide", lambda *_: True)
+    change(monkeypatch, _triton_draft, "MOST", 0)
     assert torch.equal(narrow, check(Triton(), problem, map, operands))
 
 
@@ -289,7 +292,7 @@ def test_positions_in_bands_in_64_bits(map: Any, monkeypatch: pytest.MonkeyPatch
     operands = some(problem, map, torch.float32)
     band = Triton(correlate="band-64x32", weight="band-64x32")
     narrow = check(band, problem, map, operands)
-    change(monkeypatch, "_wide", lambda *_: True)
+    change(monkeypatch, _triton_draft, "MOST", 0)
     assert torch.equal(narrow, check(band, problem, map, operands))
 
 
@@ -312,10 +315,10 @@ def test_64_bits_are_taken_where_they_are_needed() -> None:
     problem = Problem.parse("n3c1-x32768-o1-k3-p1")
     x = torch.empty(1, device="meta").expand(problem.input_shape)
     both = axes("forward", problem)
-    assert not host._wide(both, x)
-    assert host._wide(both, torch.empty(problem.input_shape, device="meta"))
+    assert not _triton_draft.passes_32_bits(both, x)
+    assert _triton_draft.passes_32_bits(both, torch.empty(problem.input_shape, device="meta"))
     far = axes("forward", Problem.parse("n1c1-x3-o1-k2-p3000000000-d3000000000"))
-    assert host._wide(far, torch.empty(1, 1, 3, 3, device="meta"))
+    assert _triton_draft.passes_32_bits(far, torch.empty(1, 1, 3, 3, device="meta"))
 
 
 @pytest.mark.skipif(not HAVE, reason="needs Triton")
@@ -323,7 +326,7 @@ def test_splits_that_end_past_32_bits_are_counted_in_64() -> None:
     """Though every pixel has a place in 32: wrapped, a lane would be live before the first."""
     problem = Problem.parse("n134217216c1-x4-o1-k1")
     x = torch.empty(problem.input_shape, device="meta")
-    assert not host._wide(axes("grad_weight", problem), x)
+    assert not _triton_draft.passes_32_bits(axes("grad_weight", problem), x)
     config = next(each for each in CONFIGS if each.name == "sums-1x4x4")
     (launch,) = host.form_of("grad_weight", problem, x, x, config).launches
     assert launch.constants["WIDE"]
@@ -349,7 +352,7 @@ def test_mending_finds_its_pixels_in_channels_last(
 ) -> None:
     """A tap that is NaN, of one channel of several: the same pixels as in NCHW are spoilt."""
     if wide:
-        change(monkeypatch, "_wide", lambda *_: True)
+        change(monkeypatch, _triton_draft, "MOST", 0)
     problem = Problem.parse("n2c3-x5x6-o3-k3x2-p1x0,1-g3")
     way = Triton(correlate=name)
     y, w = some(problem, "grad_input", torch.float32).values()
@@ -471,7 +474,7 @@ class Subscribed(SimpleNamespace):
 @pytest.fixture
 def jit(monkeypatch: pytest.MonkeyPatch) -> Jit:
     jit = Jit()
-    monkeypatch.setattr(host, "_kernels", lambda: jit)
+    monkeypatch.setattr(_triton_form, "_kernels", lambda: jit)
     return jit
 
 
@@ -487,9 +490,7 @@ have = pytest.mark.skipif(not HAVE, reason="needs Triton")
 @have
 @each_config
 @each_map
-def test_a_call_like_an_earlier_one_specializes_nothing(
-    config: host.Config, map: Any, jit: Jit
-) -> None:
+def test_a_call_like_an_earlier_one_specializes_nothing(config: Config, map: Any, jit: Jit) -> None:
     """The same launches with the same numbers, and the addresses of its own operands."""
     problem = Problem.parse(EACH.get(type(config), FEW))
     if config not in Triton().configs(problem, map, torch.float32):
@@ -516,7 +517,7 @@ def test_what_changes_between_calls_is_heeded(map: Any, case: str, jit: Jit) -> 
     """Strides, alignment, dtype, TF32 and Triton's own settings; and what was before, again."""
     problem = Problem.parse(case)
     first, second = some(problem, map, torch.float32).values()
-    many = problem.group_in * problem.group_out > host.FEW
+    many = problem.group_in * problem.group_out > FEW_PAIRS
 
     def after(*operands: Tensor) -> tuple[int, list[Any]]:
         """How many kernels a call compiles, and what it launches; a second call compiles none."""
@@ -654,7 +655,7 @@ def planned() -> list[Any]:
 @compiles
 @pytest.mark.parametrize(("config", "map", "dtype"), planned())
 def test_compiled_kernels_keep_within_a_device(
-    config: host.Config, map: Any, dtype: torch.dtype
+    config: Config, map: Any, dtype: torch.dtype
 ) -> None:
     """No stack, no spills; registers, shared memory and instructions as planned."""
     from benchmarks.cubins import compile_launch, launches_of, problem_of
@@ -881,7 +882,7 @@ def test_launching_asks_no_tensor_for_a_value(
 ) -> None:
     """A device would be waited for; on meta, where there are none, it would raise."""
     launched: list[str] = []
-    monkeypatch.setattr(host.Launch, "run", lambda self, _: launched.append(self.kernel))
+    monkeypatch.setattr(_triton_form.Launch, "run", lambda self, _: launched.append(self.kernel))
     problem = Problem.parse(case)
     shapes = [getattr(problem, f"{slot}_shape") for slot in OPERANDS[map]]
     result = getattr(Triton(), map)(

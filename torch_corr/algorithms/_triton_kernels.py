@@ -1,6 +1,6 @@
 """The kernels of ``triton``; imported only where Triton is, and only when one is launched.
 
-Along each image axis every map follows one rule, which :class:`.triton.Axis` holds:
+Along each image axis every map follows one rule, which :class:`._triton_axes.Axis` holds:
 
     source * div = dest * mult + base + tap * u          u the tap, one of mult and div being 1
 
