@@ -46,7 +46,7 @@ from ..problem import Problem
 from ..suggest import did_you_mean
 from ._triton_axes import axes, band_shape, dest_shape
 from ._triton_choice import choose_correlate, choose_weight
-from ._triton_configs import CONFIGS, Band, Config, Dot, Product, unsuited
+from ._triton_configs import CONFIGS, Band, Config, Dot, Product, by_name, unsuited
 from ._triton_correlate import correlate_form
 from ._triton_costs import work
 from ._triton_draft import MOST, Draft
@@ -185,17 +185,16 @@ class Triton(Algorithm):
     ) -> tuple[Config, Tensor]:
         """The configuration, and what its launches have filled."""
         first, second = first.resolve_neg(), second.resolve_neg()
-        named = self.weight if map == "grad_weight" else self.correlate
-        dtype = first.dtype
+        name, dtype = self._named(map), first.dtype
         settings = may_use_tf32(dtype), interpreted()
-        form = _kept_form(map, problem, named, dtype, first.stride(), second.stride(), settings)
+        form = _kept_form(map, problem, name, dtype, first.stride(), second.stride(), settings)
         return form.config, form.run(first, second)
 
+    def _named(self, map: MapName) -> str:
+        return self.weight if map == "grad_weight" else self.correlate
+
     def _config(self, map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
-        if named := self.weight if map == "grad_weight" else self.correlate:
-            return next(each for each in CONFIGS if each.name == named)
-        choose = choose_weight if map == "grad_weight" else choose_correlate
-        return choose(map, problem, dtype)
+        return _config_of(self._named(map), map, problem, dtype)
 
     def _config_refusals(self, problem: Problem, dtype: torch.dtype) -> list[str]:
         reasons = []
@@ -211,13 +210,21 @@ class Triton(Algorithm):
                     f"(it has {', '.join(names)})"
                 )
             elif name and 0 not in problem.input_shape:
-                config = next(each for each in CONFIGS if each.name == name)
+                config = by_name(name)
                 found = (unsuited(config, problem, map, dtype) for map in of)
                 reasons += dict.fromkeys(each for each in found if each)
         return reasons
 
 
 # -- the forms ---------------------------------------------------------------------------------
+
+
+def _config_of(name: str, map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
+    """The configuration of this name, or where there is none that of the rule."""
+    if name:
+        return by_name(name)
+    choose = choose_weight if map == "grad_weight" else choose_correlate
+    return choose(map, problem, dtype)
 
 
 _SLOTS: dict[MapName, tuple[str, str]] = {
@@ -231,13 +238,13 @@ _SLOTS: dict[MapName, tuple[str, str]] = {
 def _kept_form(
     map: MapName,
     problem: Problem,
-    named: str,
+    name: str,
     dtype: torch.dtype,
     first: tuple[int, ...],
     second: tuple[int, ...],
     settings: tuple[bool, bool],
 ) -> Form:
-    """The form of operands with these strides, in the named configuration or that of the rule.
+    """The form of operands with these strides, in the configuration named or that of the rule.
 
     ``settings``, of TF32 and of the interpreter, are there to be told apart: they are read where
     they matter.
@@ -246,8 +253,7 @@ def _kept_form(
         torch.empty_strided(getattr(problem, slot), strides, dtype=dtype, device="meta")
         for slot, strides in zip(_SLOTS[map], (first, second))
     )
-    way = Triton(weight=named) if map == "grad_weight" else Triton(correlate=named)
-    config = way._config(map, problem, dtype)
+    config = _config_of(name, map, problem, dtype)
     return form_of(map, problem, first_tensor, second_tensor, config)
 
 
