@@ -294,4 +294,4 @@ CUDA_CASES: tuple[Case, ...] = (
     ),
 )
 """Cases large enough for a GPU, run besides the others with ``--device cuda``; some in the layout
-that halves like best there, which ``auto`` does not see."""
+that halves like best there."""

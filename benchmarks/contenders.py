@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
+from torch_corr.algorithms.base import is_channels_last
 from torch_corr.planner import AlgorithmLike, Plan, make_plan
 from torch_corr.testing import ErrorModel, declared
 
@@ -120,7 +121,10 @@ class Ours(Contender):
         some = operands[GIVEN[work][0]]
         measures = isinstance(self.asked, Auto) and self.asked.measure
         make = _measured_plan if measures else make_plan
-        plan = make(problem, some.device, some.dtype, self.asked)
+        # As ``corr2d``, which looks how its operands lie.
+        last = self.asked == "auto" and is_channels_last(some)
+        asked = Auto(channels_last=True) if last else self.asked
+        plan = make(problem, some.device, some.dtype, asked)
         slots = operands.get("input"), operands.get("weight"), operands.get("output")
         chosen: Algorithm = getattr(plan, work)
         return Prepared(
@@ -215,8 +219,7 @@ class PyTorch(Contender):
 
 def _like(given: Tensor, problem: Problem, slot: Slot) -> Tensor:
     """Memory for a slot, in the layout of another."""
-    dense = given.is_contiguous()
-    layout = torch.contiguous_format if dense else torch.channels_last
+    layout = torch.channels_last if is_channels_last(given) else torch.contiguous_format
     return given.new_empty(shape_of(problem, slot)).contiguous(memory_format=layout)
 
 

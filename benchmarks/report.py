@@ -97,7 +97,7 @@ class Line:
 
     @property
     def channels_last(self) -> bool:
-        """A map that ``corr2d`` does not come to: ``auto`` leaves that layout to PyTorch."""
+        """A map of another case's problem, in this layout besides."""
         return str(self.case["name"]).endswith("channels_last")
 
 
@@ -293,8 +293,7 @@ def markdown(results: Results, charts: Iterable[str] = ()) -> str:
         _READING + (f"\n\n{_CLOCKS}" if results.settings.get("device") == "cuda" else ""),
         "## Means",
         "Over the pieces of work (a case and a map) that both did; the sweeps over kernel and "
-        "image sizes are left out, and so are maps in channels_last, which `corr2d` leaves to "
-        "PyTorch.",
+        "image sizes are left out, and so are maps that were timed in channels_last besides.",
         summary(results),
     ]
     if any(line.searched_speedup is not None for line in lines(results)):

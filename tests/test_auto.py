@@ -3,6 +3,7 @@ autocast, for channels_last."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_corr import Auto, Corr2d, Direct, Problem, corr2d, wisdom
-from torch_corr.planner import make_plan
+from torch_corr import MAPS, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, wisdom
+from torch_corr import auto as auto_module
+from torch_corr.operators import spelled
+from torch_corr.planner import forget_plans, make_plan
 
 CPU = torch.device("cpu")
 compiled = pytest.mark.skipif(
@@ -124,3 +127,62 @@ def test_channels_last_is_kept() -> None:
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert y.grad_fn.name() == "ConvolutionBackward0"
     torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=32))
+
+
+LAST = torch.channels_last
+
+
+def in_channels_last() -> tuple[Tensor, Tensor]:
+    x = torch.randn(2, 8, 20, 24).contiguous(memory_format=LAST).requires_grad_()
+    return x, torch.randn(8, 1, 7, 7, requires_grad=True)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch lags in channels_last, and the quickest hands no layout on."""
+    monkeypatch.setattr(auto_module, "lags_in_channels_last", lambda *_: True)
+    monkeypatch.setattr(auto_module, "_quickest", lambda _: Unfold())
+    forget_plans()
+    yield
+    forget_plans()
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_whatever_is_taken_keeps_channels_last(backend: str | None, elsewhere: None) -> None:
+    """In the output and the input's gradient, although the gradient comes contiguous."""
+    x, w = in_channels_last()
+
+    def layer(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=3, groups=8, algorithm=Auto(channels_last=True))
+
+    run = layer if backend is None else torch.compile(layer, fullgraph=True, backend=backend)
+    y = run(x, w)
+    assert y.grad_fn.name() != "ConvolutionBackward0"
+    made = y, *torch.autograd.grad(y, (x, w), torch.randn(2, 8, 20, 24))
+    assert [each.is_contiguous(memory_format=LAST) for each in made[:2]] == [True, True]
+    assert not any(each.is_contiguous() for each in made[:2])
+    torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=8))
+
+
+def test_operators_promise_channels_last_where_it_was_asked_for(elsewhere: None) -> None:
+    x, w = (each.detach() for each in in_channels_last())
+    y = torch.randn(2, 8, 20, 24)
+    geometry = [1, 1], [3, 3, 3, 3], [1, 1], spelled(Auto(channels_last=True))
+    operands = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (x, y)}
+    extra = {"forward": (), "grad_input": ([20, 24],), "grad_weight": ([7, 7],)}
+    for map in MAPS:
+        operator = getattr(torch.ops.torch_corr, map).default
+        arguments = *operands[map], 8, *extra[map], *geometry
+        torch.library.opcheck(operator, arguments)
+        assert operator(*arguments).is_contiguous() == (map == "grad_weight")
+
+
+def test_explain_tells_of_channels_last(capsys: pytest.CaptureFixture[str]) -> None:
+    """What runs, and why nothing else does."""
+    x, w = in_channels_last()
+    explain(x, w, padding=3, groups=8)
+    told = capsys.readouterr().out
+    assert told.count("> aten") == 3
+    assert "ruled out: images in channels_last stay with PyTorch, which hands the layout on" in told
+    explain(x.detach().contiguous(), w, padding=3, groups=8)
+    assert "channels_last" not in capsys.readouterr().out

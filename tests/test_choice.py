@@ -245,6 +245,12 @@ class Listed(Unfold):
         (lambda: Unfold(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
         (lambda: Unfold(workspace_limit=1.5), TypeError, "workspace_limit must be an integer"),  # type: ignore[arg-type]
         (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),  # type: ignore[arg-type]
+        (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),  # type: ignore[arg-type]
+        (
+            lambda: Auto(measure=True, channels_last=True),
+            ValueError,
+            "contiguous images are timed.*leave one of the two out",
+        ),
         (lambda: FFT(tile=0), ValueError, "tile=0 must be at least 1, or None"),
         (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),  # type: ignore[arg-type]
         (lambda: FFT(tile=64.0), TypeError, "tile must be an integer, got 64.0"),  # type: ignore[arg-type]
@@ -572,6 +578,35 @@ def test_on_cuda_triton_is_foretold_where_pytorch_was_seen_to_be_slow(
     assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
     assert not with_triton
     forget_plans()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "dtype", "triton"),
+    [
+        ("n64c384-x32-o384-k31-p15-g384", torch.float32, MAPS),
+        ("n64c384-x32-o384-k31-p15-g384", torch.float16, MAPS),
+        ("n128c96-x56-o96-k7-p3-g96", torch.float32, MAPS),
+        # cuDNN has kernels for these as quick as memory; of the rest there nothing is known.
+        ("n128c96-x56-o96-k7-p3-g96", torch.float16, ("forward", "grad_input")),
+        ("n8c144-x56-o144-k3-p1-g144", torch.float32, ()),
+        ("n16c64-x56-o64-k3-p1", torch.float64, ()),
+        ("n1c1-x2048-o1-k3", torch.float32, ()),
+        # A small layer, for the host's sake.
+        ("n1c8-x16-o8-k7-p3-g8", torch.float32, ()),
+    ],
+)
+def test_in_channels_last_triton_takes_what_pytorch_was_seen_to_be_slow_at(
+    spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
+) -> None:
+    """As timed on an H200; what is known of contiguous images does not count."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem = Problem.parse(spelling)
+    for map in MAPS:
+        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"unfold": 1e-9, "aten": 1.0})
+    plan = make_plan(problem, CUDA, dtype, Auto(channels_last=True))
+    assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
+    assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
+    assert {type(getattr(make_plan(problem, CUDA, dtype, "auto"), map)) for map in MAPS} == {Unfold}
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from .algorithms import (
     Triton,
     Unfold,
 )
+from .algorithms.aten import lags_in_channels_last
 from .algorithms.base import check_workspace_limit
 from .machine import machine_of
 from .problem import Problem
@@ -98,10 +99,15 @@ class Auto(Value):
             near by; ``"componentwise"`` keeps to algorithms whose error is relative to each
             output's own terms.
         workspace_limit: bytes that a map may take beyond its operands and its result.
+        channels_last: images lie in channels_last, and their results shall.  PyTorch hands that
+            layout on, and keeps every map but those in which it was seen to lag; what wisdom
+            knows is of contiguous images.  ``algorithm="auto"`` looks how operands lie.
 
     Raises:
-        ValueError: an error class that is neither; a negative workspace limit.
-        TypeError: a workspace limit that is no integer; a ``measure`` that is no bool.
+        ValueError: an error class that is neither; a negative workspace limit; both ``measure``
+            and ``channels_last``, since contiguous images are timed.
+        TypeError: a workspace limit that is no integer; a ``measure`` or ``channels_last`` that
+            is no bool.
 
     Example:
         >>> import torch
@@ -114,6 +120,7 @@ class Auto(Value):
     measure: bool = False
     error: ErrorClass = "normwise"
     workspace_limit: int = DEFAULT_WORKSPACE
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
         classes = get_args(ErrorClass)
@@ -123,8 +130,14 @@ class Auto(Value):
                 f"'componentwise', or 'normwise' to allow both"
             )
         check_workspace_limit(self.workspace_limit)
-        if not isinstance(self.measure, bool):
-            raise TypeError(f"measure must be True or False, got {self.measure!r}")
+        for name in ("measure", "channels_last"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+        if self.measure and self.channels_last:
+            raise ValueError(
+                "Auto(measure=True, channels_last=True) cannot be: contiguous images are timed, "
+                "which tells nothing of channels_last; leave one of the two out"
+            )
 
     def choose(
         self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
@@ -134,8 +147,9 @@ class Auto(Value):
         # How far code stays behind its machine is known of CPUs, and of some on CUDA; elsewhere
         # only what was measured counts.
         known = device.type in OWN_CALL or len(WISDOM)
-        if not self.measure and (small or not known):
-            # Asked one by one, since some look long before they answer.
+        kept = self._keeps_to_pytorch(map, problem, device, dtype)
+        if not self.measure and (small or kept or not known):
+            # Asked one by one, PyTorch first, since some look long before they answer.
             return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
         many = problem.multiplications >= MANY
         enough = TRANSFORM_TAPS_OF_MANY if many else TRANSFORM_TAPS
@@ -173,7 +187,7 @@ class Auto(Value):
         algorithms: Sequence[Algorithm] = (),
     ) -> list[Candidate]:
         """All algorithms, or some, with what speaks against each, workspace and seconds."""
-        known = _known(map, problem, device, dtype)
+        known = self._known(map, problem, device, dtype)
         candidates: list[Candidate] = []
         for algorithm in (self._with_options(each) for each in algorithms or ALGORITHMS):
             if refusals := algorithm.refusals(problem, device, dtype):
@@ -207,6 +221,8 @@ class Auto(Value):
         seconds = machine_of(device, dtype).seconds(cost, dtype)
         seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(device.type, 0.0)
         refusals = self._rules_out(algorithm, device, workspace)
+        if not isinstance(algorithm, Aten) and self._keeps_to_pytorch(map, problem, device, dtype):
+            refusals = ("images in channels_last stay with PyTorch, which hands the layout on",)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 
     def _with_options(self, algorithm: Algorithm) -> Algorithm:
@@ -250,16 +266,20 @@ class Auto(Value):
                 if new := [each for each in hopeful if each.spelling not in seen]:
                     _refuse_capture(problem, device)
                     WISDOM.remember(key, time_algorithms(new, problem, map, device, dtype))
-        return _known(map, problem, device, dtype)
+        return self._known(map, problem, device, dtype)
 
+    def _known(
+        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> Mapping[str, float]:
+        """Seconds by spelling of what has been measured here; nothing runs on meta."""
+        if device.type == "meta" or not len(WISDOM) or self.channels_last:
+            return {}
+        return dict(WISDOM.seconds(Key.of(problem, map, device, dtype)))
 
-def _known(
-    map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
-) -> Mapping[str, float]:
-    """Seconds by spelling of what has been measured here; nothing runs on meta."""
-    if device.type == "meta" or not len(WISDOM):
-        return {}
-    return dict(WISDOM.seconds(Key.of(problem, map, device, dtype)))
+    def _keeps_to_pytorch(
+        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> bool:
+        return self.channels_last and not lags_in_channels_last(problem, map, device, dtype)
 
 
 def _refuse_capture(problem: Problem, device: torch.device) -> None:

@@ -37,6 +37,8 @@ from .suggest import did_you_mean
 # Looked up once, since the smallest layers would notice.
 _are_transforms_active = torch._C._are_functorch_transforms_active
 
+IN_CHANNELS_LAST = Auto(channels_last=True)
+
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -246,8 +248,8 @@ def plan(
 ) -> Plan:
     """Which algorithm each map of ``corr2d`` with these arguments gets; print it to read why.
 
-    Args are those of :func:`corr2d` for zero padding; only the operands' shapes, dtype and
-    device matter.
+    Args are those of :func:`corr2d` for zero padding; only the operands' shapes, dtype, device
+    and, for ``auto``, layout matter.
 
     Example:
         >>> chosen = plan(torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2))
@@ -255,6 +257,8 @@ def plan(
         (Aten(), Aten(), Aten())
     """
     _check_operands(input, weight, None)
+    if algorithm == "auto" and any(map(_is_channels_last, (input, weight))):
+        algorithm = IN_CHANNELS_LAST
     return _known_plan(
         _with_all_axes(input).shape,
         _with_all_axes(weight).shape,
@@ -310,11 +314,10 @@ def _conv2d_if_chosen(
         device = input.device
         shapes = input.shape, weight.shape
         asked = *shapes, stride, padding, dilation, groups, device, input.dtype
-        # In channels_last as below, where PyTorch stands for auto.
-        if not _is_conv2d(*asked, "auto") and not (
-            (_is_channels_last(input) or _is_channels_last(weight)) and _is_conv2d(*asked, "aten")
-        ):
-            return None
+        if not _is_conv2d(*asked, "auto"):
+            layout = _standing_for_layout(input, weight)
+            if layout is None or not _is_conv2d(*asked, layout):
+                return None
         # PyTorch computes on across cpu and meta, and on layouts of its own.
         if weight.device != device or input.layout is not torch.strided:
             return None
@@ -398,14 +401,20 @@ def _known_plan(
 
 @left_alone
 def _standing_for(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -> AlgorithmLike:
-    """What is planned with, where nothing is computed or PyTorch alone keeps the layout."""
+    """What is planned with, where nothing is computed or a layout is to be handed on."""
     if input.is_meta:
         return "auto"
     if _written_down():
         return "aten"
-    if algorithm == "auto" and any(map(_is_channels_last, (input, weight))):
-        return "aten"
-    return algorithm
+    return (_standing_for_layout(input, weight) or "auto") if algorithm == "auto" else algorithm
+
+
+def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
+    """What stands for ``auto`` where an operand lies in channels_last, else None."""
+    if not any(map(_is_channels_last, (input, weight))):
+        return None
+    # On a CPU nothing else is ever chosen, and of PyTorch's own compilers make more.
+    return IN_CHANNELS_LAST if input.is_cuda else "aten"
 
 
 @left_alone
@@ -457,9 +466,9 @@ def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
 
 
 def _is_channels_last(operand: Tensor) -> bool:
-    """Whether an operand has PyTorch's channels_last layout, which PyTorch alone hands on.
+    """Whether an operand has PyTorch's channels_last layout, which goes on to the result.
 
-    From either to the result.  Not of integers, of which it refuses some problems.
+    Not of integers, of which it refuses some problems.
     """
     return (
         (operand.is_floating_point() or operand.is_complex())

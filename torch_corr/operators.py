@@ -28,7 +28,7 @@ from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from .algorithms import MAPS, Aten, MapName
-from .planner import AlgorithmLike, Plan, find_algorithm, make_plan
+from .planner import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, shape_str
 from .sharding import is_distributed, register_splits
 
@@ -230,20 +230,26 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
 def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     plan = plan_of(map, first, second, *arguments)
     assert isinstance(plan, Plan)
-    # A compiler relies on the layout that ``_promise`` has.
-    return _recorded(plan, map, slots_of(map, first, second)).contiguous()
+    result = _recorded(plan, map, slots_of(map, first, second))
+    return result.contiguous(memory_format=_promised_layout(map, plan))
 
 
 @left_alone
 def _promise(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
-    """What a capturer is told: a contiguous tensor of the open slot's shape."""
-    problem = plan_of(map, first, second, *arguments).problem
+    """What a capturer is told, and relies on: shape and layout of the result."""
+    plan = plan_of(map, first, second, *arguments)
+    problem = plan.problem
     shapes = {
         "forward": problem.output_shape,
         "grad_input": problem.input_shape,
         "grad_weight": problem.weight_shape,
     }
-    return first.new_empty(shapes[map])
+    layout = _promised_layout(map, plan)
+    return torch.empty(shapes[map], dtype=first.dtype, device=first.device, memory_format=layout)
+
+
+def _promised_layout(map: MapName, plan: Plan | Deferred) -> torch.memory_format:
+    return layout_of(plan.asked, map) or torch.contiguous_format
 
 
 def _flops(map: MapName, first: Any, second: Any, *arguments: Any, **_: Any) -> int:

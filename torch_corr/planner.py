@@ -66,7 +66,10 @@ class Plan:
         else:
             result = self.grad_weight.grad_weight(self.problem, *_both(input, output))
         # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
-        return result.clone() if result._is_view() else result
+        result = result.clone() if result._is_view() else result
+        # A gradient may come in another layout than the images that it is of.
+        layout = layout_of(self.asked, "grad_weight" if weight is None else "forward")
+        return result.contiguous(memory_format=layout) if layout else result
 
     @property
     def is_conv2d(self) -> bool:
@@ -180,6 +183,12 @@ def make_plan(
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; on meta there is none to ask about."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def layout_of(asked: AlgorithmLike, map: MapName) -> torch.memory_format | None:
+    """The layout of a map's result that was asked for, if any was."""
+    last = isinstance(asked, Auto) and asked.channels_last and map != "grad_weight"
+    return torch.channels_last if last else None
 
 
 def find_algorithm(asked: AlgorithmLike) -> Auto | Algorithm:

@@ -66,6 +66,21 @@ def _slower(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
     return PEAK / done * matrix_speed(dtype)
 
 
+def lags_in_channels_last(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> bool:
+    """Whether PyTorch was seen to lag where images lie in channels_last: wide depthwise kernels.
+
+    On an H200 (cuDNN 9.19, 2026-11-27) ConvNeXt's 7x7 took it 0.7, 0.7 and 31 ms in float32 and
+    0.27, 0.67 and 0.2 in float16, RepLKNet's 31x31 59, 25 and 160, and 59, 24 and 31; ``triton``
+    0.2 to 0.8 and 0.6 to 1.9.  For 3x3, and for the weight's gradient of 7x7 in halves, cuDNN has
+    kernels as quick as memory.
+    """
+    side = prod(problem.kernel) ** 0.5
+    quick = map == "grad_weight" and dtype.itemsize == 2 and side <= 7
+    return device.type == "cuda" and _depthwise(problem) and side >= 7 and not quick
+
+
 @dataclass(frozen=True)
 class Aten(Fitted):
     """``torch.conv2d`` and ``aten::convolution_backward``."""
