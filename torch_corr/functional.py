@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .algorithms import Aten
 from .algorithms.aten import conv2d
+from .algorithms.base import is_channels_last
 from .auto import Auto
 from .autograd import trilinear
 from .operators import Deferred, asked_for, left_alone, planned, spelled
@@ -257,7 +258,7 @@ def plan(
         (Aten(), Aten(), Aten())
     """
     _check_operands(input, weight, None)
-    if algorithm == "auto" and any(map(_is_channels_last, (input, weight))):
+    if algorithm == "auto" and any(map(_hands_on_channels_last, (input, weight))):
         algorithm = IN_CHANNELS_LAST
     return _known_plan(
         _with_all_axes(input).shape,
@@ -411,7 +412,7 @@ def _standing_for(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -> Al
 
 def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
     """What stands for ``auto`` where an operand lies in channels_last, else None."""
-    if not any(map(_is_channels_last, (input, weight))):
+    if not any(map(_hands_on_channels_last, (input, weight))):
         return None
     # On a CPU nothing else is ever chosen, and of PyTorch's own compilers make more.
     return IN_CHANNELS_LAST if input.is_cuda else "aten"
@@ -465,7 +466,7 @@ def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
     return opaque and isinstance(find_algorithm(algorithm), (Auto, Aten))
 
 
-def _is_channels_last(operand: Tensor) -> bool:
+def _hands_on_channels_last(operand: Tensor) -> bool:
     """Whether an operand has PyTorch's channels_last layout, which goes on to the result.
 
     Not of integers, of which it refuses some problems.
@@ -473,8 +474,7 @@ def _is_channels_last(operand: Tensor) -> bool:
     return (
         (operand.is_floating_point() or operand.is_complex())
         and not torch._C._are_functorch_transforms_active()  # a mapped tensor cannot tell
-        and not operand.is_contiguous()
-        and operand.is_contiguous(memory_format=torch.channels_last)
+        and is_channels_last(operand)
     )
 
 

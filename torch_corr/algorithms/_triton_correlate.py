@@ -16,13 +16,12 @@ from ._triton_configs import Band, Config, Dot, Taps, by_name
 from ._triton_draft import (
     Draft,
     dot_constants,
-    is_channels_last,
     passes_32_bits,
     strides_of,
     sums_in,
 )
 from ._triton_form import Form, Launch, interpreted
-from .base import MapName, accumulation_dtype
+from .base import MapName, accumulation_dtype, is_channels_last
 
 
 def _channel_axes(map: MapName) -> tuple[int, int]:

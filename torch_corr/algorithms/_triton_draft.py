@@ -108,8 +108,3 @@ def passes_32_bits(both: tuple[Axis, Axis], *tensors: Tensor | int) -> bool:
             outside = sum(axis.reach * step for axis, step in zip(both, steps[2:4]))
             reach = max(reach, outside + sum(n * s for n, s in zip(each.shape, steps)))
     return reach > MOST - 2**12
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether its channels lie next to each other, and not its pixels."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

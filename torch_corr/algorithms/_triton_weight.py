@@ -13,13 +13,12 @@ from ._triton_configs import Band, Config, Dot, Sums
 from ._triton_draft import (
     Draft,
     dot_constants,
-    is_channels_last,
     passes_32_bits,
     strides_of,
     sums_in,
 )
 from ._triton_form import Form, Launch
-from .base import accumulation_dtype
+from .base import accumulation_dtype, is_channels_last
 
 PROGRAMS = 1056
 """Programs to split ``grad_weight`` into at least: 8 for each multiprocessor of an H100.  A

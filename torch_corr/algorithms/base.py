@@ -168,6 +168,11 @@ def products_may_use_tf32(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.complex64) and precision == "tf32"
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether its channels lie next to each other, and not its pixels."""
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
 def definition_flops(problem: Problem, dtype: torch.dtype) -> float:
     """Real multiplications and additions in the definition; four of each make a complex one."""
     return (8.0 if dtype.is_complex else 2.0) * problem.multiplications
