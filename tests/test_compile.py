@@ -4,6 +4,7 @@ transforms of torch.func inside it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -24,8 +25,10 @@ from torch_corr import (
     Naive,
     Problem,
     Unfold,
+    convert,
     convolve2d,
     corr2d,
+    intercept,
 )
 from torch_corr.planner import able_algorithms
 from torch_corr.wisdom import WISDOM, Key
@@ -332,6 +335,40 @@ def test_another_algorithm_is_another_graph() -> None:
         layer.algorithm = algorithm
         torch.testing.assert_close(captured(x), F.conv2d(x, layer.weight, layer.bias))
     assert counter.frame_count == 3
+
+
+class Block(nn.Module):
+    """Code of a network's own in a container, which is all that Dynamo finds there."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).relu()
+
+
+@pytest.mark.parametrize("how", ["converted", "intercepted"])
+def test_layers_that_pytorch_runs_by_itself_get_no_graphs_of_their_own(how: str) -> None:
+    """``compile()`` of a ``Sequential`` leaves that, and nn.Conv2d in it, to PyTorch.
+
+    Else each layer would be a graph, of the same code for other sizes: beyond eight of them Dynamo
+    warns of a storm and gives up.
+    """
+
+    def frames(how: str) -> int:
+        torch._dynamo.reset()
+        layers = [nn.Conv2d(3 + i, 4 + i, 3, padding=1) for i in range(10)]
+        net = nn.Sequential(*layers, Block(nn.Conv2d(13, 2, 3)))
+        if how == "converted":
+            convert(net, "unfold")
+        counter = CompileCounterWithBackend("eager")
+        net.compile(backend=counter)
+        with intercept("unfold") if how == "intercepted" else nullcontext():
+            net(torch.randn(1, 3, 9, 9)).sum().backward()
+        return counter.frame_count
+
+    assert frames(how) == frames("as it is") == 1
 
 
 @pytest.mark.parametrize("algorithm", [each for each in CHOICES if each != "fft"], ids=algorithm_id)

@@ -15,6 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .functional import corr2d
+from .operators import left_alone
 from .planner import AlgorithmLike, find_algorithm
 
 
@@ -56,6 +57,7 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
         super().__init__()
         self.algorithm = algorithm
 
+    @left_alone
     def __torch_function__(
         self,
         func: Callable[..., Any],

@@ -58,6 +58,8 @@ def left_alone(function: _Function) -> _Function:
     Once a compiled function has left its graph, Dynamo looks at every Python function that runs.
     ``loss.backward()`` there would make graphs of our loops, new ones for each size, and fail on
     some.  So ``torch.compiler.disable`` too, but that loads Dynamo, and wraps each call.
+
+    What is called from within a graph Dynamo still takes into it.
     """
     set_code_exec_strategy(function.__code__, _LEFT_ALONE)
     return function
