@@ -358,8 +358,8 @@ def test_layers_that_pytorch_runs_by_itself_get_no_graphs_of_their_own(how: str)
 
     def frames(how: str) -> int:
         torch._dynamo.reset()
-        layers = [nn.Conv2d(3 + i, 4 + i, 3, padding=1) for i in range(10)]
-        net = nn.Sequential(*layers, Block(nn.Conv2d(13, 2, 3)))
+        layers = [nn.Conv2d(2 + i, 3 + i, 3, padding=1) for i in range(10)]
+        net = nn.Sequential(Block(nn.Conv2d(3, 2, 3)), *layers)
         if how == "converted":
             convert(net, "unfold")
         counter = CompileCounterWithBackend("eager")
