@@ -202,12 +202,20 @@ def test_images_in_onednns_layout_go_to_conv2d(algorithm: Algorithm | Auto | str
             assert torch.equal(result.to_dense(), expected)
 
 
-def test_float16_is_summed_in_float32_under_auto() -> None:
-    """Gradients too: a long sum of ones in float16 would stop at 2048."""
-    x = torch.ones(4, 1, 40, 40, dtype=torch.float16)
-    w = torch.ones(1, 1, 1, 1, dtype=torch.float16, requires_grad=True)
-    (gradient,) = torch.autograd.grad(corr2d(x, w).sum(), w)
-    assert gradient.item() == 4 * 40 * 40
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float16_is_summed_in_float32_under_auto(autocast: bool) -> None:
+    """Gradients too; also where it is autocast that makes it float16.
+
+    PyTorch adds each image's 841 in float16 to those before, and rounds each time.
+    """
+    dtype = torch.float32 if autocast else torch.float16
+    x = torch.ones(16, 1, 29, 29, dtype=dtype)
+    w = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        y = corr2d(x, w)
+    (gradient,) = torch.autograd.grad(y.sum(), w)
+    assert y.dtype == torch.float16
+    assert gradient.item() == 16 * 29 * 29 == 13456
 
 
 def test_integers_have_no_gradient_but_values(device: torch.device) -> None:

@@ -37,6 +37,7 @@ from .suggest import did_you_mean
 
 # Looked up once, since the smallest layers would notice.
 _are_transforms_active = torch._C._are_functorch_transforms_active
+_is_any_autocast = torch._C._is_any_autocast_enabled
 
 IN_CHANNELS_LAST = Auto(channels_last=True)
 
@@ -312,9 +313,11 @@ def _conv2d_if_chosen(
             trained = input if input.requires_grad else weight
             if not trained.is_leaf:
                 return None
-        device = input.device
+        device, dtype = input.device, input.dtype
+        if _is_any_autocast():
+            dtype = _dtype_under_autocast(input)
         shapes = input.shape, weight.shape
-        asked = *shapes, stride, padding, dilation, groups, device, input.dtype
+        asked = *shapes, stride, padding, dilation, groups, device, dtype
         if not _is_conv2d(*asked, "auto"):
             layout = _standing_for_layout(input, weight)
             if layout is None or not _is_conv2d(*asked, layout):
@@ -480,16 +483,25 @@ def _hands_on_channels_last(operand: Tensor) -> bool:
 
 @left_alone
 def _as_autocast_would(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
-    """Operands in the dtype of autocast where that is on; float64 stays, as in conv2d."""
+    """Operands in the dtype of autocast where that is on."""
     if not isinstance(input, Tensor) or not autocasts(input.device):
         return input, weight, bias
-    dtype = torch.get_autocast_dtype(input.device.type)
-    halves = (torch.float32, torch.float16, torch.bfloat16)
     input, weight, bias = (
-        value.to(dtype) if isinstance(value, Tensor) and value.dtype in halves else value
+        value.to(_dtype_under_autocast(value)) if isinstance(value, Tensor) else value
         for value in (input, weight, bias)
     )
     return input, weight, bias
+
+
+@left_alone
+def _dtype_under_autocast(value: Tensor) -> torch.dtype:
+    """The dtype in which autocast, if on, has an operand computed; float64 stays, as in conv2d."""
+    cast = value.dtype in _AUTOCAST and autocasts(value.device)
+    return torch.get_autocast_dtype(value.device.type) if cast else value.dtype
+
+
+_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
+"""What autocast casts."""
 
 
 @left_alone
