@@ -104,6 +104,16 @@ def test_export_keeps_the_formula_of_same_with_a_stride(strict: bool) -> None:
         close(program.module()(x), net(x))
 
 
+def test_export_of_many_strided_layers_padded_to_same() -> None:
+    """As in networks that come from TensorFlow; each layer's size is a formula in the last's."""
+    net = nn.Sequential(*(Corr2d(1, 1, 3, stride=2, padding="same") for _ in range(6)))
+    sizes = {2: Dim("h", min=65, max=999), 3: Dim("w", min=65, max=999)}
+    program = torch.export.export(net, (torch.randn(1, 1, 99, 101),), dynamic_shapes=(sizes,))
+    for size in (128, 129, 200):
+        x = torch.randn(1, 1, size, 300 - size)
+        close(program.module()(x), net(x))
+
+
 @each_geometry
 def test_trace(padding: Any, stride: int, mode: str) -> None:
     """Good for any size, saved and loaded; no Python is left in it, and no warning."""

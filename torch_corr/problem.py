@@ -378,8 +378,9 @@ def _same(size: int, span: int, stride: int) -> Pair:
         total = span - 1  # whatever the size, which may be a symbol
     else:
         outputs = (size + stride - 1) // stride  # not -(-size // stride): ONNX rounds to zero
-        missing = (outputs - 1) * stride + span - size
-        total = torch.sym_max(missing, 0)  # type: ignore[no-untyped-call]
+        total = (outputs - 1) * stride + span - size
+        if span < stride:  # else it is not negative; a formula of many layers grows by each max
+            total = torch.sym_max(total, 0)  # type: ignore[no-untyped-call]
     return total // 2, total - total // 2
 
 
