@@ -244,6 +244,13 @@ class Listed(Unfold):
         (lambda: FFT(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
         (lambda: Unfold(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
         (lambda: Unfold(workspace_limit=1.5), TypeError, "workspace_limit must be an integer"),  # type: ignore[arg-type]
+        (
+            lambda: Auto(workspace_limit=torch.tensor(5)),
+            TypeError,
+            "workspace_limit=.* is a tensor",
+        ),  # type: ignore[arg-type]
+        (lambda: Unfold(workspace_limit=torch.tensor(5)), TypeError, "take its .item()"),  # type: ignore[arg-type]
+        (lambda: FFT(tile=torch.tensor(64)), TypeError, "tile=.* is a tensor"),  # type: ignore[arg-type]
         (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),  # type: ignore[arg-type]
         (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),  # type: ignore[arg-type]
         (

@@ -123,6 +123,7 @@ class Auto(Value):
     channels_last: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         classes = get_args(ErrorClass)
         if self.error not in classes:
             raise ValueError(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import ABCMeta
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from torch import Tensor
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBaseMeta
 
@@ -32,6 +33,22 @@ class Value(metaclass=_ValueMeta):
         # notebook's cell runs again, which it has noted by then.  Later versions look at the bases.
         with suppress(TypeError, RuntimeError):
             register_opaque_type(cls, typ="value")
+
+    def __post_init__(self) -> None:
+        """Raises TypeError for an option that is no value: plans are remembered by them."""
+        for option in fields(self):
+            if isinstance(held := getattr(self, option.name), Tensor):
+                raise TypeError(
+                    f"{option.name}={held!r} is a tensor, to which others may be written; options "
+                    f"are values, so take its .item()"
+                )
+        try:
+            hash(self)
+        except TypeError as error:
+            raise TypeError(
+                f"{self!r} has an option that cannot be hashed ({error}); options are values, as "
+                f"numbers, words and tuples are"
+            ) from None
 
     def __fx_repr__(self) -> tuple[str, dict[str, type]]:
         """How PyTorch's graphs write it down."""

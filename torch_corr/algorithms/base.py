@@ -75,16 +75,6 @@ class Algorithm(Value):
     """``componentwise``: each output's error is at most c * eps * sum |x||w| over its own
     window.  ``normwise``: relative to the largest such sum in the image."""
 
-    def __post_init__(self) -> None:
-        """Raises TypeError for an option that has no hash: plans are remembered by them."""
-        try:
-            hash(self)
-        except TypeError as error:
-            raise TypeError(
-                f"{self!r} has an option that cannot be hashed ({error}); options are values, as "
-                f"numbers, words and tuples are"
-            ) from None
-
     @property
     def spelling(self) -> str:
         """How wisdom and tables call it: its name, and which variant where it is one of several."""
