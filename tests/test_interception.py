@@ -114,6 +114,34 @@ def test_who_asks_for_an_algorithm_gets_it() -> None:
     assert spy.asked == []
 
 
+class Doubled(Tensor):
+    """To which a convolution is something else."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs)
+        return result * 2 if func is torch.conv2d else result
+
+
+class Named(Tensor):
+    """To which everything is as to any tensor."""
+
+
+def test_tensors_with_functions_of_their_own_keep_them() -> None:
+    """Their class may know conv2d, but not corr2d; those that inherit theirs are redirected."""
+    x, w, _ = (value.detach() for value in operands())
+    spy = Spy()
+    with intercept(spy):
+        y = F.conv2d(x.as_subclass(Doubled), w, groups=2)
+        assert spy.asked == []
+        named = F.conv2d(x.as_subclass(Named), w, groups=2)
+    assert spy.asked == ["forward"]
+    assert type(named) is Named
+    assert torch.equal(y.as_subclass(Tensor), 2 * F.conv2d(x, w, groups=2))
+
+
 def test_nested_the_innermost_decides() -> None:
     x, w, _ = operands()
     outer, inner = Spy(), Spy()

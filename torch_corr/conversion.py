@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
+from .functional import has_own_functions
 from .modules import Corr2d
 from .planner import AlgorithmLike, find_algorithm
 
@@ -126,7 +127,7 @@ def _why_not(module: nn.Module) -> str | None:
     if own := [name for name in _COMPUTING if _overrides(module, name)]:
         return f"{kind} has its own {own[0]}; torch_corr.intercept redirects conv2d calls in there"
     weight = module._parameters.get("weight")
-    if weight is not None and _has_own_functions(weight):
+    if has_own_functions(type(weight)):
         return f"{kind} has a weight of type {type(weight).__name__}, which may not know corr2d"
     if hasattr(module, "algorithm"):
         return f"{kind} has an attribute algorithm of its own"
@@ -140,13 +141,6 @@ _COMPUTING = ("forward", "_conv_forward", "__call__")
 def _overrides(module: nn.Conv2d, method: str) -> bool:
     inherited = getattr(type(module), method) is getattr(nn.Conv2d, method)
     return not inherited or method in vars(module)
-
-
-def _has_own_functions(value: Tensor) -> bool:
-    return type(value).__torch_function__ not in (
-        Tensor.__torch_function__,
-        torch._C._disabled_torch_function_impl,
-    )
 
 
 def _change_base(module: nn.Module, base: Callable[[_Class], _Class]) -> None:

@@ -157,6 +157,15 @@ def corr2d(
     return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
 
 
+def has_own_functions(kind: type) -> bool:
+    """Whether a class of tensors says itself what functions do: perhaps conv2d, hardly corr2d."""
+    own: Any = kind.__torch_function__ if issubclass(kind, Tensor) else None
+    return getattr(own, "__func__", _INHERITED) is not _INHERITED
+
+
+_INHERITED = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+
+
 def _key_in_graph(algorithm: AlgorithmLike) -> str:
     """The algorithm as a string, which is what a graph can hold.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .functional import corr2d
+from .functional import corr2d, has_own_functions
 from .operators import left_alone
 from .planner import AlgorithmLike, find_algorithm
 
@@ -25,8 +25,9 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
     ``F.conv2d`` and ``torch.conv2d``, which are one, ``nn.Conv2d`` and whatever calls it, and
     ``torch.ops.aten.conv2d`` as exported programs call it; eager, in ``torch.compile`` (the block
     around the call or inside the function), under ``torch.func``.  Not redirected are calls
-    that Python does not see (``torch.jit.script``), and those that ask for an algorithm
-    themselves: ``corr2d``, ``Corr2d``.
+    that Python does not see (``torch.jit.script``), those that ask for an algorithm themselves
+    (``corr2d``, ``Corr2d``), and those on tensors of a class with a ``__torch_function__`` of its
+    own, which may know what ``conv2d`` is to it, but not ``corr2d``.
 
     Blocks nest, the innermost decides, and one object may be entered again.  A block holds for
     the thread that entered it; threads that are started inside begin without it.  Gradients are
@@ -67,7 +68,7 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
     ) -> Any:
         """Hand ``conv2d`` to ``corr2d``, and anything else to itself."""
         kwargs = kwargs or {}
-        if func in _CONV2D:
+        if func in _CONV2D and not any(map(has_own_functions, types)):
             return corr2d(*args, **kwargs, algorithm=self.algorithm)
         return func(*args, **kwargs)
 
