@@ -238,6 +238,12 @@ def with_a_weight_of_another_kind() -> nn.Module:
     return layer
 
 
+def with_its_padding_set_later() -> nn.Module:
+    layer = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    layer.padding = (2, 2)  # it pads by 1 all the same
+    return layer
+
+
 def quantized() -> nn.Module:
     from torch.ao.nn.quantized import Conv2d
 
@@ -257,6 +263,10 @@ def quantized() -> nn.Module:
         (quantized, "Conv2d is quantized"),
         (qat_convolution, "Conv2d has a qconfig"),
         (with_a_qconfig, "Conv2d has a qconfig"),
+        (
+            with_its_padding_set_later,
+            "pads by [1, 1, 1, 1] still, although its padding is now (2, 2)",
+        ),
         (with_a_weight_of_another_kind, "Conv2d has a weight of type Packed"),
         (with_an_algorithm_of_its_own, "Conv2d has an attribute algorithm of its own"),
         (lambda: torch.jit.script(nn.Conv2d(2, 2, 3)), "Conv2d is scripted"),

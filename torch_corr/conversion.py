@@ -20,6 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .functional import has_own_functions
 from .modules import Corr2d
 from .planner import AlgorithmLike, find_algorithm
+from .problem import as_pair, resolve_padding
 
 _Class: TypeAlias = type[nn.Module]
 
@@ -126,6 +127,9 @@ def _why_not(module: nn.Module) -> str | None:
         return f"{kind} has a qconfig: torch.ao would not find a Corr2d to quantize"
     if own := [name for name in _COMPUTING if _overrides(module, name)]:
         return f"{kind} has its own {own[0]}; torch_corr.intercept redirects conv2d calls in there"
+    if _pads_otherwise(module):
+        pads = list(module._reversed_padding_repeated_twice)
+        return f"{kind} pads by {pads} still, although its padding is now {module.padding!r}"
     weight = module._parameters.get("weight")
     if has_own_functions(type(weight)):
         return f"{kind} has a weight of type {type(weight).__name__}, which may not know corr2d"
@@ -141,6 +145,18 @@ _COMPUTING = ("forward", "_conv_forward", "__call__")
 def _overrides(module: nn.Conv2d, method: str) -> bool:
     inherited = getattr(type(module), method) is getattr(nn.Conv2d, method)
     return not inherited or method in vars(module)
+
+
+def _pads_otherwise(module: nn.Conv2d) -> bool:
+    """Whether padding was set later, of which ``nn.Conv2d`` takes no notice but for zeros."""
+    if module.padding_mode == "zeros":
+        return False
+    kernel, dilation = (
+        as_pair("kernel_size", module.kernel_size),
+        as_pair("dilation", module.dilation),
+    )
+    rows, columns = resolve_padding(module.padding, kernel, kernel, (1, 1), dilation)
+    return tuple(module._reversed_padding_repeated_twice) != (*columns, *rows)
 
 
 def _change_base(module: nn.Module, base: Callable[[_Class], _Class]) -> None:
