@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from torch_corr import Corr2d, Problem, Unfold, convert, corr2d, intercept
 
@@ -238,6 +238,25 @@ def test_checkpointed_with_the_block_inside() -> None:
 
     checkpoint(redirected, x, w, use_reentrant=False).sum().backward()
     assert sorted(spy.asked) == ["forward", "forward", "grad_input", "grad_weight"]
+
+
+def test_checkpointed_with_the_block_around_it() -> None:
+    """Computed again by conv2d: to the same gradients, or refused where it keeps other tensors."""
+    x, w, _ = operands()
+    narrow = torch.randn(2, 6, 1, 1, dtype=x.dtype, requires_grad=True)
+
+    def network(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, w, groups=2), narrow)
+
+    def gradients(x: Tensor) -> tuple[Tensor, ...]:
+        y = checkpoint(network, x, use_reentrant=False)
+        return torch.autograd.grad(y.square().sum(), (w, narrow))
+
+    expected = gradients(x)
+    with intercept("unfold"):
+        torch.testing.assert_close(gradients(x), expected, rtol=1e-12, atol=1e-12)
+        with pytest.raises(CheckpointError):
+            gradients(x.detach())  # of which the first gradient needs no weight
 
 
 def test_under_torch_func() -> None:
