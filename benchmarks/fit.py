@@ -4,9 +4,9 @@ python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on th
 python -m benchmarks fit write FILE...                fit, write torch_corr/algorithms/_factors.py
 python -m benchmarks fit judge FILE... [--record]     hold the planner's choices against the times
 
-The corpus is 325 problems drawn at random, from a fixed seed, in seven families: dense layers,
+The corpus is 385 problems drawn at random, from a fixed seed, in eight families: dense layers,
 depthwise layers, groups, images with few channels, first layers, large kernels, channels filtered
-each by itself; in five dtypes.
+each by itself, depthwise layers of networks for phones; in five dtypes.
 *Judge* wants a file of another seed (``measure --seed 1``), which the factors have not seen;
 ``--record`` keeps its verdict beside the factors.
 """
@@ -101,6 +101,7 @@ def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
         (_first, 20),
         (_large, 15),
         (_each, 40),
+        (_mobile, 60),
     )
     for family, number in families:
         found = 0
@@ -243,6 +244,22 @@ def _each(draw: random.Random) -> Problem:
         draw.choice([3, 3, 5, 5, 7, 9, 13, 19, 31]),
         draw.choice([1, 1, 1, 1, 2]),
         draw.choice([1, 1, 1, 1, 2]),
+        channels,
+    )
+
+
+def _mobile(draw: random.Random) -> Problem:
+    """Depthwise layers of networks for phones: small kernels on ever smaller images."""
+    size = draw.choice([112, 56, 56, 28, 28, 14, 14, 7, 7, 4])
+    channels = min(960, 1792 // size * draw.choice([1, 2, 3, 4, 6]))
+    return _problem(
+        draw,
+        draw.choice([1, 1, 4, 8, 16]),
+        (channels, channels),
+        (size, size),
+        draw.choice([3, 3, 3, 5]),
+        draw.choice([1, 1, 2]),
+        1,
         channels,
     )
 
