@@ -2,21 +2,25 @@
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
 python -m benchmarks fit write FILE...                fit, write torch_corr/algorithms/_factors.py
+python -m benchmarks fit write FILE... --only WORD    of regimes with the word in their name alone
 python -m benchmarks fit judge FILE... [--record]     hold the planner's choices against the times
 
-The corpus is 385 problems drawn at random, from a fixed seed, in eight families: dense layers,
+The corpus is 405 problems drawn at random, from a fixed seed, in nine families: dense layers,
 depthwise layers, groups, images with few channels, first layers, large kernels, channels filtered
-each by itself, depthwise layers of networks for phones; in five dtypes.
-*Judge* wants a file of another seed (``measure --seed 1``), which the factors have not seen;
-``--record`` keeps its verdict beside the factors.
+each by itself, depthwise layers of networks for phones, large images; in five dtypes.
+Factors are fractions of the rates that ``python -m torch_corr calibrate`` has measured, best on the
+day of the timings, or of those that ship.  *Judge* wants a file of another seed
+(``measure --seed 1``), which the factors have not seen; ``--record`` keeps its verdict beside them.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import math
 import random
+import re
 import sys
 import textwrap
 import time
@@ -34,7 +38,7 @@ from torch_corr import ALGORITHMS, FFT, MAPS, Problem
 from torch_corr.algorithms import Algorithm, MapName
 from torch_corr.algorithms.fitted import Fitted, factors_key, kind_of
 from torch_corr.auto import Auto
-from torch_corr.machine import SHIPPED, device_name
+from torch_corr.machine import current_machine, device_name
 from torch_corr.stopwatch import time_algorithms
 
 CPU = torch.device("cpu")
@@ -69,6 +73,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("file", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, default=math.inf, help="measure so long at most")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
+    parser.add_argument("--only", default="", help="regimes to write; the others stay")
     parser.add_argument("--record", action="store_true", help="keep the verdict in _factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
@@ -77,7 +82,12 @@ def main(words: Sequence[str]) -> int:
         return measure(options.file[0], options.seed, options.seconds)
     timings = [timing for path in options.file for timing in load(path)]
     if options.what == "write":
-        TARGET.write_text(source_of(fit(timings), len(timings)))
+        found = fit(timings)
+        if options.only:
+            found = {key: value for key, value in found.items() if options.only in key}
+            TARGET.write_text(renewed(TARGET.read_text(), found, options.only, len(timings)))
+        else:
+            TARGET.write_text(source_of(found, len(timings)))
         print(f"written: {TARGET}; start anew to judge it")
         return 0
     verdict, details = judge(timings)
@@ -102,6 +112,7 @@ def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
         (_large, 15),
         (_each, 40),
         (_mobile, 60),
+        (_plane, 20),
     )
     for family, number in families:
         found = 0
@@ -264,6 +275,21 @@ def _mobile(draw: random.Random) -> Problem:
     )
 
 
+def _plane(draw: random.Random) -> Problem:
+    """One large image under one large kernel."""
+    channels = draw.choice([1, 1, 1, 3])
+    return _problem(
+        draw,
+        1,
+        (channels, channels),
+        _between(draw, 200, 1200),
+        draw.choice([11, 15, 21, 31, 41, 51, 63]),
+        1,
+        1,
+        channels,
+    )
+
+
 def measure(path: Path, seed: int, seconds: float) -> int:
     """Append timings to a file of JSON lines until the corpus or the time is at its end."""
     torch.set_flush_denormal(True)
@@ -328,7 +354,7 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
                 if isinstance(algorithm, FFT) and prod(timing.problem.kernel) < FEW_TAPS:
                     continue
                 regime, ideal = algorithm.work(timing.problem, timing.map, timing.dtype)
-                rates = SHIPPED.rates(timing.dtype)
+                rates = current_machine().rates(timing.dtype)
                 parts = [amount / rate for amount, rate in zip(ideal, rates)]
                 samples[algorithm.name, regime, timing.map][kind_of(timing.dtype)].append(
                     (parts, timing.seconds[algorithm.name])
@@ -363,19 +389,48 @@ def _solve(
 
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
     """The module that holds the factors."""
-    rows = "\n".join(f'    "{key}": {value},' for key, value in factors.items())
     return (
         '"""Fitted factors of the algorithms\' costs; see ``fitted``.\n\n'
         "Written by ``python -m benchmarks fit write``; not to be edited by hand.\n"
-        f"From {number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, PyTorch "
-        f"{torch.__version__},\n{date.today().isoformat()}.\n\n"
+        f"From {_provenance(number)}.\n\n"
         f"{_VERDICT} not yet.\n"
         '"""\n\n'
         "from __future__ import annotations\n\n"
         "FACTORS: dict[str, tuple[float, float, float, float]] = {\n"
-        f"{rows}\n"
+        f"{_rows(factors)}\n"
         "}\n"
         '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'
+    )
+
+
+def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
+    """The module with other factors for some regimes; it says which, and from what."""
+    head, middle, tail = re.split(r"(?<= = \{\n)(.*\n)(?=\}\n)", source, flags=re.DOTALL)
+    rows = {**ast.literal_eval(f"{{{middle}}}"), **factors}
+    said = re.sub(rf"Regimes with '{word}' from .*?\n\n", "", head, flags=re.DOTALL)
+    before, mark, rest = said.partition(_VERDICT)
+    if not mark:
+        raise SystemExit(f"{TARGET} has no line {_VERDICT!r}; write all factors anew")
+    _, end, code = rest.partition('"""\n')
+    news = textwrap.fill(f"Regimes with '{word}' from {_provenance(number)}.", width=98)
+    said = f"{before}{news}\n\n{_VERDICT} not yet.\n{end}{code}"
+    return f"{said}{_rows(dict(sorted(rows.items(), key=_by_regime)))}\n{tail}"
+
+
+def _by_regime(row: tuple[str, object]) -> tuple[str, ...]:
+    """Algorithm, regime, map and dtype, of which a regime may have commas in it."""
+    name, *regime, map, kind = row[0].split(", ")
+    return name, ", ".join(regime), map, kind
+
+
+def _rows(factors: dict[str, tuple[float, ...]]) -> str:
+    return "\n".join(f'    "{key}": {value},' for key, value in factors.items())
+
+
+def _provenance(number: int) -> str:
+    return (
+        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, PyTorch "
+        f"{torch.__version__},\n{date.today().isoformat()}"
     )
 
 
@@ -393,7 +448,7 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
         for algorithm in ALGORITHMS:
             if isinstance(algorithm, Fitted) and algorithm.name in timing.seconds:
                 cost = algorithm.cost(timing.problem, timing.map, CPU, timing.dtype)
-                predicted = SHIPPED.seconds(cost, timing.dtype)
+                predicted = current_machine().seconds(cost, timing.dtype)
                 errors[algorithm.name].append(
                     abs(math.log(predicted / timing.seconds[algorithm.name]))
                 )

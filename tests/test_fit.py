@@ -79,6 +79,24 @@ def test_what_is_written_is_python_and_takes_a_verdict(
     assert scope["FACTORS"] == {"direct, planes, forward, float32": PLANTED}
 
 
+def test_some_regimes_are_renewed_and_the_others_stay() -> None:
+    """In their order; what was said of the regimes before, and the verdict, are of others."""
+    keys = [factors_key("direct", each, "forward", "float32") for each in ("a", "a, near", "b")]
+    source = fit.source_of(dict.fromkeys(keys, PLANTED), 7)
+    for number in (8, 9):
+        source = fit.renewed(source, {keys[1]: (2.0, 1.0, 1.0, float(number))}, "near", number)
+    words = ast.get_docstring(ast.parse(source)) or ""
+    assert "From 7 timings" in words
+    assert "Regimes with 'near' from 9 timings" in words
+    assert "8 timings" not in words
+    assert words.endswith("not yet.")
+    scope: dict[str, object] = {}
+    exec(source, scope)
+    expected = {**dict.fromkeys(keys, PLANTED), keys[1]: (2.0, 1.0, 1.0, 9.0)}
+    assert scope["FACTORS"] == expected
+    assert [*expected] == [*scope["FACTORS"]]  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize(("others", "slower"), [(1e-4, 0), (1.0, 1)])
 def test_the_judge_counts_losses(others: float, slower: int) -> None:
     """Of one map, for which auto takes compiled kernels or strips."""

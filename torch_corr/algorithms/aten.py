@@ -67,6 +67,11 @@ def _slower(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
     return PEAK / done * matrix_speed(dtype)
 
 
+NEAR = 2**23
+"""Bytes of operands and result up to which oneDNN's copies of them stay in the caches: MobileNet's
+layers of 28x28 and less take it a third of what the regime of all sizes predicts."""
+
+
 def lags_in_channels_last(
     problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
 ) -> bool:
@@ -204,6 +209,8 @@ class Aten(Fitted):
             plain = near and problem.dilation == (1, 1)
             small = max(problem.kernel) <= 3
             regime = "depthwise, 3x3" if small else "depthwise, larger"
+            if max(problem.kernel) <= 5 and plain and bytes < NEAR:
+                regime = f"depthwise, {'3x3' if small else '5x5'}, near"
             regime = regime if plain else f"{regime}, by the reference"
             # All is laid out in blocks of 16 channels: red, green and blue take as long as 16.
             fill = filled(problem.groups, 16)
