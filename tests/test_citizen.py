@@ -260,6 +260,12 @@ def test_what_conv2d_cannot_do_is_said(algorithm: Algorithm | str) -> None:
             y.backward()
 
 
+def test_a_person_who_prints_a_result_reads_what_made_it() -> None:
+    weight = twins("unfold")[0].weight
+    y = corr2d(images(), weight, groups=2, algorithm="unfold")
+    assert "grad_fn=<CorrelationBackward>" in repr(y)
+
+
 @each_choice
 def test_a_tensor_subclass_comes_back(algorithm: Algorithm | str) -> None:
     """As conv2d: results are of the subclass, through its ``__torch_function__``."""

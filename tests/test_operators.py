@@ -156,6 +156,7 @@ def test_the_profiler_names_what_runs(algorithm: Algorithm) -> None:
     names = {event.key for event in profile.key_averages()}
     maps = ("forward", "grad_input", "grad_weight")
     assert {f"torch_corr::{algorithm.name}.{map}" for map in maps} <= names
+    assert {"Correlation", "CorrelationBackward"} <= names
 
 
 @pytest.mark.parametrize("algorithm", ["auto", *OTHERS], ids=algorithm_id)

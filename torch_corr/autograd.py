@@ -9,10 +9,13 @@ The rules are written once, in :class:`_Rules`.  How they reach PyTorch depends 
 calls, and :func:`trilinear` is the one place that asks:
 
     nothing to differentiate    none: the map is run
-    eager PyTorch               ``_Eager``, the quick form: ``forward`` takes ``ctx``
-    eager, operands with tangents   ``_Dual``, which keeps the operands until ``jvp``
-    a torch.func transform      ``_Transformed``, with ``setup_context`` and ``vmap``
+    eager PyTorch               ``Correlation``, the quick form: ``forward`` takes ``ctx``
+    operands with tangents      ``CorrelationOfDuals``, which keeps the operands until ``jvp``
+    a torch.func transform      ``CorrelationTransformed``, with ``setup_context`` and ``vmap``
                                 (of which functionalize, if innermost, is done without)
+
+Their names are what a person meets: ``grad_fn=<CorrelationBackward>``, in a profile, in anomaly
+mode.
 
 Graph capture takes these same routes, since Dynamo writes a call of ``corr2d`` into its graph
 unseen and what traces that graph further is plain Python.  At the bottom of each route is
@@ -73,16 +76,16 @@ def trilinear(
         ``grad_input``, ``weight`` by ``grad_weight``.  Differentiable to every order.
     """
     slots = (input, weight, output)
-    route: type[_Rules] = _Eager
+    route: type[_Rules] = Correlation
     if torch._C._are_functorch_transforms_active():
-        route = _Transformed
+        route = CorrelationTransformed
         innermost = retrieve_current_functorch_interpreter()
         if innermost.key() == TransformType.Functionalize:
             return _under_functionalize(innermost, plan, slots)
     elif any(map(_is_old_batched, slots)):
         return _under_old_vmap(plan, slots)
     elif forward_ad._current_level >= 0 and any(map(_has_tangent, slots)):
-        route = _Dual
+        route = CorrelationOfDuals
     elif not torch.is_grad_enabled() or not any(map(_requires_grad, slots)):
         return run(plan, slots)  # as the first gradients; a Function costs as much as conv2d
     result: Tensor = route.apply(plan, *slots)  # type: ignore[no-untyped-call]
@@ -122,7 +125,7 @@ class _Rules(Function):
         return sum(terms[1:], start=terms[0]) if terms else None
 
 
-class _Eager(_Rules):
+class Correlation(_Rules):
     @staticmethod
     @left_alone
     def forward(
@@ -137,7 +140,7 @@ class _Eager(_Rules):
         return run(plan, slots)
 
 
-class _Dual(_Eager):
+class CorrelationOfDuals(Correlation):
     @staticmethod
     @left_alone
     def forward(
@@ -148,7 +151,7 @@ class _Dual(_Eager):
         output: Tensor | None,
     ) -> Tensor:
         ctx.save_for_forward(input, weight, output)
-        return _Eager.forward(ctx, plan, input, weight, output)
+        return Correlation.forward(ctx, plan, input, weight, output)
 
     @staticmethod
     @left_alone
@@ -160,7 +163,7 @@ class _Dual(_Eager):
         return tangent
 
 
-class _Transformed(_Rules):
+class CorrelationTransformed(_Rules):
     @staticmethod
     @left_alone
     def forward(
