@@ -35,8 +35,10 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
     computes again in ``backward`` is redirected when the block is within the checkpointed function;
     around it PyTorch's own does that, which is a CheckpointError where it saves other tensors.
 
-    In the block each of PyTorch's functions costs 1 us more to call, and ``conv2d`` itself 2 us
-    more than ``corr2d`` (which on the smallest problem takes 7 us, and ``conv2d`` outside 4 us).
+    In the block each of PyTorch's functions costs 1 us more to call, one written in Python, as
+    ``layer_norm``, 2 us; that is what any ``TorchFunctionMode`` costs.  ``conv2d`` itself costs
+    2 us more than ``corr2d`` (which on the smallest problem takes 7 us, and ``conv2d`` outside
+    4 us).  A training step of SegFormer, 70 ms with 431 calls, takes 2% longer.
 
     Args:
         algorithm: for all of them: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
