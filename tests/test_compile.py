@@ -3,6 +3,7 @@ transforms of torch.func inside it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -335,6 +336,22 @@ def test_another_algorithm_is_another_graph() -> None:
         layer.algorithm = algorithm
         torch.testing.assert_close(captured(x), F.conv2d(x, layer.weight, layer.bias))
     assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize("make", [Unfold, Mine, partial(Auto, error="componentwise")])
+def test_algorithms_that_are_equal_share_a_graph(make: Callable[[], Any]) -> None:
+    """Each layer with one of its own, copies of layers, one made for a call: as with a name."""
+    counter = CompileCounterWithBackend("eager")
+    layers = [Corr2d(2, 2, 3, algorithm=make()) for _ in range(2)]
+    (x,) = some((1, 2, 5, 5), dtype=torch.float32)
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def captured(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x)
+
+    for layer in (*layers, copy.deepcopy(layers[0])):
+        torch.testing.assert_close(captured(layer, x), F.conv2d(x, layer.weight, layer.bias))
+    assert counter.frame_count == 1
 
 
 class Block(nn.Module):

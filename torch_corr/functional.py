@@ -117,7 +117,9 @@ def corr2d(
             algorithm=algorithm,
         )
     if is_dynamo_compiling():
-        key = _key_in_graph(algorithm)
+        # In a tuple Dynamo guards on its value, bare on which object it is: one graph serves all
+        # layers that have one such each, and their copies.
+        key = _key_in_graph((algorithm,))
         return _corr2d_in_graph(
             input, weight, bias, stride, padding, dilation, groups, padding_mode, key
         )
@@ -166,13 +168,14 @@ def has_own_functions(kind: type) -> bool:
 _INHERITED = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 
 
-def _key_in_graph(algorithm: AlgorithmLike) -> str:
+def _key_in_graph(asked: tuple[AlgorithmLike]) -> str:
     """The algorithm as a string, which is what a graph can hold.
 
     Dynamo calls this while it traces, which makes it the place to say that the call after it
     goes into the graph unseen; saying so at import would load all of Dynamo.
     """
     torch.compiler.allow_in_graph(_corr2d_in_graph)  # type: ignore[no-untyped-call]
+    (algorithm,) = asked
     return spelled(algorithm)
 
 
