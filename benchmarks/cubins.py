@@ -127,7 +127,12 @@ class Compiled:
 
 
 def launches_of(
-    problem: Problem, map: MapName, dtype: torch.dtype, config: Config, channels_last: bool = False
+    problem: Problem,
+    map: MapName,
+    dtype: torch.dtype,
+    config: Config,
+    channels_last: bool = False,
+    doubt: torch.Tensor | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of a map, of operands without memory."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -137,7 +142,7 @@ def launches_of(
         )
         for slot in OPERANDS[map]
     )
-    return form_of(map, problem, first, second, config).launches
+    return form_of(map, problem, first, second, config, doubt).launches
 
 
 def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:

@@ -27,10 +27,11 @@ from kernel_bugs import BUGS, changed
 from laws import FLOATS, assert_right
 from torch import Tensor
 
-from torch_corr import MAPS, Auto, Problem, Triton, corr2d, wisdom
+from torch_corr import FFT, MAPS, Auto, Problem, Triton, Unfold, corr2d, wisdom
 from torch_corr import auto as auto_module
-from torch_corr.algorithms import _triton_draft, _triton_form, _triton_weight
+from torch_corr.algorithms import Guarded, _triton_draft, _triton_form, _triton_weight
 from torch_corr.algorithms import triton as host
+from torch_corr.algorithms._contrast import KEPT
 from torch_corr.algorithms._triton_axes import axes
 from torch_corr.algorithms._triton_configs import CONFIGS, Band, Config, Dot, Sums, Taps
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
@@ -892,3 +893,181 @@ def test_launching_asks_no_tensor_for_a_value(
     assert result.shape == getattr(problem, f"{sought}_shape")
     assert result.dtype == dtype
     assert launched
+
+
+# -- where a transform's result may not stand -------------------------------------------------
+
+
+QUICK = FFT()
+# Dilated, strided and grouped views; columns of one channel to one for bands.
+DOUBTED = ("n2c3-x9x12-o2-k4x5-p2", "n1c2-x14-o2-k5-s2-p4-d2-g2", ONE)
+
+
+def guarded(config: Config | None, map: str) -> tuple[Guarded, Triton]:
+    sure = Triton() if config is None else of(config, map)
+    return Guarded(QUICK, sure), sure
+
+
+@runs
+@each_map
+@pytest.mark.parametrize("case", DOUBTED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_device_computes_again_what_may_not_stand(
+    map: Any, case: str, dtype: torch.dtype
+) -> None:
+    """To the bit either one's result; whatever is bright, and wherever it lies."""
+    problem, (way, sure) = Problem.parse(case), guarded(None, map)
+    first, second = some(problem, map, dtype).values()
+    quick = getattr(QUICK, map)(problem, first, second)
+    assert not torch.equal(quick, getattr(sure, map)(problem, first, second))
+    assert torch.equal(getattr(way, map)(problem, first, second), quick)
+    zero = torch.zeros_like(first)
+    assert torch.equal(getattr(way, map)(problem, zero, second), torch.zeros_like(quick))
+    for bright, place in zip((float("nan"), float("inf"), 1e30), ((0,) * 4, (-1,) * 4, (-1,) * 4)):
+        wild = first.clone()
+        wild[place] = bright
+        result = getattr(way, map)(problem, wild, second)
+        expected = getattr(sure, map)(problem, wild, second)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@runs
+@each_map
+def test_what_overflows_in_the_transform_alone_is_computed_again(map: Any) -> None:
+    """Numbers as even as can be, of which no product passes the largest, and a spectrum does."""
+    problem, (way, sure) = Problem.parse("n1c1-x12-o1-k3-p1"), guarded(None, map)
+    operands = some(problem, map, torch.float32)
+    first, second = (torch.ones_like(each) for each in operands.values())
+    first *= 1e37
+    second *= 1e-3
+    assert not getattr(QUICK, map)(problem, first, second).isfinite().all()
+    result = getattr(way, map)(problem, first, second)
+    assert torch.equal(result, getattr(sure, map)(problem, first, second))
+
+
+@runs
+@each_config
+@each_map
+def test_kernels_store_nothing_where_there_is_no_doubt(
+    config: Config, map: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every launch of every configuration; and all that it does where there is."""
+    problem, dtype = Problem.parse(EACH.get(type(config), FEW)), torch.float32
+    if config not in Triton().configs(problem, map, dtype):
+        pytest.skip(f"{config.name} is not for {map}")
+    filled: list[Tensor] = []
+
+    def fill(self: _triton_form.Fresh, tensors: list[Tensor]) -> Tensor:
+        made = tensors[0].new_empty_strided(self.shape, self.strides, dtype=self.dtype).fill_(7)
+        filled.append(made)
+        return made
+
+    monkeypatch.setattr(_triton_form.Fresh, "make", fill)
+    first, second = some(problem, map, dtype).values()
+    sure, doubt = of(config, map), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    sure._run(map, problem, first, second, doubt)
+    assert filled
+    assert all((each == 7).all() for each in filled)
+    again = sure._run(map, problem, first, second, doubt + 1)
+    assert torch.equal(again, getattr(sure, map)(problem, first, second))
+
+
+@runs
+@pytest.mark.parametrize(
+    ("dilation", "rows", "columns"), [(1, (0, 6, 20), (0, 4, 25)), (2, (0, 5, 19), (0, 5, 24))]
+)
+def test_blocks_of_half_a_window_are_looked_at(
+    dilation: int, rows: tuple[int, ...], columns: tuple[int, ...]
+) -> None:
+    """Those that end with the last row and column too, and those between others' pixels."""
+    problem = Problem.parse(f"n1c1-x22x27-o1-k4-p0-d{dilation}")
+    x, w = (
+        torch.ones(shape, device=DEVICE) for shape in (problem.input_shape, problem.weight_shape)
+    )
+    y = torch.zeros(problem.output_shape, device=DEVICE)
+    assert not Triton().doubt("forward", problem, x, w, y)
+    for row, column in product(rows, columns):
+        faint = x.clone()
+        block = (
+            slice(row, row + dilation + 1, dilation),
+            slice(column, column + dilation + 1, dilation),
+        )
+        faint[0, 0, block[0], block[1]] = 1e-9
+        assert Triton().doubt("forward", problem, faint, w, y), (row, column)
+
+
+@runs
+@given(
+    seed=st.integers(0, 99),
+    kernel=st.tuples(st.integers(3, 9), st.integers(3, 9)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    faintness=st.floats(0, 12),
+)
+@settings(max_examples=12)
+def test_no_window_that_stands_is_fainter_than_allowed(
+    seed: int, kernel: tuple[int, int], dilation: tuple[int, int], faintness: float
+) -> None:
+    """By the definition, window by window; and what is as even as noise stands."""
+    torch.manual_seed(seed)
+    spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation)]
+    problem = replace(Problem.parse("n1c2-x24x27-o1-k1"), kernel=kernel, dilation=dilation)
+    x = torch.randn(1, 2, 24, 27, device=DEVICE)
+    x[:, :, seed % 20 :, seed % 7 :] *= 10**-faintness
+    w = torch.ones(problem.weight_shape, device=DEVICE)
+    y = torch.zeros(problem.output_shape, device=DEVICE)
+    stands = not Triton().doubt("forward", problem, x, w, y)
+    windows = x.unfold(2, spans[0], 1).unfold(3, spans[1], 1)[..., :: dilation[0], :: dilation[1]]
+    seen = windows.abs().amax((4, 5))
+    allowed = KEPT / torch.finfo(torch.float32).eps
+    if stands:
+        assert (x.abs().amax((2, 3), keepdim=True) <= allowed * seen).all()
+    else:
+        assert faintness > 1
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["taps-4", "taps-28", "sums-4x4x4", "dot-64x32-k16", "band-64x32"])
+def test_what_is_launched_in_doubt_compiles_as_well(name: str, dtype: torch.dtype) -> None:
+    """No spills; matrix units where there are some without."""
+    from benchmarks.cubins import compile_launch, launches_of, problem_of
+
+    config = next(each for each in CONFIGS if each.name == name)
+    map: Any = "grad_weight" if isinstance(config, Sums) else "forward"
+    problem = problem_of(config)
+    if config not in Triton().configs(problem, map, dtype):
+        pytest.skip(f"{name} is not for {dtype}")
+    doubt = torch.empty(1, dtype=torch.int32, device="meta")
+    launches = (launches_of(problem, map, dtype, config, doubt=each) for each in (None, doubt))
+    for plain, doubted in zip(*launches):
+        without, made = compile_launch(plain, 90), compile_launch(doubted, 90)
+        assert made.spills == made.stack == 0
+        assert made.registers * config.warps <= 255 * 4
+        assert made.matrix_units == without.matrix_units
+        assert made.count("EXIT") > without.count("EXIT")
+
+
+@compiles
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_look_compiles(dtype: torch.dtype) -> None:
+    from benchmarks.cubins import compile_launch
+
+    problem = Problem.parse("n4c64-x128-o64-k16")
+    operands = [
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    ]
+    strides = (each.stride() for each in operands)
+    look = host._kept_look("forward", problem, dtype, *strides, False)
+    assert [each.kernel for each in look.launches] == ["look", "look"]
+    for launch in look.launches:
+        made = compile_launch(launch, 90)
+        assert made.spills == made.stack == 0
+        assert made.registers <= 64
+
+
+def test_on_cuda_the_host_would_wait_for_any_other() -> None:
+    (sentence,) = Guarded(FFT(), Unfold()).refusals(
+        Problem.parse(ONE), torch.device("cuda"), torch.float32
+    )
+    assert "the host would wait" in sentence

@@ -7,6 +7,7 @@ How accurate the predictions are stands beside their factors, in ``algorithms/_f
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -28,7 +29,7 @@ from .algorithms import (
     Unfold,
 )
 from .algorithms.aten import lags_in_channels_last
-from .algorithms.base import check_workspace_limit
+from .algorithms.base import check_workspace_limit, may_use_tf32, products_may_use_tf32
 from .machine import machine_of
 from .problem import Problem
 from .stopwatch import time_algorithms
@@ -59,8 +60,12 @@ OWN_CALL = {"cpu": 8e-6, "cuda": 100e-6}
 with the launches of ``triton``: rounded down from the 130 to 170 us a map that a small layer's
 forward and backward took more on the host of an H200."""
 
-FORETOLD = (Aten, Triton)
+FORETOLD = (Aten, Triton, FFT)
 """Algorithms whose time on CUDA can be told, if roughly, without measuring: see their ``cost``."""
+
+OPERATOR = 30e-6
+"""Seconds that the host of an H200 took for one of the calls that a transform's plan counts there:
+0.3 to 1.3 ms for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured on a CPU."""
@@ -158,16 +163,16 @@ class Auto(Value):
         hopeless = (FFT, Naive) if few_taps and not self.measure else (Naive,)
         algorithms = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
         if device.type == "cuda" and not self.measure and not len(WISDOM):
-            algorithms = [each for each in ALGORITHMS if isinstance(each, FORETOLD)]
+            algorithms = [each for each in algorithms if isinstance(each, FORETOLD)]
         survey = self.survey(map, problem, device, dtype, algorithms)
-        race = [each for each in survey if not each.refusals]
+        able = race = [each for each in survey if not each.refusals]
         if device.type != "cpu":
             measured = [each for each in race if each.source == "measured"]
             told = [each for each in race if isinstance(each.algorithm, FORETOLD)]
             race = measured or (told if device.type == "cuda" else race[:1])
         if not race and device.type == "cuda":
             # What nobody can foretell is still sooner done than the reference.
-            others = [a for a in ALGORITHMS if not isinstance(a, (*FORETOLD, FFT, Naive))]
+            others = [a for a in ALGORITHMS if not isinstance(a, (*FORETOLD, Naive))]
             rest = self.survey(map, problem, device, dtype, others)
             race = [each for each in rest if not each.refusals][:1]
         if not race:
@@ -177,6 +182,8 @@ class Auto(Value):
         if not isinstance(best, FFT):
             return best
         sure = [each for each in race if each.algorithm.error_class == "componentwise"]
+        if device.type == "cuda":
+            sure = [each for each in able if isinstance(each.algorithm, Triton)]
         return Guarded(best, _quickest(sure)) if sure else best
 
     def survey(
@@ -220,10 +227,10 @@ class Auto(Value):
         workspace = algorithm.workspace(problem, map, device, dtype)
         cost = algorithm.cost(problem, map, device, dtype)
         seconds = machine_of(device, dtype).seconds(cost, dtype)
+        if device.type == "cuda" and isinstance(algorithm, FFT):
+            seconds = max(seconds, OPERATOR * cost.calls)
         seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(device.type, 0.0)
-        refusals = self._rules_out(algorithm, device, workspace)
-        if not isinstance(algorithm, Aten) and self._keeps_to_pytorch(map, problem, device, dtype):
-            refusals = ("images in channels_last stay with PyTorch, which hands the layout on",)
+        refusals = self._rules_out(algorithm, map, problem, device, dtype, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 
     def _with_options(self, algorithm: Algorithm) -> Algorithm:
@@ -232,16 +239,26 @@ class Auto(Value):
         return algorithm
 
     def _rules_out(
-        self, algorithm: Algorithm, device: torch.device, workspace: int
+        self,
+        algorithm: Algorithm,
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+        workspace: int,
     ) -> tuple[str, ...]:
         """Why an algorithm that is able is not to be chosen."""
+        if not isinstance(algorithm, Aten) and self._keeps_to_pytorch(map, problem, device, dtype):
+            return ("images in channels_last stay with PyTorch, which hands the layout on",)
         if algorithm.error_class != "componentwise":
             if self.error == "componentwise":
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
-            if device.type != "cpu":
+            if device.type == "cuda" and (sentence := _against_products(dtype)):
+                return (sentence,)
+            if device.type != "cpu" and not self._repeats(map, problem, device, dtype):
                 return (
                     "its results must be checked before they may stand, for which the host would "
-                    "wait for the device; name it to have it unchecked",
+                    "wait for the device where triton cannot; name it to have it unchecked",
                 )
         if workspace > self.workspace_limit:
             return (
@@ -249,6 +266,17 @@ class Auto(Value):
                 f"{self.workspace_limit}; raise it with Auto(workspace_limit=...)",
             )
         return ()
+
+    def _repeats(
+        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> bool:
+        """Whether the device can compute again what may not stand, by itself."""
+        triton = Triton()
+        return (
+            device.type == "cuda"
+            and not triton.refusals(problem, device, dtype)
+            and not self._candidate(triton, map, problem, device, dtype).refusals
+        )
 
     def _measured(
         self,
@@ -281,6 +309,20 @@ class Auto(Value):
         self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
     ) -> bool:
         return self.channels_last and not lags_in_channels_last(problem, map, device, dtype)
+
+
+def _against_products(dtype: torch.dtype) -> str:
+    """What PyTorch's settings allow in convolutions on CUDA, and in matrix products do not, or the
+    other way round; empty where they are alike."""
+    if products_may_use_tf32(dtype) and not may_use_tf32(dtype):
+        return "it multiplies matrices, which PyTorch's settings let use TF32, but not convolutions"
+    settled = os.environ.get("CUBLAS_WORKSPACE_CONFIG") in (":4096:8", ":16:8")
+    if torch.are_deterministic_algorithms_enabled() and not settled:
+        return (
+            "it multiplies matrices by cuBLAS, which torch.use_deterministic_algorithms(True) "
+            "refuses unless CUBLAS_WORKSPACE_CONFIG is :4096:8 or :16:8"
+        )
+    return ""
 
 
 def _refuse_capture(problem: Problem, device: torch.device) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .algorithms import ALGORITHMS, MAPS, Algorithm, Aten, MapName, dtype_name, may_use_tf32
+from .algorithms.base import products_may_use_tf32
 from .auto import Auto
 from .explanation import provenance, table
 from .problem import Problem
@@ -112,7 +113,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 def cached_plan(function: Function) -> Function:
     """Remember what a planning function of hashable arguments, the algorithm last, returns.
 
-    For what it depends on beside them: the number of threads, TF32, and what is known.
+    For what it depends on beside them: the number of threads, settings of CUDA, what is known.
     """
 
     @lru_cache(maxsize=4096)
@@ -121,7 +122,7 @@ def cached_plan(function: Function) -> Function:
 
     @wraps(function)
     def planned(*arguments: Hashable) -> object:
-        known = _current, torch.get_num_threads(), _MAY_BE_CUDA and may_use_tf32(torch.float32)
+        known = _current, torch.get_num_threads(), _MAY_BE_CUDA and _cuda_settings()
         try:
             return remembered(known, *arguments)
         except TypeError:
@@ -130,6 +131,15 @@ def cached_plan(function: Function) -> Function:
             raise
 
     return cast(Function, planned)
+
+
+def _cuda_settings() -> tuple[bool, ...]:
+    """What of PyTorch's settings a choice on CUDA depends on."""
+    return (
+        may_use_tf32(torch.float32),
+        products_may_use_tf32(torch.float32),
+        torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 def forget_plans() -> None:

@@ -18,10 +18,18 @@ MOST = 2**31 - 1
 
 
 class Draft:
-    """A form in the making: stand-ins for its tensors, on ``meta``, and how each is made."""
+    """A form in the making: stand-ins for its tensors, on ``meta``, and how each is made.
 
-    def __init__(self, config: Config, *operands: Tensor) -> None:
+    Args:
+        doubt: the last operand, where there is one: nothing is launched in earnest unless that
+            number is other than 0.
+    """
+
+    def __init__(self, config: Config, *operands: Tensor, doubt: Tensor | None = None) -> None:
         self.config = config
+        self.doubt = doubt
+        operands = operands if doubt is None else (*operands, doubt)
+        self.operands = len(operands)
         self.made: list[Fresh | Packed] = []
         # By what a stand-in is, not what it holds; with the stand-in, or another might be it.
         self.places = {id(each): (place, each) for place, each in enumerate(operands)}
@@ -52,7 +60,7 @@ class Draft:
 
     def _add(self, made: Tensor, how: Fresh | Packed) -> Tensor:
         self.made.append(how)
-        self.places[id(made)] = len(self.made) + 1, made
+        self.places[id(made)] = self.operands + len(self.made) - 1, made
         return made
 
     def launch(
@@ -64,6 +72,11 @@ class Draft:
         constants: dict[str, Any],
     ) -> Launch:
         tensors = [each for each in arguments if isinstance(each, Tensor)]
+        rest = arguments[len(tensors) :]
+        # Where every kernel wants it: after its other tensors, though it be none.
+        arguments = (*tensors, self.doubt, *rest)
+        if self.doubt is not None:
+            tensors.append(self.doubt)
         places = tuple(self.places[id(each)][0] for each in tensors)
         return Launch(kernel, config, grid, arguments, constants, places)
 

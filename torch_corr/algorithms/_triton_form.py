@@ -108,7 +108,7 @@ class Form:
 
     Attributes:
         config: the configuration that it runs in.
-        made: the tensors that it takes beside the two operands, each made of those before it.
+        made: the tensors that it takes beside its operands, each made of those before it.
         launches: in their order.
         result: the place of the tensor that they fill, among operands and ``made``.
     """
@@ -118,9 +118,9 @@ class Form:
     launches: tuple[Launch, ...]
     result: int
 
-    def run(self, first: Tensor, second: Tensor) -> Tensor:
+    def run(self, first: Tensor, *others: Tensor) -> Tensor:
         """On the current stream of the operands' device."""
-        tensors = [first, second]
+        tensors = [first, *others]
         for each in self.made:
             tensors.append(each.make(tensors))
         device = first.get_device()

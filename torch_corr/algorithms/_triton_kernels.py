@@ -22,6 +22,10 @@ channels, and ``correlate_dot`` and ``weight_dot`` see images one column wide.
 
 Programs are numbered along one grid axis, since the others end at 65535.  WIDE computes
 positions in 64 bits.  All sums have one order, which sizes and configuration decide.
+
+Where ``doubt`` is given, a kernel does nothing unless that number is other than 0.  So a result
+that another algorithm computed is computed again only where it may not stand, which ``look``
+finds out, and again nobody waits for an answer.
 """
 
 from __future__ import annotations
@@ -136,7 +140,7 @@ def _within(t, taps):
 
 @triton.jit
 def correlate_taps(
-    source, weight, result, rows, columns, source_strides, result_strides, weight_strides,
+    source, weight, result, doubt, rows, columns, source_strides, result_strides, weight_strides,
     batch, dest_channels, group_source, group_dest, blocks,
     LANES: tl.constexpr, HEIGHT: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     REST: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
@@ -155,6 +159,9 @@ def correlate_taps(
         weight_strides: of group, dest channel, source channel, row and column of taps.
         blocks: blocks of lanes of one dest channel, and class.
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     pid = _number(WIDE)
     block = pid % blocks
     rest = pid // blocks
@@ -241,7 +248,7 @@ def correlate_taps(
 
 @triton.jit
 def mend(
-    source, weight, result, rows, columns, source_strides, weight_strides,
+    source, weight, result, doubt, rows, columns, source_strides, weight_strides,
     channels, group_source, group_dest, length,
     LANES: tl.constexpr, CHANNELS_FIRST: tl.constexpr, EDGES: tl.constexpr, WIDE: tl.constexpr,
     SUM: tl.constexpr,
@@ -256,6 +263,9 @@ def mend(
         weight_strides: of group, dest channel, source channel, row and column of taps.
         length: of ``result``.
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     at = _number(WIDE) * LANES + tl.arange(0, LANES)
     found = tl.load(result + at, mask=at < length, other=0.0)
     spoilt = found - found != 0
@@ -316,7 +326,7 @@ def _multiply(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def correlate_dot(
-    source, weight, result, rows, columns, source_strides, result_strides, weight_strides,
+    source, weight, result, doubt, rows, columns, source_strides, result_strides, weight_strides,
     group_strides, batch, groups, group_source, group_dest, plane,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FLAT: tl.constexpr,
     PLANE_PART: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
@@ -337,6 +347,9 @@ def correlate_dot(
         plane: dest pixels of a plane divided by PLANE_PART, a power of two; 0 when the dest
             is not one run of pixels, and every pixel finds its place by itself.
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     pid = _number(WIDE)
     wide = (columns.dest + columns.div - 1) // columns.div
     high = (rows.dest + rows.div - 1) // rows.div
@@ -480,7 +493,7 @@ def _pair_up(
 
 @triton.jit
 def weight_taps(
-    input, output, partial, rows, columns, input_strides, output_strides,
+    input, output, partial, doubt, rows, columns, input_strides, output_strides,
     batch, out_channels, group_in, group_out, chunks_down, chunks_across, per_split,
     LANES: tl.constexpr, HEIGHT: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
     STEP: tl.constexpr, TAP: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
@@ -497,6 +510,9 @@ def weight_taps(
     Args:
         per_split: blocks of lanes in a split.
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     pid = _number(WIDE)
     chunk_across = pid % chunks_across * ACROSS
     pid = pid // chunks_across
@@ -558,7 +574,7 @@ def weight_taps(
 
 @triton.jit
 def weight_dot(
-    input, output, partial, rows, columns, input_strides, output_strides, group_strides,
+    input, output, partial, doubt, rows, columns, input_strides, output_strides, group_strides,
     batch, groups, group_in, group_out, per_split,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -573,6 +589,9 @@ def weight_dot(
         group_strides: of input and output.
         per_split: pixels in a split, a multiple of K.
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     pid = _number(WIDE)
     length = rows.taps * columns.taps * group_in
     tiles_n = (length + N - 1) // N
@@ -627,7 +646,8 @@ def weight_dot(
 
 @triton.jit
 def spread_taps(
-    weight, band, columns, source_stride, dest_stride, row_stride, group_stride, taps_down, blocks,
+    weight, band, doubt, columns, source_stride, dest_stride, row_stride, group_stride, taps_down,
+    blocks,
     LANES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Bands: ``band[l, j] = weight[v]`` where ``l * div = j * mult + base + tap * v``, else 0.
@@ -638,6 +658,9 @@ def spread_taps(
         row_stride, group_stride: of rows of the kernel and of groups there.
         blocks: of lanes in a row's band.
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     pid = _number(WIDE)
     at = pid % blocks * LANES + tl.arange(0, LANES)
     row = pid // blocks
@@ -653,7 +676,7 @@ def spread_taps(
 
 @triton.jit
 def sum_bands(
-    partial, result, columns, groups, taps_down, splits,
+    partial, result, doubt, columns, groups, taps_down, splits,
     LANES: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """The other way round, in ``grad_weight``: a tap is the sum of its diagonal, and of splits.
@@ -662,6 +685,9 @@ def sum_bands(
         partial: (splits, groups, dest columns, taps_down, source columns).
         result: (groups, taps_down, taps across).
     """
+    if doubt is not None:
+        if tl.load(doubt) == 0:
+            return
     pid = _number(WIDE)
     blocks = (columns.taps + LANES - 1) // LANES
     v = pid % blocks * LANES + tl.arange(0, LANES)
@@ -676,3 +702,48 @@ def sum_bands(
             at = ((first + dest) * taps_down + u) * columns.source
             total += tl.load(partial + at + column, mask=meets, other=0.0)
     tl.store(result + row * columns.taps + v, total, mask=v < columns.taps)
+
+
+@triton.jit
+def look(
+    operand, doubt, strides, channels, height, width, steps, contrast,
+    LANES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Set ``doubt`` to 1 where a plane holds what is not finite, or a part that is too faint.
+
+    That is a block of DOWN x ACROSS numbers, ``steps`` apart, whose largest modulus is neither 0
+    nor at least ``contrast`` of the plane's.  A program has a plane, and LANES / ACROSS blocks of
+    it at a time; the last ones of a row or a column lie within it, over others.
+
+    Args:
+        strides: of image, channel, row and column in ``operand``.
+        channels: of an image.
+    """
+    plane = _number(WIDE)
+    operand += plane // channels * strides[0] + plane % channels * strides[1]
+    lane = tl.arange(0, LANES).to(plane.dtype)
+    infinite = tl.full([LANES // ACROSS], float("inf"), operand.dtype.element_ty)
+    brightest = tl.zeros([LANES // ACROSS], operand.dtype.element_ty)
+    faintest = infinite
+    for a in range(steps[0]):
+        high = (height - a + steps[0] - 1) // steps[0]
+        for b in range(steps[1]):
+            wide = (width - b + steps[1] - 1) // steps[1]
+            blocks_across = (wide + ACROSS - 1) // ACROSS
+            blocks = (high + DOWN - 1) // DOWN * blocks_across
+            for first in range(0, blocks, LANES // ACROSS):
+                block = tl.minimum(first + lane // ACROSS, blocks - 1)
+                row = tl.minimum(block // blocks_across * DOWN, high - DOWN)
+                column = tl.minimum(block % blocks_across * ACROSS, wide - ACROSS) + lane % ACROSS
+                at = (a + row * steps[0]) * strides[2] + (b + column * steps[1]) * strides[3]
+                peak = tl.zeros([LANES], operand.dtype.element_ty)
+                for _ in range(DOWN):
+                    x = tl.abs(tl.load(operand + at))
+                    peak = tl.maximum(peak, tl.where(x == x, x, float("inf")))
+                    at += steps[0] * strides[2]
+                peaks = tl.max(tl.reshape(peak, (LANES // ACROSS, ACROSS)), 1)
+                brightest = tl.maximum(brightest, peaks)
+                faintest = tl.minimum(faintest, tl.where(peaks > 0, peaks, infinite))
+    most = tl.max(brightest, 0)
+    if (tl.min(faintest, 0) < most * contrast) | (most == float("inf")):
+        tl.store(doubt, 1)

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from ._plans import SLOTS, shape_of
 from .base import Algorithm, Cost, ErrorClass, MapName
 from .fft import FFT
+from .triton import Triton
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Guarded(Algorithm):
 
     Attributes:
         quick: transforms.
-        sure: an algorithm of componentwise error.
+        sure: an algorithm of componentwise error.  On CUDA :class:`Triton`, for which nobody
+            waits: the device finds out whether its launches have anything to do.
     """
 
     quick: FFT
@@ -38,7 +41,12 @@ class Guarded(Algorithm):
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
     ) -> tuple[str, ...]:
-        """What either of the two cannot do."""
+        """What either of the two cannot do; on CUDA one that the device cannot leave out."""
+        if device.type == "cuda" and not isinstance(self.sure, Triton):
+            return (
+                f"the host would wait for the device to find out whether {self.sure.name} has "
+                "to compute; on CUDA the sure one is triton",
+            )
         return tuple(
             f"{each.name}: {sentence}"
             for each in (self.quick, self.sure)
@@ -60,8 +68,16 @@ class Guarded(Algorithm):
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> int:
-        """The larger of the two: they run one after the other."""
-        return max(each.workspace(problem, map, device, dtype) for each in (self.quick, self.sure))
+        """The larger of the two: they run one after the other.
+
+        With :class:`Triton` there are two results at that time.
+        """
+        quick, sure = (
+            each.workspace(problem, map, device, dtype) for each in (self.quick, self.sure)
+        )
+        if isinstance(self.sure, Triton):
+            sure += prod(shape_of(problem, SLOTS[map][2])) * dtype.itemsize
+        return max(quick, sure)
 
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -87,6 +103,8 @@ class Guarded(Algorithm):
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         result: Tensor = getattr(self.quick, map)(problem, first, second)
+        if isinstance(self.sure, Triton):
+            return self.sure.where_doubtful(map, problem, first, second, result)
         if self.quick.stands(problem, map, first, second, result):
             return result
         sure: Tensor = getattr(self.sure, map)(problem, first, second)

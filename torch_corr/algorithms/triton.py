@@ -23,6 +23,9 @@ All of a map but its tensors' addresses follows from sizes, strides and dtype: i
 takes the host longer than small problems take the device; no tensor is.  And the same launches
 can be compiled without a device: ``docs/gpu.md`` tells what came of it.
 
+Where a transform has computed a map, this algorithm computes it again if that result may not stand
+(:meth:`Triton.where_doubtful`, :mod:`._triton_look`): it is launched always, and else does nothing.
+
 A map's configuration is chosen (:mod:`._triton_choice`, of :mod:`._triton_configs`, by
 :mod:`._triton_costs`), its launches are drafted (:mod:`._triton_correlate`,
 :mod:`._triton_weight`), and the form of them (:mod:`._triton_form`) is run; the kernels are in
@@ -51,6 +54,7 @@ from ._triton_correlate import correlate_form
 from ._triton_costs import work
 from ._triton_draft import MOST, Draft
 from ._triton_form import Form, interpreted
+from ._triton_look import look_form
 from ._triton_weight import PROGRAMS, splits_of, weight_form
 from .base import (
     FLOATS,
@@ -110,12 +114,35 @@ class Triton(Algorithm):
         """(x, y) -> w: splits of the pixels, then their sum, in an order that sizes decide."""
         if 0 in problem.input_shape:
             return input.new_zeros(problem.weight_shape)
-        config, total = self._run("grad_weight", problem, input, output)
-        if not isinstance(config, Band):
-            total = total[0] if len(total) == 1 else total.sum(0)
-        if isinstance(config, Dot):
-            total = total.permute(0, 3, 1, 2)
-        return _in(input.dtype, total).contiguous()
+        return self._run("grad_weight", problem, input, output)
+
+    def doubt(
+        self, map: MapName, problem: Problem, first: Tensor, second: Tensor, result: Tensor
+    ) -> Tensor:
+        """On the device one integer: 0 where a transform's result may stand."""
+        first, second = first.resolve_neg(), second.resolve_neg()
+        doubt = first.new_zeros(1, dtype=torch.int32)
+        strides = first.stride(), second.stride(), result.stride()
+        look = _kept_look(map, problem, first.dtype, *strides, interpreted())
+        return look.run(first, second, result, doubt)
+
+    def where_doubtful(
+        self, map: MapName, problem: Problem, first: Tensor, second: Tensor, result: Tensor
+    ) -> Tensor:
+        """What a transform has computed, where it may not stand computed again by this algorithm.
+
+        Whether it stands the device finds out, as :meth:`.fft.FFT.stands` does on a CPU, and
+        nobody waits for it: the launches of this algorithm do nothing where it does.
+
+        Args:
+            first, second: the operands of the map.
+            result: of it; written to.
+        """
+        if 0 in problem.input_shape:
+            return result
+        doubt = self.doubt(map, problem, first, second, result)
+        again = self._run(map, problem, first, second, doubt)
+        return torch.where(doubt != 0, again, result, out=result)
 
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -178,17 +205,23 @@ class Triton(Algorithm):
     def _correlate(self, map: MapName, problem: Problem, source: Tensor, weight: Tensor) -> Tensor:
         if 0 in problem.input_shape:
             return source.new_zeros(dest_shape(map, problem))
-        return _in(source.dtype, self._run(map, problem, source, weight)[1])
+        return self._run(map, problem, source, weight)
 
-    def _run(
-        self, map: MapName, problem: Problem, first: Tensor, second: Tensor
-    ) -> tuple[Config, Tensor]:
-        """The configuration, and what its launches have filled."""
-        first, second = first.resolve_neg(), second.resolve_neg()
+    def _run(self, map: MapName, problem: Problem, first: Tensor, *others: Tensor) -> Tensor:
+        """The map of two operands; in earnest where a number, if one follows them, is not 0."""
+        first, second, *doubt = (each.resolve_neg() for each in (first, *others))
         name, dtype = self._named(map), first.dtype
-        settings = may_use_tf32(dtype), interpreted()
+        settings = may_use_tf32(dtype), interpreted(), bool(doubt)
         form = _kept_form(map, problem, name, dtype, first.stride(), second.stride(), settings)
-        return form.config, form.run(first, second)
+        result = form.run(first, second, *doubt)
+        if map == "grad_weight":
+            # The second stage: of what a band has filled there is nothing to add.
+            if not isinstance(form.config, Band):
+                result = result[0] if len(result) == 1 else result.sum(0)
+            if isinstance(form.config, Dot):
+                result = result.permute(0, 3, 1, 2)
+            return _in(dtype, result).contiguous()
+        return _in(dtype, result)
 
     def _named(self, map: MapName) -> str:
         return self.weight if map == "grad_weight" else self.correlate
@@ -219,6 +252,10 @@ class Triton(Algorithm):
 # -- the forms ---------------------------------------------------------------------------------
 
 
+_DOUBT = torch.empty(1, dtype=torch.int32, device="meta")
+"""Stands for the number that launches depend on."""
+
+
 def _config_of(name: str, map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     """The configuration of this name, or where there is none that of the rule."""
     if name:
@@ -242,28 +279,58 @@ def _kept_form(
     dtype: torch.dtype,
     first: tuple[int, ...],
     second: tuple[int, ...],
-    settings: tuple[bool, bool],
+    settings: tuple[bool, bool, bool],
 ) -> Form:
     """The form of operands with these strides, in the configuration named or that of the rule.
 
     ``settings``, of TF32 and of the interpreter, are there to be told apart: they are read where
-    they matter.
+    they matter.  The last one is whether a number follows the operands, on which all depends.
     """
     first_tensor, second_tensor = (
         torch.empty_strided(getattr(problem, slot), strides, dtype=dtype, device="meta")
         for slot, strides in zip(_SLOTS[map], (first, second))
     )
     config = _config_of(name, map, problem, dtype)
-    return form_of(map, problem, first_tensor, second_tensor, config)
+    doubt = _DOUBT if settings[-1] else None
+    return form_of(map, problem, first_tensor, second_tensor, config, doubt)
 
 
-def form_of(map: MapName, problem: Problem, first: Tensor, second: Tensor, config: Config) -> Form:
+@lru_cache(maxsize=1024)
+def _kept_look(
+    map: MapName,
+    problem: Problem,
+    dtype: torch.dtype,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    result: tuple[int, ...],
+    interpreted: bool,
+) -> Form:
+    """The form of the look at operands and result with these strides."""
+    filled = problem.weight_shape if map == "grad_weight" else dest_shape(map, problem)
+    shapes = *(getattr(problem, slot) for slot in _SLOTS[map]), filled
+    operands = [
+        torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+        for shape, strides in zip(shapes, (first, second, result))
+    ]
+    draft = Draft(by_name("taps-1"), *operands, doubt=_DOUBT)
+    return look_form(draft, map, problem, *operands)
+
+
+def form_of(
+    map: MapName,
+    problem: Problem,
+    first: Tensor,
+    second: Tensor,
+    config: Config,
+    doubt: Tensor | None = None,
+) -> Form:
     """The form of a map in a configuration.
 
     Args:
         first, second: stand-ins for the operands, on ``meta``: sizes and strides are asked for.
+        doubt: one for the number that tells whether to compute at all.
     """
-    draft = Draft(config, first, second)
+    draft = Draft(config, first, second, doubt=doubt)
     if map == "grad_weight":
         return weight_form(draft, problem, first, second)
     return correlate_form(draft, map, problem, first, second)
