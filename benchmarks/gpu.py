@@ -34,6 +34,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -43,14 +44,15 @@ import torch
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName, dtype_name
 from torch_corr.algorithms._triton_configs import Config, Dot, Product
-from torch_corr.algorithms.base import definition_flops, operand_bytes
+from torch_corr.algorithms.base import FEW, definition_flops, operand_bytes
 from torch_corr.algorithms.triton import Triton
+from torch_corr.auto import TRANSFORM_TAPS
 from torch_corr.machine import machine_of
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
 from .ahead import sample_ahead
 from .cases import CASES, CUDA_CASES, FORMATS, SWEEPS, Case
-from .cubins import OPERANDS, compiled_by_triton, launches_of
+from .cubins import OPERANDS, compiled_by_triton, doubted_launches_of, launches_of
 from .machine import describe, slug, usable_cores
 
 FLOATS = "float32,float64,float16,bfloat16"
@@ -378,6 +380,8 @@ class Kind(NamedTuple):
     last: bool = False
     """Whether operands are channels_last."""
     tf32: bool = False
+    behind: bool = False
+    """Whether it is behind a transform."""
 
 
 def warm(options: argparse.Namespace) -> int:
@@ -427,6 +431,8 @@ def needed() -> Iterator[Kind]:
                     config = Triton()._config(map, case.problem, case.torch_dtype)
                     last = case.layout == "channels_last"
                     yield Kind(str(case.problem), map, case.dtype, config, last, tf32)
+                    if not tf32 and _may_be_behind(case):
+                        yield Kind(str(case.problem), map, case.dtype, config, behind=True)
     yield from _held(["float32", "float16"], tf32=False)
     yield from _held(["float32"], tf32=True)
     yield from _held(["bfloat16", "float64"], tf32=False)
@@ -437,6 +443,14 @@ def needed() -> Iterator[Kind]:
                 yield Kind(str(case.problem), map, case.dtype, config, case.layout != "contiguous")
 
 
+def _may_be_behind(case: Case) -> bool:
+    """Whether ``auto`` may take a transform, as it does of dense layers under large kernels."""
+    problem = case.problem
+    dense = problem.group_in * problem.group_out > FEW
+    large = prod(problem.kernel) >= TRANSFORM_TAPS
+    return dense and large and case.dtype in ("float32", "float64")
+
+
 def _compile(work: tuple[Kind, int]) -> tuple[int, str]:
     """How many launches a form has, and what was said where it could not be compiled."""
     kind, architecture = work
@@ -444,7 +458,12 @@ def _compile(work: tuple[Kind, int]) -> tuple[int, str]:
     try:
         problem, dtype = Problem.parse(kind.spelling), getattr(torch, kind.dtype)
         with _tf32(kind.tf32):
-            for launch in launches_of(problem, kind.map, dtype, kind.config, kind.last):
+            launches = (
+                doubted_launches_of(problem, kind.map, dtype, kind.config)
+                if kind.behind
+                else launches_of(problem, kind.map, dtype, kind.config, kind.last)
+            )
+            for launch in launches:
                 made = compiled_by_triton(launch, architecture)
                 _make_launcher(made)
                 count += 1

@@ -22,7 +22,7 @@ from benchmarks.cases import CASES, CUDA_CASES, SWEEPS, Work
 from benchmarks.contenders import Prepared, PyTorch
 from benchmarks.memory import random_operands
 from benchmarks.results import Results, Row
-from torch_corr import Problem
+from torch_corr import MAPS, Problem
 
 
 def test_dry_run_names_every_step_and_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +229,7 @@ def test_what_is_compiled_ahead_is_what_the_steps_launch() -> None:
             assert (case.layout == "channels_last") in seen
     precise = {kind.tf32 for kind in found if kind.dtype == "float32"}
     assert precise == {False, True}
+    assert {kind.map for kind in found if kind.behind and "k16x16" in kind.spelling} == {*MAPS}
 
 
 def test_a_later_run_goes_on_after_a_step(capsys: pytest.CaptureFixture[str]) -> None:

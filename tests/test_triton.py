@@ -1050,17 +1050,13 @@ def test_what_is_launched_in_doubt_compiles_as_well(name: str, dtype: torch.dtyp
 @compiles
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_look_compiles(dtype: torch.dtype) -> None:
-    from benchmarks.cubins import compile_launch
+    from benchmarks.cubins import compile_launch, doubted_launches_of
 
     problem = Problem.parse("n4c64-x128-o64-k16")
-    operands = [
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    ]
-    strides = (each.stride() for each in operands)
-    look = host._kept_look("forward", problem, dtype, *strides, False)
-    assert [each.kernel for each in look.launches] == ["look", "look"]
-    for launch in look.launches:
+    config = Triton()._config("forward", problem, dtype)
+    launches = doubted_launches_of(problem, "forward", dtype, config)
+    assert [each.kernel for each in launches[:2]] == ["look", "look"]
+    for launch in launches[:2]:
         made = compile_launch(launch, 90)
         assert made.spills == made.stack == 0
         assert made.registers <= 64
