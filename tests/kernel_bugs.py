@@ -330,8 +330,8 @@ BUGS = (
     ),
     Bug(
         "only one split is summed",
-        "total = total[0] if len(total) == 1 else total.sum(0)",
-        "total = total[0]",
+        "result = result[0] if len(result) == 1 else result.sum(0)",
+        "result = result[0]",
         f"{SPLIT} sums-4x4x4",
         "triton",
     ),
@@ -386,8 +386,8 @@ BUGS = (
     ),
     Bug(
         "any operand is taken to lie as the first that came",
-        "first.stride(), second.stride(), settings)\n        return",
-        "torch.empty(first.shape).stride(), second.stride(), settings)\n        return",
+        "first.stride(), second.stride(), settings)\n        result",
+        "torch.empty(first.shape).stride(), second.stride(), settings)\n        result",
         "test_what_changes_between_calls",
         "triton",
     ),
