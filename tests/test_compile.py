@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from laws import algorithm_id
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -30,6 +31,7 @@ from torch_corr import (
     convolve2d,
     corr2d,
     intercept,
+    plan,
 )
 from torch_corr.planner import able_algorithms
 from torch_corr.wisdom import WISDOM, Key
@@ -352,6 +354,33 @@ def test_algorithms_that_are_equal_share_a_graph(make: Callable[[], Any]) -> Non
     for layer in (*layers, copy.deepcopy(layers[0])):
         torch.testing.assert_close(captured(layer, x), F.conv2d(x, layer.weight, layer.bias))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_a_compiler_is_left_what_it_lays_out_better(
+    kernel: int, dynamic: bool, backend: str
+) -> None:
+    """3x3 depthwise layers are PyTorch's in its graph, ours where the call is made as it stands.
+
+    And ours for any size, of which PyTorch's might be a graph for each.
+    """
+    layer = Corr2d(24, 24, kernel, padding=kernel // 2, groups=24)
+    x = torch.randn(2, 24, 40, 36)
+    assert not plan(x, layer.weight, padding=kernel // 2, groups=24).is_conv2d
+    graphs: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph.print_readable(print_output=False))
+        return graph
+
+    wrapped = {"eager": keep, "aot_eager": aot_autograd(fw_compiler=keep)}[backend]
+    captured = torch.compile(layer, backend=wrapped, dynamic=dynamic, fullgraph=True)
+    torch.testing.assert_close(captured(x), layer(x))
+    theirs = "torch.ops.aten.convolution" in graphs[0]
+    assert theirs == (backend == "aot_eager" and kernel == 3 and not dynamic)
+    assert ("torch.ops.torch_corr.forward" in graphs[0]) == (backend == "aot_eager" and not theirs)
 
 
 class Block(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch.compiler import is_dynamo_compiling
 from torch.jit._trace import TracerWarning
 from torch.nn.functional import pad
@@ -14,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .algorithms import Aten
-from .algorithms.aten import conv2d
+from .algorithms.aten import conv2d, quick_in_channels_last
 from .algorithms.base import is_channels_last
 from .auto import Auto
 from .autograd import trilinear
@@ -138,14 +139,11 @@ def corr2d(
     geometry = (as_pair("stride", stride), _hashable(padding), as_pair("dilation", dilation))
     if padding_mode != "zeros":
         images, shapes, geometry = _pad(images, shapes, *geometry, padding_mode)
-    plan = _plan(
-        *shapes,
-        *geometry,
-        as_int("groups", groups),
-        input.device,
-        input.dtype,
-        _standing_for(algorithm, images, filters),
-    )
+    asked = _standing_for(algorithm, images, filters)
+    where = input.device, input.dtype
+    plan = _plan(*shapes, *geometry, as_int("groups", groups), *where, asked)
+    if asked == "auto" and _is_compiling() and quick_in_channels_last(plan.problem, *where):
+        plan = planned(plan.problem, *where, "aten")
     if bias is not None:
         _check_bias(bias, weight, plan.problem)
     if _written_down():
@@ -431,6 +429,12 @@ def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
         return None
     # On a CPU nothing else is ever chosen, and of PyTorch's own compilers make more.
     return IN_CHANNELS_LAST if input.is_cuda else "aten"
+
+
+@left_alone
+def _is_compiling() -> bool:
+    """Whether a compiler is making a graph of operators, as it does of fake tensors."""
+    return torch._C._len_torch_dispatch_stack() > 0 and TracingContext.try_get() is not None
 
 
 @left_alone
