@@ -363,6 +363,18 @@ def test_writing_to_what_was_saved_is_an_error(
 
 
 @each_choice
+def test_a_gradient_that_is_known_to_be_zero(
+    algorithm: Algorithm | str, device: torch.device
+) -> None:
+    """Autograd keeps no memory for such a tensor, from which a kernel could read."""
+    x, w = (value.requires_grad_() for value in some(PROBLEM, torch.float64, device))
+    y = correlate(PROBLEM, algorithm)(x, w)
+    zero = torch._efficientzerotensor(y.shape, dtype=y.dtype, device=device)
+    for gradient, value in zip(torch.autograd.grad(y, (x, w), zero), (x, w)):
+        assert torch.equal(gradient, torch.zeros_like(value))
+
+
+@each_choice
 def test_functionalize(algorithm: Algorithm | str, device: torch.device) -> None:
     """Writes around a correlation become copies, also within a grad, a vmap and a jvp."""
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))

@@ -248,9 +248,13 @@ def _chosen(
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The operands in memory, where kernels read: what autograd knows to be zero has none."""
     assert first is not None
     assert second is not None
-    return first, second
+    return (
+        first.clone() if first._is_zerotensor() else first,
+        second.clone() if second._is_zerotensor() else second,
+    )
 
 
 def _where(problem: Problem, device: torch.device, dtype: torch.dtype) -> str:
