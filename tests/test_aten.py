@@ -10,7 +10,8 @@ import torch
 from laws import assert_right
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_corr import MAPS, Aten, Corr2d, Problem
+from torch_corr import MAPS, Aten, Corr2d, Problem, corr2d
+from torch_corr.algorithms import aten as aten_module
 from torch_corr.testing import litter
 
 CPU = torch.device("cpu")
@@ -91,6 +92,61 @@ def test_pixels_that_are_stepped_over_are_left_out(
     y = torch.randn(problem.output_shape, dtype=dtype).contiguous(memory_format=layout)
     result = Aten().grad_weight(problem, x, y)
     assert_right(result, problem, input=x, output=y, algorithm=Aten())
+
+
+@pytest.mark.parametrize(
+    ("text", "dtype", "at_once"),
+    [
+        (STRIDED, torch.float32, True),
+        ("n2c3-x9-o4-k3-p1", torch.float64, True),
+        ("n2c3-x9-o4-k4-p1,2x1,2", torch.float32, False),
+        ("n2c3-x9-o4-k3-p1", torch.complex64, False),
+        ("n2c3-x9-o4-k3-p1", torch.float16, False),
+    ],
+    ids=str,
+)
+def test_both_gradients_are_had_at_one_time(text: str, dtype: torch.dtype, at_once: bool) -> None:
+    """To the bit what they are each by itself, where nothing is put around PyTorch's."""
+    problem = Problem.parse(text)
+    x, w, y = (
+        torch.randn(shape, dtype=dtype)
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    found = Aten().gradients(problem, x, w, y)
+    assert (found is not None) == at_once
+    if found is not None:
+        assert torch.equal(found[0], Aten().grad_input(problem, y, w))
+        assert torch.equal(found[1], Aten().grad_weight(problem, x, y))
+
+
+@pytest.mark.parametrize("wanted", ["both", "input", "weight", "graph"])
+def test_a_layer_asks_once_for_what_is_wanted(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a graph to be differentiated each map is by itself, as of one gradient."""
+    calls: list[tuple[bool, bool]] = []
+    backward = aten_module._backward
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments[-1])
+        return backward(*arguments)
+
+    monkeypatch.setattr(aten_module, "_backward", noted)
+    x = torch.randn(2, 4, 9, 8, requires_grad=wanted != "weight")
+    w = torch.randn(4, 1, 3, 3, requires_grad=wanted != "input")
+    y = corr2d(x, w, padding=1, groups=4, algorithm="aten")
+    leaves = [each for each in (x, w) if each.requires_grad]
+    made = torch.autograd.grad(y.square().sum(), leaves, create_graph=wanted == "graph")
+    assert (
+        calls
+        == {
+            "both": [(True, True)],
+            "input": [(True, False)],
+            "weight": [(False, True)],
+            "graph": [(True, False), (False, True)],
+        }[wanted]
+    )
+    theirs = torch.nn.functional.conv2d(x, w, padding=1, groups=4)
+    expected = torch.autograd.grad(theirs.square().sum(), leaves)
+    torch.testing.assert_close(made, expected)
 
 
 class Inputs(TorchDispatchMode):

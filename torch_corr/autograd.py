@@ -50,6 +50,7 @@ from .operators import (
     operate,
     plan_of,
     run,
+    run_gradients,
     slots_of,
 )
 from .planner import Plan
@@ -107,6 +108,11 @@ class _Rules(Function):
             return None, *gradients
         saved = [value if value is None else value.conj() for value in ctx.saved_tensors]
         saved[ctx.open] = gradient
+        both = ctx.needs_input_grad[1 + INPUT] and ctx.needs_input_grad[1 + WEIGHT]
+        if both and not torch.is_grad_enabled() and not _is_transformed(saved):
+            found = run_gradients(ctx.plan, saved)
+            if found is not None:
+                return None, *found, None
         for slot in (INPUT, WEIGHT, OUTPUT):
             if ctx.needs_input_grad[1 + slot]:
                 gradients[slot] = trilinear(ctx.plan, *_with(saved, slot, None))
@@ -318,6 +324,15 @@ def _with(slots: Slots, slot: int, value: Tensor | None) -> list[Tensor | None]:
     changed = list(slots)
     changed[slot] = value
     return changed
+
+
+def _is_transformed(slots: Slots) -> bool:
+    """Whether a map of these is more than its numbers: a vmap, old or new, or a tangent."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or any(map(_is_old_batched, slots))
+    )
 
 
 def _requires_grad(value: Tensor | None) -> bool:

@@ -114,6 +114,31 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
     return operate(plan, *slots)
 
 
+def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | None:
+    """The gradients of input and weight at one time; None where each is to be had by itself.
+
+    That is where PyTorch has both, and nobody watches.
+
+    Args:
+        slots: all three, the output's gradient in its slot.
+    """
+    input, weight, output = slots
+    if (
+        not isinstance(plan, Plan)
+        or not isinstance(plan.grad_input, Aten)
+        or not isinstance(plan.grad_weight, Aten)
+        or input is None
+        or weight is None
+        or output is None
+        or _watched(slots)
+    ):
+        return None
+    if not _is_profiling():
+        return plan.run_gradients(input, weight, output)
+    with record_function("torch_corr::aten.grad_input, grad_weight"):
+        return plan.run_gradients(input, weight, output)
+
+
 def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
     """Fill the open slot by the operator of the map."""
     if is_distributed(slots):

@@ -72,6 +72,17 @@ class Plan:
         layout = layout_of(self.asked, "grad_weight" if weight is None else "forward")
         return result.contiguous(memory_format=layout) if layout else result
 
+    def run_gradients(
+        self, input: Tensor, weight: Tensor, output: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Those of input and weight by one call of PyTorch's, where that does both as it stands."""
+        if not isinstance(self.grad_input, Aten) or not isinstance(self.grad_weight, Aten):
+            return None
+        if autocasts(self.device):
+            with torch.autocast(self.device.type, enabled=False):
+                return self.grad_input.gradients(self.problem, input, weight, output)
+        return self.grad_input.gradients(self.problem, input, weight, output)
+
     @property
     def is_conv2d(self) -> bool:
         """Whether ``torch.conv2d`` with its own derivatives is all that this plan would do."""

@@ -7,8 +7,8 @@ From 1950 timings on AMD EPYC, 2 threads, PyTorch 2.13.0+cpu,
 Regimes with 'near' from 2430 timings on AMD EPYC, 2 threads, PyTorch 2.13.0+cpu, 2026-11-28.
 
 Judged on problems of another seed, 2026-11-28: Of 1215 maps the quickest, or one within 5 % of
-it, is taken in 87%; the time is 1.065 times the quickest's in the geometric mean, 42.1 times at
-worst. Beside PyTorch 3.81 times as fast, 0.35 at worst, more than 5 % slower in 39.
+it, is taken in 84%; the time is 1.092 times the quickest's in the geometric mean, 42.1 times at
+worst. Beside PyTorch 3.72 times as fast, 0.35 at worst, more than 5 % slower in 35.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ the problem is first made one that they take: see :func:`_padded_first`,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import TypeAlias, cast
 
@@ -157,7 +158,7 @@ class Aten(Fitted):
         (height, width), (left, right, top, bottom) = problem.size, extra
         shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
         input = _stand_in_for_input(output, shape)
-        result = _backward(problem, output, input, weight, padding, wanted=0)
+        result, _ = _backward(problem, output, input, weight, padding, (True, False))
         if is_channels_last(output):
             # As PyTorch's own backward, which sees the layout of the input itself.
             result = result.contiguous(memory_format=torch.channels_last)
@@ -176,7 +177,19 @@ class Aten(Fitted):
         if _thinned_first(problem, input.device, input.dtype) and padding == (0, 0):
             problem, input = _thinned(problem, input)
         weight = _stand_in(output, problem.weight_shape)
-        return _backward(problem, output, input, weight, padding, wanted=1)
+        return _backward(problem, output, input, weight, padding, (False, True))[1]
+
+    def gradients(
+        self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Both gradients by one call of PyTorch's, which lays out once what both of them read.
+
+        None where anything is put around it: :meth:`adds_nothing`.
+        """
+        padding = _padding_as_it_stands(problem, input.device, input.dtype)
+        if padding is None:
+            return None
+        return _backward(problem, output, input, weight, padding, (True, True))
 
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -275,6 +288,16 @@ def _symmetric(problem: Problem) -> tuple[Pair, Sides]:
         return (0, 0), (left, right, top, bottom)
     down, across = min(top, bottom), min(left, right)
     return (down, across), (left - across, right - across, top - down, bottom - down)
+
+
+@lru_cache(maxsize=4096)
+def _padding_as_it_stands(
+    problem: Problem, device: torch.device, dtype: torch.dtype
+) -> Pair | None:
+    """The padding for PyTorch's backward, where nothing is put around it; else None."""
+    padding, extra = _symmetric(problem)
+    adds = dtype.is_complex or any(extra) or not Aten.adds_nothing(problem, device, dtype)
+    return None if adds else padding
 
 
 def _computed_in_float32(
@@ -388,9 +411,14 @@ def _stand_in_for_input(output: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _backward(
-    problem: Problem, output: Tensor, input: Tensor, weight: Tensor, padding: Pair, wanted: int
-) -> Tensor:
-    """One of the gradients of ``aten::convolution_backward``: 0 the input's, 1 the weight's."""
+    problem: Problem,
+    output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    padding: Pair,
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, Tensor]:
+    """Those gradients of ``aten::convolution_backward`` that are wanted, of input and weight."""
     gradients = torch.ops.aten.convolution_backward(
         output,
         input,
@@ -402,6 +430,6 @@ def _backward(
         False,  # transposed
         (0, 0),  # output padding
         problem.groups,
-        (wanted == 0, wanted == 1, False),
+        (*wanted, False),
     )
-    return cast(Tensor, gradients[wanted])
+    return cast("tuple[Tensor, Tensor]", gradients[:2])
