@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_corr import MAPS, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, wisdom
+from torch_corr import MAPS, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, plan, wisdom
 from torch_corr import auto as auto_module
 from torch_corr.operators import spelled
 from torch_corr.planner import forget_plans, make_plan
@@ -80,6 +80,15 @@ def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
         y = corr2d(x, w, algorithm="unfold")
     rounded = corr2d(x.bfloat16(), w.bfloat16(), algorithm="unfold")
     assert torch.equal(y, rounded)
+
+
+def test_a_plan_under_autocast_is_of_the_dtype_that_is_computed_in() -> None:
+    """Of operands that autocast makes alike, as those of a network's second layer, too."""
+    x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert plan(x, w).dtype == plan(x.bfloat16(), w).dtype == torch.bfloat16
+        assert plan(x.double(), w.double()).dtype == torch.float64
+    assert plan(x, w).dtype == torch.float32
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])

@@ -261,13 +261,14 @@ def plan(
     """Which algorithm each map of ``corr2d`` with these arguments gets; print it to read why.
 
     Args are those of :func:`corr2d` for zero padding; only the operands' shapes, dtype, device
-    and, for ``auto``, layout matter.
+    and, for ``auto``, layout matter.  Under autocast the dtype is that which it makes.
 
     Example:
         >>> chosen = plan(torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2))
         >>> chosen.forward, chosen.grad_input, chosen.grad_weight
         (Aten(), Aten(), Aten())
     """
+    input, weight, _ = _as_autocast_would(input, weight, None)
     _check_operands(input, weight, None)
     if algorithm == "auto" and any(map(_hands_on_channels_last, (input, weight))):
         algorithm = IN_CHANNELS_LAST
