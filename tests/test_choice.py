@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_corr import (
     FFT,
@@ -30,6 +31,7 @@ from torch_corr import (
     wisdom,
 )
 from torch_corr import auto as auto_module
+from torch_corr import functional as functional_module
 from torch_corr import machine as machine_module
 from torch_corr import planner as planner_module
 from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
@@ -700,6 +702,23 @@ def test_in_channels_last_triton_takes_what_pytorch_was_seen_to_be_slow_at(
     assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
     assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
     assert {type(getattr(make_plan(problem, CUDA, dtype, "auto"), map)) for map in MAPS} == {Unfold}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_was_measured_of_contiguous_images_sends_no_others_to_conv2d(
+    layout: torch.memory_format, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call whose plan, made for how the images lie, has algorithms of ours in it."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
+    for map in MAPS:
+        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"aten": 1e-9, "triton taps-4": 1.0})
+    monkeypatch.setattr(torch, "conv2d", lambda *_: "conv2d")
+    with FakeTensorMode():
+        x = torch.empty(problem.input_shape, device=CUDA, memory_format=layout)
+        w = torch.empty(problem.weight_shape, device=CUDA)
+    result: Any = functional_module._conv2d_if_chosen(x, w, None, 1, 15, 1, 384)
+    assert (result == "conv2d") == (layout == torch.contiguous_format)
 
 
 @pytest.fixture

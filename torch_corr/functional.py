@@ -35,6 +35,7 @@ from .problem import (
 )
 from .sharding import is_distributed
 from .suggest import did_you_mean
+from .wisdom import WISDOM
 
 # Looked up once, since the smallest layers would notice.
 _are_transforms_active = torch._C._are_functorch_transforms_active
@@ -329,9 +330,12 @@ def _conv2d_if_chosen(
             dtype = _dtype_under_autocast(input)
         shapes = input.shape, weight.shape
         asked = *shapes, stride, padding, dilation, groups, device, dtype
-        if not _is_conv2d(*asked, "auto"):
-            layout = _standing_for_layout(input, weight)
-            if layout is None or not _is_conv2d(*asked, layout):
+        chosen = _is_conv2d(*asked, "auto")
+        # What was measured is of contiguous images, and says nothing of others.
+        if not chosen or (len(WISDOM) and input.device.type == "cuda"):
+            if (layout := _standing_for_layout(input, weight)) is not None:
+                chosen = _is_conv2d(*asked, layout)
+            if not chosen:
                 return None
         # PyTorch computes on across cpu and meta, and on layouts of its own.
         if weight.device != device or input.layout is not torch.strided:
