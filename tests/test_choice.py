@@ -599,6 +599,21 @@ def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
     forget_plans()
 
 
+@pytest.mark.parametrize("spelling", ["n24c64-x128-o64-k16", "n64c1-x1024-o1-k63-p31"])
+def test_on_cuda_there_is_memory_for_both_results(spelling: str, with_triton: list[str]) -> None:
+    """The transform's and Triton's: either way alone takes no more than it may."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse(spelling), torch.float64
+    forget_plans()
+    for limit in (Auto().workspace_limit, 4 * Auto().workspace_limit):
+        plan = make_plan(problem, CUDA, dtype, Auto(workspace_limit=limit))
+        for map in MAPS:
+            chosen = getattr(plan, map)
+            assert chosen.workspace(problem, map, CUDA, dtype) <= limit, map
+    assert isinstance(plan.forward, Guarded)
+    forget_plans()
+
+
 def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

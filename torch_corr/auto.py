@@ -190,7 +190,9 @@ class Auto(Value):
             return best
         sure = [each for each in race if each.algorithm.error_class == "componentwise"]
         if device.type == "cuda":
-            sure = [each for each in able if isinstance(each.algorithm, Triton)]
+            where = map, problem, device, dtype
+            behind = [each for each in able if isinstance(each.algorithm, Triton)]
+            sure = [each for each in behind if self._fits_behind(best, each.algorithm, *where)]
         return Guarded(best, _quickest(sure)) if sure else best
 
     def survey(
@@ -262,7 +264,7 @@ class Auto(Value):
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
             if device.type == "cuda" and (sentence := _against_products(dtype)):
                 return (sentence,)
-            if device.type != "cpu" and not self._repeats(map, problem, device, dtype):
+            if device.type != "cpu" and not self._repeats(algorithm, map, problem, device, dtype):
                 return (
                     "its results must be checked before they may stand, for which the host would "
                     "wait for the device where triton cannot; name it to have it unchecked",
@@ -275,15 +277,35 @@ class Auto(Value):
         return ()
 
     def _repeats(
-        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+        self,
+        quick: Algorithm,
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> bool:
         """Whether the device can compute again what may not stand, by itself."""
-        triton = Triton()
+        triton, where = Triton(), (map, problem, device, dtype)
         return (
             device.type == "cuda"
             and not triton.refusals(problem, device, dtype)
-            and not self._candidate(triton, map, problem, device, dtype).refusals
+            and not self._candidate(triton, *where).refusals
+            and self._fits_behind(quick, triton, *where)
         )
+
+    def _fits_behind(
+        self,
+        quick: Algorithm,
+        sure: Algorithm,
+        map: MapName,
+        problem: Problem,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> bool:
+        """Whether there is memory for both, of which the sure one makes a result of its own."""
+        assert isinstance(quick, FFT)
+        both = Guarded(quick, sure).workspace(problem, map, device, dtype)
+        return both <= self.workspace_limit
 
     def _measured(
         self,
