@@ -149,6 +149,29 @@ def test_a_layer_asks_once_for_what_is_wanted(wanted: str, monkeypatch: pytest.M
     torch.testing.assert_close(made, expected)
 
 
+@pytest.mark.parametrize("last", [(True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("groups", [1, 6])
+def test_both_gradients_lie_as_conv2d_has_them(groups: int, last: tuple[bool, bool]) -> None:
+    """By images and by what comes from above, in either layout."""
+    x, gradient = (
+        torch.randn(2, 6, 9, 8).contiguous(
+            memory_format=torch.channels_last if each else torch.contiguous_format
+        )
+        for each in last
+    )
+    x.requires_grad_()
+    w = torch.randn(6, 6 // groups, 3, 3, requires_grad=True)
+    ours, theirs = (
+        torch.autograd.grad(y, (x, w), gradient)
+        for y in (
+            corr2d(x, w, padding=1, groups=groups, algorithm="aten"),
+            torch.nn.functional.conv2d(x, w, padding=1, groups=groups),
+        )
+    )
+    torch.testing.assert_close(ours, theirs)
+    assert [each.stride() for each in ours] == [each.stride() for each in theirs]
+
+
 class Inputs(TorchDispatchMode):
     """The inputs that PyTorch is given for their shape and layout, to find their gradient."""
 

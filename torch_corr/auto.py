@@ -63,9 +63,9 @@ to 105 us on two Zen 4 cores (55 in a loop over one layer).  On CUDA, with ``tri
 rounded down from the 130 to 170 us a map that a small layer's forward and backward took more on the
 host of an H200.
 
-So some maps stay with PyTorch that are quicker by themselves: of 1,215 the time is 1.09 times the
-quickest's, with 8 us 1.065.  But MobileNetV2 converted has 0.95 of ``nn.Conv2d``'s speed; with 20,
-0.92."""
+So PyTorch keeps some maps that others would do quicker if called alone: of 1,215 the time is 1.09
+times the quickest's, with 8 us 1.065.  But MobileNetV2 converted has 0.95 of the speed of
+``nn.Conv2d``; with 20, 0.92."""
 
 FORETOLD = (Aten, Triton, FFT)
 """Algorithms whose time on CUDA can be told, if roughly, without measuring: see their ``cost``."""
@@ -101,7 +101,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Auto(Value):
-    """Choose the algorithm of each map; ``algorithm="auto"`` is ``algorithm=Auto()``.
+    """Choose the algorithm of each map; ``"auto"`` is ``Auto()``, but looks how operands lie too.
 
     Attributes:
         measure: time the algorithms that are able the first time that a problem is seen, and
@@ -113,7 +113,7 @@ class Auto(Value):
         workspace_limit: bytes that a map may take beyond its operands and its result.
         channels_last: images lie in channels_last, and their results shall.  PyTorch hands that
             layout on, and keeps every map but those in which it was seen to lag; what wisdom
-            knows is of contiguous images.  ``algorithm="auto"`` looks how operands lie.
+            knows is of contiguous images.
 
     Raises:
         ValueError: an error class that is neither; a negative workspace limit; both ``measure``

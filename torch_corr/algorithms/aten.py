@@ -236,8 +236,8 @@ class Aten(Fitted):
         # oneDNN passes over rows of taps that fall into the padding.
         flops *= rows_met(problem) / max(1, problem.output_size[0] * problem.kernel[0])
         if _depthwise(problem):
-            near = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
-            plain = near and problem.dilation == (1, 1)
+            narrow = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
+            plain = narrow and problem.dilation == (1, 1)
             small = max(problem.kernel) <= 3
             regime = "depthwise, 3x3" if small else "depthwise, larger"
             if max(problem.kernel) <= 5 and plain and bytes < NEAR:
