@@ -149,6 +149,17 @@ def test_a_layer_asks_once_for_what_is_wanted(wanted: str, monkeypatch: pytest.M
     torch.testing.assert_close(made, expected)
 
 
+@pytest.mark.parametrize("padding", [1, ((1, 0), (0, 1))], ids=str)
+def test_a_profile_names_both_gradients_where_they_are_had_so(padding: Any) -> None:
+    x, w = torch.randn(2, 4, 9, 8, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
+    y = corr2d(x, w, padding=padding, algorithm="aten")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y.sum().backward()
+    names = {each.key for each in profile.key_averages() if each.key.startswith("torch_corr::")}
+    alone = {"torch_corr::aten.grad_input", "torch_corr::aten.grad_weight"}
+    assert names == ({"torch_corr::aten.grad_input, grad_weight"} if padding == 1 else alone)
+
+
 @pytest.mark.parametrize("last", [(True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("groups", [1, 6])
 def test_both_gradients_lie_as_conv2d_has_them(groups: int, last: tuple[bool, bool]) -> None:

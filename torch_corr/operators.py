@@ -117,26 +117,18 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
 def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | None:
     """The gradients of input and weight at one time; None where each is to be had by itself.
 
-    That is where PyTorch has both, and nobody watches.
+    That is where the plan has them so, and nobody watches.
 
     Args:
         slots: all three, the output's gradient in its slot.
     """
-    input, weight, output = slots
-    if (
-        not isinstance(plan, Plan)
-        or not isinstance(plan.grad_input, Aten)
-        or not isinstance(plan.grad_weight, Aten)
-        or input is None
-        or weight is None
-        or output is None
-        or _watched(slots)
-    ):
+    if not isinstance(plan, Plan) or not plan.has_both_gradients or _watched(slots):
         return None
+    filled = [value for value in slots if value is not None]
     if not _is_profiling():
-        return plan.run_gradients(input, weight, output)
+        return plan.run_gradients(*filled)
     with record_function("torch_corr::aten.grad_input, grad_weight"):
-        return plan.run_gradients(input, weight, output)
+        return plan.run_gradients(*filled)
 
 
 def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:

@@ -75,13 +75,17 @@ class Plan:
     def run_gradients(
         self, input: Tensor, weight: Tensor, output: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Those of input and weight by one call of PyTorch's, where that does both as it stands."""
-        if not isinstance(self.grad_input, Aten) or not isinstance(self.grad_weight, Aten):
-            return None
+        """Those of input and weight by one call of PyTorch's: :attr:`has_both_gradients`."""
         if autocasts(self.device):
             with torch.autocast(self.device.type, enabled=False):
-                return self.grad_input.gradients(self.problem, input, weight, output)
-        return self.grad_input.gradients(self.problem, input, weight, output)
+                return self.run_gradients(input, weight, output)
+        return Aten().gradients(self.problem, input, weight, output)
+
+    @property
+    def has_both_gradients(self) -> bool:
+        """Whether both gradients are PyTorch's, which then does them by one call, as it stands."""
+        both = isinstance(self.grad_input, Aten) and isinstance(self.grad_weight, Aten)
+        return both and Aten.has_both_gradients(self.problem, self.device, self.dtype)
 
     @property
     def is_conv2d(self) -> bool:

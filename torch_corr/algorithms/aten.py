@@ -179,6 +179,11 @@ class Aten(Fitted):
         weight = _stand_in(output, problem.weight_shape)
         return _backward(problem, output, input, weight, padding, (False, True))[1]
 
+    @staticmethod
+    def has_both_gradients(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether :meth:`gradients` has them."""
+        return _padding_as_it_stands(problem, device, dtype) is not None
+
     def gradients(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> tuple[Tensor, Tensor] | None:
