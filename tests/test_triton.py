@@ -901,11 +901,7 @@ def test_launching_asks_no_tensor_for_a_value(
 QUICK = FFT()
 # Dilated, strided and grouped views; columns of one channel to one for bands.
 DOUBTED = ("n2c3-x9x12-o2-k4x5-p2", "n1c2-x14-o2-k5-s2-p4-d2-g2", ONE)
-
-
-def guarded(config: Config | None, map: str) -> tuple[Guarded, Triton]:
-    sure = Triton() if config is None else of(config, map)
-    return Guarded(QUICK, sure), sure
+WAY = Guarded(QUICK, Triton())
 
 
 @runs
@@ -916,17 +912,17 @@ def test_the_device_computes_again_what_may_not_stand(
     map: Any, case: str, dtype: torch.dtype
 ) -> None:
     """To the bit either one's result; whatever is bright, and wherever it lies."""
-    problem, (way, sure) = Problem.parse(case), guarded(None, map)
+    problem, sure = Problem.parse(case), Triton()
     first, second = some(problem, map, dtype).values()
     quick = getattr(QUICK, map)(problem, first, second)
     assert not torch.equal(quick, getattr(sure, map)(problem, first, second))
-    assert torch.equal(getattr(way, map)(problem, first, second), quick)
+    assert torch.equal(getattr(WAY, map)(problem, first, second), quick)
     zero = torch.zeros_like(first)
-    assert torch.equal(getattr(way, map)(problem, zero, second), torch.zeros_like(quick))
+    assert torch.equal(getattr(WAY, map)(problem, zero, second), torch.zeros_like(quick))
     for bright, place in zip((float("nan"), float("inf"), 1e30), ((0,) * 4, (-1,) * 4, (-1,) * 4)):
         wild = first.clone()
         wild[place] = bright
-        result = getattr(way, map)(problem, wild, second)
+        result = getattr(WAY, map)(problem, wild, second)
         expected = getattr(sure, map)(problem, wild, second)
         torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -935,13 +931,13 @@ def test_the_device_computes_again_what_may_not_stand(
 @each_map
 def test_what_overflows_in_the_transform_alone_is_computed_again(map: Any) -> None:
     """Numbers as even as can be, of which no product passes the largest, and a spectrum does."""
-    problem, (way, sure) = Problem.parse("n1c1-x12-o1-k3-p1"), guarded(None, map)
+    problem, sure = Problem.parse("n1c1-x12-o1-k3-p1"), Triton()
     operands = some(problem, map, torch.float32)
     first, second = (torch.ones_like(each) for each in operands.values())
     first *= 1e37
     second *= 1e-3
     assert not getattr(QUICK, map)(problem, first, second).isfinite().all()
-    result = getattr(way, map)(problem, first, second)
+    result = getattr(WAY, map)(problem, first, second)
     assert torch.equal(result, getattr(sure, map)(problem, first, second))
 
 
