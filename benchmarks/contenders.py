@@ -23,6 +23,7 @@ from torch.nn import functional as F
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
 from torch_corr.algorithms.base import is_channels_last
+from torch_corr.functional import IN_CHANNELS_LAST
 from torch_corr.planner import AlgorithmLike, Plan, make_plan
 from torch_corr.testing import ErrorModel, declared
 
@@ -123,7 +124,7 @@ class Ours(Contender):
         make = _measured_plan if measures else make_plan
         # As ``corr2d``, which looks how its operands lie.
         last = self.asked == "auto" and is_channels_last(some)
-        asked = Auto(channels_last=True) if last else self.asked
+        asked = IN_CHANNELS_LAST if last else self.asked
         plan = make(problem, some.device, some.dtype, asked)
         slots = operands.get("input"), operands.get("weight"), operands.get("output")
         chosen: Algorithm = getattr(plan, work)
