@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
 
@@ -156,67 +157,61 @@ class Auto(Value):
         self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
     ) -> Algorithm | None:
         """The algorithm for one map; None where none is able."""
-        small = problem.multiplications < WORTH_A_CHOICE
+        return _Race(self, map, problem, device, dtype).winner()
+
+    def survey(
+        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> list[Candidate]:
+        """All algorithms, with what speaks against each, workspace and seconds."""
+        return _Race(self, map, problem, device, dtype).survey(ALGORITHMS)
+
+
+@dataclass(frozen=True)
+class _Race:
+    """The algorithms against each other for one map, by the rules of an :class:`Auto`."""
+
+    rules: Auto
+    map: MapName
+    problem: Problem
+    device: torch.device
+    dtype: torch.dtype
+
+    def winner(self) -> Algorithm | None:
+        """The algorithm to take; None where none is able."""
+        cuda = self.device.type == "cuda"
+        small = self.problem.multiplications < WORTH_A_CHOICE
         # How far code stays behind its machine is known of CPUs, and of some on CUDA; elsewhere
         # only what was measured counts.
-        known = device.type in OWN_CALL or len(WISDOM)
-        kept = self._keeps_to_pytorch(map, problem, device, dtype)
-        if not self.measure and (small or kept or not known):
+        known = self.device.type in OWN_CALL or len(WISDOM)
+        if not self.rules.measure and (small or self._keeps_to_pytorch or not known):
             # Asked one by one, PyTorch first, since some look long before they answer.
-            return next((a for a in ALGORITHMS if not a.refusals(problem, device, dtype)), None)
-        many = problem.multiplications >= MANY
-        enough = TRANSFORM_TAPS_OF_MANY if many else TRANSFORM_TAPS
-        few_taps = problem.kernel[0] * problem.kernel[1] < enough
-        hopeless = (FFT, Naive) if few_taps and not self.measure else (Naive,)
-        algorithms = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
-        if device.type == "cuda" and not self.measure and not len(WISDOM):
-            algorithms = [each for each in algorithms if isinstance(each, FORETOLD)]
-        survey = self.survey(map, problem, device, dtype, algorithms)
+            return next((each for each in ALGORITHMS if not self._refusals(each)), None)
+        survey = self.survey(self._entrants())
         able = race = [each for each in survey if not each.refusals]
-        if device.type != "cpu":
+        if self.device.type != "cpu":
             measured = [each for each in race if each.source == "measured"]
             told = [each for each in race if isinstance(each.algorithm, FORETOLD)]
-            race = measured or (told if device.type == "cuda" else race[:1])
-        if not race and device.type == "cuda":
+            race = measured or (told if cuda else race[:1])
+        if not race and cuda:
             # What nobody can foretell is still sooner done than the reference.
             others = [a for a in ALGORITHMS if not isinstance(a, (*FORETOLD, Naive))]
-            rest = self.survey(map, problem, device, dtype, others)
-            race = [each for each in rest if not each.refusals][:1]
+            race = [each for each in self.survey(others) if not each.refusals][:1]
         if not race:
             # The reference is for reading; it runs what nothing else can.
-            return Naive() if not Naive().refusals(problem, device, dtype) else None
+            return None if self._refusals(Naive()) else Naive()
         best = _quickest(race)
         if not isinstance(best, FFT):
             return best
         sure = [each for each in race if each.algorithm.error_class == "componentwise"]
-        if device.type == "cuda":
-            where = map, problem, device, dtype
+        if cuda:
             behind = [each for each in able if isinstance(each.algorithm, Triton)]
-            sure = [each for each in behind if self._fits_behind(best, each.algorithm, *where)]
+            sure = [each for each in behind if self._fits_behind(best, each.algorithm)]
         return Guarded(best, _quickest(sure)) if sure else best
 
-    def survey(
-        self,
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-        algorithms: Sequence[Algorithm] = (),
-    ) -> list[Candidate]:
-        """All algorithms, or some, with what speaks against each, workspace and seconds."""
-        known = self._known(map, problem, device, dtype)
-        candidates: list[Candidate] = []
-        for algorithm in (self._with_options(each) for each in algorithms or ALGORITHMS):
-            if refusals := algorithm.refusals(problem, device, dtype):
-                candidates.append(Candidate(algorithm, refusals, 0, math.inf, "predicted"))
-                continue
-            # Variants are in it where they are to be measured or have been.
-            variants = algorithm.variants(problem, map, dtype) if self.measure or known else ()
-            able = algorithm, *(v for v in variants if self.measure or v.spelling in known)
-            candidates += (self._candidate(each, map, problem, device, dtype) for each in able)
-        measured = self._measured(
-            [each for each in candidates if not each.refusals], map, problem, device, dtype
-        )
+    def survey(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
+        """Each of some algorithms, and its variants, with what speaks against it."""
+        candidates = [each for algorithm in algorithms for each in self._candidates(algorithm)]
+        measured = self._measured([each for each in candidates if not each.refusals])
         return [
             each._replace(seconds=measured[each.algorithm.spelling], source="measured")
             if each.algorithm.spelling in measured
@@ -224,120 +219,111 @@ class Auto(Value):
             for each in candidates
         ]
 
-    def _candidate(
-        self,
-        algorithm: Algorithm,
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Candidate:
+    def _entrants(self) -> list[Algorithm]:
+        """Those that may win: not what takes longer to plan, or to measure, than it could save."""
+        many = self.problem.multiplications >= MANY
+        enough = TRANSFORM_TAPS_OF_MANY if many else TRANSFORM_TAPS
+        few_taps = self.problem.kernel[0] * self.problem.kernel[1] < enough
+        hopeless = (FFT, Naive) if few_taps and not self.rules.measure else (Naive,)
+        entrants = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
+        if self.device.type == "cuda" and not self.rules.measure and not len(WISDOM):
+            return [each for each in entrants if isinstance(each, FORETOLD)]
+        return entrants
+
+    def _candidates(self, algorithm: Algorithm) -> list[Candidate]:
+        """An algorithm with the options that the rules give it, and what it has of variants."""
+        if isinstance(algorithm, (FFT, Unfold)):
+            algorithm = replace(algorithm, workspace_limit=self.rules.workspace_limit)
+        if refusals := self._refusals(algorithm):
+            return [Candidate(algorithm, refusals, 0, math.inf, "predicted")]
+        # Variants are in it where they are to be measured or have been.
+        known, measure = self._known(), self.rules.measure
+        variants = (
+            algorithm.variants(self.problem, self.map, self.dtype) if measure or known else ()
+        )
+        able = algorithm, *(each for each in variants if measure or each.spelling in known)
+        return [self._candidate(each) for each in able]
+
+    def _candidate(self, algorithm: Algorithm) -> Candidate:
         """An algorithm that is able, as it is predicted to do."""
-        workspace = algorithm.workspace(problem, map, device, dtype)
-        cost = algorithm.cost(problem, map, device, dtype)
-        seconds = machine_of(device, dtype).seconds(cost, dtype)
-        if device.type == "cuda" and isinstance(algorithm, FFT):
+        workspace = algorithm.workspace(*self._where)
+        cost = algorithm.cost(*self._where)
+        seconds = machine_of(self.device, self.dtype).seconds(cost, self.dtype)
+        if self.device.type == "cuda" and isinstance(algorithm, FFT):
             seconds = max(seconds, OPERATOR * cost.calls)
-        seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(device.type, 0.0)
-        refusals = self._rules_out(algorithm, map, problem, device, dtype, workspace)
+        seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(self.device.type, 0.0)
+        refusals = self._rules_out(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 
-    def _with_options(self, algorithm: Algorithm) -> Algorithm:
-        if isinstance(algorithm, (FFT, Unfold)):
-            return replace(algorithm, workspace_limit=self.workspace_limit)
-        return algorithm
-
-    def _rules_out(
-        self,
-        algorithm: Algorithm,
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-        workspace: int,
-    ) -> tuple[str, ...]:
+    def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that is able is not to be chosen."""
-        if not isinstance(algorithm, Aten) and self._keeps_to_pytorch(map, problem, device, dtype):
+        if not isinstance(algorithm, Aten) and self._keeps_to_pytorch:
             return ("images in channels_last stay with PyTorch, which hands the layout on",)
         if algorithm.error_class != "componentwise":
-            if self.error == "componentwise":
+            if self.rules.error == "componentwise":
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
-            if device.type == "cuda" and (sentence := _against_products(dtype)):
+            if self.device.type == "cuda" and (sentence := _against_products(self.dtype)):
                 return (sentence,)
-            if device.type != "cpu" and not self._repeats(algorithm, map, problem, device, dtype):
+            if self.device.type != "cpu" and not self._repeats(algorithm):
                 return (
                     "its results must be checked before they may stand, for which the host would "
                     "wait for the device where triton cannot; name it to have it unchecked",
                 )
-        if workspace > self.workspace_limit:
+        if workspace > self.rules.workspace_limit:
             return (
                 f"it takes {workspace} bytes of workspace, more than the limit of "
-                f"{self.workspace_limit}; raise it with Auto(workspace_limit=...)",
+                f"{self.rules.workspace_limit}; raise it with Auto(workspace_limit=...)",
             )
         return ()
 
-    def _repeats(
-        self,
-        quick: Algorithm,
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> bool:
+    def _repeats(self, quick: Algorithm) -> bool:
         """Whether the device can compute again what may not stand, by itself."""
-        triton, where = Triton(), (map, problem, device, dtype)
+        triton = Triton()
         return (
-            device.type == "cuda"
-            and not triton.refusals(problem, device, dtype)
-            and not self._candidate(triton, *where).refusals
-            and self._fits_behind(quick, triton, *where)
+            self.device.type == "cuda"
+            and not self._refusals(triton)
+            and not self._candidate(triton).refusals
+            and self._fits_behind(quick, triton)
         )
 
-    def _fits_behind(
-        self,
-        quick: Algorithm,
-        sure: Algorithm,
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> bool:
+    def _fits_behind(self, quick: Algorithm, sure: Algorithm) -> bool:
         """Whether there is memory for both, of which the sure one makes a result of its own."""
         assert isinstance(quick, FFT)
-        both = Guarded(quick, sure).workspace(problem, map, device, dtype)
-        return both <= self.workspace_limit
+        return Guarded(quick, sure).workspace(*self._where) <= self.rules.workspace_limit
 
-    def _measured(
-        self,
-        race: Sequence[Candidate],
-        map: MapName,
-        problem: Problem,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Mapping[str, float]:
-        """Seconds that are known of those in the race; of all with a chance, if to measure."""
-        if self.measure and device.type != "meta":
-            key = Key.of(problem, map, device, dtype)
+    def _measured(self, able: Sequence[Candidate]) -> Mapping[str, float]:
+        """Seconds that are known of those that are able; of all with a chance, if to measure."""
+        if self.rules.measure and self.device.type != "meta":
             with _measuring:
-                seen = WISDOM.seconds(key)
-                hopeful = _hopeful(race, device)
+                seen = WISDOM.seconds(self._key)
+                hopeful = _hopeful(able, self.device)
                 if new := [each for each in hopeful if each.spelling not in seen]:
-                    _refuse_capture(problem, device)
-                    WISDOM.remember(key, time_algorithms(new, problem, map, device, dtype))
-        return self._known(map, problem, device, dtype)
+                    _refuse_capture(self.problem, self.device)
+                    times = time_algorithms(new, self.problem, self.map, self.device, self.dtype)
+                    WISDOM.remember(self._key, times)
+        return self._known()
 
-    def _known(
-        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> Mapping[str, float]:
+    def _known(self) -> Mapping[str, float]:
         """Seconds by spelling of what has been measured here; nothing runs on meta."""
-        if device.type == "meta" or not len(WISDOM) or self.channels_last:
+        if self.device.type == "meta" or not len(WISDOM) or self.rules.channels_last:
             return {}
-        return dict(WISDOM.seconds(Key.of(problem, map, device, dtype)))
+        return dict(WISDOM.seconds(self._key))
 
-    def _keeps_to_pytorch(
-        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> bool:
-        return self.channels_last and not lags_in_channels_last(problem, map, device, dtype)
+    def _refusals(self, algorithm: Algorithm) -> tuple[str, ...]:
+        return algorithm.refusals(self.problem, self.device, self.dtype)
+
+    @property
+    def _keeps_to_pytorch(self) -> bool:
+        return self.rules.channels_last and not lags_in_channels_last(*self._where)
+
+    @property
+    def _where(self) -> tuple[Problem, MapName, torch.device, torch.dtype]:
+        """In the order in which an algorithm is asked."""
+        return self.problem, self.map, self.device, self.dtype
+
+    @cached_property
+    def _key(self) -> Key:
+        return Key.of(*self._where)
 
 
 def _against_products(dtype: torch.dtype) -> str:
