@@ -48,6 +48,7 @@ CONFIGURATION = "test_every_configuration and float32"
 TAPS, SUMS = f"{CONFIGURATION}-forward-taps", f"{CONFIGURATION}-grad_weight-sums"
 DOT = f"{CONFIGURATION}-forward-dot-64x16"
 BAND = f"{CONFIGURATION}-forward-band"
+LEFT_OUT = "test_rows_outside and n3c2 and forward"
 
 BUGS = (
     Bug(
@@ -124,6 +125,26 @@ BUGS = (
         "at += CHUNK * TAP * source_strides[2]",
         "at += 0 * source_strides[2]",
         TAPS,
+    ),
+    Bug(
+        "of the rows inside the last is left out",
+        "_within(FIRST + r + LOW, INSIDE)",
+        "_within(FIRST + r + LOW, INSIDE - 1)",
+        LEFT_OUT,
+    ),
+    Bug(
+        "rows are left out as if the first lay at the edge",
+        '"FIRST": rows.base if left_out else 0',
+        '"FIRST": 0',
+        LEFT_OUT,
+        "_triton_correlate",
+    ),
+    Bug(
+        "where rows are left out, taps of a column lie side by side",
+        '"TAP_STRIDE": weight_strides[3]',
+        '"TAP_STRIDE": weight_strides[4]',
+        LEFT_OUT,
+        "_triton_correlate",
     ),
     Bug(
         "masked sums multiply first",

@@ -29,7 +29,13 @@ from torch import Tensor
 
 from torch_corr import FFT, MAPS, Auto, Problem, Triton, Unfold, corr2d, wisdom
 from torch_corr import auto as auto_module
-from torch_corr.algorithms import Guarded, _triton_draft, _triton_form, _triton_weight
+from torch_corr.algorithms import (
+    Guarded,
+    _triton_configs,
+    _triton_draft,
+    _triton_form,
+    _triton_weight,
+)
 from torch_corr.algorithms import triton as host
 from torch_corr.algorithms._contrast import KEPT
 from torch_corr.algorithms._triton_axes import axes
@@ -143,6 +149,35 @@ def test_rows_of_sums_under_a_stride(name: str) -> None:
 
 
 @runs
+@pytest.mark.parametrize("map", ["forward", "grad_input"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "n3c2-x6x5-o2-k5x3-p2x1-g2",
+        "n2c2-x7x5-o4-k3x2-s2x1-p2,1x0,1-d2x1-g2",
+        "n1c3-x4x6-o2-k9x2-p5,3x1",
+        "n2c2-x3x4-o2-k3x2-p3x0-g2",
+        "n2c2-x9x4-o2-k5x2-p2x1-g2",
+    ],
+)
+def test_rows_outside_are_left_out(map: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under strides and gaps, several channels, taps that meet no row at all, both layouts; not
+    where rows are in two blocks."""
+    change(monkeypatch, _triton_configs, "OWN_KERNEL", 0)
+    problem = Problem.parse(case)
+    if map == "grad_input" and max(problem.stride) > 1:
+        pytest.skip("rows that stride apart share nothing")
+    operands = some(problem, map, torch.float32)
+    config = _triton_configs.by_name("taps-8")
+    launch = host.form_of(map, problem, *operands.values(), config).launches[0]
+    rows, _ = axes(map, problem)
+    assert launch.constants["INSIDE"] == (rows.source if rows.dest <= 8 and rows.beyond else 0)
+    plain = check(of(config, map), problem, map, operands)
+    last = {n: v.contiguous(memory_format=torch.channels_last) for n, v in operands.items()}
+    assert torch.equal(plain, check(of(config, map), problem, map, last))
+
+
+@runs
 @pytest.mark.parametrize("programs", [1, 12, 1056])
 @pytest.mark.parametrize(
     "name", ["sums-1x4x4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16", "band-64x32"]
@@ -230,7 +265,7 @@ def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any)
 
 @runs
 @pytest.mark.parametrize(
-    "name", ["taps-1", "taps-4", "dot-64x16", "sums-1x4x4", "sums-4x4x4", "band-64x32"]
+    "name", ["taps-1", "taps-4", "taps-8", "dot-64x16", "sums-1x4x4", "sums-4x4x4", "band-64x32"]
 )
 # Slow in the interpreter; there zero times an infinity is a NaN as well.
 @pytest.mark.parametrize("value", ["inf", "nan"] if CUDA else ["nan"])
@@ -244,8 +279,12 @@ def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any)
         "n1c40-x3x2-o2-k2-p1,0x0,1",
     ],
 )
-def test_one_non_finite_number_reaches_only_its_windows(name: str, value: str, case: str) -> None:
+def test_one_non_finite_number_reaches_only_its_windows(
+    name: str, value: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pixel of the image never meets a tap beyond an edge; elsewhere nothing changes."""
+    if name == "taps-8":  # leaves rows out, taps-4 does not
+        change(monkeypatch, _triton_configs, "OWN_KERNEL", 0)
     problem = Problem.parse(case)
     config = next(each for each in CONFIGS if each.name == name)
     if not CUDA and problem.group_in > 8 and not isinstance(config, Dot):
@@ -679,6 +718,23 @@ def test_compiled_kernels_keep_within_a_device(
                 # Of half the warps, which the tallest have, twice as many: ahead on an H200.
                 assert made.registers * launch.config.warps <= 128 * 4
                 assert made.count("FFMA")
+
+
+@compiles
+@pytest.mark.parametrize("map", ["forward", "grad_input"])
+def test_no_instruction_multiplies_rows_outside(map: Any) -> None:
+    """RepLKNet's 31x31 on 32 rows: 752 of 992 products for a column of the kernel, each its one
+    instruction, and few beside them."""
+    from benchmarks.cubins import BANDS, compile_launch, launches_of
+
+    problem, config = Problem.parse(BANDS), _triton_configs.by_name("taps-32")
+    pairs = sum(0 <= row + tap - 15 < 32 for row in range(32) for tap in range(31))
+    made = compile_launch(launches_of(problem, map, torch.float32, config)[0], 90)
+    assert made.count("FFMA") == pairs == 752
+    assert sum(made.instructions.values()) < 2 * pairs
+    assert made.count("LDG") == 32 + 31
+    assert made.stack == made.spills == 0
+    assert made.registers <= 128
 
 
 @compiles

@@ -42,6 +42,19 @@ class Axis(NamedTuple):
         return -(-self.dest // self.div)
 
     @property
+    def beyond(self) -> float:
+        """The part of all pairs of a dest pixel and a tap for which the tap lies outside of source;
+        div is 1."""
+        met = sum(self._met(self.base + self.tap * u) for u in range(self.taps))
+        return 1 - met / (self.dest * self.taps)
+
+    def _met(self, first: int) -> int:
+        """Dest pixels for which a tap lies in source, the first one's at ``first``."""
+        before = -(first // self.mult)
+        after = (self.source - 1 - first) // self.mult
+        return max(0, min(after, self.dest - 1) - max(before, 0) + 1)
+
+    @property
     def reach(self) -> int:
         """No position that is computed along the axis is larger."""
         return self.dest * self.mult + abs(self.base) + (self.taps + self.period) * abs(self.tap)

@@ -107,9 +107,30 @@ SPREAD = 64
 """Rows that a block of sums may span; with longer steps rows are not shared anyway."""
 
 
+ROWS_OUTSIDE = 0.1
+"""The part of all products, with rows outside of the image, from which they are left out."""
+
+OWN_KERNEL = 2**26
+"""Products from which a geometry is worth a kernel of its own, which takes seconds to compile and
+saves a part of what so many take: some microseconds."""
+
+
 def by_name(name: str) -> Config:
     """The configuration of that name; StopIteration where there is none."""
     return next(each for each in CONFIGS if each.name == name)
+
+
+def leaves_out(config: Taps, problem: Problem, map: MapName) -> bool:
+    """Whether products with rows outside of the image are left out: one block holds all rows, so
+    which those are is the same for every lane."""
+    rows, _ = axes(map, problem)
+    return (
+        problem.multiplications >= OWN_KERNEL
+        and rows.div == 1
+        and 1 < rows.dest <= config.height
+        and _spread(rows.dest, rows.taps, rows) <= 2 * SPREAD
+        and rows.beyond >= ROWS_OUTSIDE
+    )
 
 
 def unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:

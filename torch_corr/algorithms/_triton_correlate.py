@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from ._triton_axes import STILL, axes, dest_shape
-from ._triton_configs import Band, Config, Dot, Taps, by_name
+from ._triton_configs import Band, Config, Dot, Taps, by_name, leaves_out
 from ._triton_draft import (
     Draft,
     dot_constants,
@@ -85,16 +85,20 @@ def _taps_launch(
     high = -(-rows.of_class // config.height)
     lanes = problem.batch * high * columns.of_class
     blocks = -(-lanes * (channels if lanes_are_channels else 1) // config.lanes)
-    shared = config.height > 1
-    chunk = min(config.chunk, rows.taps)
+    shared, left_out = config.height > 1, leaves_out(config, problem, map)
+    chunk = rows.taps if left_out else min(config.chunk, rows.taps)
     constants = {
         "LANES": config.lanes,
-        "HEIGHT": config.height,
+        "HEIGHT": rows.dest if left_out else config.height,
         "CHUNK": chunk,
         "CHUNKS": rows.taps // chunk if shared else 0,
         "REST": rows.taps % chunk if shared else 0,
         "STEP": rows.mult if shared else 0,
         "TAP": rows.tap if shared else 0,
+        "FIRST": rows.base if left_out else 0,
+        "INSIDE": rows.source if left_out else 0,
+        "ROW_STRIDE": source.stride(2) if left_out else 0,
+        "TAP_STRIDE": weight_strides[3] if left_out else 0,
         "CHANNELS_FIRST": lanes_are_channels,
         "WIDE": passes_32_bits((rows, columns), source, packed, result, lanes * channels),
         "SUM": sums_in(source.dtype),

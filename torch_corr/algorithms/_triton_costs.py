@@ -11,7 +11,7 @@ import torch
 
 from ..problem import Problem
 from ._triton_axes import axes
-from ._triton_configs import Band, Config, Dot, Product, Sums, Taps
+from ._triton_configs import Band, Config, Dot, Product, Sums, Taps, leaves_out
 from .base import MapName, matrix_speed, may_use_tf32
 
 WARPS = 264
@@ -87,9 +87,14 @@ def instructions(config: Taps | Sums, map: MapName, problem: Problem) -> float:
         return chunks * waste * (down * across + (6 * read * across + 60) / height + 5)
     if height == 1:
         return 9.0 * rows.taps * columns.taps / (rows.period * columns.period) + 130
-    chunk = min(config.chunk, rows.taps)
-    loads = rows.taps / chunk * (height + chunk - 1)
-    each = columns.taps * (rows.taps + (5 * loads + 2 * rows.taps) / height) + 124 / height
+    if leaves_out(config, problem, map):
+        # Neither rows nor addresses are looked at.
+        height, waste = rows.dest, 1.0
+        products, reading = rows.taps * (1 - rows.beyond), 2.0 * rows.source
+    else:
+        chunk = min(config.chunk, rows.taps)
+        products, reading = rows.taps, 5 * rows.taps / chunk * (height + chunk - 1)
+    each = columns.taps * (products + (reading + 2 * rows.taps) / height) + 124 / height
     pixels = problem.batch * rows.dest * columns.dest
     channels = problem.out_channels if map == "forward" else problem.in_channels
     warps = waste * pixels * channels / height / 32

@@ -104,6 +104,7 @@ def _masked_sum(
 def _add_taps(
     sums, source, weight, meets, row, rows, row_stride, tap_stride,
     HEIGHT: tl.constexpr, TAPS: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr,
+    FIRST: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """Add TAPS taps of one column of the kernel to HEIGHT rows; each source row is read once.
 
@@ -111,6 +112,8 @@ def _add_taps(
 
     Args:
         source: pointers at row ``row``.
+        FIRST, INSIDE: ``row``, and how many source rows there are, where the compiler is to leave
+            out those outside; INSIDE = 0 where lanes have rows of their own.
     """
     taps = ()
     for t in tl.static_range(TAPS):
@@ -120,15 +123,19 @@ def _add_taps(
     # From row to row by an addition, where a position for each would be a multiplication.
     source += LOW * row_stride
     for r in tl.static_range(HIGH - LOW + 1):
-        x = tl.load(source, mask=meets & _inside(row + (r + LOW), rows.source), other=0.0)
-        x = x.to(sums[0].dtype)
-        added = ()
-        for i in tl.static_range(HEIGHT):
-            if (r + LOW - i * STEP) % TAP == 0 and _within((r + LOW - i * STEP) // TAP, TAPS):
-                added = added + (sums[i] + x * taps[(r + LOW - i * STEP) // TAP],)
+        if INSIDE == 0 or _within(FIRST + r + LOW, INSIDE):
+            if INSIDE == 0:
+                x = tl.load(source, mask=meets & _inside(row + (r + LOW), rows.source), other=0.0)
             else:
-                added = added + (sums[i],)
-        sums = added
+                x = tl.load(source, mask=meets, other=0.0)
+            x = x.to(sums[0].dtype)
+            added = ()
+            for i in tl.static_range(HEIGHT):
+                if (r + LOW - i * STEP) % TAP == 0 and _within((r + LOW - i * STEP) // TAP, TAPS):
+                    added = added + (sums[i] + x * taps[(r + LOW - i * STEP) // TAP],)
+                else:
+                    added = added + (sums[i],)
+            sums = added
         source += row_stride
     return sums
 
@@ -143,8 +150,9 @@ def correlate_taps(
     source, weight, result, doubt, rows, columns, source_strides, result_strides, weight_strides,
     batch, dest_channels, group_source, group_dest, blocks,
     LANES: tl.constexpr, HEIGHT: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-    REST: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr, CHANNELS_FIRST: tl.constexpr,
-    WIDE: tl.constexpr, SUM: tl.constexpr,
+    REST: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr, FIRST: tl.constexpr,
+    INSIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, TAP_STRIDE: tl.constexpr,
+    CHANNELS_FIRST: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """``forward`` and ``grad_input`` for few channels: HEIGHT rows of sums in every lane.
 
@@ -154,6 +162,10 @@ def correlate_taps(
 
     With HEIGHT = 1 the taps of a class are taken one by one: strides in ``grad_input``, and
     steps so long that rows share nothing.
+
+    With INSIDE > 0 one block holds all rows.  Then it is known when compiling which products
+    have a row outside of the image, and they are left out; ROW_STRIDE and TAP_STRIDE, too, are
+    known, and no address is computed but a column's first.
 
     Args:
         weight_strides: of group, dest channel, source channel, row and column of taps.
@@ -225,18 +237,24 @@ def correlate_taps(
                 at = source + w_ * source_strides[3]
                 taps = weight + v * across_stride
                 meets = live & _inside(w_, columns.source)
-                for chunk in range(CHUNKS):
+                if INSIDE > 0:
                     sums = _add_taps(
-                        sums, at, taps, meets, row + chunk * CHUNK * TAP, rows,
-                        source_strides[2], down_stride, HEIGHT, CHUNK, STEP, TAP,
+                        sums, at, taps, meets, row, rows, ROW_STRIDE, TAP_STRIDE,
+                        HEIGHT, CHUNK, STEP, TAP, FIRST, INSIDE,
                     )  # fmt: skip
-                    at += CHUNK * TAP * source_strides[2]
-                    taps += CHUNK * down_stride
-                if REST > 0:
-                    sums = _add_taps(
-                        sums, at, taps, meets, row + CHUNKS * CHUNK * TAP, rows,
-                        source_strides[2], down_stride, HEIGHT, REST, STEP, TAP,
-                    )  # fmt: skip
+                else:
+                    for chunk in range(CHUNKS):
+                        sums = _add_taps(
+                            sums, at, taps, meets, row + chunk * CHUNK * TAP, rows,
+                            source_strides[2], down_stride, HEIGHT, CHUNK, STEP, TAP, 0, 0,
+                        )  # fmt: skip
+                        at += CHUNK * TAP * source_strides[2]
+                        taps += CHUNK * down_stride
+                    if REST > 0:
+                        sums = _add_taps(
+                            sums, at, taps, meets, row + CHUNKS * CHUNK * TAP, rows,
+                            source_strides[2], down_stride, HEIGHT, REST, STEP, TAP, 0, 0,
+                        )  # fmt: skip
             # One channel on: their number times this might pass 32 bits.
             source += source_strides[1]
             weight += weight_strides[2]
