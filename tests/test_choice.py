@@ -34,7 +34,7 @@ from torch_corr import auto as auto_module
 from torch_corr import functional as functional_module
 from torch_corr import machine as machine_module
 from torch_corr import planner as planner_module
-from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName
+from torch_corr.algorithms import Algorithm, Cost, Guarded, MapName, _triton_form
 from torch_corr.algorithms import triton as triton_module
 from torch_corr.auto import PREJUDICE, Candidate, _quickest
 from torch_corr.machine import (
@@ -128,7 +128,8 @@ def test_the_readme_shows_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -
     if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
         pytest.skip("direct is not compiled, or another machine's rates were kept here")
     # Not installed, wherever this runs: asked anew, as the answer is kept.
-    monkeypatch.setattr(triton_module, "find_spec", lambda _: None)
+    monkeypatch.setattr(_triton_form, "find_spec", lambda _: None)
+    monkeypatch.setattr(triton_module, "missing", _triton_form.missing.__wrapped__)
     monkeypatch.setattr(triton_module, "_where_refusals", triton_module._where_refusals.__wrapped__)
     torch.set_num_threads(2)
     printed = str(make_plan(problem, CPU, torch.float32, "auto"))

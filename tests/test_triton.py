@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from inspect import signature
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -868,16 +869,26 @@ def test_refusals_say_why() -> None:
 
 
 @compiles
-def test_a_machine_without_a_compiler_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (RuntimeError, "Failed to find C compiler."),
+        # Where Triton's cache may not be executed.
+        (ImportError, "cuda_utils.so: failed to map segment from shared object"),
+    ],
+)
+def test_a_machine_without_a_compiler_is_told_so(
+    kind: type[Exception], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Triton compiles its launcher in C when it first meets a device."""
     module = import_module("triton.runtime")
 
     def fails() -> Any:
-        raise RuntimeError("Failed to find C compiler.\nMore")
+        raise kind(why + "\nMore")
 
     monkeypatch.setattr(module, "driver", SimpleNamespace(active=Launcherless(fails)))
     (sentence,) = host._launcher_refusals()
-    assert "cannot build its launcher here (Failed to find C compiler.); it wants a C" in sentence
+    assert f"cannot build its launcher here ({why}); it wants a C compiler" in sentence
     monkeypatch.setattr(module, "driver", SimpleNamespace(active=Launcherless(lambda: None)))
     assert host._launcher_refusals() == ()
 
@@ -915,6 +926,33 @@ def test_the_package_imports_without_triton() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Triton is not installed; PyTorch's builds for CUDA bring it" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("__version__ = '3.1.0'", "what is installed as Triton (3.1.0) has no triton.knobs"),
+        ("raise ImportError('libtriton.so: no GLIBC')", "cannot be imported (libtriton.so: no"),
+    ],
+    ids=["old", "broken"],
+)
+def test_a_triton_that_is_of_no_use_is_refused_alone(
+    content: str, sentence: str, tmp_path: Path
+) -> None:
+    """On a CPU too, where 'auto' asks every algorithm."""
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text(content)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import torch, torch_corr\n"
+        "x, w = torch.ones(1, 1, 64, 64), torch.ones(1, 1, 5, 5)\n"
+        "print(torch_corr.corr2d(x, w).mean().item())\n"
+        "try: torch_corr.corr2d(x, w, algorithm='triton')\n"
+        "except RuntimeError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("25.0\n")
+    assert sentence in run.stdout
 
 
 def test_workspace_is_stated_without_triton() -> None:

@@ -142,9 +142,28 @@ def interpreted() -> bool:
 
 
 @lru_cache(maxsize=1)
+def missing() -> str:
+    """Why there is no Triton here that could compile, a sentence; empty where there is one."""
+    if find_spec("triton") is None:
+        return (
+            "Triton is not installed; PyTorch's builds for CUDA bring it, or "
+            'pip install "torch_corr[triton]"'
+        )
+    try:
+        triton = import_module("triton")
+    except (ImportError, OSError) as error:
+        why = str(error).strip().partition("\n")[0]
+        return f"Triton is installed, but cannot be imported ({why})"
+    if not hasattr(triton, "knobs"):
+        version = getattr(triton, "__version__", "of no version")
+        return f"what is installed as Triton ({version}) has no triton.knobs; it needs 3.5 or later"
+    return ""
+
+
+@lru_cache(maxsize=1)
 def _knobs() -> Any:
     """Triton's settings, which read the environment whenever they are asked; None without it."""
-    return import_module("triton").knobs if find_spec("triton") else None
+    return None if missing() else import_module("triton").knobs
 
 
 def _kernels() -> Any:

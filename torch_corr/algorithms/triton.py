@@ -37,7 +37,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from math import prod
 from subprocess import CalledProcessError
 from typing import ClassVar
@@ -53,7 +52,7 @@ from ._triton_configs import CONFIGS, Band, Config, Dot, Product, by_name, unsui
 from ._triton_correlate import correlate_form
 from ._triton_costs import work
 from ._triton_draft import MOST, Draft
-from ._triton_form import Form, interpreted
+from ._triton_form import Form, interpreted, missing
 from ._triton_look import look_form
 from ._triton_weight import PROGRAMS, splits_of, weight_form
 from .base import (
@@ -355,11 +354,8 @@ def _most_programs(problem: Problem) -> int:
 
 @lru_cache(maxsize=64)
 def _where_refusals(device: torch.device) -> tuple[str, ...]:
-    if find_spec("triton") is None:
-        return (
-            "Triton is not installed; PyTorch's builds for CUDA bring it, or "
-            'pip install "torch_corr[triton]"',
-        )
+    if reason := missing():
+        return (reason,)
     if interpreted():
         if device.type in ("cpu", "cuda"):
             return ()
@@ -380,11 +376,11 @@ def _launcher_refusals() -> tuple[str, ...]:
     """Triton writes what launches its kernels in C, and has it compiled once on each machine."""
     try:
         _ = import_module("triton.runtime").driver.active.utils
-    except (RuntimeError, OSError, AssertionError, CalledProcessError) as error:
+    except (RuntimeError, OSError, ImportError, AssertionError, CalledProcessError) as error:
         # Its first line: some go on for pages.
         why = str(error).strip().partition("\n")[0]
         return (
             f"Triton cannot build its launcher here ({why}); it wants a C compiler, gcc or clang "
-            "or what CC names, and Python's headers",
+            "or what CC names, Python's headers, and a TRITON_CACHE_DIR that may be executed",
         )
     return ()
