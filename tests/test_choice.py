@@ -654,6 +654,34 @@ def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
     forget_plans()
 
 
+@pytest.mark.parametrize("setting", ["tf32", "deterministic"])
+def test_on_cuda_whatever_multiplies_matrices_keeps_to_those_settings(
+    setting: str, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unfold too: timed it would end in cuBLAS's error, and taken it would be TF32 unasked."""
+    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before, mode = torch.backends.cuda.matmul.allow_tf32, torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("error" if setting == "deterministic" else "default")
+        torch.backends.cuda.matmul.allow_tf32 = setting == "tf32"
+        forget_plans()
+        make_plan(Problem.parse("n4c64-x32-o64-k3"), CUDA, torch.float32, Auto(measure=True))
+        assert "aten" in with_triton
+        assert not {"unfold", "fft"} & {*with_triton}
+        # Products of halves are exact in TF32, float64 has none, and complex ones are as real ones.
+        allowed = setting == "tf32"
+        for dtype in (torch.float16, torch.float64):
+            assert bool(auto_module._against_products(dtype)) != allowed
+        torch.backends.cudnn.allow_tf32 = True
+        for dtype in (torch.float32, torch.complex64):
+            assert bool(auto_module._against_products(dtype)) != allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_deterministic_debug_mode(mode)
+        forget_plans()
+
+
 def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str]) -> None:
     """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
     forget_plans()

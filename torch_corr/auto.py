@@ -259,11 +259,12 @@ class _Race:
         """Why an algorithm that is able is not to be chosen."""
         if not isinstance(algorithm, Aten) and self._keeps_to_pytorch:
             return ("images in channels_last stay with PyTorch, which hands the layout on",)
+        multiplies = self.device.type == "cuda" and isinstance(algorithm, (FFT, Unfold))
+        if multiplies and (sentence := _against_products(self.dtype)):
+            return (sentence,)
         if algorithm.error_class != "componentwise":
             if self.rules.error == "componentwise":
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
-            if self.device.type == "cuda" and (sentence := _against_products(self.dtype)):
-                return (sentence,)
             if self.device.type != "cpu" and not self._repeats(algorithm):
                 return (
                     "its results must be checked before they may stand, for which the host would "
@@ -329,7 +330,8 @@ class _Race:
 def _against_products(dtype: torch.dtype) -> str:
     """What PyTorch's settings allow in convolutions on CUDA, and in matrix products do not, or the
     other way round; empty where they are alike."""
-    if products_may_use_tf32(dtype) and not may_use_tf32(dtype):
+    # PyTorch's convolutions of complex numbers are real ones.
+    if products_may_use_tf32(dtype) and not may_use_tf32(dtype.to_real()):
         return "it multiplies matrices, which PyTorch's settings let use TF32, but not convolutions"
     settled = os.environ.get("CUBLAS_WORKSPACE_CONFIG") in (":4096:8", ":16:8")
     if torch.are_deterministic_algorithms_enabled() and not settled:
