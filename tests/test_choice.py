@@ -891,6 +891,16 @@ def test_the_stopwatch_tells_the_slow_from_the_quick() -> None:
     assert times["sleeper"] > times["unfold"] > 0
 
 
+def test_a_device_that_works_by_itself_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the time would be that of telling it what to do."""
+    heard: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: heard.append(str(where)))
+    for device, waits in (("mps", ["mps"]), ("xpu:1", ["xpu:1"]), ("cpu", []), ("meta", [])):
+        heard.clear()
+        stopwatch._timed(torch.device(device), lambda: heard.append("work"))  # type: ignore
+        assert heard == [*waits, "work", *waits]
+
+
 def test_what_takes_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "_LONG", 0.01)
     runs: list[float] = []

@@ -78,8 +78,10 @@ def _turns(seconds: float) -> Iterator[int]:
 
 def _timed(device: torch.device, work: Callable[[], Tensor]) -> float:
     if device.type != "cuda":
+        _wait(device)
         start = time.perf_counter()
         work()
+        _wait(device)
         return time.perf_counter() - start
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     with torch.cuda.device(device):
@@ -88,6 +90,12 @@ def _timed(device: torch.device, work: Callable[[], Tensor]) -> float:
         after.record()
     after.synchronize()
     return float(before.elapsed_time(after)) / 1e3
+
+
+def _wait(device: torch.device) -> None:
+    """Until a device has done what it was told to do; a CPU has by then."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
 
 
 def _operands(
