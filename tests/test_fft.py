@@ -310,6 +310,16 @@ def test_products_in_tf32_are_allowed_for(dtype: torch.dtype) -> None:
     assert allowed[1::2] == [factor * constant for constant in exact[1::2]]
 
 
+@pytest.mark.parametrize("map", MAPS)
+def test_no_batch_of_products_is_larger_than_a_launch(map: MapName) -> None:
+    """Of a signal so long that it has more tiles than a batch may have products."""
+    for width in (1_000_000, 2_000_000):
+        problem = Problem.parse(f"n1c1-x1x{width}-o1-k1x16")
+        (axes,) = _planning.tilings(problem, 32, aligned_length)
+        made = _plan_batched.plan(_plans.Task(problem, map, 4, False, axes), 2**40, _plans.CUDA)
+        assert (made is None) == (axes[1].tiles >= 2**16) == (width == 2_000_000)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_channels_are_planned_for(device: str) -> None:
     """Turned about, as ``grad_input`` on CUDA is, such a problem would have no outputs."""

@@ -33,9 +33,12 @@ MOST_PRODUCTS = 2**16 - 1
 
 def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     """The best of ever smaller slabs, each with as many frequencies at one time as there is room
-    for; that of least workspace if none fits; None for lengths that do not pay."""
+    for; that of least workspace if none fits; None for lengths that do not pay, and where a row
+    has more tiles, of which each is a product, than one batch holds."""
     most = MOST_PRODUCTS // (task.lengths[0] * task.problem.groups)
     if max(task.lengths) > LONGEST or task.problem.group_in == 0 or most == 0:
+        return None
+    if task.axes[1].tiles > MOST_PRODUCTS:
         return None
     return min(_plans(task, limit, most), key=lambda made: rank(made, limit, machine))
 
