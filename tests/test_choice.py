@@ -489,11 +489,19 @@ def test_a_device_is_known_by_its_own_figures(name: str, pretend: Any) -> None:
         assert rates.bytes == pytest.approx(stated[0], rel=0.01)
 
 
-def test_what_a_device_does_not_state_is_told(pretend: Any) -> None:
+def test_what_a_device_does_not_state_is_told(
+    pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And predicted all the same: 'auto' asks for the times of every call."""
     pretend("GB10")
-    printed = str(make_plan(Problem.parse("n1c1-x64-o1-k3"), CUDA, torch.float32, "auto"))
+    problem = Problem.parse("n1c1-x64-o1-k3")
+    printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
     assert "predicted for GB10 (no memory clock stated: 200 GB/s assumed)" in printed
+    monkeypatch.setitem(DEVICES, "GB10", ((12, 1, 48, 0, 0, 0), DEVICES["GB10"][1]))
+    pretend("GB10")
+    forget_plans()
+    printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
+    assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
 
 
 def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:

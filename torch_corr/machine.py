@@ -179,6 +179,9 @@ _UNSTATED = 200e9
 """Bytes a second of a device that states no memory clock, as those do that share the host's
 memory; assumed, of the order of what a laptop's memory does."""
 
+_CLOCK = 1.5e6
+"""kHz of a device that states no clock; assumed, of the order of what devices run at."""
+
 _LAUNCHES = 250e3
 """Operators a second that a host launches; assumed, no property of a device tells."""
 
@@ -210,9 +213,11 @@ def _device_machine(device: torch.device, tf32: bool) -> Machine:
     capability = (found.major, found.minor)
     # One that is not listed is taken for the latest before it.
     units = _UNITS[max(each for each in _UNITS if each <= max(capability, min(_UNITS)))]
-    cycles = 2e3 * found.multi_processor_count * found.clock_rate
+    cycles = 2e3 * found.multi_processor_count * (found.clock_rate or _CLOCK)
     moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
+    # Divided by either, so neither may be 0.
     unstated = "" if moved else f" (no memory clock stated: {_UNSTATED / 1e9:.0f} GB/s assumed)"
+    unstated += "" if found.clock_rate else f" (no clock stated: {_CLOCK / 1e6} GHz assumed)"
     moved = moved or _UNSTATED
 
     return Machine(
