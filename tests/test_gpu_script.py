@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tarfile
 import threading
@@ -30,6 +31,17 @@ def test_dry_run_names_every_step_and_runs_none(capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     for word in ("every configuration", "racecheck", "--tf32", "algorithm=fft", "-k 'cuda and not"):
         assert word in printed
+
+
+def test_no_minute_of_a_device_goes_into_compiling_for_others(tmp_path: Path) -> None:
+    """Tests that do are left out, by a part of each one's name."""
+    (step,) = (each for each in gpu.steps(tmp_path) if each.name == "triton tests")
+    left_out = re.findall(r"not (\w+)", step.command[-1])
+    text = (Path(__file__).parent / "test_triton.py").read_text()
+    tests = re.findall(r"^def (test_\w+)(.*?)(?=^def|^@|\Z)", text, re.MULTILINE | re.DOTALL)
+    compiling = [name for name, body in tests if "import compile_launch" in body]
+    assert len(compiling) >= 4
+    assert all(any(word in name for word in left_out) for name in compiling)
 
 
 def test_what_must_not_be_missed_fits_into_half_an_hour(tmp_path: Path) -> None:
