@@ -419,6 +419,33 @@ def test_what_is_guarded_keeps_the_bound_of_whichever_ran(map: MapName) -> None:
         assert ((computed - exact).abs().amax((2, 3)) <= bound).all()
 
 
+@pytest.mark.parametrize("map", MAPS)
+def test_what_is_guarded_allows_for_tf32_in_triton(map: MapName) -> None:
+    """Of two terms, each wrong by what TF32 cuts off; only there, and where settings let it."""
+    problem = Problem.parse("n1c1-x4x5-o1-k1x2" if map != "grad_weight" else "n1c1-x1x2-o1-k1")
+
+    def constant(sure: Algorithm, dtype: torch.dtype, allowed: bool) -> float:
+        torch.backends.cudnn.allow_tf32 = allowed
+        quick = FFT() if dtype == torch.float64 else Exact()
+        return Guarded(quick, sure).error_constant(problem, map, CUDA, dtype)
+
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        assert constant(Triton(), torch.float32, True) >= 2 * 2.0**-10
+        for sure, dtype in ((Unfold(), torch.float32), (Triton(), torch.float64)):
+            assert constant(sure, dtype, True) == constant(sure, dtype, False)
+        assert constant(Triton(), torch.float32, False) == 3 * 2.0**-24
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class Exact(FFT):
+    """No error of its own."""
+
+    def error_constant(self, *_: Any) -> float:
+        return 0.0
+
+
 # -- machines -------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..problem import Problem
 from ._plans import SLOTS, shape_of
-from .base import Algorithm, Cost, ErrorClass, MapName
+from .base import Algorithm, Cost, ErrorClass, MapName, may_use_tf32
 from .fft import FFT
 from .triton import Triton
 
@@ -91,7 +91,8 @@ class Guarded(Algorithm):
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that either keeps.
 
         The quick one's is :meth:`FFT.error_constant`.  A sum of n products errs by (n + 1) u
-        times that of their moduli (Higham, section 3.1), which the norms are no smaller than.
+        times that of their moduli (Higham, section 3.1), which the norms are no smaller than; more
+        where PyTorch's settings let convolutions, and so :class:`Triton`, read operands as TF32.
         """
         terms = {
             "forward": problem.group_in * prod(problem.kernel),
@@ -99,6 +100,10 @@ class Guarded(Algorithm):
             "grad_weight": problem.batch * prod(problem.output_size),
         }[map]
         sure = (terms + 1) * torch.finfo(dtype).eps / 2
+        if isinstance(self.sure, Triton) and may_use_tf32(dtype):
+            # Of either factor 11 digits are read, the others cut off.
+            off = (2 + 2.0**-10) * 2.0**-10
+            sure = (1 + off) * sure + off
         return max(self.quick.error_constant(problem, map, device, dtype), sure)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
