@@ -35,6 +35,7 @@ from torch_corr.algorithms import (
     _triton_configs,
     _triton_draft,
     _triton_form,
+    _triton_look,
     _triton_weight,
 )
 from torch_corr.algorithms import triton as host
@@ -1087,6 +1088,56 @@ def test_blocks_of_half_a_window_are_looked_at(
 
 
 @runs
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("large", [False, True])
+def test_every_number_is_looked_at(
+    large: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large plane by a larger program; and of a result piece by piece, its last ones too."""
+    monkeypatch.setattr(_triton_look, "MUCH", 0 if large else 2**14)
+    monkeypatch.setattr(_triton_look, "PIECE", 100)
+    monkeypatch.setattr(_triton_look, "PIECES", 4)
+    if wide:
+        monkeypatch.setattr(_triton_look, "MOST", 0)
+    problem = Problem.parse("n1c1-x23x28-o1-k3x4")
+    x, w, y = (
+        torch.ones(getattr(problem, f"{slot}_shape"), device=DEVICE)
+        for slot in ("input", "weight", "output")
+    )
+    host._kept_look.cache_clear()
+    look = host._kept_look("forward", problem, x.dtype, x.stride(), w.stride(), y.stride(), True)
+    assert [each.config.name for each in look.launches] == [
+        "look-large" if large else "look",
+        "look",
+    ]
+    assert look.launches[-1].grid == 4
+    assert all(each.constants["WIDE"] == wide for each in look.launches)
+    assert not Triton().doubt("forward", problem, x, w, y)
+    for operand in (x, y):
+        flat = operand.view(-1)
+        for place in (0, 1, 255, 256, 257, operand.numel() // 2, -2, -1):
+            flat[place] = torch.nan
+            assert Triton().doubt("forward", problem, x, w, y), place
+            flat[place] = 1
+    host._kept_look.cache_clear()
+
+
+@pytest.mark.parametrize("length", [1, 4095, 4096, 8193, 2**23 + 1, 2**23 + 2047, 2**31 + 5])
+def test_pieces_of_a_result_hold_all_of_it_and_little_twice(length: int) -> None:
+    if not HAVE:
+        pytest.skip("needs Triton")
+    result = torch.empty(1, 1, 1, length, device="meta")
+    doubt = torch.empty(1, dtype=torch.int32, device="meta")
+    launch = _triton_look._finite_launch(
+        host.Draft(_triton_look.SMALL, result, doubt=doubt), result
+    )
+    _, _, (step, *_), _, _, piece, *_ = launch.arguments
+    assert 0 < step <= piece < 1.5 * step + 1
+    assert (launch.grid - 1) * step + piece == length
+    assert launch.grid <= 2**11
+
+
+@runs
 @given(
     seed=st.integers(0, 99),
     kernel=st.tuples(st.integers(3, 9), st.integers(3, 9)),
@@ -1142,14 +1193,15 @@ def test_what_is_launched_in_doubt_compiles_as_well(name: str, dtype: torch.dtyp
 def test_the_look_compiles(dtype: torch.dtype) -> None:
     from benchmarks.cubins import compile_launch, doubted_launches_of
 
-    problem = Problem.parse("n4c64-x128-o64-k16")
-    config = Triton()._config("forward", problem, dtype)
-    launches = doubted_launches_of(problem, "forward", dtype, config)
-    assert [each.kernel for each in launches[:2]] == ["look", "look"]
-    for launch in launches[:2]:
-        made = compile_launch(launch, 90)
-        assert made.spills == made.stack == 0
-        assert made.registers <= 64
+    for case in ("n4c64-x128-o64-k16", "n1c1-x2048-o1-k63"):
+        problem = Problem.parse(case)
+        config = Triton()._config("forward", problem, dtype)
+        launches = doubted_launches_of(problem, "forward", dtype, config)
+        assert [each.kernel for each in launches[:2]] == ["look", "look"]
+        for launch in launches[:2]:
+            made = compile_launch(launch, 90)
+            assert made.spills == made.stack == 0
+            assert made.registers <= 64
 
 
 def test_on_cuda_the_host_would_wait_for_any_other() -> None:

@@ -11,13 +11,21 @@ from torch import Tensor
 
 from ..problem import Problem
 from ._contrast import KEPT, View, views
-from ._triton_configs import by_name
+from ._triton_configs import Taps
 from ._triton_draft import MOST, Draft, strides_of
 from ._triton_form import Form, Launch
 from .base import MapName
 
-LANES = 256
-"""Numbers of a plane that are looked at side by side."""
+SMALL = Taps("look", lanes=256, height=1, chunk=1)
+LARGE = Taps("look-large", lanes=4096, height=1, chunk=1, warps=32)
+"""How many numbers of a plane are looked at side by side.  Large is for large planes that are so
+few that a program has a multiprocessor for itself, which one of few warps would leave idle."""
+
+FEW, MUCH = 264, 2**14
+"""Planes up to which they are few, two for each multiprocessor of an H100; and what is large."""
+
+PIECE, PIECES = 2**12, 2**11
+"""Numbers of a result that a program looks at, or more so that there are no more programs."""
 
 WIDEST = 32
 """Rows and columns of a block at most, wherever a half window is larger: more is as good."""
@@ -32,14 +40,12 @@ def look_form(
     power of two long, at most half a window, and all of its numbers are looked at.
     """
     assert draft.doubt is not None
-    whole = View((1, 1), (1, 1))
     looked_at = [
         _launch(draft, operand, view, torch.finfo(operand.dtype).eps / KEPT)
         for operand, view in zip((first, second), views(problem, map))
         if view is not None
     ]
-    # Of the result it is asked only whether it is finite.
-    return draft.form(draft.doubt, *looked_at, _launch(draft, result, whole, 0.0))
+    return draft.form(draft.doubt, *looked_at, _finite_launch(draft, result))
 
 
 def _launch(draft: Draft, operand: Tensor, view: View, contrast: float) -> Launch:
@@ -50,12 +56,33 @@ def _launch(draft: Draft, operand: Tensor, view: View, contrast: float) -> Launc
         for seen, length, step in zip(view.lengths, size, steps)
     )
     reach = sum(length * stride for length, stride in zip(operand.shape, operand.stride()))
+    config = LARGE if images * channels <= FEW and size[0] * size[1] >= MUCH else SMALL
     return draft.launch(
         "look",
-        by_name("taps-1"),
+        config,
         images * channels,
         (operand, strides_of(operand), channels, *size, steps, contrast),
-        {"LANES": LANES, "DOWN": down, "ACROSS": across, "WIDE": reach > MOST},
+        {"LANES": config.lanes, "DOWN": down, "ACROSS": across, "WIDE": reach > MOST},
+    )
+
+
+def _finite_launch(draft: Draft, result: Tensor) -> Launch:
+    """Of a result, contiguous, it is asked only whether it is finite: so in pieces of its memory.
+
+    By planes a single image would be one program's, on one multiprocessor of all.
+    """
+    assert result.is_contiguous()
+    length = result.numel()
+    pieces = min(max(length // PIECE, 1), PIECES)
+    step = length // pieces
+    # Each goes on into the next, by less than there are pieces, for the last to end with the last.
+    piece = length - (pieces - 1) * step
+    return draft.launch(
+        "look",
+        SMALL,
+        pieces,
+        (result, (step, 0, 0, 1), 1, 1, piece, (1, 1), 0.0),
+        {"LANES": SMALL.lanes, "DOWN": 1, "ACROSS": 1, "WIDE": length > MOST},
     )
 
 

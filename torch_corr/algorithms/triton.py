@@ -135,7 +135,7 @@ class Triton(Algorithm):
 
         Args:
             first, second: the operands of the map.
-            result: of it; written to.
+            result: of it, contiguous; written to.
         """
         if 0 in problem.input_shape:
             return result
