@@ -615,6 +615,21 @@ def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
     forget_plans()
 
 
+def test_on_cuda_looking_at_a_result_is_a_part_of_its_time(with_triton: list[str]) -> None:
+    """One image is looked at by one multiprocessor, which takes half as long as the transform."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse("n1c1-x2048-o1-k63"), torch.float32
+    forget_plans()
+    assert isinstance(make_plan(problem, CUDA, dtype, "auto").forward, Triton)
+    # What was measured is of the transform alone.
+    for many, taken in (("n1c1-x2048-o1-k63", Triton), ("n4c64-x128-o64-k16", Guarded)):
+        problem = Problem.parse(many)
+        seen = {"fft": 1e-3, "triton": 1.25e-3, "aten": 1.0}
+        WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), seen)
+        assert isinstance(Auto().choose("forward", problem, CUDA, dtype), taken), many
+    forget_plans()
+
+
 def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -854,6 +869,14 @@ def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:
     assert Key.of(SMALL, "forward", CPU, torch.float32).dtype == "float32"
     torch.backends.cudnn.allow_tf32 = False
     assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "float32"
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        told = Key.of(SMALL, "forward", CUDA, torch.float32).dtype
+        assert told == "float32, products in tf32"
+        assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.mark.parametrize("algorithm", [Aten(), FFT(), Unfold(), Naive()], ids=lambda a: a.name)

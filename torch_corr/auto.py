@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
 
@@ -29,6 +30,7 @@ from .algorithms import (
     Triton,
     Unfold,
 )
+from .algorithms._plans import SLOTS, shape_of
 from .algorithms.aten import lags_in_channels_last
 from .algorithms.base import check_workspace_limit, may_use_tf32, products_may_use_tf32
 from .machine import machine_of
@@ -74,6 +76,10 @@ FORETOLD = (Aten, Triton, FFT)
 OPERATOR = 30e-6
 """Seconds that the host of an H200 took for one of the calls that a transform's plan counts there:
 0.3 to 1.3 ms for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
+
+PLANE = 40e9
+"""Bytes a second of a plane that is looked at by one multiprocessor, before a transform's result
+may stand; by the loads that it has in flight, not measured."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured on a CPU."""
@@ -213,7 +219,10 @@ class _Race:
         candidates = [each for algorithm in algorithms for each in self._candidates(algorithm)]
         measured = self._measured([each for each in candidates if not each.refusals])
         return [
-            each._replace(seconds=measured[each.algorithm.spelling], source="measured")
+            each._replace(
+                seconds=measured[each.algorithm.spelling] + self._looking(each.algorithm),
+                source="measured",
+            )
             if each.algorithm.spelling in measured
             else each
             for each in candidates
@@ -251,9 +260,24 @@ class _Race:
         seconds = machine_of(self.device, self.dtype).seconds(cost, self.dtype)
         if self.device.type == "cuda" and isinstance(algorithm, FFT):
             seconds = max(seconds, OPERATOR * cost.calls)
+        seconds += self._looking(algorithm)
         seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(self.device.type, 0.0)
         refusals = self._rules_out(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
+
+    def _looking(self, algorithm: Algorithm) -> float:
+        """Seconds that a device takes to find out whether a transform's result may stand.
+
+        On a CPU they are a part of what the transform takes.
+        """
+        if self.device.type != "cuda" or not isinstance(algorithm, FFT):
+            return 0.0
+        moved = machine_of(self.device, self.dtype).rates(self.dtype).bytes
+        *operands, result = (shape_of(self.problem, slot) for slot in SLOTS[self.map])
+        seconds = prod(result) / moved
+        for images, channels, *size in operands:
+            seconds += images * channels * prod(size) / min(moved, PLANE * images * channels)
+        return self.dtype.itemsize * seconds
 
     def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that is able is not to be chosen."""

@@ -25,6 +25,7 @@ import torch
 
 from ._version import __version__
 from .algorithms import MapName, dtype_name, may_use_tf32
+from .algorithms.base import products_may_use_tf32
 from .machine import device_name
 from .problem import Problem
 
@@ -45,12 +46,15 @@ class Key(NamedTuple):
     @classmethod
     def of(cls, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> Key:
         """The key of a problem's map here and now."""
-        tf32 = device.type == "cuda" and may_use_tf32(dtype)
+        cuda = device.type == "cuda"
+        name = "tf32" if cuda and may_use_tf32(dtype) else dtype_name(dtype)
+        # A transform multiplies matrices, for which PyTorch has a setting of its own.
+        products = ", products in tf32" if cuda and products_may_use_tf32(dtype) else ""
         return cls(
             problem=str(problem),
             map=map,
             device=device_name(device),
-            dtype="tf32" if tf32 else dtype_name(dtype),
+            dtype=name + products,
             threads=torch.get_num_threads() if device.type == "cpu" else 0,
             torch_version=torch.__version__,
             version=__version__,
