@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,28 @@ def test_calibrate_saves_the_rates(
     measured = Machine.load(path)
     assert measured.float32.calls == measured.float64.calls == 2
     assert measured.float32.matmul_flops == 2 * 1536**3 / 0.5
+
+
+@pytest.mark.parametrize("load", [0.4, 3.0, None])
+def test_calibrate_tells_of_a_busy_machine(
+    load: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Beside another process this one measured an eighth of a machine's transforms."""
+
+    def loads() -> tuple[float, float, float]:
+        if load is None:
+            raise OSError("unobtainable")
+        return load, 0.0, 0.0
+
+    monkeypatch.setenv("TORCH_CORR_MACHINE", str(tmp_path / "machine.json"))
+    monkeypatch.setattr(commands, "calibrate", lambda: SHIPPED)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", loads)
+    assert main(["calibrate"]) == 0
+    assert ("load of 3.0 on 2 cores" in capsys.readouterr().err) == (load == 3.0)
 
 
 def test_where_nothing_can_be_written(

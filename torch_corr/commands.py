@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Literal
 
@@ -32,6 +33,12 @@ def measure(spelling: str, device: str, dtype: str, keep: str | None) -> int:
 
 def calibrate_and_save() -> int:
     """Measure the machine, print its rates beside those that ship, and save them."""
+    if busy := _load():
+        print(
+            f"the machine is busy, with a load of {busy:.1f} on {os.cpu_count()} cores: rates that "
+            "are measured now may be far too low; measure again when it is quiet",
+            file=sys.stderr,
+        )
     machine, path = calibrate(), calibration_path()
     print(f"{machine.name}, {machine.threads} threads; in parentheses times those that ship")
     for dtype in ("float32", "float64"):
@@ -43,6 +50,15 @@ def calibrate_and_save() -> int:
         return 1
     print(f"saved as {path}; processes that start from now on plan with it")
     return 0
+
+
+def _load() -> float:
+    """How many processes ran in the last minute, if more than a quarter of the cores; else 0."""
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # not told by every system
+        return 0.0
+    return load if load > (os.cpu_count() or 1) / 4 else 0.0
 
 
 def _rates(machine: Machine, dtype: Literal["float32", "float64"]) -> str:
