@@ -85,6 +85,7 @@ def _taps_launch(
     high = -(-rows.of_class // config.height)
     lanes = problem.batch * high * columns.of_class
     blocks = -(-lanes * (channels if lanes_are_channels else 1) // config.lanes)
+    strides = strides_of(source), strides_of(result), weight_strides
     shared, left_out = config.height > 1, leaves_out(config, problem, map)
     chunk = rows.taps if left_out else min(config.chunk, rows.taps)
     constants = {
@@ -97,14 +98,14 @@ def _taps_launch(
         "TAP": rows.tap if shared else 0,
         "FIRST": rows.base if left_out else 0,
         "INSIDE": rows.source if left_out else 0,
-        "ROW_STRIDE": source.stride(2) if left_out else 0,
+        # As the kernel finds its first row, which a single row's own stride would miss.
+        "ROW_STRIDE": strides[0][2] if left_out else 0,
         "TAP_STRIDE": weight_strides[3] if left_out else 0,
         "CHANNELS_FIRST": lanes_are_channels,
         "WIDE": passes_32_bits((rows, columns), source, packed, result, lanes * channels),
         "SUM": sums_in(source.dtype),
     }
     numbers = (problem.batch, channels, grouped.shape[summed], grouped.shape[dest], blocks)
-    strides = (strides_of(source), strides_of(result), weight_strides)
     return draft.launch(
         "correlate_taps",
         config,
