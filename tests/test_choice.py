@@ -630,6 +630,19 @@ def test_on_cuda_looking_at_a_result_is_a_part_of_its_time(with_triton: list[str
     forget_plans()
 
 
+@pytest.mark.parametrize("spelling", ["n0c1-x64-o1-k9", "n1c0-x64-o1-k9"])
+def test_on_cuda_nothing_is_looked_at_where_there_is_nothing(
+    spelling: str, with_triton: list[str]
+) -> None:
+    """No images, or no channels: to plan for them, to explain and to measure divides by neither."""
+    problem = Problem.parse(spelling)
+    forget_plans()
+    for asked in ("auto", Auto(measure=True)):
+        plan = make_plan(problem, CUDA, torch.float32, asked)
+        assert str(plan).count("fft") >= 3
+    forget_plans()
+
+
 def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,8 +275,8 @@ class _Race:
         moved = machine_of(self.device, self.dtype).rates(self.dtype).bytes
         *operands, result = (shape_of(self.problem, slot) for slot in SLOTS[self.map])
         seconds = prod(result) / moved
-        for images, channels, *size in operands:
-            seconds += images * channels * prod(size) / min(moved, PLANE * images * channels)
+        for operand in operands:
+            seconds += max(prod(operand) / moved, prod(operand[2:]) / PLANE)
         return self.dtype.itemsize * seconds
 
     def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
