@@ -643,6 +643,20 @@ def test_on_cuda_nothing_is_looked_at_where_there_is_nothing(
     forget_plans()
 
 
+def test_on_cuda_only_what_is_looked_at_is_counted(pretend: Any) -> None:
+    """Without padding a result sees all of its second operand, at which nothing looks then."""
+    pretend("H100")
+
+    def looking(spelling: str) -> float:
+        problem = Problem.parse(spelling)
+        race = auto_module._Race(Auto(), "grad_weight", problem, CUDA, torch.float32)
+        return race._looking(FFT())
+
+    one = looking("n1c1-x2048-o1-k63")
+    assert one == pytest.approx(4 * 2048**2 / auto_module.PLANE, rel=0.01)
+    assert looking("n1c1-x2048-o1-k63-p31") == pytest.approx(2 * one, rel=0.01)
+
+
 def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

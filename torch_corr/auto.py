@@ -30,6 +30,7 @@ from .algorithms import (
     Triton,
     Unfold,
 )
+from .algorithms._contrast import views
 from .algorithms._plans import SLOTS, shape_of
 from .algorithms.aten import lags_in_channels_last
 from .algorithms.base import check_workspace_limit, may_use_tf32, products_may_use_tf32
@@ -275,8 +276,9 @@ class _Race:
         moved = machine_of(self.device, self.dtype).rates(self.dtype).bytes
         *operands, result = (shape_of(self.problem, slot) for slot in SLOTS[self.map])
         seconds = prod(result) / moved
-        for operand in operands:
-            seconds += max(prod(operand) / moved, prod(operand[2:]) / PLANE)
+        for operand, view in zip(operands, views(self.problem, self.map)):
+            if view is not None:
+                seconds += max(prod(operand) / moved, prod(operand[2:]) / PLANE)
         return self.dtype.itemsize * seconds
 
     def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
