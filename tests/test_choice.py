@@ -894,6 +894,8 @@ def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:
     assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"
     assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
     assert Key.of(SMALL, "forward", CPU, torch.float32).dtype == "float32"
+    told = {d: Key.of(SMALL, "forward", CUDA, d).dtype for d in (torch.complex64, torch.complex128)}
+    assert [*told.values()] == ["complex64, convolutions in tf32", "complex128"]
     torch.backends.cudnn.allow_tf32 = False
     assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "float32"
     before = torch.backends.cuda.matmul.allow_tf32

@@ -48,6 +48,9 @@ class Key(NamedTuple):
         """The key of a problem's map here and now."""
         cuda = device.type == "cuda"
         name = "tf32" if cuda and may_use_tf32(dtype) else dtype_name(dtype)
+        if cuda and dtype.is_complex and may_use_tf32(dtype.to_real()):
+            # PyTorch's convolutions of complex numbers are real ones.
+            name += ", convolutions in tf32"
         # A transform multiplies matrices, for which PyTorch has a setting of its own.
         products = ", products in tf32" if cuda and products_may_use_tf32(dtype) else ""
         return cls(
