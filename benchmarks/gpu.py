@@ -317,6 +317,11 @@ def _startable(waiting: Sequence[Step], running: Sequence[Step], cores: int) -> 
     return found
 
 
+def _may_be_interrupted() -> None:
+    """What a shell starts in the background ignores interrupts, and all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class _Running:
     """A step's process, in a group of processes that ends with it."""
 
@@ -335,6 +340,7 @@ class _Running:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 env=environment,
+                preexec_fn=_may_be_interrupted,
             )
 
     def outcome(self) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 import tarfile
 import threading
@@ -166,10 +167,15 @@ def test_all_that_was_found_fits_into_one_file(tmp_path: Path) -> None:
 
 
 def test_a_step_whose_time_is_up_may_still_report(tmp_path: Path) -> None:
-    """It is interrupted; and what an earlier run found stays in the summary."""
+    """It is interrupted, also where the script itself is not, as what a shell starts in the
+    background; and what an earlier run found stays in the summary."""
     code = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what there is')"
     slow = gpu.Step("slow", "", (sys.executable, "-c", code), 0.05)
-    assert gpu.run([slow], tmp_path, {}, 10) == 1
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert gpu.run([slow], tmp_path, {}, 10) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "slow.log").read_text() == "what there is\n"
     good = gpu.Step("good", "", (sys.executable, "-c", ""), 1)
     assert gpu.run([good], tmp_path, {}, 10) == 0
