@@ -334,7 +334,7 @@ class _Race:
         """Seconds by spelling of what has been measured here; nothing runs on meta."""
         if self.device.type == "meta" or not len(WISDOM) or self.rules.channels_last:
             return {}
-        return dict(WISDOM.seconds(self._key))
+        return WISDOM.seconds(self._key)
 
     def _refusals(self, algorithm: Algorithm) -> tuple[str, ...]:
         return algorithm.refusals(self.problem, self.device, self.dtype)

@@ -36,9 +36,9 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     for; that of least workspace if none fits; None for lengths that do not pay, and where a row
     has more tiles, of which each is a product, than one batch holds."""
     most = MOST_PRODUCTS // (task.lengths[0] * task.problem.groups)
-    if max(task.lengths) > LONGEST or task.problem.group_in == 0 or most == 0:
+    if most == 0 or task.axes[1].tiles > MOST_PRODUCTS:
         return None
-    if task.axes[1].tiles > MOST_PRODUCTS:
+    if max(task.lengths) > LONGEST or task.problem.group_in == 0:
         return None
     return min(_plans(task, limit, most), key=lambda made: rank(made, limit, machine))
 

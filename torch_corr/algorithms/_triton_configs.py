@@ -106,7 +106,6 @@ WIDEST = 16
 SPREAD = 64
 """Rows that a block of sums may span; with longer steps rows are not shared anyway."""
 
-
 ROWS_OUTSIDE = 0.1
 """The part of all products, with rows outside of the image, from which they are left out."""
 

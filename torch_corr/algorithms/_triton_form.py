@@ -141,6 +141,11 @@ def interpreted() -> bool:
     return knobs is not None and bool(knobs.runtime.interpret)
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says: some of Triton's go on for pages."""
+    return str(error).strip().partition("\n")[0]
+
+
 @lru_cache(maxsize=1)
 def missing() -> str:
     """Why there is no Triton here that could compile, a sentence; empty where there is one."""
@@ -152,8 +157,7 @@ def missing() -> str:
     try:
         triton = import_module("triton")
     except (ImportError, OSError) as error:
-        why = str(error).strip().partition("\n")[0]
-        return f"Triton is installed, but cannot be imported ({why})"
+        return f"Triton is installed, but cannot be imported ({first_line(error)})"
     if not hasattr(triton, "knobs"):
         version = getattr(triton, "__version__", "of no version")
         return f"what is installed as Triton ({version}) has no triton.knobs; it needs 3.5 or later"

@@ -52,7 +52,7 @@ from ._triton_configs import CONFIGS, Band, Config, Dot, Product, by_name, unsui
 from ._triton_correlate import correlate_form
 from ._triton_costs import work
 from ._triton_draft import MOST, Draft
-from ._triton_form import Form, interpreted, missing
+from ._triton_form import Form, first_line, interpreted, missing
 from ._triton_look import look_form
 from ._triton_weight import PROGRAMS, splits_of, weight_form
 from .base import (
@@ -377,10 +377,9 @@ def _launcher_refusals() -> tuple[str, ...]:
     try:
         _ = import_module("triton.runtime").driver.active.utils
     except (RuntimeError, OSError, ImportError, AssertionError, CalledProcessError) as error:
-        # Its first line: some go on for pages.
-        why = str(error).strip().partition("\n")[0]
         return (
-            f"Triton cannot build its launcher here ({why}); it wants a C compiler, gcc or clang "
-            "or what CC names, Python's headers, and a TRITON_CACHE_DIR that may be executed",
+            f"Triton cannot build its launcher here ({first_line(error)}); it wants a C compiler, "
+            "gcc or clang or what CC names, Python's headers, and a TRITON_CACHE_DIR that may be "
+            "executed",
         )
     return ()
