@@ -35,9 +35,7 @@ import torch
 from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
 from torch_corr.algorithms._triton_configs import CONFIGS, Band, Config, Dot, Product
-from torch_corr.algorithms._triton_draft import Draft
 from torch_corr.algorithms._triton_form import Launch
-from torch_corr.algorithms._triton_look import look_form
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
 from torch_corr.algorithms.base import definition_flops, operand_bytes
 from torch_corr.algorithms.triton import Triton, form_of
@@ -150,14 +148,9 @@ def launches_of(
 def doubted_launches_of(
     problem: Problem, map: MapName, dtype: torch.dtype, config: Config
 ) -> tuple[Launch, ...]:
-    """What is launched behind a transform: the look at its result, and a map that depends on it."""
+    """The launches of a map that run only if the check of a transform's result fails."""
     doubt = torch.empty(1, dtype=torch.int32, device="meta")
-    slots = *OPERANDS[map], *({"input", "weight", "output"} - {*OPERANDS[map]})
-    operands = [
-        torch.empty(getattr(problem, f"{slot}_shape"), dtype=dtype, device="meta") for slot in slots
-    ]
-    look = look_form(Draft(config, *operands, doubt=doubt), map, problem, *operands)
-    return *look.launches, *launches_of(problem, map, dtype, config, doubt=doubt)
+    return launches_of(problem, map, dtype, config, doubt=doubt)
 
 
 def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:

@@ -256,8 +256,8 @@ o output channels, k kernel, s stride, p padding, d dilation, g groups). Its *ma
 is `corr2d` beside `F.conv2d` as a user calls them, `call+grad` the same with backward. *PyTorch* is
 `F.conv2d` and `aten::convolution_backward` in the same settings,
 *torch_corr* is `algorithm="auto"`, *by* is the algorithm that it chose, and *speed-up* is PyTorch's
-time over torch_corr's. (`fft, guarded` is `fft` with a look at each result, which is computed again
-by another algorithm where a transform's rounding or a NaN would show.) *Best of ours* is the
+time over torch_corr's. (`fft, checked` is `fft` in double precision with a proof for each result,
+or another algorithm where the proof fails.) *Best of ours* is the
 fastest algorithm that can be named: where that is far ahead, `auto` chose badly.
 
 Times are medians of one run in which all took turns, with the interquartile range in brackets

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import prod
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
 
@@ -23,15 +22,13 @@ from .algorithms import (
     FFT,
     Algorithm,
     Aten,
+    CheckedFFT,
     ErrorClass,
-    Guarded,
     MapName,
     Naive,
     Triton,
     Unfold,
 )
-from .algorithms._contrast import views
-from .algorithms._plans import SLOTS, shape_of
 from .algorithms.aten import lags_in_channels_last
 from .algorithms.base import check_workspace_limit, may_use_tf32, products_may_use_tf32
 from .machine import machine_of
@@ -71,16 +68,12 @@ So PyTorch keeps some maps that others would do quicker if called alone: of 1,21
 times the quickest's, with 8 us 1.065.  But MobileNetV2 converted has 0.95 of the speed of
 ``nn.Conv2d``; with 20, 0.92."""
 
-FORETOLD = (Aten, Triton, FFT)
+FORETOLD = (Aten, Triton, FFT, CheckedFFT)
 """Algorithms whose time on CUDA can be told, if roughly, without measuring: see their ``cost``."""
 
 OPERATOR = 30e-6
 """Seconds that the host of an H200 took for one of the calls that a transform's plan counts there:
 0.3 to 1.3 ms for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
-
-PLANE = 40e9
-"""Bytes a second of a plane that is looked at by one multiprocessor, before a transform's result
-may stand; by the loads that it has in flight, not measured."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured on a CPU."""
@@ -192,9 +185,10 @@ class _Race:
         known = self.device.type in OWN_CALL or len(WISDOM)
         if not self.rules.measure and (small or self._keeps_to_pytorch or not known):
             # Asked one by one, PyTorch first, since some look long before they answer.
-            return next((each for each in ALGORITHMS if not self._refusals(each)), None)
+            direct_sums = (each for each in ALGORITHMS if not isinstance(each, FFT))
+            return next((each for each in direct_sums if not self._refusals(each)), None)
         survey = self.survey(self._entrants())
-        able = race = [each for each in survey if not each.refusals]
+        race = [each for each in survey if not each.refusals]
         if self.device.type != "cpu":
             measured = [each for each in race if each.source == "measured"]
             told = [each for each in race if isinstance(each.algorithm, FORETOLD)]
@@ -206,24 +200,21 @@ class _Race:
         if not race:
             # The reference is for reading; it runs what nothing else can.
             return None if self._refusals(Naive()) else Naive()
-        best = _quickest(race)
-        if not isinstance(best, FFT):
-            return best
-        sure = [each for each in race if each.algorithm.error_class == "componentwise"]
-        if cuda:
-            behind = [each for each in able if isinstance(each.algorithm, Triton)]
-            sure = [each for each in behind if self._fits_behind(best, each.algorithm)]
-        return Guarded(best, _quickest(sure)) if sure else best
+        return _quickest(race)
 
     def survey(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
         """Each of some algorithms, and its variants, with what speaks against it."""
-        candidates = [each for algorithm in algorithms for each in self._candidates(algorithm)]
+        candidates = [
+            each
+            for algorithm in algorithms
+            if not isinstance(algorithm, FFT)
+            for each in self._candidates(algorithm)
+        ]
+        if any(isinstance(each, FFT) for each in algorithms):
+            candidates.append(self._checked_fft(candidates))
         measured = self._measured([each for each in candidates if not each.refusals])
         return [
-            each._replace(
-                seconds=measured[each.algorithm.spelling] + self._looking(each.algorithm),
-                source="measured",
-            )
+            each._replace(seconds=measured[each.algorithm.spelling], source="measured")
             if each.algorithm.spelling in measured
             else each
             for each in candidates
@@ -242,7 +233,7 @@ class _Race:
 
     def _candidates(self, algorithm: Algorithm) -> list[Candidate]:
         """An algorithm with the options that the rules give it, and what it has of variants."""
-        if isinstance(algorithm, (FFT, Unfold)):
+        if isinstance(algorithm, Unfold):
             algorithm = replace(algorithm, workspace_limit=self.rules.workspace_limit)
         if refusals := self._refusals(algorithm):
             return [Candidate(algorithm, refusals, 0, math.inf, "predicted")]
@@ -254,47 +245,61 @@ class _Race:
         able = algorithm, *(each for each in variants if measure or each.spelling in known)
         return [self._candidate(each) for each in able]
 
+    def _checked_fft(self, others: Sequence[Candidate]) -> Candidate:
+        """Transforms whose results are checked, with what computes those that fail.
+
+        Args:
+            others: the other candidates: the quickest of them is the fallback, on CUDA ``triton``.
+        """
+        sure = [
+            each
+            for each in others
+            if not each.refusals and each.algorithm.error_class == "componentwise"
+        ]
+        fallback: Algorithm = Naive()
+        if self.device.type == "cuda":
+            fallback = Triton()
+        elif sure:
+            fallback = _quickest(sure)
+        copies = CheckedFFT.copies(self.problem, self.map, self.dtype)
+        fast = FFT(workspace_limit=max(0, self.rules.workspace_limit - copies))
+        algorithm = CheckedFFT(fast, fallback)
+        refusals = fast.refusals(self.problem, self.device, algorithm.rates_dtype(self.dtype))
+        if not refusals and (reasons := self._refusals(fallback)):
+            refusals = (
+                f"{fallback.name} must recompute what fails its check, and refuses: {reasons[0]}; "
+                f"name 'fft' to have results that are not checked",
+            )
+        if refusals:
+            return Candidate(fast, refusals, 0, math.inf, "predicted")
+        return self._candidate(algorithm)
+
     def _candidate(self, algorithm: Algorithm) -> Candidate:
         """An algorithm that is able, as it is predicted to do."""
         workspace = algorithm.workspace(*self._where)
         cost = algorithm.cost(*self._where)
-        seconds = machine_of(self.device, self.dtype).seconds(cost, self.dtype)
-        if self.device.type == "cuda" and isinstance(algorithm, FFT):
+        priced = algorithm.rates_dtype(self.dtype)
+        seconds = machine_of(self.device, priced).seconds(cost, priced)
+        if self.device.type == "cuda" and isinstance(algorithm, CheckedFFT):
             seconds = max(seconds, OPERATOR * cost.calls)
-        seconds += self._looking(algorithm)
         seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(self.device.type, 0.0)
         refusals = self._rules_out(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
-
-    def _looking(self, algorithm: Algorithm) -> float:
-        """Seconds that a device takes to find out whether a transform's result may stand.
-
-        On a CPU they are a part of what the transform takes.
-        """
-        if self.device.type != "cuda" or not isinstance(algorithm, FFT):
-            return 0.0
-        moved = machine_of(self.device, self.dtype).rates(self.dtype).bytes
-        *operands, result = (shape_of(self.problem, slot) for slot in SLOTS[self.map])
-        seconds = prod(result) / moved
-        for operand, view in zip(operands, views(self.problem, self.map)):
-            if view is not None:
-                seconds += max(prod(operand) / moved, prod(operand[2:]) / PLANE)
-        return self.dtype.itemsize * seconds
 
     def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that is able is not to be chosen."""
         if not isinstance(algorithm, Aten) and self._keeps_to_pytorch:
             return ("images in channels_last stay with PyTorch, which hands the layout on",)
-        multiplies = self.device.type == "cuda" and isinstance(algorithm, (FFT, Unfold))
-        if multiplies and (sentence := _against_products(self.dtype)):
+        multiplies = self.device.type == "cuda" and isinstance(algorithm, (CheckedFFT, Unfold))
+        if multiplies and (sentence := _against_products(algorithm.rates_dtype(self.dtype))):
             return (sentence,)
         if algorithm.error_class != "componentwise":
             if self.rules.error == "componentwise":
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
-            if self.device.type != "cpu" and not self._repeats(algorithm):
+            if self.device.type not in ("cpu", "cuda"):
                 return (
-                    "its results must be checked before they may stand, for which the host would "
-                    "wait for the device where triton cannot; name it to have it unchecked",
+                    "its results must be checked, which is written for CPUs and CUDA; name 'fft' "
+                    "to have them unchecked",
                 )
         if workspace > self.rules.workspace_limit:
             return (
@@ -302,21 +307,6 @@ class _Race:
                 f"{self.rules.workspace_limit}; raise it with Auto(workspace_limit=...)",
             )
         return ()
-
-    def _repeats(self, quick: Algorithm) -> bool:
-        """Whether the device can compute again what may not stand, by itself."""
-        triton = Triton()
-        return (
-            self.device.type == "cuda"
-            and not self._refusals(triton)
-            and not self._candidate(triton).refusals
-            and self._fits_behind(quick, triton)
-        )
-
-    def _fits_behind(self, quick: Algorithm, sure: Algorithm) -> bool:
-        """Whether there is memory for both, of which the sure one makes a result of its own."""
-        assert isinstance(quick, FFT)
-        return Guarded(quick, sure).workspace(*self._where) <= self.rules.workspace_limit
 
     def _measured(self, able: Sequence[Candidate]) -> Mapping[str, float]:
         """Seconds that are known of those that are able; of all with a chance, if to measure."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .algorithms import Algorithm, Guarded, MapName
+from .algorithms import Algorithm, CheckedFFT, MapName
 from .auto import Candidate
 from .machine import machine_of
 
@@ -18,23 +18,22 @@ def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Itera
     A number in parentheses is of an algorithm that is able but was ruled out.
     """
     yield f"{map}:"
-    quick = chosen.quick if isinstance(chosen, Guarded) else chosen
     width = max(9, *(len(each.algorithm.spelling) for each in survey))
     for each in sorted(survey, key=lambda each: (bool(each.refusals), each.seconds)):
-        mark = ">" if each.algorithm == quick else " "
+        mark = ">" if each.algorithm == chosen else " "
         name = each.algorithm.spelling
         if not math.isfinite(each.seconds):
             yield from (f"    {name:<{width}} refuses: {sentence}" for sentence in each.refusals)
             continue
         verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.error_class
-        if mark == ">" and isinstance(chosen, Guarded):
-            verdict += f"; {chosen.sure.name} where a result may not stand"
+        if not each.refusals and isinstance(each.algorithm, CheckedFFT):
+            verdict += f"; each result is checked, else {each.algorithm.fallback.name}"
         yield (
             f"  {mark} {name:<{width}} {duration(each.seconds):>9} {each.source:<9} "
             f"{size(each.workspace):>9}  {verdict}"
         )
-    if not any(each.algorithm == quick for each in survey):
-        yield f"  > {quick!r}"
+    if not any(each.algorithm == chosen for each in survey):
+        yield f"  > {chosen!r}"
 
 
 def provenance(device: torch.device, dtype: torch.dtype) -> str:

@@ -1,8 +1,8 @@
 """A plan: one algorithm for each map; how it is made, run and explained.
 
 Planning and executing never mix: a :class:`Plan` is made once from a problem, a device, a
-dtype and what the caller asked for.  Running it decides nothing, but for whether a transform's
-result may stand (:class:`~torch_corr.algorithms.guarded.Guarded`).
+dtype and what the caller asked for.  Running it decides nothing, except whether a transform's
+result passes its check (:class:`~torch_corr.algorithms.checked_fft.CheckedFFT`).
 """
 
 from __future__ import annotations

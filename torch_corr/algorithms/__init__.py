@@ -14,9 +14,9 @@ from .base import (
     dtype_name,
     may_use_tf32,
 )
+from .checked_fft import CheckedFFT
 from .direct import Direct
 from .fft import FFT
-from .guarded import Guarded
 from .naive import Naive
 from .triton import Triton
 from .unfold import Unfold
@@ -30,10 +30,10 @@ __all__ = [
     "MAPS",
     "Algorithm",
     "Aten",
+    "CheckedFFT",
     "Cost",
     "Direct",
     "ErrorClass",
-    "Guarded",
     "MapName",
     "Naive",
     "Triton",

@@ -23,9 +23,9 @@ channels, and ``correlate_dot`` and ``weight_dot`` see images one column wide.
 Programs are numbered along one grid axis, since the others end at 65535.  WIDE computes
 positions in 64 bits.  All sums have one order, which sizes and configuration decide.
 
-Where ``doubt`` is given, a kernel does nothing unless that number is other than 0.  So a result
-that another algorithm computed is computed again only where it may not stand, which ``look``
-finds out, and again nobody waits for an answer.
+Where ``doubt`` is given, a kernel does nothing unless that number is other than 0.  So the result
+of another algorithm is computed again only if a check on the device has failed; the host does not
+wait for its outcome.
 """
 
 from __future__ import annotations
@@ -720,48 +720,3 @@ def sum_bands(
             at = ((first + dest) * taps_down + u) * columns.source
             total += tl.load(partial + at + column, mask=meets, other=0.0)
     tl.store(result + row * columns.taps + v, total, mask=v < columns.taps)
-
-
-@triton.jit
-def look(
-    operand, doubt, strides, channels, height, width, steps, contrast,
-    LANES: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Set ``doubt`` to 1 where a plane holds what is not finite, or a part that is too faint.
-
-    That is a block of DOWN x ACROSS numbers, ``steps`` apart, whose largest modulus is neither 0
-    nor at least ``contrast`` of the plane's.  A program has a plane, and LANES / ACROSS blocks of
-    it at a time; the last ones of a row or a column lie within it, over others.
-
-    Args:
-        strides: of image, channel, row and column in ``operand``.
-        channels: of an image.
-    """
-    plane = _number(WIDE)
-    operand += plane // channels * strides[0] + plane % channels * strides[1]
-    lane = tl.arange(0, LANES).to(plane.dtype)
-    infinite = tl.full([LANES // ACROSS], float("inf"), operand.dtype.element_ty)
-    brightest = tl.zeros([LANES // ACROSS], operand.dtype.element_ty)
-    faintest = infinite
-    for a in range(steps[0]):
-        high = (height - a + steps[0] - 1) // steps[0]
-        for b in range(steps[1]):
-            wide = (width - b + steps[1] - 1) // steps[1]
-            blocks_across = (wide + ACROSS - 1) // ACROSS
-            blocks = (high + DOWN - 1) // DOWN * blocks_across
-            for first in range(0, blocks, LANES // ACROSS):
-                block = tl.minimum(first + lane // ACROSS, blocks - 1)
-                row = tl.minimum(block // blocks_across * DOWN, high - DOWN)
-                column = tl.minimum(block % blocks_across * ACROSS, wide - ACROSS) + lane % ACROSS
-                at = (a + row * steps[0]) * strides[2] + (b + column * steps[1]) * strides[3]
-                peak = tl.zeros([LANES], operand.dtype.element_ty)
-                for _ in range(DOWN):
-                    x = tl.abs(tl.load(operand + at))
-                    peak = tl.maximum(peak, tl.where(x == x, x, float("inf")))
-                    at += steps[0] * strides[2]
-                peaks = tl.max(tl.reshape(peak, (LANES // ACROSS, ACROSS)), 1)
-                brightest = tl.maximum(brightest, peaks)
-                faintest = tl.minimum(faintest, tl.where(peaks > 0, peaks, infinite))
-    most = tl.max(brightest, 0)
-    if (tl.min(faintest, 0) < most * contrast) | (most == float("inf")):
-        tl.store(doubt, 1)

@@ -109,6 +109,10 @@ class Algorithm(Value):
         planner to time beside it; asked only where nothing refuses."""
         return ()
 
+    def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype whose rates price :meth:`cost`: the operands' own, unless a wider is used."""
+        return dtype
+
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Cost:

@@ -46,7 +46,6 @@ from torch import Tensor
 
 from ..problem import Problem, as_int
 from . import _batched, _fft, _matrix
-from ._contrast import even, views
 from ._planning import plan
 from ._plans import SLOTS, SUMMED, Engine, Plan, shape_of
 from ._tiling import prime_factors
@@ -70,6 +69,11 @@ LONG = 96
 @dataclass(frozen=True)
 class FFT(Fitted):
     """Overlap-save in the frequency domain.
+
+    The error of a result is relative to the norms of its tile, not to its own terms.  So a result
+    whose products are all zero may be a small number of either sign, faint parts of an image may
+    drown beside bright ones, and a number that is not finite fills its tile.  ``"auto"`` uses
+    transforms only where it proves that none of this happens.
 
     Attributes:
         tile: length of the transforms along both axes, rounded to a fast one and enlarged
@@ -143,24 +147,6 @@ class FFT(Fitted):
             return super().cost(problem, map, device, dtype)
         return self._plan(problem, map, device, dtype).cost
 
-    def stands(
-        self, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
-    ) -> bool:
-        """Whether a result is as good as if no plane had bright and faint parts; on the CPU.
-
-        A transform blurs what is not finite over its tile, and rounds a tile's faint parts as
-        coarsely as its bright ones.  The result stands if all of it is finite, and if in no
-        plane of the operands half a window is fainter than the rest by more than the contrast
-        C = 2**-7 / eps (65,536 in float32), unless it is zero.  The error is then at most
-        C sqrt(N) times :meth:`error_constant` times sum_c m_c ||w_oc||, m_c being the largest
-        modulus in any half window that is not zero (see :mod:`._contrast`).
-
-        The way out where it is False: an algorithm whose error class is componentwise.
-        """
-        if not (result.sum().isfinite() or result.isfinite().all()):
-            return False
-        return all(even(*pair) for pair in zip((first, second), views(problem, map)))
-
     def error_constant(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> float:
@@ -184,7 +170,7 @@ class FFT(Fitted):
         overlapping = 1  # tiles whose contributions one pixel of the result adds up
         if map == "grad_input":
             for axis in chosen.axes:
-                overlapping *= axis.laps
+                overlapping *= min(axis.laps, axis.tiles)
         unit = torch.finfo(dtype).eps / 2
         if chosen.engine == "batched" and device.type == "cuda" and products_may_use_tf32(dtype):
             # Both operands of every product are cut to 11 digits, which a sum's (c + 4) u covers.

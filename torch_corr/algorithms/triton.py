@@ -23,8 +23,8 @@ All of a map but its tensors' addresses follows from sizes, strides and dtype: i
 takes the host longer than small problems take the device; no tensor is.  And the same launches
 can be compiled without a device: ``docs/gpu.md`` tells what came of it.
 
-Where a transform has computed a map, this algorithm computes it again if that result may not stand
-(:meth:`Triton.where_doubtful`, :mod:`._triton_look`): it is launched always, and else does nothing.
+Where a transform has computed a map, this algorithm computes it again if a number on the device
+says so (:meth:`Triton.where_needed`): it is launched in any case, and does nothing otherwise.
 
 A map's configuration is chosen (:mod:`._triton_choice`, of :mod:`._triton_configs`, by
 :mod:`._triton_costs`), its launches are drafted (:mod:`._triton_correlate`,
@@ -53,7 +53,6 @@ from ._triton_correlate import correlate_form
 from ._triton_costs import work
 from ._triton_draft import MOST, Draft
 from ._triton_form import Form, first_line, interpreted, missing
-from ._triton_look import look_form
 from ._triton_weight import PROGRAMS, splits_of, weight_form
 from .base import (
     FLOATS,
@@ -115,33 +114,30 @@ class Triton(Algorithm):
             return input.new_zeros(problem.weight_shape)
         return self._run("grad_weight", problem, input, output)
 
-    def doubt(
-        self, map: MapName, problem: Problem, first: Tensor, second: Tensor, result: Tensor
+    def where_needed(
+        self,
+        map: MapName,
+        problem: Problem,
+        first: Tensor,
+        second: Tensor,
+        result: Tensor,
+        redo: Tensor,
     ) -> Tensor:
-        """On the device one integer: 0 where a transform's result may stand."""
-        first, second = first.resolve_neg(), second.resolve_neg()
-        doubt = first.new_zeros(1, dtype=torch.int32)
-        strides = first.stride(), second.stride(), result.stride()
-        look = _kept_look(map, problem, first.dtype, *strides, interpreted())
-        return look.run(first, second, result, doubt)
+        """A map's result, computed again by this algorithm if a number on the device is not 0.
 
-    def where_doubtful(
-        self, map: MapName, problem: Problem, first: Tensor, second: Tensor, result: Tensor
-    ) -> Tensor:
-        """What a transform has computed, where it may not stand computed again by this algorithm.
-
-        Whether it stands the device finds out, as :meth:`.fft.FFT.stands` does on a CPU, and
-        nobody waits for it: the launches of this algorithm do nothing where it does.
+        The host does not read the number: where it is 0 the kernels return at once.
 
         Args:
+            map: which map.
+            problem: the geometry.
             first, second: the operands of the map.
-            result: of it, contiguous; written to.
+            result: of another algorithm, contiguous; written to.
+            redo: one integer, an int32 tensor of one element.
         """
         if 0 in problem.input_shape:
             return result
-        doubt = self.doubt(map, problem, first, second, result)
-        again = self._run(map, problem, first, second, doubt)
-        return torch.where(doubt != 0, again, result, out=result)
+        again = self._run(map, problem, first, second, redo)
+        return torch.where(redo != 0, again, result, out=result)
 
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -292,27 +288,6 @@ def _kept_form(
     config = _config_of(name, map, problem, dtype)
     doubt = _DOUBT if settings[-1] else None
     return form_of(map, problem, first_tensor, second_tensor, config, doubt)
-
-
-@lru_cache(maxsize=1024)
-def _kept_look(
-    map: MapName,
-    problem: Problem,
-    dtype: torch.dtype,
-    first: tuple[int, ...],
-    second: tuple[int, ...],
-    result: tuple[int, ...],
-    interpreted: bool,
-) -> Form:
-    """The form of the look at operands and result with these strides."""
-    filled = problem.weight_shape if map == "grad_weight" else dest_shape(map, problem)
-    shapes = *(getattr(problem, slot) for slot in _SLOTS[map]), filled
-    operands = [
-        torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-        for shape, strides in zip(shapes, (first, second, result))
-    ]
-    draft = Draft(by_name("taps-1"), *operands, doubt=_DOUBT)
-    return look_form(draft, map, problem, *operands)
 
 
 def form_of(

@@ -1,0 +1,369 @@
+"""``fft`` under ``auto``: each result within its tolerance, exact zeros, no wrong sign."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fft import operands_of, reference, some
+from test_memory import Peak
+from torch import Tensor
+
+from torch_corr import FFT, MAPS, Auto, Naive, Problem, Triton, Unfold, corr2d
+from torch_corr.algorithms import Algorithm, CheckedFFT, MapName, _certificate, checked_fft
+from torch_corr.testing import Reference, error_bound
+
+CPU = torch.device("cpu")
+CHECKED = CheckedFFT(FFT(), Unfold())
+DTYPES = (torch.float32, torch.float64, torch.complex64)
+PROBLEMS = (
+    "n1c1-x24x31-o1-k7x5-p3x2",
+    "n2c3-x15-o2-k5",
+    "n1c1-x20-o1-k6-p5",
+    "n2c4-x14x13-o6-k3x4-p2-g2",
+    "n1c2-x19-o2-k4-s2x3-p3-d2x1-g2",
+    "n3c1-x9x40-o2-k3x11-p0x10",
+)
+
+
+class NoFallback(Unfold):
+    """Fails where it is run."""
+
+    def _refuse(self, *_: Any) -> Tensor:
+        raise AssertionError("the fallback was run")
+
+    forward = grad_input = grad_weight = _refuse
+
+
+CERTIFIED = CheckedFFT(FFT(), NoFallback())
+
+
+def assert_keeps_promise(
+    result: Tensor, expected: Reference, operands: list[Tensor], tolerance: float
+) -> None:
+    """|error| <= t S and the rounding of a sum in the result's dtype, unless it overflows; 0 where
+    S is 0; not negative where no product is."""
+    value, size = expected.value, expected.magnitude
+    finite = size <= torch.finfo(result.dtype).max / 2
+    allowed = tolerance * size + error_bound(expected, result.dtype)
+    error = (result.to(value.dtype) - value).abs()
+    assert (error <= allowed)[finite].all(), (error / size)[finite].nan_to_num().max()
+    assert (result[size == 0] == 0).all()
+    if not result.is_complex() and all((each >= 0).all() for each in operands):
+        assert (result >= 0).all()
+
+
+def plane(seed: int, kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Numbers of a kind that is hard for a transform."""
+    torch.manual_seed(seed)
+    noise, huge = torch.randn(shape), torch.finfo(dtype).max ** 0.45
+    where = torch.rand(shape)
+    height, width = shape[2:]
+    made = {
+        "noise": noise,
+        "positive": noise.abs(),
+        "point": torch.where(where == where.amax(), 1e4, 0.0),
+        "two points": torch.where(where == where.amax(), 1e4, 0.0)
+        + torch.where(where == where.amin(), 1e-3, 0.0),
+        "rows": noise * (torch.arange(height) % 4 == seed % 4)[:, None],
+        "columns": noise * (torch.arange(width) % 2 == seed % 2),
+        "faint rows": noise * torch.where(torch.arange(height) % 4 == seed % 4, 1e-9, 1)[:, None],
+        "block": noise * (where < 0.3) * (torch.arange(width) < width // 2),
+        "faint block": noise * torch.where(torch.arange(width) < width // 2, 1.0, 1e-8),
+        "ramp": noise * 10.0 ** torch.linspace(-18, 18, width),
+        "steep ramp": noise * 10.0 ** torch.linspace(-25, 12, height)[:, None],
+        "sparse": noise * (where < 0.1),
+        "mask": (where < 0.2).float(),
+        "alternating": 1.0 - 2.0 * (torch.arange(width) % 2),
+        "subnormal": noise * 1e-40,
+        "faint and bright": torch.where(where < 0.5, noise * 1e-30, noise),
+    }.get(kind, torch.zeros(()))
+    if kind == "huge":
+        return (noise.to(dtype) * huge).expand(shape)
+    if kind == "least":
+        return noise.to(dtype) * torch.finfo(dtype).smallest_normal
+    return made.expand(shape).to(dtype).clone()
+
+
+KINDS = (
+    *("noise", "positive", "point", "two points", "rows", "columns", "faint rows", "block"),
+    *("faint block", "ramp", "steep ramp", "sparse", "mask", "alternating", "subnormal"),
+    *("faint and bright", "huge", "least", "zeros"),
+)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@settings(max_examples=150)
+@given(
+    text=st.sampled_from(PROBLEMS),
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**20),
+)
+def test_each_result_keeps_its_promise(
+    map: MapName, text: str, kinds: tuple[str, str], dtype: torch.dtype, seed: int
+) -> None:
+    problem = Problem.parse(text)
+    shapes = [getattr(problem, f"{slot}_shape") for slot in operands_of(map)]
+    operands = [plane(seed + i, kind, shape, dtype) for i, (kind, shape) in
+                enumerate(zip(kinds, shapes))]  # fmt: skip
+    result = getattr(CHECKED, map)(problem, *operands)
+    expected = reference(problem, map, operands)
+    assert_keeps_promise(result, expected, operands, CHECKED.tolerance(dtype))
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_usual_images_are_certified(map: MapName, dtype: torch.dtype, text: str) -> None:
+    """Noise, non-negative images, masks and nothing at all do not need the fallback."""
+    problem = Problem.parse(text)
+    operands = some(problem, map, dtype)
+    # Of two products that cancel in double precision more results than few have no certificate.
+    algorithm = CHECKED if "-s2" in text and dtype == torch.float64 else CERTIFIED
+    for first, second in (
+        operands,
+        [each.abs() for each in operands],
+        [(each.abs() > 1).to(dtype) for each in operands],
+        [torch.zeros_like(operands[0]), operands[1]],
+    ):
+        result = getattr(algorithm, map)(problem, first, second)
+        expected = reference(problem, map, [first, second])
+        assert_keeps_promise(result, expected, [first, second], CHECKED.tolerance(dtype))
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_results_are_recomputed_by_the_definition(map: MapName, text: str) -> None:
+    """Any of them, with padding, stride, dilation and groups; in one piece and in many."""
+    problem = Problem.parse(text)
+    operands = some(problem, map, torch.float64)
+    expected = getattr(Naive(), map)(problem, *operands)
+    points = torch.ones_like(expected).nonzero()
+    points = points[torch.randperm(len(points))[:200]]
+    sums = _certificate.recompute(problem, map, *operands, points)
+    torch.testing.assert_close(sums, expected[tuple(points.unbind(1))], rtol=1e-12, atol=1e-12)
+    assert _certificate.recompute(problem, map, *operands, points[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("map", MAPS)
+def test_few_results_are_recomputed_one_by_one(map: MapName, monkeypatch: Any) -> None:
+    """A sum that cancels to nearly nothing has no certificate; the fallback is not run for it."""
+    counts = []
+    recompute = checked_fft.recompute
+
+    def spy(*arguments: Any) -> Tensor:
+        counts.append(len(arguments[-1]))
+        return recompute(*arguments)
+
+    monkeypatch.setattr(checked_fft, "recompute", spy)
+    problem = Problem.parse("n1c1-x64-o1-k9-p4" if map != "grad_weight" else "n1c1-x64-o1-k40-p4")
+    operands = some(problem, map, torch.float32)
+    exact = getattr(Unfold(), map)(problem, *(each.double() for each in operands))
+    at = (0, 0, exact.shape[2] // 2, exact.shape[3] // 2)
+    # One number in the first operand, alone under one tap, settles this one result.
+    wide = [operands[0].double(), operands[1].double()]
+    place = {"forward": (0, 0, *at[2:]), "grad_input": (0, 0, *at[2:]), "grad_weight": (0, 0, 0, 0)}
+    tap = {"forward": (0, 0, 4, 4), "grad_input": (0, 0, 4, 4), "grad_weight": None}[map]
+    if tap is None:
+        met = (0, 0, at[2] - 4 + 5, at[3] - 4 + 5)  # under output pixel (5, 5)
+        wide[0][met] -= exact[at] / wide[1][0, 0, 5, 5]
+    else:
+        wide[0][place[map]] -= exact[at] / wide[1][tap]
+    operands = [wide[0], wide[1]]
+    result = getattr(CERTIFIED, map)(problem, *operands)
+    assert len(counts) == 1
+    assert 0 < counts[0] < 5
+    expected = reference(problem, map, operands)
+    assert_keeps_promise(result, expected, operands, CHECKED.tolerance(torch.float64))
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("kind", ["noise", "mask", "faint and bright"])
+@pytest.mark.parametrize("text", ["n1c1-x300-o1-k31-p15", "n4c16-x40-o16-k9-g16", "n1c8-x64-o8-k9"])
+def test_the_workspace_is_as_stated(map: MapName, kind: str, text: str) -> None:
+    problem, dtype = Problem.parse(text), torch.float32
+    shapes = [getattr(problem, f"{slot}_shape") for slot in operands_of(map)]
+    first, second = (plane(seed, kind, shape, dtype) for seed, shape in enumerate(shapes))
+    with Peak() as peak:
+        result = getattr(CHECKED, map)(problem, first, second)
+    taken = peak.most - result.numel() * result.element_size()
+    assert taken <= CHECKED.workspace(problem, map, CPU, dtype)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("map", MAPS)
+def test_what_is_not_finite_stays_in_its_windows(map: MapName, bad: float) -> None:
+    problem = Problem.parse("n1c2-x24-o2-k7-p3")
+    for which in (0, 1):
+        operands = some(problem, map, torch.float32)
+        operands[which][0, 0, 2, 3] = bad
+        expected = getattr(Unfold(), map)(problem, *operands)
+        result = getattr(CHECKED, map)(problem, *operands)
+        torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@settings(max_examples=40)
+@given(
+    text=st.sampled_from(PROBLEMS),
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**20),
+)
+def test_a_device_finds_what_the_host_finds(
+    map: MapName, text: str, kinds: tuple[str, str], dtype: torch.dtype, seed: int
+) -> None:
+    """The same operators without a branch: where it asks for no fallback, the promise is kept."""
+    problem = Problem.parse(text)
+    shapes = [getattr(problem, f"{slot}_shape") for slot in operands_of(map)]
+    operands = [plane(seed, *each, dtype) for each in zip(kinds, shapes)]
+    wide = CHECKED.rates_dtype(dtype)
+    first, second = (each.to(wide) for each in operands)
+    result = getattr(FFT(), map)(problem, first, second).to(dtype)
+    constant = FFT().error_constant(problem, map, CPU, wide)
+    bounds = _certificate.error_bounds(problem, map, first, second, constant)
+    result, redo = CHECKED._on_device(map, problem, (first, second), result, bounds)
+    assert redo.dtype == torch.int32
+    assert redo.shape == (1,)
+    if not redo and not _certificate.has_extremes(first, second):
+        expected = reference(problem, map, operands)
+        assert_keeps_promise(result, expected, operands, CHECKED.tolerance(dtype))
+    elif kinds == ("noise", "mask") and dtype == torch.float32:
+        raise AssertionError("the fallback was asked for")
+
+
+# -- the cases of the reports, by the path that a caller takes ------------------------------------
+
+
+@pytest.fixture
+def transforms(monkeypatch: Any) -> list[str]:
+    """``auto`` takes transforms, whatever the rates of the machine; the maps that it ran."""
+    ran: list[str] = []
+    run = CheckedFFT._run
+
+    def spy(self: CheckedFFT, map: MapName, *arguments: Any) -> Tensor:
+        ran.append(map)
+        return run(self, map, *arguments)
+
+    choose = Auto.choose
+
+    def chosen(self: Auto, *where: Any) -> Algorithm | None:
+        return CheckedFFT(FFT(), choose(replace(self, error="componentwise"), *where) or Naive())
+
+    monkeypatch.setattr(CheckedFFT, "_run", spy)
+    monkeypatch.setattr(Auto, "choose", chosen)
+    return ran
+
+
+def test_a_faint_point_beside_a_bright_one_is_accurate(transforms: list[str]) -> None:
+    x = torch.zeros(1, 1, 512, 512)
+    x[0, 0, 100, 100], x[0, 0, 103, 140] = 1e4, 1e-3
+    y = corr2d(x, torch.ones(1, 1, 31, 31), padding=15)
+    assert y[0, 0, 103, 140] == pytest.approx(1e-3, rel=1e-4)
+    assert transforms == ["forward"]
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_images_with_rows_or_pixels_left_out_are_accurate(step: int, transforms: Any) -> None:
+    """Bayer planes, interlaced and zero-stuffed images: bright in some rows, faint in others."""
+    torch.manual_seed(step)
+    x = torch.rand(1, 1, 96, 96) * 1e-8
+    x[..., ::step, :] = torch.rand(1, 1, 96 // step, 96)
+    w = torch.zeros(1, 1, 15, 15)
+    w[..., 1::step, :] = 1
+    expected = reference(Problem.parse("n1c1-x96-o1-k15"), "forward", [x, w])
+    assert_keeps_promise(corr2d(x, w), expected, [x, w], 1e-4)
+
+
+def test_zeros_stay_zero(transforms: list[str]) -> None:
+    """A mask counts 4,900 windows; a receptive field has 961 pixels."""
+    mask = torch.zeros(1, 1, 512, 512)
+    mask[..., 200:240, 200:240] = 1
+    w = torch.ones(1, 1, 31, 31)
+    y = corr2d(mask, w, padding=15)
+    assert ((y > 0).sum(), (y < 0).sum()) == (4900, 0)
+    x = torch.rand(1, 1, 256, 256, requires_grad=True)
+    y = corr2d(x, torch.rand(1, 1, 31, 31), padding=15)
+    (field,) = torch.autograd.grad(y[0, 0, 100, 100], x)
+    assert (field != 0).sum() == 961
+    assert (field >= 0).all()
+    assert transforms == ["forward", "forward", "grad_input"]
+
+
+def test_zeros_stay_zero_in_dense_layers(transforms: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 8, 40, 40)
+    x[..., 10:] = 0
+    w = torch.rand(8, 8, 9, 9)
+    y = corr2d(x, w)
+    assert (y[..., 10:] == 0).all()
+    assert (y >= 0).all()
+    assert transforms == ["forward"]
+
+
+# -- the check can fail ---------------------------------------------------------------------------
+
+
+def broken_bounds(*arguments: Any) -> Tensor:
+    return torch.zeros_like(_certificate.error_bounds(*arguments))
+
+
+def one_image_only(*arguments: Any) -> Tensor:
+    bounds = _certificate.error_bounds(*arguments)
+    return bounds * (torch.arange(len(bounds))[:, None, None, None] == 0)
+
+
+class Float32(CheckedFFT):
+    """Transforms in the dtype of the operands."""
+
+    def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.float32
+
+
+def wrong_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
+    return torch.einsum(equation, first.isfinite().double(), second.isfinite().double())
+
+
+MISTAKES: dict[str, Any] = {
+    "no bound": (checked_fft, "error_bounds", broken_bounds),
+    "the bound of the first image alone": (checked_fft, "error_bounds", one_image_only),
+    "all products are taken to be large": (_certificate, "_least_of_products", wrong_products),
+    "no tolerance to keep": (checked_fft, "TOLERANCES", dict.fromkeys(DTYPES, 1e30)),
+    "single precision, double's bound": None,
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_check_is_found(mistake: str, monkeypatch: Any) -> None:
+    """Each breaks the promise for a bright point in one of two images of faint noise."""
+    problem = Problem.parse("n2c1-x40-o1-k9-p4")
+    torch.manual_seed(0)
+    single = MISTAKES[mistake] is None
+    faint, bright = (1e-3, 1e4) if single else (1e-11, 1e6)
+    x, w = faint * torch.rand(problem.input_shape), torch.rand(problem.weight_shape)
+    x[1, 0, 3, 3] = bright
+    expected = reference(problem, "forward", [x, w])
+    assert_keeps_promise(CHECKED.forward(problem, x, w), expected, [x, w], 2.0**-14)
+    algorithm = Float32(FFT(), Unfold()) if single else CHECKED
+    if single:
+        constant = FFT.error_constant
+        monkeypatch.setattr(
+            FFT, "error_constant", lambda self, p, m, d, _: constant(self, p, m, d, torch.float64)
+        )
+    else:
+        monkeypatch.setattr(*MISTAKES[mistake])
+    with pytest.raises(AssertionError):
+        assert_keeps_promise(algorithm.forward(problem, x, w), expected, [x, w], 2.0**-14)
+
+
+def test_the_fallback_on_cuda_is_triton() -> None:
+    problem = Problem.parse(PROBLEMS[0])
+    (sentence,) = CHECKED.refusals(problem, torch.device("cuda"), torch.float32)
+    assert "the host would wait" in sentence
+    for algorithm in (CHECKED, CheckedFFT(FFT(), Triton())):
+        assert algorithm.refusals(problem, CPU, torch.bfloat16)
