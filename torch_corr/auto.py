@@ -108,9 +108,9 @@ class Auto(Value):
         measure: time the algorithms that are able the first time that a problem is seen, and
             take the quickest; the times go into :data:`torch_corr.wisdom`.  Without it the
             choice is by wisdom where there is some, else by predicted time.
-        error: ``"normwise"`` allows transforms, whose error is relative to the largest numbers
-            near by; ``"componentwise"`` keeps to algorithms whose error is relative to each
-            output's own terms.
+        error: ``"normwise"`` allows transforms with a check of each result: its error is at most
+            2**-14 (float32) or 2**-26 (float64) of the output's own sum |x||w|.
+            ``"componentwise"`` allows direct sums only, whose error is a few roundings of that.
         workspace_limit: bytes that a map may take beyond its operands and its result.
         channels_last: images lie in channels_last, and their results shall.  PyTorch hands that
             layout on, and keeps every map but those in which it was seen to lag; what wisdom

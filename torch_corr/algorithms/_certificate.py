@@ -94,9 +94,24 @@ def has_extremes(*operands: Tensor) -> Tensor:
     return ~((low > SMALLEST) & (high < LARGEST))
 
 
-def certified_by_size(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
-    """Way 1, for each plane: whether it certifies all results of the plane, as (A, B, 1, 1)."""
-    return result.abs().amin((2, 3), keepdim=True) >= _thresholds(result, bounds, tolerance)
+def uncertified_by_size(
+    result: Tensor, bounds: Tensor, tolerance: float, most: int
+) -> Tensor | None:
+    """The results that way 1 leaves uncertified, as (P, 4) indices; None if they are over ``most``.
+
+    One pass over the result finds the planes that hold any.
+    """
+    least = _thresholds(result, bounds, tolerance)
+    passed = result.abs().amin((2, 3), keepdim=True) >= least
+    planes = torch.nonzero(~passed[:, :, 0, 0])
+    if len(planes) > most:
+        return None
+    at = planes[:, 0], planes[:, 1]
+    uncertified = ~(result[at].abs() >= least[at])
+    if int(uncertified.sum()) > most:
+        return None
+    number, row, column = uncertified.nonzero().unbind(1)
+    return torch.stack((*planes[number].unbind(1), row, column), 1)
 
 
 def certify(

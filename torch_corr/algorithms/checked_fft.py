@@ -26,12 +26,12 @@ from ._certificate import (
     GATHERED,
     TOLERANCES,
     Certificate,
-    certified_by_size,
     certify,
     error_bounds,
     has_extremes,
     recompute,
     terms_of,
+    uncertified_by_size,
 )
 from ._plans import SLOTS, shape_of
 from .base import Algorithm, Cost, ErrorClass, MapName
@@ -176,16 +176,15 @@ class CheckedFFT(Algorithm):
         bounds: Tensor,
     ) -> bool:
         """Whether all results are certified, or recomputed since they were few; changes them."""
-        tolerance = self.tolerance(result.dtype)
-        if certified_by_size(result, bounds, tolerance).all():
-            return True
-        found = certify(problem, map, *operands, result, bounds, tolerance)
-        number = int(found.uncertified.sum())
-        if number > FEW * result.numel():
-            return False
-        result.copy_(found.result)
-        if number:
+        tolerance, most = self.tolerance(result.dtype), int(FEW * result.numel())
+        points = uncertified_by_size(result, bounds, tolerance, most)
+        if points is None:
+            found = certify(problem, map, *operands, result, bounds, tolerance)
+            if int(found.uncertified.sum()) > most:
+                return False
+            result.copy_(found.result)
             points = found.uncertified.nonzero()
+        if len(points):
             sums = recompute(problem, map, *operands, points)
             result[tuple(points.unbind(1))] = sums.to(result.dtype)
         return True
