@@ -259,6 +259,18 @@ def test_nested_tensors(algorithm: str) -> None:
         corr2d(images, weight, algorithm=algorithm)
 
 
+@pytest.mark.parametrize("which", ["input", "weight"])
+@pytest.mark.parametrize("algorithm", ["auto", "unfold"])
+def test_quantized_tensors(algorithm: str, which: str) -> None:
+    operands = {"input": torch.ones(1, 3, 5, 5), "weight": torch.ones(2, 3, 2, 2)}
+    operands[which] = torch.quantize_per_tensor(operands[which], 0.1, 0, torch.qint8)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        F.conv2d(**operands)
+    sentence = rf"{which} is quantized \(torch.qint8\).*{which}.dequantize\(\).*torch_corr.convert"
+    with pytest.raises(NotImplementedError, match=sentence):
+        corr2d(**operands, algorithm=algorithm)
+
+
 def test_third_party_algorithms_are_held_to_their_own_refusals() -> None:
     class Squares(Naive):
         name = "squares"

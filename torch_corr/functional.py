@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext
 from torch.compiler import is_dynamo_compiling
+from torch.fx import Proxy
 from torch.jit._trace import TracerWarning
 from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -105,6 +106,8 @@ def corr2d(
                 [37., 43.]])
     """
     if has_torch_function_variadic(input, weight, bias):
+        if is_traced_for_quantization(input):
+            _warn_of_quantization()
         return handle_torch_function(
             corr2d,
             (input, weight, bias),
@@ -158,6 +161,20 @@ def corr2d(
     return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
 
 
+def is_traced_for_quantization(operand: Any) -> bool:
+    """Whether the FX mode of torch.ao traces a model, to quantize the ``conv2d`` calls in it."""
+    module: str = type(operand.tracer).__module__ if isinstance(operand, Proxy) else ""
+    return module.startswith("torch.ao.quantization.")
+
+
+def _warn_of_quantization() -> None:
+    warnings.warn(
+        "torch.ao.quantization looks for nn.Conv2d, and leaves corr2d and Corr2d in floating "
+        "point; write nn.Conv2d, for which torch_corr.convert chooses an algorithm too",
+        stacklevel=3,
+    )
+
+
 def has_own_functions(kind: type) -> bool:
     """Whether a class of tensors says itself what functions do: perhaps conv2d, hardly corr2d."""
     own: Any = kind.__torch_function__ if issubclass(kind, Tensor) else None
@@ -165,6 +182,9 @@ def has_own_functions(kind: type) -> bool:
 
 
 _INHERITED = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+
+# Dynamo calls it while it traces.  Traced as code it would answer False for every class.
+has_own_functions._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _key_in_graph(asked: tuple[AlgorithmLike]) -> str:
@@ -550,6 +570,13 @@ def _check_operands(input: Any, weight: Any, bias: Any) -> None:
             raise NotImplementedError(
                 f"{name} is a nested tensor, of many shapes; correlate them one by one (unbind), "
                 f"or pad to one shape with torch.nested.to_padded_tensor"
+            )
+        if value.is_quantized:
+            raise NotImplementedError(
+                f"{name} is quantized ({value.dtype}), and no algorithm computes with that; call "
+                f"{name}.dequantize(). In a model that torch.ao quantizes, write nn.Conv2d, the "
+                f"only class that it replaces, instead of Corr2d; torch_corr.convert then gives "
+                f"layers an algorithm and keeps their class"
             )
     ranks = input.dim(), weight.dim()
     if ranks not in ((4, 4), (3, 4), (2, 2)):
