@@ -52,7 +52,7 @@ def main() -> int:
     )
     images = torch.randn(arguments.batch, 3, arguments.image, arguments.image)
     labels = torch.randint(CLASSES, (arguments.batch,))
-    runs = [Training("Corr2d", ours), Training("nn.Conv2d", theirs)]
+    runs = [Training("converted", ours), Training("nn.Conv2d", theirs)]
     for step in range(arguments.steps + 1):  # the first is for warming up, and not counted
         for run in runs:
             run.step(images, labels)
@@ -66,7 +66,7 @@ def main() -> int:
     ratio = times[1] / times[0]
     difference = max(abs(a - b) for a, b in zip(runs[0].losses, runs[1].losses))
     print(
-        f"Median step: {times[0] * 1e3:.0f} ms with Corr2d, {times[1] * 1e3:.0f} ms with "
+        f"Median step: {times[0] * 1e3:.0f} ms converted, {times[1] * 1e3:.0f} ms with "
         f"nn.Conv2d: {ratio:.1f} times as fast.  Largest difference of the losses: {difference:.1e}"
     )
     if difference > SAME_LOSS:

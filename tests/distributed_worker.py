@@ -29,7 +29,7 @@ from torch.distributed.tensor.placement_types import Placement
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_corr import Aten, Corr2d, Problem, convert, corr2d
+from torch_corr import Aten, Problem, convert, corr2d
 from torch_corr.planner import able_algorithms
 
 PROCESSES = 2
@@ -111,21 +111,24 @@ def training(rank: int) -> dict[str, Any]:
 
 
 def converted_late() -> dict[str, Any]:
-    """FSDP2 before convert: the parameters after training, and every layer's classes."""
+    """FSDP2 before convert: the parameters after training; of every layer, what it is."""
     images, targets = (value.chunk(PROCESSES)[dist.get_rank()] for value in small_batch())
     model = sharded(small_network())
     convolutions = [model[place] for place in (0, 2, 4)]
 
-    def classes() -> list[tuple[bool, bool]]:
-        return [(isinstance(each, FSDPModule), isinstance(each, Corr2d)) for each in convolutions]
+    def states() -> list[tuple[bool, bool]]:
+        """Whether each layer is sharded itself, and whether it is converted."""
+        return [
+            (isinstance(each, FSDPModule), "_conv_forward" in vars(each)) for each in convolutions
+        ]
 
-    before = classes()
+    before = states()
     report = convert(model, "unfold")
     found = {"parameters": trained(model, images, targets), "skipped": report.skipped}
-    after = classes()
+    after = states()
     report.revert()
     model(images)
-    return {**found, "classes": [before, after, classes()]}
+    return {**found, "states": [before, after, states()]}
 
 
 @dataclass(frozen=True)

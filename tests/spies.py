@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_corr import Problem, Unfold
 
 
 class Sees(TorchDispatchMode):
@@ -17,3 +21,26 @@ class Sees(TorchDispatchMode):
         if func is torch.ops.aten.convolution_backward.default:
             self.given = args[:3]
         return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, eq=False)
+class Spy(Unfold):
+    """Unfold that notes the maps it is asked for."""
+
+    asked: list[str] = field(default_factory=list)
+
+    # Plans are kept by equality, and one made for another spy would tell that one.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        self.asked.append("forward")
+        return super().forward(problem, input, weight)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        self.asked.append("grad_input")
+        return super().grad_input(problem, output, weight)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        self.asked.append("grad_weight")
+        return super().grad_weight(problem, input, output)

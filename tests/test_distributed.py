@@ -80,7 +80,7 @@ def test_converted_after_it_was_sharded(found: list[dict[str, Any]]) -> None:
     for each in (process["converted late"] for process in found):
         assert_as_right(each["parameters"], expected, allowed)
         assert each["skipped"] == {}
-        before, after, reverted = each["classes"]
+        before, after, reverted = each["states"]
         assert before == reverted == [(False, False), (True, False), (False, False)]
         assert after == [(False, True), (True, True), (False, True)]
 

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from spies import Spy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from torch_corr import Corr2d, Problem, Unfold, convert, corr2d, intercept
-
-
-@dataclass(frozen=True, eq=False)
-class Spy(Unfold):
-    """Unfold that notes the maps it is asked for."""
-
-    asked: list[str] = field(default_factory=list)
-
-    # Plans are kept by equality, and one made for another spy would tell that one.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        self.asked.append("forward")
-        return super().forward(problem, input, weight)
-
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        self.asked.append("grad_input")
-        return super().grad_input(problem, output, weight)
-
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        self.asked.append("grad_weight")
-        return super().grad_weight(problem, input, output)
 
 
 class CallsConv2d(Unfold):

@@ -1,28 +1,96 @@
-"""Converting a model: each ``nn.Conv2d`` becomes a ``Corr2d`` where it stands.
+"""Converting a model: each ``nn.Conv2d`` keeps its class and runs an algorithm of this library.
 
-Only the class of a layer changes, so parameters, buffers, hooks, the training flag and whatever
-an optimizer holds are the very same objects, and changing the class back undoes it.  A layer
-whose computation would not follow its class is left alone, and the report says why.
+``nn.Conv2d.forward`` calls ``self._conv_forward(input, weight, bias)``.  An attribute of that name
+on the layer takes precedence over the method of the class, and is all that ``convert`` adds.  The
+class stays, so tools that look it up with ``type(layer)`` (FLOP counters, fusion, quantization)
+find what they know.  Parameters, buffers, hooks, the training flag and whatever an optimizer holds
+are the same objects, and removing the attribute undoes the conversion.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import weakref
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
 
-from .functional import has_own_functions
+from .functional import corr2d, has_own_functions, is_traced_for_quantization
 from .modules import Corr2d
+from .operators import left_alone
 from .planner import AlgorithmLike, find_algorithm
 from .problem import as_pair, resolve_padding
 
-_Class: TypeAlias = type[nn.Module]
+
+class ConvForward:
+    """The ``_conv_forward`` of one converted layer: :func:`~torch_corr.corr2d` of an algorithm.
+
+    Stride, padding, dilation, groups and padding mode are read from the layer at each call.  The
+    reference to the layer is weak: with a strong one, layer and attribute would keep each other
+    alive, and the memory of a deleted model would wait for the garbage collector.
+
+    A weight or bias whose class overrides ``__torch_function__`` goes to the method of the layer's
+    class: it may implement ``conv2d``, but hardly ``corr2d``.  PyTorch's expanded weights, which
+    compute per-sample gradients, are of such a class.  So does the weight of a layer that torch.ao
+    traces, to quantize the ``conv2d`` that it finds.
+
+    Attributes:
+        algorithm: what :func:`convert` was given.
+    """
+
+    __slots__ = ("_layer", "algorithm")
+
+    def __init__(self, layer: nn.Conv2d, algorithm: AlgorithmLike) -> None:
+        self._layer = weakref.ref(layer)
+        self.algorithm = algorithm
+
+    @property
+    def layer(self) -> nn.Conv2d | None:
+        """The converted layer; None after it was deleted."""
+        return self._layer()
+
+    @left_alone
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        layer = self._layer()
+        if layer is None:
+            raise RuntimeError(
+                "this Conv2d is a shallow copy (copy.copy) of a converted layer that was deleted "
+                "since, and reads its stride and padding there; call torch_corr.convert on this "
+                "copy, or use copy.deepcopy"
+            )
+        if _is_for_conv2d(weight) or _is_for_conv2d(bias):
+            return type(layer)._conv_forward(layer, input, weight, bias)  # type: ignore[no-any-return]
+        return corr2d(
+            input,
+            weight,
+            bias,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            padding_mode=layer.padding_mode,
+            algorithm=self.algorithm,
+        )
+
+    def __reduce__(self) -> Any:
+        """For pickle and deepcopy, which put the copy of the layer in its place."""
+        return ConvForward, (self._layer(), self.algorithm)
+
+    def __repr__(self) -> str:
+        return f"corr2d(..., algorithm={self.algorithm!r})"
+
+
+_COMMON = (Tensor, nn.Parameter, type(None))
+
+
+def _is_for_conv2d(operand: Tensor | None) -> bool:
+    """Whether a parameter was replaced by something that may only know ``conv2d``."""
+    kind = type(operand)
+    if kind in _COMMON:
+        return False
+    return has_own_functions(kind) or is_traced_for_quantization(operand)
 
 
 @dataclass(frozen=True)
@@ -30,25 +98,25 @@ class Conversion:
     """What :func:`convert` did to a model; print it to read.
 
     Attributes:
-        algorithm: what the replaced layers were given.
-        replaced: the layers that are now :class:`~torch_corr.Corr2d`, by their names in the model.
+        algorithm: the algorithm of the converted layers.
+        replaced: the layers whose algorithm was replaced, by their names in the model.
         skipped: why other convolutions were left alone, a sentence for each name.
     """
 
     algorithm: AlgorithmLike
-    replaced: dict[str, Corr2d]
+    replaced: dict[str, nn.Conv2d]
     skipped: dict[str, str]
 
     def revert(self) -> None:
-        """Make the replaced layers again what they were, with the weights that they have now.
+        """Let the converted layers run PyTorch's convolution again, with their present weights.
 
-        Parametrizations that were added or removed meanwhile stay so, and so does ``fully_shard``.
-        A second time does nothing.
+        Whatever else happened to them meanwhile stays: parametrizations, ``fully_shard``.  Copies
+        made meanwhile (by ``copy.deepcopy``, or by tools that fuse layers) stay converted.  A
+        second call does nothing.
         """
         for layer in self.replaced.values():
-            if isinstance(layer, Corr2d):
-                _change_base(layer, _original)
-                del layer.algorithm
+            if _converted(layer) is not None:
+                del layer._conv_forward
 
     def __str__(self) -> str:
         """One line for each convolution of the model."""
@@ -62,21 +130,27 @@ class Conversion:
 
 
 def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
-    """Make every ``nn.Conv2d`` of a model a :class:`~torch_corr.Corr2d`, in place.
+    """Make every ``nn.Conv2d`` of a model run an algorithm of this library, in place.
 
-    The layers stay the same objects with the same parameters; ``state_dict``, hooks, training
-    flag and optimizers do not notice.  Subclasses of ``nn.Conv2d`` that compute as it does stay
-    instances of their class, parametrized layers stay parametrized and what ``fully_shard`` split
-    stays split.  Left alone and reported are: layers with a forward of their own, lazy ones that
-    have no weight yet, scripted, quantized and about to be quantized ones, and any ``Corr2d`` that
-    is there already.
+    The layers stay the same objects of the same class with the same parameters; ``state_dict``,
+    ``repr``, hooks, training flag and optimizers do not change, and ``type(layer) is nn.Conv2d``
+    still holds.  A layer gets one attribute, ``_conv_forward``, which ``nn.Conv2d.forward`` calls.
+    Deep copies and pickles of the model are converted too.  Subclasses of ``nn.Conv2d`` that
+    compute as it does, parametrized layers and layers split by ``fully_shard`` are converted.
+
+    Left alone and reported are: layers with a forward of their own, lazy ones that have no weight
+    yet, scripted and quantized ones, any ``Corr2d``, and layers that are converted already.  So
+    convert one layer with an algorithm of its own first, then the whole model with another.
+
+    A shallow copy (``copy.copy``) of a converted layer reads stride and padding from the layer that
+    it was copied from; convert the copy before changing them.
 
     Args:
         model: any module; an ``nn.Conv2d`` itself too.
         algorithm: for all of them: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
 
     Returns:
-        What was replaced and what was not, with :meth:`Conversion.revert`.
+        What was converted and what was not, with :meth:`Conversion.revert`.
 
     Raises:
         TypeError: ``model`` is no module, or ``algorithm`` no algorithm.
@@ -87,11 +161,9 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
         >>> report = convert(model)
         >>> print(report)
         1 of 2 convolutions run algorithm='auto'
-          0: Corr2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
+          0: Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
           1 left alone: LazyConv2d has no weight yet; call the model once, then convert it
         >>> report.revert()
-        >>> model[0]
-        Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -104,14 +176,19 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
         if (reason := _why_not(module)) is not None:
             report.skipped[name] = reason
         elif isinstance(module, nn.Conv2d):
-            _change_base(module, _replacement)
-            report.replaced[name] = cast(Corr2d, module)
-            report.replaced[name].algorithm = algorithm
+            module._conv_forward = ConvForward(module, algorithm)  # type: ignore[method-assign]
+            report.replaced[name] = module
     return report
 
 
+def _converted(module: nn.Module) -> ConvForward | None:
+    """What :func:`convert` added to a layer; None if it did not."""
+    added = vars(module).get("_conv_forward")
+    return added if isinstance(added, ConvForward) else None
+
+
 def _why_not(module: nn.Module) -> str | None:
-    """Why a convolution cannot be replaced; None if it can, or if it is something else."""
+    """Why a convolution cannot be converted; None if it can, or if it is something else."""
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         scripted = getattr(module, "original_name", "")
@@ -121,10 +198,14 @@ def _why_not(module: nn.Module) -> str | None:
         return f"{kind} is quantized: its weight is packed integers" if quantized else None
     if isinstance(module, Corr2d):
         return f"{kind} is a Corr2d already; its attribute algorithm is {module.algorithm!r}"
+    added = _converted(module)
+    if added is not None and added.layer is module:
+        return (
+            f"{kind} is converted already, to algorithm={added.algorithm!r}; call revert() on the "
+            f"report of that conversion to choose another"
+        )
     if isinstance(module, LazyModuleMixin):
         return f"{kind} has no weight yet; call the model once, then convert it"
-    if getattr(module, "qconfig", None) is not None:
-        return f"{kind} has a qconfig: torch.ao would not find a Corr2d to quantize"
     if own := [name for name in _COMPUTING if _overrides(module, name)]:
         return f"{kind} has its own {own[0]}; torch_corr.intercept redirects conv2d calls in there"
     if _pads_otherwise(module):
@@ -133,8 +214,6 @@ def _why_not(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if has_own_functions(type(weight)):
         return f"{kind} has a weight of type {type(weight).__name__}, which may not know corr2d"
-    if hasattr(module, "algorithm"):
-        return f"{kind} has an attribute algorithm of its own"
     return None
 
 
@@ -144,7 +223,8 @@ _COMPUTING = ("forward", "_conv_forward", "__call__")
 
 def _overrides(module: nn.Conv2d, method: str) -> bool:
     inherited = getattr(type(module), method) is getattr(nn.Conv2d, method)
-    return not inherited or method in vars(module)
+    own = vars(module).get(method)
+    return not inherited or (own is not None and not isinstance(own, ConvForward))
 
 
 def _pads_otherwise(module: nn.Conv2d) -> bool:
@@ -157,63 +237,3 @@ def _pads_otherwise(module: nn.Conv2d) -> bool:
     )
     rows, columns = resolve_padding(module.padding, kernel, kernel, (1, 1), dilation)
     return tuple(module._reversed_padding_repeated_twice) != (*columns, *rows)
-
-
-def _change_base(module: nn.Module, base: Callable[[_Class], _Class]) -> None:
-    """Put another convolution in the place of the one that the module's class derives from."""
-    module.__class__ = _based(type(module), base, is_parametrized(module))
-
-
-def _based(present: _Class, base: Callable[[_Class], _Class], parametrized: bool) -> _Class:
-    """``base(present)``; within a class made around it, by parametrizing or sharding, such a one.
-
-    Those are of one module alone, but for its deep copies, so they are made anew.
-    """
-    *wrappers, parent = present.__bases__
-    if wrappers == [_fsdp_module()]:
-        prefix = "FSDP"
-    elif parametrized and not wrappers:
-        prefix, parametrized = "Parametrized", False
-    else:
-        return base(present)
-    changed = _based(parent, base, parametrized)
-    members = {k: v for k, v in vars(present).items() if k not in ("__dict__", "__weakref__")}
-    return type(f"{prefix}{changed.__name__}", (*wrappers, changed), members)
-
-
-def _fsdp_module() -> _Class | None:
-    """What ``fully_shard`` mixes into a module; nobody's has it where it was never imported."""
-    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-
-
-class _Converted:
-    """Mixed into what a subclass of ``nn.Conv2d`` becomes, so that it can be pickled."""
-
-    original: type[nn.Conv2d]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        state = cast("tuple[Any, ...]", super().__reduce_ex__(max(protocol, 2)))[2:]
-        return _blank, (self.original,), *state
-
-
-def _blank(original: type[nn.Conv2d]) -> nn.Module:
-    replacement = _replacement(original)
-    return replacement.__new__(replacement)
-
-
-_REPLACEMENTS: dict[_Class, _Class] = {nn.Conv2d: Corr2d}
-
-
-def _replacement(original: _Class) -> _Class:
-    """``Corr2d``, or for a subclass of ``nn.Conv2d`` one that is both, itself before all."""
-    if original not in _REPLACEMENTS:
-        _REPLACEMENTS[original] = type(
-            f"{original.__name__}AsCorr2d",
-            (_Converted, original, Corr2d),
-            {"original": original, "__module__": original.__module__},
-        )
-    return _REPLACEMENTS[original]
-
-
-def _original(replacement: _Class) -> _Class:
-    return replacement.original if issubclass(replacement, _Converted) else nn.Conv2d

@@ -26,8 +26,8 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
     ``torch.ops.aten.conv2d`` as exported programs call it; eager, in ``torch.compile`` (the block
     around the call or inside the function), under ``torch.func``.  Not redirected are calls
     that Python does not see (``torch.jit.script``), those that ask for an algorithm themselves
-    (``corr2d``, ``Corr2d``), and those on tensors of a class with a ``__torch_function__`` of its
-    own, which may know what ``conv2d`` is to it, but not ``corr2d``.
+    (``corr2d``, ``Corr2d``, converted layers), and those on tensors of a class with a
+    ``__torch_function__`` of its own, which may know what ``conv2d`` is to it, but not ``corr2d``.
 
     Blocks nest, the innermost decides, and one object may be entered again.  A block holds for
     the thread that entered it; threads that are started inside begin without it.  Gradients are

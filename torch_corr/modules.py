@@ -64,7 +64,7 @@ class Corr2d(nn.Conv2d):
     """
 
     algorithm: AlgorithmLike = "auto"
-    """On the class too, so that a layer pickled or converted without it has the default."""
+    """On the class too, for a layer that got this class by ``layer.__class__ = Corr2d``."""
 
     __jit_ignored_attributes__ = ("algorithm",)
 
