@@ -60,7 +60,9 @@ class ConvForward:
                 "since, and reads its stride and padding there; call torch_corr.convert on this "
                 "copy, or use copy.deepcopy"
             )
-        if _is_for_conv2d(weight) or _is_for_conv2d(bias):
+        # Tested inline: two calls cost the smallest layer 5% more instructions (callgrind).
+        common = type(weight) in _COMMON and type(bias) in _COMMON
+        if not common and (_is_for_conv2d(weight) or _is_for_conv2d(bias)):
             return type(layer)._conv_forward(layer, input, weight, bias)  # type: ignore[no-any-return]
         return corr2d(
             input,
@@ -87,10 +89,7 @@ _COMMON = (Tensor, nn.Parameter, type(None))
 
 def _is_for_conv2d(operand: Tensor | None) -> bool:
     """Whether a parameter was replaced by something that may only know ``conv2d``."""
-    kind = type(operand)
-    if kind in _COMMON:
-        return False
-    return has_own_functions(kind) or is_traced_for_quantization(operand)
+    return has_own_functions(type(operand)) or is_traced_for_quantization(operand)
 
 
 @dataclass(frozen=True)
