@@ -132,6 +132,19 @@ def test_every_padding_for_any_size(padding: Any, stride: int, algorithm: str) -
     assert counter.frame_count == 1
 
 
+def test_convolve2d_is_one_graph_for_any_size() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return convolve2d(x, w, None, 2, "same")
+
+    captured = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    for n in (5, 6, 7):
+        x, w = some((2, 3, n + 4, 20 - n), (4, 3, n, n + 2))
+        close(with_gradients(captured, x, w), with_gradients(function, x, w))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular"])
 def test_marked_dynamic(mode: str) -> None:
     """``mark_dynamic`` holds: nothing ties the graph to a size."""

@@ -124,6 +124,59 @@ def test_convolution_is_scipys_definition(size: tuple[int, int], kernel: tuple[i
         assert torch.equal(convolve2d(k, a, padding="full"), expected)
 
 
+sizes = st.integers(1, 9)
+
+
+@given(
+    shape=st.tuples(sizes, sizes),
+    kernel=st.tuples(sizes, sizes),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    mode=st.sampled_from(["valid", "same", "full"]),
+)
+def test_convolve2d_pads_as_scipy_does(
+    shape: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    mode: str,
+) -> None:
+    """Kernels larger than the image too; a stride samples scipy's result, dilation spreads taps."""
+    signal = pytest.importorskip("scipy.signal")
+    x = torch.randint(-9, 10, shape).double()
+    w = torch.randint(-9, 10, kernel).double()
+    spread = torch.zeros([d * (k - 1) + 1 for k, d in zip(kernel, dilation)], dtype=torch.float64)
+    spread[:: dilation[0], :: dilation[1]] = w
+    if mode == "valid" and any(k > n for k, n in zip(spread.shape, shape)):
+        return  # scipy then swaps image and kernel, or refuses
+    expected = signal.convolve2d(x.numpy(), spread.numpy(), mode)
+    y = convolve2d(x, w, None, stride, mode, dilation)
+    assert y.tolist() == expected[:: stride[0], :: stride[1]].tolist()
+
+
+@given(shape=st.tuples(sizes, sizes), kernel=st.tuples(sizes, sizes))
+def test_corr2d_pads_as_scipys_correlate2d_does(
+    shape: tuple[int, int], kernel: tuple[int, int]
+) -> None:
+    signal = pytest.importorskip("scipy.signal")
+    x, w = torch.randint(-9, 10, shape).double(), torch.randint(-9, 10, kernel).double()
+    for mode in ("same", "full"):
+        expected = signal.correlate2d(x.numpy(), w.numpy(), mode)
+        assert corr2d(x, w, padding=mode).tolist() == expected.tolist()
+
+
+def test_odd_pixel_of_same_padding() -> None:
+    """At the start in convolve2d, as in scipy; at the end in corr2d, as in conv2d."""
+    x, w = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[1.0, 10]])
+    assert convolve2d(x, w, padding="same").tolist() == [[1, 12, 23, 34]]
+    assert convolve2d(x, w, stride=(1, 2), padding="same").tolist() == [[1, 23]]
+    assert corr2d(x, w.flip(-1), padding="same").tolist() == [[12, 23, 34, 40]]
+    # With a stride the padding before depends on the size in corr2d alone.
+    ones = torch.ones(1, 3)
+    assert convolve2d(x, ones, stride=(1, 2), padding="same").tolist() == [[3, 9]]
+    assert corr2d(x, ones, stride=(1, 2), padding="same").tolist() == [[6, 7]]
+
+
 def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
     """The definition's empty sum, where conv2d forgets the output's channels."""
     x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)

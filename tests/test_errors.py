@@ -46,6 +46,17 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("groups a bool", {"groups": True}, "groups must be an integer, got the bool True"),
     ("stride 0", {"stride": 0}, r"stride must be at least 1, got \(0, 0\)"),
     ("stride 0, padding same", {"stride": 0, "padding": "same"}, "stride must be at least 1"),
+    ("dilation 0, padding same", {"dilation": 0, "padding": "same"}, "dilation must be at least 1"),
+    (
+        "dilation a float, padding same",
+        {"dilation": 1.5, "padding": "same"},
+        "dilation must be an integer, got 1.5",
+    ),
+    (
+        "kernel without taps, padding same",
+        {"weight": torch.ones(6, 4, 0, 2), "padding": "same"},
+        "kernel must be at least 1",
+    ),
     ("sizes past 64 bits", {"dilation": 2**62, "padding": 2**62}, "64 bits"),
     ("stride -1", {"stride": (1, -1)}, r"stride must be at least 1, got \(1, -1\)"),
     ("stride a float", {"stride": 1.5}, "stride must be an integer, got 1.5"),

@@ -13,7 +13,7 @@ from laws import algorithm_id
 from torch import Tensor, nn
 from torch.export import Dim
 
-from torch_corr import Algorithm, Corr2d, Naive, Problem, Unfold, corr2d
+from torch_corr import Algorithm, Corr2d, Naive, Problem, Unfold, convolve2d, corr2d
 from torch_corr.planner import able_algorithms
 
 pytestmark = [
@@ -162,6 +162,14 @@ def test_symbolic_trace_sees_one_leaf() -> None:
     assert calls == [corr2d, corr2d]
     x = torch.randn(2, 4, 9, 8)
     assert torch.equal(traced(x), net(x))
+
+
+def test_symbolic_trace_keeps_convolve2d() -> None:
+    """With its kernel flipped: a weight that is an argument is no tensor while tracing."""
+    traced = torch.fx.symbolic_trace(lambda x, w: convolve2d(x, w, padding="same"))
+    x, w = torch.randn(2, 4, 9, 8), torch.randn(3, 4, 2, 3)
+    assert torch.equal(traced(x, w), convolve2d(x, w, padding="same"))
+    assert not torch.allclose(traced(x, w), corr2d(x, w, padding="same"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own, which are many

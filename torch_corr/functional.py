@@ -75,7 +75,8 @@ def corr2d(
         stride: steps between windows, an integer or a pair (rows, columns).
         padding: pixels around the image: an integer, a pair (rows, columns), pairs
             ((top, bottom), (left, right)), or ``"valid"`` (none), ``"full"`` (d(k-1) on
-            every side) or ``"same"`` (ceil(size/stride) outputs, an odd pixel at the end).
+            every side) or ``"same"`` (ceil(size/stride) outputs, an odd pixel at the end;
+            ``docs/padding.md`` compares other libraries).
         dilation: steps between taps, an integer or a pair.
         groups: number of independent groups that the channels are divided into.
         padding_mode: what padding holds: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
@@ -243,18 +244,51 @@ def convolve2d(
     padding_mode: str = "zeros",
     algorithm: AlgorithmLike = "auto",
 ) -> Tensor:
-    """Convolve images with filters, as mathematics has it: the kernel is flipped.
+    """Convolve images with filters, as mathematics defines it: the kernel is flipped.
 
     ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + (kH-1-u)*d - p, ...] * w[o,c,u,v]``
 
     With ``padding="full"`` and one channel this is the whole discrete convolution of image
     and kernel, which commutes: ``convolve2d(a, b, padding="full") == convolve2d(b, a, ...)``.
-    Channels are summed as in :func:`corr2d`, whose arguments, results and errors it has.
+    Channels are summed as in :func:`corr2d`.  Arguments, results and errors are those of
+    :func:`corr2d`, except for one value of ``padding``.
+
+    Args:
+        padding: as for :func:`corr2d`, except that ``"same"`` pads as scipy does: d(k-1) pixels
+            along each axis, an odd one at the top (left), where :func:`corr2d` puts it at the
+            bottom (right).  A stride then takes every s-th row and column of that result, so that
+            ``convolve2d(x, w, stride=s, padding="same")`` is
+            ``convolve2d(x, w, padding="same")[..., ::s, ::s]``.  ``docs/padding.md`` compares
+            the two with ``F.conv2d``, scipy, TensorFlow and JAX.
 
     Source:
-        ``scipy.signal.convolve2d`` is the same for one channel.
+        ``scipy.signal.convolve2d`` computes the same for one channel, where ``mode`` is
+        ``padding`` and ``boundary="wrap"`` is ``padding_mode="circular"``.
+
+    Example:
+        >>> x, w = torch.tensor([[1., 2., 3., 4.]]), torch.tensor([[1., 10.]])
+        >>> convolve2d(x, w, padding="same")
+        tensor([[ 1., 12., 23., 34.]])
+        >>> convolve2d(x, w, padding="full")
+        tensor([[ 1., 12., 23., 34., 40.]])
     """
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            convolve2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode=padding_mode,
+            algorithm=algorithm,
+        )
     if isinstance(weight, Tensor) and weight.dim() >= 2:
+        if isinstance(padding, str) and padding == "same":
+            padding = _same_as_scipy(weight, dilation)
         weight = weight.flip(-2, -1)
     return corr2d(
         input,
@@ -267,6 +301,13 @@ def convolve2d(
         padding_mode=padding_mode,
         algorithm=algorithm,
     )
+
+
+def _same_as_scipy(weight: Tensor, dilation: SizeLike) -> Sides:
+    """The padding that keeps the image's size, an odd pixel at the top (left)."""
+    kernel = as_pair("kernel", _shape(weight)[-2:])
+    rows, columns = resolve_padding("same", kernel, kernel, (1, 1), as_pair("dilation", dilation))
+    return rows[::-1], columns[::-1]
 
 
 def plan(
