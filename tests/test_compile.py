@@ -145,6 +145,152 @@ def test_convolve2d_is_one_graph_for_any_size() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.fixture
+def data_dependent() -> Iterator[None]:
+    """``n.item()`` and ``x[mask]`` stay in the graph, with sizes that only its data decide."""
+    with torch._dynamo.config.patch(
+        capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True
+    ):
+        yield
+
+
+def counted(mask: Tensor, most: int, hint: bool) -> int:
+    """A size from data; with what PyTorch asks for where it cannot find out by itself."""
+    size: Any = mask.sum().item()
+    if hint:
+        torch._check(size >= 3)
+        torch._check(size <= most)
+    return size
+
+
+def masked(x: Tensor, mask: Tensor, hint: bool) -> Tensor:
+    images = x[mask]
+    if hint:
+        torch._check(images.shape[0] >= 1)
+    return images
+
+
+def masked_in_channels_last(x: Tensor, mask: Tensor, hint: bool) -> Tensor:
+    return masked(x.contiguous(memory_format=torch.channels_last), mask, hint)
+
+
+FIVE_OF_SEVEN = torch.tensor([True, True, False, True, False, True, True])
+NONE_OF_SEVEN = torch.zeros(7, dtype=torch.bool)
+PARTS: dict[str, tuple[Callable[[Tensor, Tensor, bool], Tensor], Tensor]] = {
+    "rows": (lambda x, mask, hint: x[:, :, : counted(mask, 9, hint)], FIVE_OF_SEVEN),
+    "columns": (lambda x, mask, hint: x[..., : counted(mask, 8, hint)], FIVE_OF_SEVEN),
+    "one image": (lambda x, mask, hint: x[0, :, : counted(mask, 9, hint)], FIVE_OF_SEVEN),
+    "images": (masked, FIVE_OF_SEVEN),
+    "no images": (masked, NONE_OF_SEVEN),
+    "channels_last": (masked_in_channels_last, FIVE_OF_SEVEN),
+}
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize(
+    ("part", "hint"), [*((part, False) for part in PARTS), ("rows", True), ("images", True)]
+)
+def test_sizes_that_depend_on_data(part: str, algorithm: str, hint: bool) -> None:
+    """Values and gradients, in every kind of padding, in one graph."""
+    take, which = PARTS[part]
+
+    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        x = take(x, which, hint)
+        paddings = (1, 1), (1, "full"), (2, "same"), (1, ((1, 0), (0, 2)))
+        results = [
+            corr2d(x, w, b, stride, padding, algorithm=algorithm) for stride, padding in paddings
+        ]
+        return torch.cat([result.flatten() for result in results])
+
+    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    operands = some((7, 3, 9, 8), (4, 3, 3, 2), (4,))
+    close(with_gradients(captured, *operands), with_gradients(function, *operands))
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+def test_data_decide_in_one_graph(algorithm: str) -> None:
+    """Each size is planned and checked when it comes."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def captured(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+        return corr2d(x[:, :, : mask.sum().item()], w, algorithm=algorithm)
+
+    x, w = some((2, 3, 9, 8), (4, 3, 3, 2))
+    for n in (5, 3, 9):
+        close(captured(x, w, torch.arange(9) < n), F.conv2d(x[:, :, :n], w))
+    with pytest.raises(RuntimeError, match="kernel does not fit: along H it spans 3 pixels"):
+        captured(x, w, torch.arange(9) < 2)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+def test_channels_and_taps_that_depend_on_data(algorithm: str) -> None:
+    """conv2d with such channels cannot be captured; none at all sum to zero, as in eager."""
+
+    def function(x: Tensor, w: Tensor, b: Tensor, mask: Tensor, taps: Tensor) -> Tensor:
+        kernel = w[:, mask, : taps.sum().item()]
+        return corr2d(x[:, mask], kernel, b, padding=1, algorithm=algorithm)
+
+    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    operands = some((2, 3, 5, 6), (4, 3, 3, 2), (4,))
+    for mask, taps in (((True, False, True), 2), ((True, True, True), 3), ((False,) * 3, 1)):
+        which = torch.tensor(mask), torch.arange(3) < taps
+        close(captured(*operands, *which), function(*operands, *which))
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+def test_channels_from_data_that_do_not_match(algorithm: str) -> None:
+    """Refused when they come, by an assertion in the graph."""
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def captured(x: Tensor, w: Tensor, some: Tensor, others: Tensor) -> Tensor:
+        return corr2d(x[:, some], w[:, others], algorithm=algorithm)
+
+    x, w = some((2, 3, 5, 6), (4, 3, 3, 2))
+    two, all = torch.tensor([True, False, True]), torch.tensor([True, True, True])
+    close(captured(x, w, two, two), F.conv2d(x[:, ::2], w[:, ::2]))
+    with pytest.raises(RuntimeError, match="Runtime assertion failed for expression"):
+        captured(x, w, all, two)
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("algorithm", ["aten"])
+def test_inductor_where_sizes_depend_on_data(algorithm: str) -> None:
+    def function(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+        return corr2d(x[mask], w, padding=1, algorithm=algorithm)
+
+    captured = torch.compile(function, fullgraph=True)
+    operands = some((7, 3, 9, 8), (4, 3, 3, 2))
+    ours = with_gradients(lambda x, w: captured(x, w, FIVE_OF_SEVEN), *operands)
+    close(ours, with_gradients(lambda x, w: function(x, w, FIVE_OF_SEVEN), *operands))
+
+
+@pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold"])
+def test_vmap_over_an_axis_of_any_length(algorithm: str) -> None:
+    """A length that is dynamic, and one that depends on data; conv2d is held to one length."""
+
+    def function(xs: Tensor, w: Tensor) -> Tensor:
+        return vmap(lambda x: corr2d(x, w, algorithm=algorithm))(xs)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    captured = torch.compile(function, fullgraph=True, backend=counter)
+    for times in (8, 9, 10):
+        xs, w = some((times, 2, 3, 5, 4), (2, 3, 2, 2))
+        close(with_gradients(captured, xs, w), with_gradients(function, xs, w))
+    assert counter.frame_count == 2
+    xs, w = some((7, 2, 3, 5, 4), (2, 3, 2, 2))
+    captured = torch.compile(
+        lambda xs, w, mask: function(xs[mask], w), fullgraph=True, backend="aot_eager"
+    )
+    close(captured(xs, w, FIVE_OF_SEVEN), function(xs[FIVE_OF_SEVEN], w))
+
+
 @pytest.mark.parametrize("mode", ["reflect", "circular"])
 def test_marked_dynamic(mode: str) -> None:
     """``mark_dynamic`` holds: nothing ties the graph to a size."""

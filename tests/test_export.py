@@ -104,6 +104,26 @@ def test_export_keeps_the_formula_of_same_with_a_stride(strict: bool) -> None:
         close(program.module()(x), net(x))
 
 
+@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+@pytest.mark.parametrize("part", ["rows", "images"])
+def test_export_with_sizes_that_depend_on_data(part: str, strict: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = network(((1, 0), (2, 3)))
+
+        def forward(self, x: Tensor, which: Tensor) -> Tensor:
+            return self.layers(x[:, :, : which.sum().item()] if part == "rows" else x[which])
+
+    net, x = Net(), torch.randn(3, 4, 10, 11)
+    rows = part == "rows"
+    some = torch.arange(10) < 9 if rows else torch.tensor([True, False, True])
+    others = torch.arange(10) < 6 if rows else torch.tensor([False, False, True])
+    program = torch.export.export(net, (x, some), strict=strict)
+    close(program.module()(x, others), net(x, others))
+    assert sum(name.startswith("aten.conv2d") for name in targets(program)) == 2
+
+
 def test_export_of_many_strided_layers_padded_to_same() -> None:
     """As in networks that come from TensorFlow; each layer's size is a formula in the last's."""
     net = nn.Sequential(*(Corr2d(1, 1, 3, stride=2, padding="same") for _ in range(6)))

@@ -49,12 +49,13 @@ from .operators import (
     open_slot,
     operate,
     plan_of,
+    planned,
     run,
     run_gradients,
     slots_of,
 )
 from .planner import Plan
-from .problem import Problem
+from .problem import Problem, is_known_zero
 
 
 @left_alone
@@ -222,11 +223,12 @@ def _mapped(
     opened = open_slot(slots)
     lacking = [slot for slot, has in enumerate(mapped) if not has and slot != opened]
     axis = _LACKED_AXIS[lacking[0]] if lacking else _GROUPS
-    if times == 0:
+    if is_known_zero(times):
         (some, *_) = (value for value in slots if value is not None)
         return some.new_zeros((0, *_shape(plan.problem, opened)))
     problem = _folded_problem(plan.problem, axis, times)
-    if times > 1 and not plan.able(problem):
+    fits = not isinstance(plan, Plan) or problem.is_symbolic or plan.able(problem)
+    if not fits and times > 1:
         # Too large for the algorithm in one piece (a workspace limit): take it in two.
         halves = [(0, times // 2), (times // 2, times - times // 2)]
         return torch.cat(
@@ -248,7 +250,8 @@ def _mapped(
         _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
         for slot, (value, has) in enumerate(zip(slots, mapped))
     ]
-    return _unfold(plan.problem, opened, axis, fill(plan.of(problem), *operands), times)
+    larger = planned(problem, plan.device, plan.dtype, plan.asked)
+    return _unfold(plan.problem, opened, axis, fill(larger, *operands), times)
 
 
 def _under_functionalize(transform: Any, plan: Plan | Deferred, slots: Slots) -> Tensor:

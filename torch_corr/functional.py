@@ -31,8 +31,13 @@ from .problem import (
     as_int,
     as_pair,
     as_sides,
+    is_data_dependent,
+    is_known_zero,
+    require,
     resolve_padding,
+    same_shape,
     shape_str,
+    window_span,
 )
 from .sharding import is_distributed
 from .suggest import did_you_mean
@@ -306,8 +311,8 @@ def convolve2d(
 def _same_as_scipy(weight: Tensor, dilation: SizeLike) -> Sides:
     """The padding that keeps the image's size, an odd pixel at the top (left)."""
     kernel = as_pair("kernel", _shape(weight)[-2:])
-    rows, columns = resolve_padding("same", kernel, kernel, (1, 1), as_pair("dilation", dilation))
-    return rows[::-1], columns[::-1]
+    rows, columns = window_span(kernel, as_pair("dilation", dilation))
+    return (rows // 2, (rows - 1) // 2), (columns // 2, (columns - 1) // 2)
 
 
 def plan(
@@ -494,7 +499,9 @@ def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
     if not any(map(_hands_on_channels_last, (input, weight))):
         return None
     # On a CPU nothing else is ever chosen, and of PyTorch's own compilers make more.
-    return IN_CHANNELS_LAST if input.is_cuda else "aten"
+    # A plan that waits for the sizes must say itself that it does so.
+    waits = is_data_dependent((*input.shape, *weight.shape))
+    return IN_CHANNELS_LAST if input.is_cuda or waits else "aten"
 
 
 @left_alone
@@ -512,7 +519,7 @@ def _written_down() -> bool:
 @left_alone
 def _standard(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """PyTorch's own convolution, which every reader of an exported program knows."""
-    if problem.in_channels == 0:
+    if is_known_zero(problem.in_channels):
         return Aten().forward(problem, input, weight) + (0 if bias is None else bias[:, None, None])
     return conv2d(problem, input, weight, bias)
 
@@ -647,11 +654,13 @@ def _check_operands(input: Any, weight: Any, bias: Any) -> None:
 
 @left_alone
 def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
-    if _shape(bias) != (problem.out_channels,):
-        raise RuntimeError(
+    require(
+        same_shape(_shape(bias), (problem.out_channels,)),
+        lambda: (
             f"bias must have shape ({problem.out_channels},), one number for each output channel "
             f"of weight {shape_str(weight.shape)}, got {shape_str(_shape(bias))}"
-        )
+        ),
+    )
 
 
 @left_alone

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .algorithms import MAPS, Aten, MapName
 from .planner import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
-from .problem import Problem, as_pair, shape_str
+from .problem import Problem, as_pair, require, same_shape, shape_str
 from .sharding import is_distributed, register_splits
 
 Slots: TypeAlias = Sequence[Tensor | None]
@@ -79,14 +79,6 @@ class Deferred:
     dtype: torch.dtype
     asked: AlgorithmLike
 
-    def able(self, problem: Problem) -> bool:
-        """Whether it can run another problem; a refusal comes when it is run."""
-        return problem.is_symbolic or bool(self.of(problem))
-
-    def of(self, problem: Problem) -> Plan | Deferred:
-        """A plan for another problem, asked for in the same words."""
-        return planned(problem, self.device, self.dtype, self.asked)
-
 
 def planned(
     problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
@@ -106,8 +98,10 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
         algorithm: Any = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.asked)
-    if isinstance(algorithm, Aten) and not is_distributed(slots):
-        # PyTorch's own operators need no hiding, and compilers do much with them.
+    hidden = is_distributed(slots) or plan.problem.is_data_dependent
+    if isinstance(algorithm, Aten) and not hidden:
+        # Compilers do much with PyTorch's own operators.  Which of them to call depends on the
+        # sizes, so where these are known only when the graph runs, the choice is made then.
         operands = (slots[slot] for slot in OPERANDS[map])
         result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
         return result
@@ -236,12 +230,16 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
     problem = problem_of(map, first.shape, second.shape, *numbers)
     shapes = slots_of(map, first.shape, second.shape)
     for slot, shape in enumerate((problem.input_shape, problem.weight_shape, problem.output_shape)):
-        if shapes[slot] is not None and tuple(shapes[slot]) != shape:
-            raise RuntimeError(
+        if shapes[slot] is None:
+            continue
+        require(
+            same_shape(shapes[slot], shape),
+            lambda: (
                 f"torch_corr::{map} got operands of shapes {shape_str(first.shape)} and "
                 f"{shape_str(second.shape)}, which do not belong together in {problem}: "
-                f"{('input', 'weight', 'output')[slot]} should be {shape_str(shape)}"
-            )
+                f"{('input', 'weight', 'output')[slot]} should be {shape_str(shape)}"  # noqa: B023
+            ),
+        )
     return planned(problem, first.device, first.dtype, asked_for(key))
 
 

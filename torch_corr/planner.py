@@ -102,10 +102,6 @@ class Plan:
             return bool(able_algorithms(problem, self.device, self.dtype))
         return not asked.refusals(problem, self.device, self.dtype)
 
-    def of(self, problem: Problem) -> Plan:
-        """A plan for another problem, asked for in the same words."""
-        return make_plan(problem, self.device, self.dtype, self.asked)
-
     def __str__(self) -> str:
         """For each map every algorithm's time, workspace and error class, or why it is out."""
         asked = find_algorithm(self.asked)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
@@ -111,13 +111,15 @@ class Problem:
         groups = as_int("groups", groups)
         if groups < 1:
             raise RuntimeError(f"groups must be at least 1, got {groups}")
-        if in_channels != group_channels * groups:
-            raise RuntimeError(
+        require(
+            in_channels == group_channels * groups,
+            lambda: (
                 f"input of shape {shape_str(input_shape)} has {in_channels} channels, but weight "
                 f"of shape {shape_str(weight_shape)} with groups={groups} reads "
                 f"{group_channels} * {groups} = {group_channels * groups}; make the weight's "
                 f"second size in_channels / groups"
-            )
+            ),
+        )
         stride_pair, dilation_pair = as_pair("stride", stride), as_pair("dilation", dilation)
         kernel_pair, size_pair = as_pair("kernel", kernel), as_pair("size", size)
         sides = resolve_padding(padding, size_pair, kernel_pair, stride_pair, dilation_pair)
@@ -180,9 +182,18 @@ class Problem:
     @property
     def is_symbolic(self) -> bool:
         """Whether some number is a symbol that stands for many."""
+        return any(isinstance(each, torch.SymInt) for each in self._numbers)
+
+    @property
+    def is_data_dependent(self) -> bool:
+        """Whether some size is known only when a graph runs: one that it takes from its data."""
+        return is_data_dependent(self._numbers)
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
         numbers = (self.batch, self.in_channels, self.out_channels, self.groups, *self.size)
         more = (*self.kernel, *self.stride, *self.dilation, *self.padding[0], *self.padding[1])
-        return any(isinstance(each, torch.SymInt) for each in (*numbers, *more))
+        return (*numbers, *more)
 
     @property
     def group_in(self) -> int:
@@ -292,8 +303,8 @@ def resolve_padding(
         RuntimeError: an unknown name.
     """
     for name, pair in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
-        if min(pair) < 1:
-            raise RuntimeError(f"{name} must be at least 1, got {pair}")
+        for number in pair:
+            require(number >= 1, lambda: f"{name} must be at least 1, got {pair}")  # noqa: B023
     if not isinstance(padding, str):
         return as_sides(padding)
     if padding == "valid":
@@ -361,6 +372,41 @@ def as_sides(padding: Any) -> Sides:
             f"padding must be ((top, bottom), (left, right)), got {len(items)} items: {padding!r}"
         )
     return as_pair("padding", items[0]), as_pair("padding", items[1])
+
+
+def require(condition: bool, message: Callable[[], str]) -> None:
+    """Raise RuntimeError unless the condition holds; of data-dependent sizes, when a graph runs."""
+    torch._check(condition, message)  # type: ignore[no-untyped-call]
+
+
+def is_data_dependent(sizes: Iterable[int]) -> bool:
+    """Whether one of these is known only when a graph runs, so that nothing may branch on it."""
+    if not any(isinstance(each, torch.SymInt) for each in sizes):
+        return False
+    # The import takes 200 ms, but where there are symbols it has been made.
+    from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
+
+    return has_free_unbacked_symbols(tuple(sizes))
+
+
+def is_known_zero(size: int) -> bool:
+    """Whether a size is zero; False where only data can tell."""
+    if not isinstance(size, torch.SymInt):
+        return size == 0
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return guard_or_false(size == 0)
+
+
+def same_shape(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether two shapes are equal; a condition to assert where a size is data-dependent."""
+    if not is_data_dependent((*first, *second)):
+        return tuple(first) == tuple(second)
+    from torch.fx.experimental.symbolic_shapes import sym_and
+
+    if len(first) != len(second):
+        return False
+    return cast(bool, sym_and(*(a == b for a, b in zip(first, second))))
 
 
 def shape_str(shape: Iterable[int]) -> str:

@@ -20,8 +20,9 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_channels_last_contiguous_or_false_2d, is_contiguous_or_false
 
-from ..problem import Problem, as_int
+from ..problem import Problem, as_int, is_data_dependent
 from ..value import Value
 
 MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
@@ -164,6 +165,11 @@ def products_may_use_tf32(dtype: torch.dtype) -> bool:
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether its channels lie next to each other, and not its pixels."""
+    symbolic = tensor._has_symbolic_sizes_strides
+    if symbolic and is_data_dependent((*tensor.shape, *tensor.stride())):
+        # False where that depends on sizes that are not known yet.
+        last = is_channels_last_contiguous_or_false_2d(tensor)
+        return last and not is_contiguous_or_false(tensor)
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
