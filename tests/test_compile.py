@@ -209,6 +209,26 @@ def test_sizes_that_depend_on_data(part: str, algorithm: str, hint: bool) -> Non
 
 
 @pytest.mark.usefixtures("data_dependent")
+@pytest.mark.parametrize("part", ["rows", "one image", "images"])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_borders_of_sizes_that_depend_on_data(mode: str, part: str) -> None:
+    take, which = PARTS[part]
+    paddings = [(1, 1), (1, ((1, 0), (0, 2))), (2, "same")]
+    paddings += [(1, (11, 12))] if mode == "circular" else []
+
+    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        x = take(x, which, False)
+        results = [
+            corr2d(x, w, b, stride, padding, padding_mode=mode) for stride, padding in paddings
+        ]
+        return torch.cat([result.flatten() for result in results])
+
+    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    operands = some((7, 3, 9, 8), (4, 3, 3, 2), (4,))
+    close(with_gradients(captured, *operands), with_gradients(function, *operands))
+
+
+@pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 def test_data_decide_in_one_graph(algorithm: str) -> None:
     """Each size is planned and checked when it comes."""
@@ -289,6 +309,19 @@ def test_vmap_over_an_axis_of_any_length(algorithm: str) -> None:
         lambda xs, w, mask: function(xs[mask], w), fullgraph=True, backend="aot_eager"
     )
     close(captured(xs, w, FIVE_OF_SEVEN), function(xs[FIVE_OF_SEVEN], w))
+
+
+def test_images_that_wrap_often_are_one_graph() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=(1, 20), padding_mode="circular")
+
+    captured = torch.compile(function, fullgraph=True, backend=counter)
+    for n in (5, 6, 7):
+        x, w = some((2, 3, 2 * n, n), (4, 3, 3, 2))
+        close(with_gradients(captured, x, w), with_gradients(function, x, w))
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])

@@ -23,7 +23,18 @@ from laws import (
 )
 from torch import Tensor
 
-from torch_corr import FFT, Algorithm, Aten, Auto, Corr2d, Problem, convolve2d, corr2d
+from torch_corr import (
+    FFT,
+    Algorithm,
+    Aten,
+    Auto,
+    Corr2d,
+    LazyCorr2d,
+    Problem,
+    convert,
+    convolve2d,
+    corr2d,
+)
 from torch_corr.testing import error_bound, operands, oracle, problems
 
 # aten is conv2d itself.
@@ -141,7 +152,10 @@ def test_convolve2d_pads_as_scipy_does(
     dilation: tuple[int, int],
     mode: str,
 ) -> None:
-    """Kernels larger than the image too; a stride samples scipy's result, dilation spreads taps."""
+    """Kernels larger than the image too, wrapped around more than once where that is asked for.
+
+    A stride samples scipy's result, dilation spreads taps.
+    """
     signal = pytest.importorskip("scipy.signal")
     x = torch.randint(-9, 10, shape).double()
     w = torch.randint(-9, 10, kernel).double()
@@ -149,9 +163,10 @@ def test_convolve2d_pads_as_scipy_does(
     spread[:: dilation[0], :: dilation[1]] = w
     if mode == "valid" and any(k > n for k, n in zip(spread.shape, shape)):
         return  # scipy then swaps image and kernel, or refuses
-    expected = signal.convolve2d(x.numpy(), spread.numpy(), mode)
-    y = convolve2d(x, w, None, stride, mode, dilation)
-    assert y.tolist() == expected[:: stride[0], :: stride[1]].tolist()
+    for border, ours in (("fill", "zeros"), ("wrap", "circular")):
+        expected = signal.convolve2d(x.numpy(), spread.numpy(), mode, border)
+        y = convolve2d(x, w, None, stride, mode, dilation, padding_mode=ours)
+        assert y.tolist() == expected[:: stride[0], :: stride[1]].tolist()
 
 
 @given(shape=st.tuples(sizes, sizes), kernel=st.tuples(sizes, sizes))
@@ -206,6 +221,69 @@ def test_padding_modes(
     torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
     ours, theirs = (torch.autograd.grad(each.square().sum(), (x, w)) for each in (y, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def tiled(x: Tensor, sides: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
+    """Circular padding by hand: the image many times over, cut out."""
+    times = [(max(side) - 1) // n + 1 for side, n in zip(sides, x.shape[-2:])]
+    many = x.repeat(1, 1, *(2 * t + 1 for t in times))
+    cut = [
+        slice(t * n - before, (t + 1) * n + after)
+        for t, n, (before, after) in zip(times, x.shape[-2:], sides)
+    ]
+    return many[..., cut[0], cut[1]]
+
+
+@each_algorithm
+@settings(max_examples=15)
+@given(data=st.data())
+def test_circular_padding_wraps_more_than_once(
+    algorithm: Algorithm, device: torch.device, data: st.DataObject
+) -> None:
+    """Beyond ``pad``, which repeats the image once; gradients too."""
+    sides = tuple((data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))) for _ in range(2))
+    x, w = (
+        torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
+        for shape in ((2, 2, data.draw(st.integers(1, 3)), 2), (4, 1, 1, 2))
+    )
+    expected = F.conv2d(tiled(x, sides), w, None, (1, 2), 0, 1, 2)
+    y = corr2d(x, w, None, (1, 2), sides, 1, 2, padding_mode="circular", algorithm=algorithm)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(each.square().sum(), (x, w)) for each in (y, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_derivatives_through_many_wraps() -> None:
+    """Of the second order, forward mode, and under vmap."""
+    x, w = torch.randn(1, 1, 2, 1).double(), torch.randn(1, 1, 2, 3).double()
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return corr2d(x, w, padding=((5, 2), (3, 4)), padding_mode="circular", algorithm="naive")
+
+    x.requires_grad_(), w.requires_grad_()
+    assert torch.autograd.gradcheck(function, (x, w), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, (x, w))
+    xs = torch.randn(3, 1, 1, 2, 1).double()
+    expected = torch.stack([function(each, w) for each in xs])
+    torch.testing.assert_close(torch.func.vmap(function, (0, None))(xs, w), expected)
+
+
+def test_layers_wrap_more_than_once() -> None:
+    """nn.Conv2d refuses; converted it does not."""
+    arguments = {"padding": (3, 7), "padding_mode": "circular"}
+    theirs = torch.nn.Conv2d(2, 3, (2, 4), **arguments)
+    x = torch.randn(2, 2, 2, 3)
+    with pytest.raises(RuntimeError, match="wrapping around more than once"):
+        theirs(x)
+    expected = F.conv2d(tiled(x, ((3, 3), (7, 7))), theirs.weight, theirs.bias)
+    ours, lazy = Corr2d(2, 3, (2, 4), **arguments), LazyCorr2d(3, (2, 4), **arguments)
+    lazy(x)
+    for layer in (ours, lazy):
+        layer.load_state_dict(theirs.state_dict())
+    convert(theirs)
+    for layer in (ours, lazy, theirs):
+        torch.testing.assert_close(layer(x), expected)
+        torch.testing.assert_close(layer(x[0]), expected[0])
 
 
 @pytest.mark.parametrize("padding", ["same", "valid", "full"])

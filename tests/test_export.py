@@ -29,6 +29,7 @@ GEOMETRIES = [
     (((1, 0), (2, 3)), 1, "zeros"),
     (((1, 0), (2, 3)), 1, "reflect"),
     ("same", 1, "circular"),
+    (((1, 0), (13, 14)), 1, "circular"),
 ]
 ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
 each_choice = pytest.mark.parametrize(
@@ -220,10 +221,16 @@ def test_onnx(padding: Any, stride: int, convolutions: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_onnx_keeps_the_formula_of_same_with_a_stride() -> None:
+@pytest.mark.parametrize(
+    ("padding", "stride", "mode"),
+    [("same", 2, "zeros"), (((1, 0), (13, 14)), 1, "circular")],
+    ids=str,
+)
+def test_onnx_keeps_formulas_of_the_size(padding: Any, stride: int, mode: str) -> None:
+    """Of "same" with a stride, and of an image that is repeated as often as it takes."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    net = network("same", 2)
+    net = network(padding, stride, mode)
     file = io.BytesIO()
     sizes = {2: Dim("h", min=8, max=99), 3: Dim("w", min=8, max=99)}
     torch.onnx.export(

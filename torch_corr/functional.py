@@ -31,6 +31,7 @@ from .problem import (
     as_int,
     as_pair,
     as_sides,
+    holds_always,
     is_data_dependent,
     is_known_zero,
     require,
@@ -85,7 +86,8 @@ def corr2d(
         dilation: steps between taps, an integer or a pair.
         groups: number of independent groups that the channels are divided into.
         padding_mode: what padding holds: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
-            ``"circular"``.
+            ``"circular"``, which repeats the image as often as it takes, where ``nn.Conv2d``
+            refuses padding larger than the image.
         algorithm: ``"auto"``, the name of one, or an :class:`~torch_corr.Algorithm`.
             A named algorithm runs or refuses; it is never replaced by another.
 
@@ -110,6 +112,8 @@ def corr2d(
         >>> corr2d(X, torch.tensor([[0., 1.], [2., 3.]]))
         tensor([[19., 25.],
                 [37., 43.]])
+        >>> corr2d(X[:1], torch.ones(1, 1), padding=((0, 0), (4, 2)), padding_mode="circular")
+        tensor([[2., 0., 1., 2., 0., 1., 2., 0., 1.]])
     """
     if has_torch_function_variadic(input, weight, bias):
         if is_traced_for_quantization(input):
@@ -681,19 +685,41 @@ def _pad(
     (batch, channels, height, width), (_, _, *kernel) = shapes
     sides = resolve_padding(padding, (height, width), as_pair("kernel", kernel), stride, dilation)
     for axis, size, side in zip("HW", (height, width), sides):
-        if min(side) < 0:
-            raise RuntimeError(f"padding must be at least 0 on every side, got {sides}")
-        most = {"reflect": size - 1, "circular": size, "replicate": max(side) if size else 0}[mode]
-        if max(side) > most:
-            raise RuntimeError(
-                f"padding {side} along {axis} is more than padding_mode={mode!r} can fill from "
-                f"{size} pixels (at most {most}), in an input of shape {shape_str(shapes[0])}; "
-                f"pad less, or with zeros"
+        most = size - 1 if mode == "reflect" else size
+        for pixels in side:
+            require(pixels >= 0, lambda: f"padding must be at least 0 on every side, got {sides}")
+            if is_known_zero(pixels):
+                continue
+            require(
+                pixels <= most if mode == "reflect" else size >= 1,
+                lambda: (
+                    f"padding {side} along {axis} is more than padding_mode={mode!r} can fill "  # noqa: B023
+                    f"from {size} pixels (at most {most}), in an input of shape "  # noqa: B023
+                    f"{shape_str(shapes[0])}; pad less, or with zeros"
+                ),
             )
     (top, bottom), (left, right) = sides
-    if channels == 0:
+    if is_known_zero(channels):
         mode = "constant"  # nothing to fill, and PyTorch's other modes refuse to
-    if top or bottom or left or right:
+    if mode == "circular" and not _wraps_once(sides, (height, width)):
+        for dim, side in enumerate(sides, start=-2):
+            if not all(map(is_known_zero, side)):
+                input = wrap(input, dim, *side)
+    elif not all(map(is_known_zero, (top, bottom, left, right))):
         input = pad(input, (left, right, top, bottom), mode=mode)
     padded = batch, channels, height + top + bottom, width + left + right
     return input, (padded, shapes[1]), (stride, ((0, 0), (0, 0)), dilation)
+
+
+def _wraps_once(sides: Sides, sizes: Pair) -> bool:
+    """Whether PyTorch's ``pad`` can fill a circular border: it repeats an image only once."""
+    return all(holds_always(pixels <= size) for size, side in zip(sizes, sides) for pixels in side)
+
+
+def wrap(input: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """Pad an axis with its own pixels, repeated as often as it takes."""
+    size = input.size(dim)
+    indices = torch.arange(-before, size + after, device=input.device)
+    # A tensor of one, because ONNX has no remainder by a number that depends on the input.
+    period = torch.full((1,), size, dtype=torch.int64, device=input.device)
+    return input.index_select(dim, indices % period)

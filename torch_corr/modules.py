@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, pad
 from torch.nn.modules.conv import _LazyConvXdMixin
 from torch.nn.parameter import UninitializedParameter
 
-from .functional import PADDING_MODES, corr2d
+from .functional import PADDING_MODES, corr2d, wrap
 from .operators import left_alone
 from .planner import AlgorithmLike, find_algorithm
 from .problem import (
@@ -42,7 +42,8 @@ class Corr2d(nn.Conv2d):
         padding: as for :func:`~torch_corr.corr2d`: beyond ``nn.Conv2d``'s also pairs
             ((top, bottom), (left, right)), ``"full"``, and ``"same"`` with a stride.
         bias: whether to learn one number b[o] for each output channel.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; circular
+            padding may be larger than the image, which ``nn.Conv2d`` refuses.
         device, dtype: of the parameters.
         algorithm: ``"auto"``, the name of one, or an :class:`~torch_corr.Algorithm`.
 
@@ -157,7 +158,11 @@ class Corr2d(nn.Conv2d):
                     "TorchScript's convolution has no rule; use torch.export, or padding "
                     "((top, bottom), (left, right))"
                 )
-        if max(self._reversed_padding_repeated_twice) > 0:
+        most = max(self._reversed_padding_repeated_twice)
+        if self.padding_mode == "circular" and most > min(input.size(-2), input.size(-1)):
+            left, right, top, bottom = self._reversed_padding_repeated_twice
+            input = wrap(wrap(input, -2, top, bottom), -1, left, right)
+        elif most > 0:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input = pad(input, self._reversed_padding_repeated_twice, mode)
         return conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)

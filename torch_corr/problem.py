@@ -398,6 +398,15 @@ def is_known_zero(size: int) -> bool:
     return guard_or_false(size == 0)
 
 
+def holds_always(condition: bool) -> bool:
+    """Whether a condition holds, of symbols for all sizes that they stand for."""
+    if not isinstance(condition, torch.SymBool):
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 def same_shape(first: Sequence[int], second: Sequence[int]) -> bool:
     """Whether two shapes are equal; a condition to assert where a size is data-dependent."""
     if not is_data_dependent((*first, *second)):
