@@ -145,6 +145,17 @@ def test_convolve2d_is_one_graph_for_any_size() -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold"])
+def test_no_filters(algorithm: str, dynamic: bool) -> None:
+    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return corr2d(x, w, b, padding=1, algorithm=algorithm)
+
+    captured = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    operands = some((2, 4, 7, 8), (0, 4, 3, 2), (0,))
+    close(with_gradients(captured, *operands), with_gradients(function, *operands))
+
+
 @pytest.fixture
 def data_dependent() -> Iterator[None]:
     """``n.item()`` and ``x[mask]`` stay in the graph, with sizes that only its data decide."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from planted import BUGS, Bug, right
 from torch import Tensor
 
-from torch_corr import Problem
+from torch_corr import Problem, corr2d
 from torch_corr.testing import (
     CLAIMS,
     LAWS,
@@ -109,6 +109,23 @@ def test_no_false_alarm_on_a_fourier_transform_that_promises_no_more(dtype: torc
         examples=15,
     )
     report.raise_if_failed()
+
+
+def test_no_filters_may_be_refused_but_not_wrong() -> None:
+    def refuses(input: Tensor, weight: Tensor, *others: Any, **more: Any) -> Tensor:
+        if weight.shape[0] == 0:
+            raise RuntimeError("expected weight to be at least 1 at dimension 0")
+        return corr2d(input, weight, *others, **more)
+
+    def invents(input: Tensor, weight: Tensor, *others: Any, **more: Any) -> Tensor:
+        if weight.shape[0] == 0:
+            weight = weight.new_zeros(more.get("groups", 1), *weight.shape[1:])
+        return corr2d(input, weight, *others, **more)
+
+    for function in (corr2d, refuses):
+        check_corr2d(function, laws=["zero_sizes"], examples=5).raise_if_failed()
+    with pytest.raises(NonConformance, match="output with no filters has shape"):
+        check_corr2d(invents, laws=["zero_sizes"], examples=5).raise_if_failed()
 
 
 def test_report_prints_a_table_and_turns_into_json() -> None:

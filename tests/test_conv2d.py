@@ -34,6 +34,7 @@ from torch_corr import (
     convert,
     convolve2d,
     corr2d,
+    plan,
 )
 from torch_corr.testing import error_bound, operands, oracle, problems
 
@@ -59,7 +60,7 @@ def test_values_and_gradients_are_conv2ds(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    if problem.in_channels == 0 or 0 in problem.size:
+    if 0 in (problem.in_channels, problem.out_channels, *problem.size):
         return  # conv2d has no channels in its output there, or refuses
     if algorithm == "auto" and data.draw(st.booleans()):
         # Symmetric padding is what leads to torch.conv2d itself.
@@ -201,6 +202,42 @@ def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
     for algorithm in ("auto", *able):
         y = corr2d(x, w, b, algorithm=algorithm)
         assert torch.equal(y, b[:, None, None].expand(2, 3, 3, 3))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_no_filters_give_no_channels(groups: int, device: torch.device) -> None:
+    """As the definition says, where conv2d refuses; the input's gradient is zero."""
+    shapes = (2, 4, 7, 8), (0, 4 // groups, 3, 2), (0,)
+    x, w, b = (torch.ones(each, device=device, requires_grad=True) for each in shapes)
+    with pytest.raises(RuntimeError, match="expected weight to be at least"):
+        F.conv2d(x, w, b, groups=groups)
+    problem = Problem.of(x.shape, w.shape, groups=groups)
+    assert Problem.parse(str(problem)) == problem
+    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    for algorithm in ("auto", Auto(measure=True), *able):
+        y = corr2d(x, w, b, (1, 2), 1, 1, groups, algorithm=algorithm)
+        assert y.shape == (2, 0, 7, 5)
+        gradients = torch.autograd.grad(y.sum(), (x, w, b))
+        assert [each.shape for each in gradients] == [x.shape, w.shape, b.shape]
+        assert not gradients[0].any()
+        mapped = torch.func.vmap(lambda w, a=algorithm: corr2d(x, w, groups=groups, algorithm=a))
+        assert mapped(torch.ones(3, *w.shape, device=device)).shape == (3, 2, 0, 5, 7)
+    assert "> aten" in str(plan(x, w, groups=groups)) or device.type != "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_layers_without_filters() -> None:
+    """nn.Conv2d makes one, with a warning as here, and refuses to run it."""
+    theirs, x = torch.nn.Conv2d(4, 0, 3), torch.ones(2, 4, 7, 8)
+    with pytest.raises(RuntimeError, match="expected weight to be at least"):
+        theirs(x)
+    convert(theirs)
+    for layer in (Corr2d(4, 0, 3), LazyCorr2d(0, 3), theirs):
+        assert layer(x).shape == (2, 0, 5, 6)
+        assert layer(x[0]).shape == (0, 5, 6)
+        assert layer.weight.shape == (0, 4, 3, 3)
+    with pytest.warns(UserWarning, match="Initializing zero-element tensors"):
+        Corr2d(4, 0, 3)
 
 
 @each_algorithm

@@ -41,7 +41,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("groups 0", {"groups": 0}, "groups must be at least 1, got 0"),
     ("groups -2", {"groups": -2}, "groups must be at least 1, got -2"),
     ("outputs not divisible", {"weight": W[:, :1], "groups": 4}, "out_channels=6 is not divisible"),
-    ("no outputs", {"weight": W[:0]}, "out_channels must be at least 1"),
     ("groups a float", {"groups": 1.0}, "groups must be an integer, got 1.0 of type float"),
     ("groups a bool", {"groups": True}, "groups must be an integer, got the bool True"),
     ("stride 0", {"stride": 0}, r"stride must be at least 1, got \(0, 0\)"),
@@ -122,6 +121,19 @@ def test_refused_as_conv2d_refuses(
         ours = refusal(function, **arguments, algorithm=algorithm)
         # A named algorithm's refusal of a dtype is a RuntimeError, the parent type.
         assert type(ours) is type(theirs) or (type(ours) is RuntimeError and case == "bools")
+
+
+def test_no_filters_are_refused_for_other_reasons_alone() -> None:
+    none = torch.ones(0, 4, 3, 2)
+    assert corr2d(X, none, B[:0]).shape == (2, 0, 5, 7)
+    for arguments, message in (
+        ((X, none, B[:1]), r"bias must have shape \(0,\).*got \(1,\)"),
+        ((X[:, :3], none), "has 3 channels"),
+        ((X[:, :, :2], none), "kernel does not fit"),
+        ((X[:, :, :0], none, None, 1, 3), "without pixels"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            corr2d(*arguments)
 
 
 def test_devices_must_agree() -> None:

@@ -259,6 +259,13 @@ def test_aot_inductor_package(tmp_path: Path) -> None:
     close(torch._inductor.aoti_load_package(package)(x), net(x))
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_no_filters_give_no_channels_there_too() -> None:
+    layer, x = Corr2d(4, 0, 3), torch.randn(2, 4, 5, 6)
+    assert torch.export.export(layer, (x,)).module()(x).shape == (2, 0, 3, 4)
+    assert torch.jit.trace(layer, x)(x).shape == (2, 0, 3, 4)
+
+
 def test_no_channels_are_zeros_there_too() -> None:
     """As eager: a correlation over no channel is the bias."""
 

@@ -126,7 +126,7 @@ def valid(**changes: object) -> Problem:
 REFUSED = [
     ({"batch": -1}, RuntimeError, "batch must be at least 0, got -1"),
     ({"in_channels": -4}, RuntimeError, "in_channels must be at least 0"),
-    ({"out_channels": 0}, RuntimeError, "out_channels must be at least 1"),
+    ({"out_channels": -6}, RuntimeError, "out_channels must be at least 0"),
     ({"size": (-1, 5)}, RuntimeError, r"size must be at least 0, got \(-1, 5\)"),
     ({"size": (0, 5), "padding": 3}, RuntimeError, "images without pixels"),
     ({"kernel": (0, 1)}, RuntimeError, "kernel must be at least 1"),

@@ -77,6 +77,7 @@ def corr2d(
             bfloat16, float16, complex128, complex64, or an integer type (no gradients).
             Of ``to_mkldnn()`` only for ``"auto"`` and ``"aten"``, as ``F.conv2d`` takes it.
         weight: (O, C/groups, kH, kW), or (kH, kW) with a 2-D input; the input's dtype.
+            O may be 0, which ``F.conv2d`` refuses.
         bias: (O,), added to every pixel of channel ``o``; the input's dtype.
         stride: steps between windows, an integer or a pair (rows, columns).
         padding: pixels around the image: an integer, a pair (rows, columns), pairs
@@ -523,7 +524,7 @@ def _written_down() -> bool:
 @left_alone
 def _standard(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """PyTorch's own convolution, which every reader of an exported program knows."""
-    if is_known_zero(problem.in_channels):
+    if is_known_zero(problem.in_channels) or is_known_zero(problem.out_channels):
         return Aten().forward(problem, input, weight) + (0 if bias is None else bias[:, None, None])
     return conv2d(problem, input, weight, bias)
 

@@ -49,7 +49,7 @@ class Problem:
         batch: number of images N >= 0.
         in_channels: channels C >= 0 of the input, a multiple of ``groups``.
         size: (H, W) of the input; at least 1x1 unless batch or channels are empty.
-        out_channels: channels O >= 1 of the output, a multiple of ``groups``.
+        out_channels: channels O >= 0 of the output, a multiple of ``groups``.
         kernel: (kH, kW) of the weight, at least 1x1.
         stride: steps between windows, at least 1.
         padding: ((top, bottom), (left, right)) zeros around the image, at least 0.
@@ -238,17 +238,19 @@ class Problem:
         return (self.batch, self.out_channels, *self.output_size)
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is multiplied: no images, no pixels, or no channels on either side."""
+        return 0 in self.input_shape or self.out_channels == 0
+
+    @property
     def multiplications(self) -> int:
         """Products in the definition, taps on the padding included; each map has as many."""
         return prod(self.output_shape) * self.group_in * prod(self.kernel)
 
     def _check(self) -> None:
-        for name in ("batch", "in_channels"):
+        for name in ("batch", "in_channels", "out_channels", "size"):
             _at_least(self, name, 0)
-        for name in ("out_channels", "groups"):
-            _at_least(self, name, 1)
-        _at_least(self, "size", 0)
-        for name in ("kernel", "stride", "dilation"):
+        for name in ("groups", "kernel", "stride", "dilation"):
             _at_least(self, name, 1)
         if min(*self.padding[0], *self.padding[1]) < 0:
             raise RuntimeError(

@@ -38,7 +38,7 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     most = MOST_PRODUCTS // (task.lengths[0] * task.problem.groups)
     if most == 0 or task.axes[1].tiles > MOST_PRODUCTS:
         return None
-    if max(task.lengths) > LONGEST or task.problem.group_in == 0:
+    if max(task.lengths) > LONGEST or 0 in (task.problem.group_in, task.problem.group_out):
         return None
     return min(_plans(task, limit, most), key=lambda made: rank(made, limit, machine))
 

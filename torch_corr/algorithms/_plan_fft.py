@@ -15,7 +15,7 @@ from .base import Cost
 def plan(task: Task, limit: int, machine: Machine) -> Plan:
     """The plan of largest pieces that fit, and that the cache holds; there is always one."""
     problem, map = task.problem, task.map
-    (images, rows), block, outs = task.at_once, problem.groups, problem.group_out
+    (images, rows), block, outs = task.at_once, problem.groups, max(1, problem.group_out)
 
     def peak() -> int:
         return _peak(task, (images, rows), block, outs)

@@ -25,7 +25,7 @@ LONGEST = 256
 def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     """The plan of largest slabs, and then blocks, that fit; None for lengths that do not pay."""
     problem = task.problem
-    if max(task.lengths) > LONGEST or problem.group_in == 0:
+    if max(task.lengths) > LONGEST or 0 in (problem.group_in, problem.group_out):
         return None
     memory = _Memory(task, task.at_once)
     while memory.peak(1) > limit and memory.per_slab != (1, 1):

@@ -126,7 +126,7 @@ class Aten(Fitted):
     def adds_nothing(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether PyTorch's convolution does this problem without any of what is put around it."""
         return (
-            0 not in problem.input_shape
+            not problem.is_empty
             and not _thinned_first(problem, device, dtype)
             and not any(
                 _computed_in_float32(problem, map, device, dtype)
@@ -136,7 +136,7 @@ class Aten(Fitted):
         )
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return input.new_zeros(problem.output_shape)
         if _computed_in_float32(problem, "forward", input.device, input.dtype):
             return self.forward(problem, input.float(), weight.float()).to(input.dtype)
@@ -148,7 +148,7 @@ class Aten(Fitted):
         )
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return output.new_zeros(problem.input_shape)
         if _computed_in_float32(problem, "grad_input", output.device, output.dtype):
             return self.grad_input(problem, output.float(), weight.float()).to(output.dtype)
@@ -165,7 +165,7 @@ class Aten(Fitted):
         return result[..., top : top + height, left : left + width] if any(extra) else result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return input.new_zeros(problem.weight_shape)
         if _computed_in_float32(problem, "grad_weight", input.device, input.dtype):
             return self.grad_weight(problem, input.float(), output.float()).to(input.dtype)

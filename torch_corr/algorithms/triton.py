@@ -110,7 +110,7 @@ class Triton(Algorithm):
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         """(x, y) -> w: splits of the pixels, then their sum, in an order that sizes decide."""
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return input.new_zeros(problem.weight_shape)
         return self._run("grad_weight", problem, input, output)
 
@@ -134,7 +134,7 @@ class Triton(Algorithm):
             result: of another algorithm, contiguous; written to.
             redo: one integer, an int32 tensor of one element.
         """
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return result
         again = self._run(map, problem, first, second, redo)
         return torch.where(redo != 0, again, result, out=result)
@@ -147,7 +147,7 @@ class Triton(Algorithm):
         Of operands in NCHW: what ``grad_weight`` copies of few channels in channels_last is not
         counted, since sizes do not tell it.
         """
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return 0
         config = self._config(map, problem, dtype)
         taps = prod(problem.weight_shape)
@@ -168,7 +168,7 @@ class Triton(Algorithm):
 
         What it costs beside a large matrix product is told by what was timed on an H200.
         """
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return Cost(calls=1)
         config = self._config(map, problem, dtype)
         flops = definition_flops(problem, dtype)
@@ -183,7 +183,7 @@ class Triton(Algorithm):
         Matrix products of channels are a kind, and sums and bands the other, which is far behind:
         its tiles would be empty, or its channels one by one.
         """
-        if self.correlate or self.weight or 0 in problem.input_shape:
+        if self.correlate or self.weight or problem.is_empty:
             return ()
         chosen = self._config(map, problem, dtype)
         option = "weight" if map == "grad_weight" else "correlate"
@@ -198,7 +198,7 @@ class Triton(Algorithm):
         return tuple(each for each in CONFIGS if not unsuited(each, problem, map, dtype))
 
     def _correlate(self, map: MapName, problem: Problem, source: Tensor, weight: Tensor) -> Tensor:
-        if 0 in problem.input_shape:
+        if problem.is_empty:
             return source.new_zeros(dest_shape(map, problem))
         return self._run(map, problem, source, weight)
 
@@ -237,7 +237,7 @@ class Triton(Algorithm):
                     f"no configuration {name!r}{did_you_mean(name, names)} "
                     f"(it has {', '.join(names)})"
                 )
-            elif name and 0 not in problem.input_shape:
+            elif name and not problem.is_empty:
                 config = by_name(name)
                 found = (unsuited(config, problem, map, dtype) for map in of)
                 reasons += dict.fromkeys(each for each in found if each)

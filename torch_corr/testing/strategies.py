@@ -36,7 +36,8 @@ def problems(
         max_one: unless 0, one of batch, channels (or the groups of a depthwise layer), rows or
             columns is often longer than its own limit and up to this long, to reach the tails
             of blocked loops; half of these lengths are a power of two, or one more.
-        allow_empty: whether the batch, or the channels, or then the image may be empty.
+        allow_empty: whether the batch, or the channels on either side, or the image where the
+            batch or the input's channels are, may be empty.
         asymmetric_padding: whether the two sides of an axis may be padded differently.
 
     Raises:
@@ -90,7 +91,7 @@ def _problems(
     else:
         groups = draw(st.integers(2, max_groups), label="groups") if grouping == "several" else 1
         group_in = length("input channels of a group", least, max_channels)
-        group_out = length("output channels of a group", 1, max_channels)
+        group_out = length("output channels of a group", least, max_channels)
     large = long == "kernel"
     small = _SMALL if "kernel" in axes and not large else {}
     most_taps = min(max_kernel, small.get("kernel", max_kernel))

@@ -100,10 +100,14 @@ def _require_biased(
 
 
 def zero_sizes(subject: Subject, case: Case) -> None:
-    """No images give no images; no channels sum to zero; and the gradients likewise."""
+    """No images give no images; no channels sum to zero; and the gradients likewise.
+
+    No filters give no channels, unless they are refused, as ``F.conv2d`` does.
+    """
     for nothing, problem in (
         ("no images", replace(case.problem, batch=0)),
         ("no channels", replace(case.problem, in_channels=0)),
+        ("no filters", replace(case.problem, out_channels=0)),
     ):
         try:
             x, w, g = replace(case, problem=problem).operands()
@@ -118,7 +122,8 @@ def zero_sizes(subject: Subject, case: Case) -> None:
                     del slots[name]
                     subject.require(f"grad_{name} with {nothing}", got, problem, **slots)
         except Refusal as refusal:
-            raise Violation(f"{nothing} raises {refusal}") from refusal
+            if nothing != "no filters":
+                raise Violation(f"{nothing} raises {refusal}") from refusal
 
 
 def large_numbers(subject: Subject, case: Case) -> None:
