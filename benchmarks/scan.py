@@ -1,0 +1,619 @@
+"""Search for problems that PyTorch's convolution on the CPU computes wrongly, or dies of.
+
+    python -m benchmarks.scan --count 20000
+    python -m benchmarks.scan --count 20000 --isa AVX2
+    python -m benchmarks.scan --count 20000 --algorithm aten
+
+Each case is one map of a small random problem, in a random dtype and memory layout.  Operands are
+small integers, so nearly every sum is exact and a wrong term shows.  Around the operands lies NaN,
+and freed memory is filled with NaN, so what is read beyond them shows too.  Results are compared
+with the definition in float64; a difference counts if it exceeds the bound of
+``torch_corr.testing``.
+
+The cases run in a process of their own.  If it dies, the case that it was running is a finding, and
+another process goes on with the next case.  A case depends on the seed and its number alone.  Each
+finding is printed with a spelling that runs it again::
+
+    python -m benchmarks.scan --case 'SPELLING'
+
+At the end the findings are counted by map, dtype and the implementation that oneDNN used.  Exit
+code 1 if there was any finding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torch_corr import Direct, Problem, corr2d
+from torch_corr.testing import Componentwise, litter, oracle, poisoned
+from torch_corr.testing.bounds import rounded
+
+ISAS = ("AVX512_CORE_AMX", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2", "SSE41")
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64)
+}
+MAPS = ("forward", "grad_input", "grad_weight", "gradients")
+READS = {
+    "forward": ("input", "weight"),
+    "grad_input": ("weight", "output"),
+    "grad_weight": ("input", "output"),
+    "gradients": ("input", "weight", "output"),
+}
+ELEMENTS, PRODUCTS = 30_000, 400_000
+"""The most elements of an operand, and the most multiplications, of a case."""
+
+PATIENCE = 4.0
+"""Seconds of processor time after which a case counts as one that does not end."""
+
+GUARD = 256
+"""Elements of NaN before and after each operand in its memory."""
+
+Strides = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One map of one problem on operands of given dtype, strides and values.
+
+    Attributes:
+        problem: the geometry.
+        map: ``forward``, ``grad_input``, ``grad_weight``, or ``gradients`` for both by one call.
+        dtype: of all operands.
+        bias: whether the forward has one.
+        values: ``ones``, or a number for random integers; after ``<`` or ``>`` only the left or
+            right half of the input and the output differs from zero.
+        strides: of input, weight and output.
+    """
+
+    problem: Problem
+    map: str
+    dtype: str
+    bias: bool
+    values: str
+    strides: tuple[Strides, Strides, Strides]
+
+    def __str__(self) -> str:
+        strides = " ".join(",".join(map(str, each)) for each in self.strides)
+        bias = "bias" if self.bias else "plain"
+        return f"{self.problem} {self.map} {self.dtype} {bias} {self.values} {strides}"
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        problem, map, dtype, bias, values, *strides = text.split()
+        first, second, third = (_strides(each) for each in strides)
+        return cls(
+            Problem.parse(problem), map, dtype, bias == "bias", values, (first, second, third)
+        )
+
+    @property
+    def operands(self) -> dict[str, Tensor]:
+        """The operands that the map reads, each amid NaN."""
+        number = int(re.sub(r"\D", "", self.values) or 0)
+        generator = torch.Generator().manual_seed(number)
+        p, found = self.problem, {}
+        for name, shape, strides in zip(
+            ("input", "weight", "output"),
+            (p.input_shape, p.weight_shape, p.output_shape),
+            self.strides,
+        ):
+            if name not in READS[self.map]:
+                continue
+            size = [1 if stride == 0 else length for length, stride in zip(shape, strides)]
+            value = torch.ones(size)
+            if "ones" not in self.values:
+                value = torch.randint(-2, 4, size, generator=generator).float()
+            if name != "weight" and strides[3]:
+                half = (shape[3] + 1) // 2
+                if self.values[0] == "<":
+                    value[..., half:] = 0
+                elif self.values[0] == ">":
+                    value[..., :-half] = 0
+            found[name] = _amid_nan(value.to(DTYPES[self.dtype]).expand(shape), strides)
+        return found
+
+
+class Finding(NamedTuple):
+    case: str
+    kind: str
+    """``wrong``, ``not finite``, ``rough`` (right where halves are summed as halves), ``raised``,
+    ``died`` or ``hung``."""
+    detail: str
+    implementation: str
+
+    @property
+    def region(self) -> str:
+        _, map, dtype, *_ = self.case.split()
+        return f"{map:<12}{dtype:<10}{self.kind:<11}{self.implementation}"
+
+
+def _strides(text: str) -> Strides:
+    a, b, c, d = map(int, text.split(","))
+    return a, b, c, d
+
+
+def _amid_nan(value: Tensor, strides: Strides) -> Tensor:
+    """The values in memory of given strides, with NaN in every element beside them."""
+    reach = sum((length - 1) * stride for length, stride in zip(value.shape, strides)) + 1
+    memory = torch.full((reach + 2 * GUARD,), float("nan"), dtype=value.dtype)
+    placed = memory.as_strided(value.shape, strides, GUARD)
+    # Along a stride of zero all values are the same, and PyTorch writes to no such tensor.
+    one = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)
+    placed[one].copy_(value[one])
+    return placed
+
+
+# Drawing
+
+
+def draw(seed: int, number: int, maps: Sequence[str], dtypes: Sequence[str]) -> Case:
+    """The case of a number: the same for each run with this seed and these options."""
+    rng = random.Random(f"{seed}/{number}")
+    while True:
+        problem = _draw_problem(rng)
+        if problem is not None:
+            break
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    last = rng.random() < 0.5
+    first, second, third = (_draw_strides(rng, shape, last) for shape in shapes)
+    values = rng.choice(["ones", str(rng.randrange(1000))])
+    return Case(
+        problem,
+        rng.choice(list(maps)),
+        rng.choice(list(dtypes)),
+        rng.random() < 0.5,
+        rng.choice(["", "", "", "<", ">"]) + values,
+        (first, second, third),
+    )
+
+
+CHANNELS = (1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 12, 13, 15, 16, 16, 17, 20, 24, 32, 33, 40)
+GROUPS = (2, 2, 3, 4, 5, 8, 16, 17, 20, 32)
+
+
+def _draw_problem(rng: random.Random) -> Problem | None:
+    """A problem, or None if what was drawn is too large or is none."""
+    kind = rng.choice(["dense", "dense", "dense", "grouped", "depthwise", "multiplied"])
+    groups = 1 if kind == "dense" else rng.choice(GROUPS)
+    ins, outs = rng.choice(CHANNELS), rng.choice(CHANNELS)
+    if kind == "depthwise":
+        ins = outs = 1
+    elif kind == "multiplied":
+        ins, outs = 1, rng.choice((2, 3, 4))
+    rows, columns = _draw_axis(rng, wide=0.05), _draw_axis(rng, wide=0.3)
+    try:
+        problem = Problem(
+            batch=rng.choice((1, 1, 2, 2, 3)),
+            in_channels=groups * ins,
+            size=(rows["size"], columns["size"]),
+            out_channels=groups * outs,
+            kernel=(rows["kernel"], columns["kernel"]),
+            stride=(rows["stride"], columns["stride"]),
+            padding=(rows["padding"], columns["padding"]),
+            dilation=(rows["dilation"], columns["dilation"]),
+            groups=groups,
+        )
+    except RuntimeError:
+        return None
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    small = max(map(prod, shapes)) <= ELEMENTS and problem.multiplications <= PRODUCTS
+    return problem if small else None
+
+
+def _draw_axis(rng: random.Random, wide: float) -> dict[str, Any]:
+    """Sizes along one axis; the output is drawn, and the image follows from it where it can."""
+    kernel = rng.choice((1, 1, 2, 3, 3, 3, 4, 5, 6, 7))
+    if rng.random() < 0.08:
+        kernel = rng.randrange(8, 33)
+    stride = rng.choice((1, 1, 1, 2, 2, 3, 4, 5))
+    dilation = rng.choice((1, 1, 1, 2, 2, 3, 4))
+    if rng.random() < 0.08:
+        dilation = rng.randrange(5, 17)
+    reach = dilation * (kernel - 1)
+    padding = rng.choice(
+        (0, 0, 1, reach // 2, reach, rng.randint(0, reach + 3), rng.randint(0, reach + 3))
+    )
+    if rng.random() < 0.05:
+        padding = rng.randint(0, 30)
+    outputs = rng.choice((1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16))
+    if rng.random() < wide:
+        outputs = rng.randrange(20, 81)
+    size = (outputs - 1) * stride + reach + 1 - 2 * padding + rng.randrange(stride)
+    if size < 1:
+        size = rng.choice((1, 1, 2, 3, 4))
+    return {
+        "kernel": kernel,
+        "stride": stride,
+        "dilation": dilation,
+        "padding": (padding, padding),
+        "size": size,
+    }
+
+
+def _draw_strides(rng: random.Random, shape: Sequence[int], last: bool) -> Strides:
+    """NCHW or NHWC as a rule; else any order of the axes, an expanded axis, or gaps.
+
+    The stride of an axis of length 1 means nothing.  PyTorch and oneDNN read layouts from it
+    all the same, so it is often drawn.
+    """
+    order = [0, 2, 3, 1] if (last if rng.random() < 0.7 else rng.random() < 0.5) else [0, 1, 2, 3]
+    if rng.random() < 0.05:
+        rng.shuffle(order)
+    strides, step = [0, 0, 0, 0], 2 if rng.random() < 0.03 else 1
+    for axis in reversed(order):
+        strides[axis] = step
+        step *= shape[axis]
+    if rng.random() < 0.04:
+        strides[rng.randrange(4)] = 0
+    if rng.random() < 0.4:
+        for axis, length in enumerate(shape):
+            if length == 1:
+                strides[axis] = rng.choice((1, shape[1], shape[3], shape[2] * shape[3], step))
+    a, b, c, d = strides
+    return a, b, c, d
+
+
+# Running
+
+
+def find_algorithm(name: str) -> Any:
+    """What ``corr2d`` takes as its algorithm: a name, or the object that ``module:name`` spells."""
+    module, colon, attribute = name.partition(":")
+    return getattr(import_module(module), attribute) if colon else name
+
+
+def compute(case: Case, algorithm: str) -> list[Tensor]:
+    """What the map returns: one tensor, or two of ``gradients``."""
+    p, operands = case.problem, case.operands
+    numbers: tuple[Any, ...] = (p.stride, tuple(pair[0] for pair in p.padding), p.dilation)
+    bias = torch.ones(p.out_channels, dtype=DTYPES[case.dtype]) if case.bias else None
+    if algorithm == "pytorch":
+        if case.map == "forward":
+            return [torch.conv2d(operands["input"], operands["weight"], bias, *numbers, p.groups)]
+        blank = torch.full((1,), float("nan"), dtype=DTYPES[case.dtype])
+        for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
+            if name not in operands:
+                operands[name] = blank.expand(shape).contiguous()
+        wanted = case.map in ("grad_input", "gradients"), case.map in ("grad_weight", "gradients")
+        found = torch.ops.aten.convolution_backward(
+            operands["output"],
+            operands["input"],
+            operands["weight"],
+            None,
+            *numbers,
+            False,
+            (0, 0),
+            p.groups,
+            (*wanted, False),
+        )
+        return [value for value, is_wanted in zip(found, wanted) if is_wanted]
+    leaves = []
+    for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
+        if name not in operands:
+            operands[name] = torch.ones(shape, dtype=DTYPES[case.dtype])
+        if case.map in ("gradients", f"grad_{name}"):
+            leaves.append(operands[name].requires_grad_())
+    y = corr2d(
+        operands["input"],
+        operands["weight"],
+        bias,
+        p.stride,
+        p.padding if p.padding[0][0] != p.padding[0][1] else numbers[1],
+        p.dilation,
+        p.groups,
+        algorithm=find_algorithm(algorithm),
+    )
+    if case.map == "forward":
+        return [y]
+    return list(torch.autograd.grad(y, leaves, operands["output"]))
+
+
+def _expected(case: Case) -> list[tuple[str, dict[str, Tensor]]]:
+    """For each result the map that it is of, and that map's operands."""
+    operands = case.operands
+    maps = ("grad_input", "grad_weight") if case.map == "gradients" else (case.map,)
+    if case.dtype == "complex64" and case.map != "forward":
+        # A gradient is taken by the conjugates.
+        operands = {n: v if n == "output" else v.conj() for n, v in operands.items()}
+    return [(map, {name: operands[name] for name in READS[map]}) for map in maps]
+
+
+def problem_with(case: Case, algorithm: str, repeats: int) -> tuple[str, str] | None:
+    """What is wrong with a case, as kind and detail; None if nothing is."""
+    expected = []
+    for map, operands in _expected(case):
+        exact = {n: v if v.is_complex() else v.double() for n, v in operands.items()}
+        value = _definition(case.problem, map, exact)
+        if case.bias and map == "forward":
+            value = value + 1
+        expected.append((map, operands, value))
+    for _ in range(repeats):
+        try:
+            results = compute(case, algorithm)
+        except Exception as error:
+            if "not implemented for" in str(error):
+                return None
+            return "raised", f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
+        for (map, operands, value), result in zip(expected, results):
+            if result.shape != value.shape:
+                return "wrong", f"shape {tuple(result.shape)} instead of {tuple(value.shape)}"
+            if torch.equal(result.to(value.dtype), value):
+                continue
+            if torch.equal(result, value.to(result.dtype)):
+                continue
+            if found := _beyond_bound(case, map, operands, result, algorithm):
+                return found
+    return None
+
+
+def _definition(problem: Problem, map: str, operands: dict[str, Tensor]) -> Tensor:
+    able = not Direct().refusals(problem, torch.device("cpu"), torch.float64)
+    first = operands["input"] if map != "grad_input" else operands["output"]
+    second = operands["weight"] if map != "grad_weight" else operands["output"]
+    if first.is_complex() or not able:
+        slots: Any = operands
+        return oracle(problem, **slots).value
+    result: Tensor = getattr(Direct(), map)(problem, first.contiguous(), second.contiguous())
+    return result
+
+
+def _beyond_bound(
+    case: Case, map: str, operands: dict[str, Tensor], result: Tensor, algorithm: str
+) -> tuple[str, str] | None:
+    slots: Any = operands
+    reference = oracle(case.problem, **slots)
+    dtype = DTYPES[case.dtype]
+    if case.bias and map == "forward":
+        reference = reference._replace(
+            value=reference.value + 1, magnitude=reference.magnitude + 1, terms=reference.terms + 1
+        )
+    filled = (operands.get("input"), operands.get("weight"), operands.get("output"))
+    result = result.to(reference.value.dtype)
+    error = (result - reference.value).abs()
+
+    def beyond(halves: torch.dtype | None) -> Tensor:
+        bound = Componentwise(halves).bound(case.problem, reference, filled, dtype)
+        if algorithm != "pytorch" and case.bias and map == "forward":
+            bound = rounded(bound, reference, dtype)  # corr2d adds the bias to a rounded result
+        return ~(error <= bound)
+
+    wrong = beyond(torch.float32)
+    if not wrong.any():
+        return None
+    at = tuple(wrong.nonzero()[0].tolist())
+    kind = "wrong" if result[wrong].isfinite().all() else "not finite"
+    if not beyond(None).any():
+        kind = "rough"  # PyTorch sums some halves in their own dtype
+    got, wanted = result[at].item(), reference.value[at].item()
+    share = f"{int(wrong.sum())} of {wrong.numel()}"
+    return kind, f"{map}{list(at)} is {got:.7g} instead of {wanted:.7g}, {share}"
+
+
+@contextmanager
+def _captured() -> Iterator[Any]:
+    """What is written to the process's output meanwhile, by whatever language."""
+    sys.stdout.flush()
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(1)
+        os.dup2(file.fileno(), 1)
+        lines: list[str] = []
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+            file.seek(0)
+            lines.extend(file.read().decode(errors="replace").splitlines())
+
+
+_KINDS = {
+    "forward": ("forward",),
+    "grad_input": ("backward_data",),
+    "grad_weight": ("backward_weights",),
+    "gradients": ("backward_data", "backward_weights"),
+}
+
+
+def implementation_of(case: Case, algorithm: str) -> str:
+    """The kernels that oneDNN ran for a case, by its own log."""
+    with _captured() as lines, torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        try:
+            compute(case, algorithm)
+        except Exception:
+            return "none"
+        ctypes.CDLL(None).fflush(None)
+    return _implementations(case, lines)
+
+
+def _implementations(case: Case, lines: Sequence[str]) -> str:
+    found = []
+    for line in lines:
+        _, is_convolution, rest = line.partition(",convolution,")
+        name, _, kind = rest.partition(",")
+        if is_convolution and kind.startswith(_KINDS[case.map]):
+            found.append(name)
+    return "+".join(dict.fromkeys(found)) or "PyTorch's own"
+
+
+def work(options: argparse.Namespace) -> None:
+    """Run cases one after another; the number of each goes into a file before it is run."""
+    current = os.open(options.current, os.O_WRONLY)
+    torch.set_num_threads(options.threads)
+    with poisoned():
+        for number in range(options.start, options.count):
+            os.pwrite(current, b"%012d" % number, 0)
+            signal.setitimer(signal.ITIMER_PROF, PATIENCE)
+            case = draw(options.seed, number, options.maps, options.dtypes)
+            if number % 16 == 0:
+                litter()
+            found = problem_with(case, options.algorithm, options.repeats)
+            if found is not None:
+                finding = Finding(str(case), *found, implementation_of(case, options.algorithm))
+                print(json.dumps(finding), flush=True)
+    os.pwrite(current, b"%012d" % options.count, 0)
+
+
+def scan(options: argparse.Namespace) -> Iterator[Finding]:
+    """Every finding, from as many processes as it takes."""
+    with tempfile.NamedTemporaryFile(prefix="scan") as current:
+        start = options.start
+        while start < options.count:
+            os.pwrite(current.fileno(), b"%012d" % start, 0)
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.scan",
+                "--worker",
+                "--current",
+                current.name,
+                "--start",
+                str(start),
+                *_same(options),
+            ]
+            with subprocess.Popen(
+                command, env=_environment(options), stdout=subprocess.PIPE, text=True
+            ) as worker:
+                assert worker.stdout is not None
+                for line in worker.stdout:
+                    if line.startswith("["):
+                        yield Finding(*json.loads(line))
+            reached = int(Path(current.name).read_text())
+            if worker.returncode == 0 and reached == options.count:
+                return
+            if worker.returncode > 0:
+                raise SystemExit(f"the worker failed with exit code {worker.returncode}")
+            case = draw(options.seed, reached, options.maps, options.dtypes)
+            name = signal.Signals(-worker.returncode).name
+            if name == "SIGPROF":
+                detail = f"{PATIENCE:g} s of processor time"
+                yield Finding(str(case), "hung", detail, "unknown")
+            else:
+                yield Finding(str(case), "died", name, _implementation_alone(case, options))
+            start = reached + 1
+
+
+def _same(options: argparse.Namespace) -> list[str]:
+    return [
+        "--seed",
+        str(options.seed),
+        "--count",
+        str(options.count),
+        "--algorithm",
+        options.algorithm,
+        "--repeats",
+        str(options.repeats),
+        "--threads",
+        str(options.threads),
+        "--maps",
+        ",".join(options.maps),
+        "--dtypes",
+        ",".join(options.dtypes),
+    ]
+
+
+def _environment(options: argparse.Namespace) -> dict[str, str]:
+    known = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    if options.isa:
+        known["ONEDNN_MAX_CPU_ISA"] = options.isa
+    return known
+
+
+def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
+    """The kernels that oneDNN made for a case that a process died of, and whether it does again."""
+    command = [sys.executable, "-m", "benchmarks.scan", "--case", str(case), *_same(options)]
+    done = subprocess.run(
+        command,
+        env={**_environment(options), "ONEDNN_VERBOSE": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: signal.setitimer(signal.ITIMER_PROF, PATIENCE),
+    )
+    again = "" if done.returncode < 0 else " (not alone)"
+    return _implementations(case, done.stdout.splitlines()) + again
+
+
+def run_case(options: argparse.Namespace) -> int:
+    """Run one spelled case again."""
+    case = Case.parse(options.case)
+    torch.set_num_threads(options.threads)
+    with poisoned():
+        for _ in range(5):
+            litter()
+            found = problem_with(case, options.algorithm, options.repeats)
+            if found is not None:
+                print(*found, implementation_of(case, options.algorithm), sep=": ")
+                return 1
+    print("right:", implementation_of(case, options.algorithm))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scan",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=20_000, help="cases (default: %(default)s)")
+    parser.add_argument("--start", type=int, default=0, help="number of the first case")
+    parser.add_argument("--isa", choices=ISAS, help="the most that oneDNN may use of the processor")
+    parser.add_argument(
+        "--algorithm",
+        default="pytorch",
+        help="pytorch; a name for corr2d; or module:name of an Algorithm (default: %(default)s)",
+    )
+    parser.add_argument("--maps", type=names, default=MAPS, help=",".join(MAPS))
+    parser.add_argument("--dtypes", type=names, default=tuple(DTYPES), help=",".join(DTYPES))
+    parser.add_argument("--repeats", type=int, default=2, help="runs of each case")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--case", help="run one case by its spelling")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--current", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        work(options)
+        return 0
+    if options.case:
+        if options.isa and os.environ.get("ONEDNN_MAX_CPU_ISA") != options.isa:
+            # oneDNN reads it once, when it is loaded.
+            command = [sys.executable, "-m", "benchmarks.scan", *sys.argv[1:]]
+            os.execve(sys.executable, command, _environment(options))
+        return run_case(options)
+    regions: Counter[str] = Counter()
+    for finding in scan(options):
+        regions[finding.region] += 1
+        print(f"{finding.kind}: {finding.detail}; {finding.implementation}")
+        print(f"    {finding.case}", flush=True)
+    print(f"\n{sum(regions.values())} findings in {options.count - options.start} cases")
+    for region, times in sorted(regions.items()):
+        print(f"{times:7}  {region}")
+    return 1 if regions else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""The scanner for problems that a convolution computes wrongly finds them, and survives crashes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+# The benchmarks are run from the checkout and not installed; what is installed comes first.
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks import scan
+from benchmarks.scan import DTYPES, MAPS, Case, draw, main, problem_with
+
+BROKEN = '''
+import os
+import signal
+from dataclasses import dataclass
+
+from torch_corr import Unfold
+
+
+@dataclass(frozen=True)
+class Broken(Unfold):
+    """Kills the process for three images, is off by one for two."""
+
+    def forward(self, problem, input, weight):
+        if problem.batch == 3:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().forward(problem, input, weight) + (problem.batch == 2)
+
+
+broken = Broken()
+'''
+
+
+def cases(count: int) -> list[Case]:
+    return [draw(0, number, MAPS, tuple(DTYPES)) for number in range(count)]
+
+
+def test_a_spelling_is_read_back() -> None:
+    for case in cases(200):
+        assert Case.parse(str(case)) == case
+
+
+def test_operands_have_the_strides_of_the_case_amid_nan() -> None:
+    for case in cases(200):
+        for name, value in case.operands.items():
+            strides = case.strides[("input", "weight", "output").index(name)]
+            assert value.stride() == strides
+            assert not value.isnan().any()
+            memory = value.as_strided(
+                (value.untyped_storage().nbytes() // value.itemsize,), (1,), 0
+            )
+            assert memory[: scan.GUARD].isnan().all()
+            assert memory[-scan.GUARD :].isnan().all()
+
+
+@pytest.mark.parametrize("algorithm", ["unfold", "aten", "pytorch"])
+def test_what_is_right_is_no_finding(algorithm: str) -> None:
+    for number in range(60):
+        case = draw(1, number, MAPS, ("float64",))
+        assert problem_with(case, algorithm, 1) is None
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_wrong_element_is_a_finding(
+    map: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = scan.compute
+
+    def wrong(case: Case, algorithm: str) -> list[Tensor]:
+        *others, last = right(case, algorithm)
+        last = last.contiguous()
+        last.view(-1)[-1] += 1 + last.abs().max().ceil().real / 4
+        return [*others, last]
+
+    monkeypatch.setattr(scan, "compute", wrong)
+    for number in range(10):
+        found = problem_with(draw(2, number, (map,), (dtype,)), "unfold", 1)
+        assert found is not None
+        assert found[0] == "wrong"
+
+
+def test_a_crash_is_a_finding_and_the_scan_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken_algorithm.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    options = ["--algorithm", "broken_algorithm:broken", "--maps", "forward", "--dtypes", "float64"]
+    drawn = [draw(3, number, ("forward",), ("float64",)).problem.batch for number in range(8)]
+    assert {1, 2} < {*drawn}
+    assert drawn.count(3) == 1
+    assert drawn.index(3) < 7
+    assert main(["--seed", "3", "--count", "8", *options]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("wrong: forward[0, 0, 0, 0]") for line in lines) == drawn.count(2)
+    (died,) = (place for place, line in enumerate(lines) if line.startswith("died: SIGSEGV"))
+    assert str(draw(3, drawn.index(3), ("forward",), ("float64",))) == lines[died + 1].strip()
+    assert f"{drawn.count(2) + 1} findings in 8 cases" in lines
+
+
+def test_the_most_of_a_processor_is_told_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def scanned(options: object) -> list[scan.Finding]:
+        seen.update(scan._environment(options))  # type: ignore[arg-type]
+        return []
+
+    monkeypatch.setattr(scan, "scan", scanned)
+    assert main(["--isa", "AVX2", "--threads", "2"]) == 0
+    assert seen["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    assert seen["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_name_of_no_algorithm_is_refused() -> None:
+    case = draw(0, 0, ("forward",), ("float64",))
+    found = problem_with(case, "unfolt", 1)
+    assert found is not None
+    assert found[0] == "raised"
