@@ -16,7 +16,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .algorithms import Aten
-from .algorithms.aten import conv2d, quick_in_channels_last
+from .algorithms.aten import are_misread, conv2d, quick_in_channels_last
 from .algorithms.base import is_channels_last
 from .auto import Auto
 from .autograd import trilinear
@@ -408,6 +408,8 @@ def _conv2d_if_chosen(
                 chosen = _is_conv2d(*asked, layout)
             if not chosen:
                 return None
+        if are_misread(input, weight):
+            return None
         # PyTorch computes on across cpu and meta, and on layouts of its own.
         if weight.device != device or input.layout is not torch.strided:
             return None

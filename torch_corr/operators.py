@@ -16,7 +16,7 @@ place that asks whether anybody watches; where nobody does, the algorithm is cal
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,6 +28,8 @@ from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from .algorithms import MAPS, Aten, MapName
+from .algorithms.base import is_channels_last
+from .auto import Auto
 from .planner import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
 from .sharding import is_distributed, register_splits
@@ -98,14 +100,22 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
         algorithm: Any = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.asked)
-    hidden = is_distributed(slots) or plan.problem.is_data_dependent
-    if isinstance(algorithm, Aten) and not hidden:
-        # Compilers do much with PyTorch's own operators.  Which of them to call depends on the
-        # sizes, so where these are known only when the graph runs, the choice is made then.
-        operands = (slots[slot] for slot in OPERANDS[map])
-        result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
-        return result
-    return operate(plan, *slots)
+    if not isinstance(algorithm, Aten) or is_distributed(slots):
+        return operate(plan, *slots)
+    operands = [slots[slot] for slot in OPERANDS[map]]
+    problem, device = plan.problem, plan.device
+    if problem.is_data_dependent or Aten.needs_sizes(problem, device, plan.dtype):
+        # Which of PyTorch's operators to call depends on sizes, so it is decided when they are
+        # known: when the graph runs.
+        if device.type == "cpu" and any(
+            is_channels_last(each) for each in operands if each is not None
+        ):
+            # On a CPU the same algorithm, which keeps the layout.
+            plan = replace(plan, asked=Auto(channels_last=True))
+        return operate(plan, *slots)
+    # PyTorch's own operators need no hiding, and compilers do much with them.
+    result: Tensor = getattr(algorithm, map)(problem, *operands)
+    return result
 
 
 def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | None:

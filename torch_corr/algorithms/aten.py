@@ -3,9 +3,9 @@
 oneDNN on x86, cuDNN on CUDA, and PyTorch's own loops elsewhere.  What PyTorch lacks is
 put around it here: asymmetric padding, gradient maps for complex numbers, float16 on the
 CPU, and sums over no channel, of which ``conv2d`` makes an output without channels instead
-of zeros.  Where its kernels end and a slow path begins, or one that writes beyond its memory,
-the problem is first made one that they take: see :func:`_padded_first`,
-:func:`_computed_in_float32` and :func:`_thinned_first`.
+of zeros.  Where its kernels are slow, wrong, or read and write beyond their memory, the problem
+is first rewritten into an equal one: see :func:`_rewritten`, :func:`_computed_in_float32`,
+:func:`_thinned_first` and :func:`regular`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -130,22 +130,32 @@ class Aten(Fitted):
             and not _thinned_first(problem, device, dtype)
             and not any(
                 _computed_in_float32(problem, map, device, dtype)
-                or any(_split_padding(problem, map, device, dtype)[1])
+                or _rewritten(problem, map, device, dtype).problem != problem
                 for map in MAPS
             )
         )
+
+    @staticmethod
+    def needs_sizes(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether only numbers tell how the problem is to be rewritten, and it has symbols.
+
+        Those of the batch do not matter.  Of the image's size one thing does, whether there is a
+        single column of output, and that only with a stride.
+        """
+        if device.type != "cpu" or dtype not in _BY_ONEDNN:
+            return False
+        channels = problem.in_channels, problem.out_channels, problem.groups
+        numbers = *channels, *problem.kernel, *problem.stride, *problem.dilation
+        if _any_symbol(*numbers, *problem.padding[0], *problem.padding[1]):
+            return True
+        return problem.stride[1] > 1 and _any_symbol(*problem.size)
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         if problem.is_empty:
             return input.new_zeros(problem.output_shape)
         if _computed_in_float32(problem, "forward", input.device, input.dtype):
             return self.forward(problem, input.float(), weight.float()).to(input.dtype)
-        padding, extra = _split_padding(problem, "forward", input.device, input.dtype)
-        if any(extra):
-            input = pad(input, extra)
-        return torch.conv2d(
-            input, weight, None, problem.stride, padding, problem.dilation, problem.groups
-        )
+        return conv2d(problem, input, weight, None)
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         if problem.is_empty:
@@ -154,15 +164,13 @@ class Aten(Fitted):
             return self.grad_input(problem, output.float(), weight.float()).to(output.dtype)
         if output.is_complex():
             return complex_from_real(self.grad_input, problem, output, weight)
-        padding, extra = _split_padding(problem, "grad_input", output.device, output.dtype)
-        (height, width), (left, right, top, bottom) = problem.size, extra
-        shape = (problem.batch, problem.in_channels, height + top + bottom, width + left + right)
-        input = _stand_in_for_input(output, shape)
-        result, _ = _backward(problem, output, input, weight, padding, (True, False))
+        given, extra = _rewritten(problem, "grad_input", output.device, output.dtype)
+        input = _stand_in_for_input(output, given.input_shape)
+        result, _ = _backward(given, output, input, regular(weight), (True, False))
         if is_channels_last(output):
             # As PyTorch's own backward, which sees the layout of the input itself.
             result = result.contiguous(memory_format=torch.channels_last)
-        return result[..., top : top + height, left : left + width] if any(extra) else result
+        return _without(result, extra)
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         if problem.is_empty:
@@ -171,18 +179,17 @@ class Aten(Fitted):
             return self.grad_weight(problem, input.float(), output.float()).to(input.dtype)
         if input.is_complex():
             return complex_from_real(self.grad_weight, problem, input, output)
-        padding, extra = _split_padding(problem, "grad_weight", input.device, input.dtype)
-        if any(extra):
-            input = pad(input, extra)
-        if _thinned_first(problem, input.device, input.dtype) and padding == (0, 0):
-            problem, input = _thinned(problem, input)
-        weight = _stand_in(output, problem.weight_shape)
-        return _backward(problem, output, input, weight, padding, (False, True))[1]
+        given, extra = _rewritten(problem, "grad_weight", input.device, input.dtype)
+        input = _with(input, extra)
+        if _thinned_first(given, input.device, input.dtype) and _pair(given) == (0, 0):
+            given, input = _thinned(given, input)
+        weight = _stand_in(output, given.weight_shape)
+        return _backward(given, output, input, weight, (False, True))[1]
 
     @staticmethod
     def has_both_gradients(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether :meth:`gradients` has them."""
-        return _padding_as_it_stands(problem, device, dtype) is not None
+        return _has_both_gradients(problem, device, dtype)
 
     def gradients(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
@@ -191,10 +198,11 @@ class Aten(Fitted):
 
         None where anything is put around it: :meth:`adds_nothing`.
         """
-        padding = _padding_as_it_stands(problem, input.device, input.dtype)
-        if padding is None:
+        if not _has_both_gradients(problem, input.device, input.dtype):
             return None
-        return _backward(problem, output, input, weight, padding, (True, True))
+        if are_misread(input, weight):
+            input, weight = regular(input), regular(weight)
+        return _backward(problem, output, input, weight, (True, True))
 
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -209,7 +217,8 @@ class Aten(Fitted):
         if _computed_in_float32(problem, map, device, dtype):
             slots = problem.input_shape, problem.weight_shape, problem.output_shape
             return torch.float32.itemsize * (padded + sum(prod(shape) for shape in slots))
-        return padded * dtype.itemsize if any(_split_padding(problem, map, device, dtype)[1]) else 0
+        extra = _rewritten(problem, map, device, dtype).extra
+        return padded * dtype.itemsize if any(extra) else 0
 
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
@@ -274,35 +283,143 @@ class Aten(Fitted):
 Sides: TypeAlias = tuple[int, int, int, int]
 """Left, right, top and bottom, as ``pad`` takes them."""
 
+_ONEDNN_HAS_BFLOAT16: bool = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether oneDNN computes bfloat16 on this processor; PyTorch's own loops are slow and rough."""
+
+_BY_ONEDNN = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+"""What oneDNN may compute on a CPU; complex numbers as real ones."""
+
 
 def conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``torch.conv2d`` on a problem, after ``pad`` where its padding is no pair of numbers."""
-    padding, extra = _symmetric(problem)
-    if any(isinstance(side, torch.SymInt) or side for side in extra):
-        input = pad(input, extra)
+    """``torch.conv2d`` on a problem, rewritten where that would be wrong or slow."""
+    given, extra = _rewritten(problem, "forward", input.device, input.dtype)
     return torch.conv2d(
-        input, weight, bias, problem.stride, padding, problem.dilation, problem.groups
+        _with(input, extra),
+        regular(weight),
+        bias,
+        given.stride,
+        _pair(given),
+        given.dilation,
+        given.groups,
     )
 
 
-def _symmetric(problem: Problem) -> tuple[Pair, Sides]:
-    """The part of the padding that is the same on both sides, and the rest for ``pad``."""
-    (top, bottom), (left, right) = problem.padding
-    if any(isinstance(side, torch.SymInt) for side in (top, bottom, left, right)):
-        # Comparing symbols would hold a captured graph to what they compare to now.
-        return (0, 0), (left, right, top, bottom)
-    down, across = min(top, bottom), min(left, right)
-    return (down, across), (left - across, right - across, top - down, bottom - down)
+def regular(value: Tensor) -> Tensor:
+    """The tensor, copied if :func:`is_irregular`."""
+    return value.clone(memory_format=torch.channels_last) if is_irregular(value) else value
+
+
+def is_irregular(value: Tensor) -> bool:
+    """Whether it is channels_last with an unusual stride of some axis of length 1.
+
+    As ``weight.unsqueeze(-1)`` of a transposed weight, or ``image.permute(2, 0, 1).unsqueeze(0)``.
+    PyTorch asks such tensors for their layout in two ways, and gets two answers.  It reads the
+    weights of groups in a wrong order then, and gives back wrong gradients of them.
+    """
+    if value.is_contiguous() or not value.is_contiguous(memory_format=torch.channels_last):
+        return False
+    channels, height, width = value.shape[1:]
+    return value.stride() != (height * width * channels, 1, width * channels, channels)
+
+
+def are_misread(input: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch may mistake the layout of a layer's operands: see :func:`is_irregular`.
+
+    Of an image where there are groups, whose weight is channels_last besides; which a weight of
+    1x1 may be, and contiguous at the same time.
+    """
+    if is_irregular(weight):
+        return True
+    return input.dim() == 4 and weight.shape[1] != input.shape[1] and is_irregular(input)
+
+
+class _Rewritten(NamedTuple):
+    """An equal problem, of which PyTorch's convolution does the same padding on both sides."""
+
+    problem: Problem
+    extra: Sides
+    """What the image is padded by first; negative: cut off."""
+
+
+def _rewritten(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> _Rewritten:
+    """The problem that PyTorch is given instead.
+
+    Rules look at the geometry and the dtype alone: in which layout a convolution runs is not
+    known here, since PyTorch and its compilers choose it.
+    """
+    try:
+        return _rewritten_once(problem, map, device, dtype)
+    except TypeError:  # a symbol has no hash
+        return _rewritten_once.__wrapped__(problem, map, device, dtype)
 
 
 @lru_cache(maxsize=4096)
-def _padding_as_it_stands(
-    problem: Problem, device: torch.device, dtype: torch.dtype
-) -> Pair | None:
-    """The padding for PyTorch's backward, where nothing is put around it; else None."""
-    padding, extra = _symmetric(problem)
-    adds = dtype.is_complex or any(extra) or not Aten.adds_nothing(problem, device, dtype)
-    return None if adds else padding
+def _rewritten_once(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> _Rewritten:
+    (top, bottom), (left, right) = problem.padding
+    if _any_symbol(top, bottom, left, right):
+        # Comparing symbols would hold a captured graph to what they compare to now.
+        return _with_padding(problem, (0, 0), (left, right, top, bottom))
+    down, across = min(top, bottom), min(left, right)
+    extra = left - across, right - across, top - down, bottom - down
+    if device.type != "cpu" or dtype not in _BY_ONEDNN:
+        return _with_padding(problem, (down, across), extra)
+    reach = problem.dilation[1] * (problem.kernel[1] - 1)
+    if problem.stride[1] > 1 and not _any_symbol(*problem.size) and problem.output_size[1] == 1:
+        # One window, which no step leaves.
+        extra = left, reach + 1 - left - problem.size[1], *extra[2:]
+        problem = replace(problem, stride=(problem.stride[0], 1))
+        return _with_padding(problem, (down, 0), extra)
+    if _padded_first(problem, map, device, dtype) or _padded_too_far(problem, map, across):
+        return _with_padding(problem, (down, 0), (left, right, *extra[2:]))
+    return _with_padding(problem, (down, across), extra)
+
+
+def _with_padding(problem: Problem, padding: Pair, extra: Sides) -> _Rewritten:
+    """A problem of which a part of the padding, ``extra``, becomes part of the image."""
+    (down, across), (left, right, top, bottom) = padding, extra
+    (height, width), sides = problem.size, ((down, down), (across, across))
+    if _any_symbol(*extra) or any(extra) or problem.padding != sides:
+        size = height + top + bottom, width + left + right
+        problem = replace(problem, size=size, padding=sides)
+    return _Rewritten(problem, extra)
+
+
+def _any_symbol(*numbers: int) -> bool:
+    return any(isinstance(number, torch.SymInt) for number in numbers)
+
+
+def _pair(problem: Problem) -> Pair:
+    """The padding as PyTorch takes it, of a problem with the same on both sides."""
+    (down, _), (across, _) = problem.padding
+    return down, across
+
+
+def _with(image: Tensor, extra: Sides) -> Tensor:
+    """The image with so many more columns and rows, of zeros; or fewer."""
+    if _any_symbol(*extra):
+        return pad(image, extra)
+    if any(each > 0 for each in extra):
+        image = pad(image, [max(0, each) for each in extra])
+    left, right, top, bottom = (min(0, each) for each in extra)
+    if left or right or top or bottom:
+        height, width = image.shape[2:]
+        image = image[..., -top : height + bottom, -left : width + right]
+    return image
+
+
+def _without(image: Tensor, extra: Sides) -> Tensor:
+    """The adjoint of :func:`_with`: what was padded is cut off, what was cut off gets zeros."""
+    left, right, top, bottom = extra
+    return _with(image, (-left, -right, -top, -bottom))
+
+
+@lru_cache(maxsize=4096)
+def _has_both_gradients(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    return not dtype.is_complex and Aten.adds_nothing(problem, device, dtype)
 
 
 def _computed_in_float32(
@@ -312,16 +429,24 @@ def _computed_in_float32(
 
     PyTorch's own float16 convolution there sums the weight's gradient over the batch in
     float16, and takes 5 to 35 times as long (dense 3x3, 8x64x56x56).  The input's gradient of
-    a strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).  The
+    a strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).  bfloat16 is
+    summed in bfloat16 where oneDNN does not support it, as on processors without AVX-512.  The
     weight's gradient in bfloat16 may hold what was left in memory: :func:`_meets_too_little`.
+    It is also wrong with a dilation of the rows, where images are channels_last, the output has
+    more than about 28 columns, and the channels of a group are no multiple of 16.  A depthwise
+    forward in bfloat16 and channels_last does not end, from 15 taps across and 32 columns of
+    output on: oneDNN generates code without bound.
     """
     if device.type != "cpu":
         return False
-    if dtype != torch.bfloat16 or problem.stride == (1, 1):
-        return dtype == torch.float16
+    if dtype != torch.bfloat16 or not _ONEDNN_HAS_BFLOAT16:
+        return dtype in (torch.float16, torch.bfloat16)
     if map == "grad_input":
-        return _depthwise(problem)
-    return map == "grad_weight" and _meets_too_little(problem)
+        return _depthwise(problem) and problem.stride != (1, 1)
+    if map == "forward":
+        return _depthwise(problem) and problem.kernel[1] >= 15 and problem.stride[1] == 1
+    tails = problem.group_in % 16 != 0 or problem.group_out % 16 != 0
+    return (tails and problem.dilation[0] > 1) or _meets_too_little(problem)
 
 
 def _meets_too_little(problem: Problem) -> bool:
@@ -360,6 +485,18 @@ def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: t
     return across > 28 or (across > 7 and channels >= 16 and problem.kernel[1] > 20)
 
 
+def _padded_too_far(problem: Problem, map: MapName, across: int) -> bool:
+    """Whether oneDNN is wrong with so wide a padding to the left and right.
+
+    Beyond the kernel's reach its forward reads and writes memory of others, and the process may
+    die.  The weight's gradient with a stride loses sums in float32 with more than 14 columns of
+    padding and more than 28 of output, and reads memory of others in bfloat16 with more than 16.
+    """
+    if map == "grad_weight" and problem.stride[1] > 1 and across > 14:
+        return True
+    return map == "forward" and across > problem.dilation[1] * (problem.kernel[1] - 1)
+
+
 def _thinned_first(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether to leave out pixels that a 1x1 kernel steps over, before its gradient is taken.
 
@@ -382,16 +519,6 @@ def _thinned(problem: Problem, input: Tensor) -> tuple[Problem, Tensor]:
 
 def _depthwise(problem: Problem) -> bool:
     return problem.group_in == problem.group_out == 1 < problem.groups
-
-
-def _split_padding(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> tuple[Pair, Sides]:
-    """The part of the padding that PyTorch's convolution does, and the rest for ``pad``."""
-    (down, across), (left, right, top, bottom) = _symmetric(problem)
-    if not _padded_first(problem, map, device, dtype):
-        return (down, across), (left, right, top, bottom)
-    return (down, 0), (left + across, right + across, top, bottom)
 
 
 def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -420,7 +547,6 @@ def _backward(
     output: Tensor,
     input: Tensor,
     weight: Tensor,
-    padding: Pair,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """Those gradients of ``aten::convolution_backward`` that are wanted, of input and weight."""
@@ -430,7 +556,7 @@ def _backward(
         weight,
         None,
         problem.stride,
-        padding,
+        _pair(problem),
         problem.dilation,
         False,  # transposed
         (0, 0),  # output padding

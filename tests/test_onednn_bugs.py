@@ -1,0 +1,364 @@
+"""Problems that oneDNN computes wrongly or dies of: ``aten`` and ``auto`` rewrite them.
+
+Each was found by ``python -m benchmarks.scan`` and is wrong in plain PyTorch 2.13.0 (oneDNN 3.12)
+on a Zen 4 processor; ``docs/what-the-kit-finds.md`` describes the regions.  Operands are ones and
+small integers, so sums are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from laws import assert_right
+from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_corr import MAPS, Aten, Problem, corr2d
+from torch_corr.algorithms import aten as aten_module
+from torch_corr.algorithms.aten import is_irregular
+from torch_corr.testing import litter, poisoned
+
+CPU = torch.device("cpu")
+FLOAT, HALF = torch.float32, torch.bfloat16
+
+WIDE_PADDING_OF_GRAD_WEIGHT = [
+    ("n2c1-x1x40-o1-k1x3-s1x2-p0x24-d1x12", FLOAT),
+    ("n1c1-x6x41-o12-k6x7-s3x2-p2x18-d1x3", FLOAT),
+    ("n2c20-x3x45-o5-k1x7-s1x3-p0x20-d1x4", FLOAT),
+    ("n1c1-x3x29-o16-k1x22-s1x2-p0x17", HALF),
+    ("n1c3-x3x60-o16-k1x24-s1x4-p0x19", HALF),
+]
+DILATED_ROWS = [
+    ("n1c2-x3x29-o2-k2x1-d2x1-g2", HALF),
+    ("n2c17-x9x40-o5-k3-p0x1-d2x1", HALF),
+    ("n1c6-x11x78-o24-k5x3-p0x1-d2-g3", HALF),
+    ("n1c2-x16x185-o2-k1x3-s1x4-p0x1-d2x1-g2", HALF),
+]
+ONE_COLUMN = [
+    ("n2c1-x3x3-o1-k2x5-s1x2-p0x1", FLOAT),
+    ("n2c1-x5x4-o8-k2x31-s1x2-p1x14", FLOAT),
+    ("n1c2-x14x3-o6-k5x3-s1x2-p1x0-g2", HALF),
+    ("n1c32-x9x4-o64-k3x4-s1x3-p0x1-g32", HALF),
+]
+PADDED_BEYOND_REACH = [
+    ("n2c16-x4x29-o12-k3x1-s1x4-p1-d2x4-g2", FLOAT),
+    ("n2c16-x4x29-o12-k3x1-s1x4-p1-d2x4-g2", torch.complex64),
+    ("n1c40-x4x2-o24-k1x2-s3x1-p0x4-g8", HALF),
+    ("n3c18-x4x1-o2-k7x1-p6x1-g2", FLOAT),
+]
+WRONG = [
+    *WIDE_PADDING_OF_GRAD_WEIGHT,
+    *DILATED_ROWS,
+    *ONE_COLUMN,
+    *PADDED_BEYOND_REACH,
+    # One column of output, whose window lies in the padding, and asymmetric relatives.
+    ("n1c2-x14x1-o2-k7x1-s1x5-p26x2-d10x2-g2", HALF),
+    ("n2c1-x3x3-o1-k2x5-s1x2-p0,1x0,2", FLOAT),
+    ("n2c1-x1x40-o1-k1x3-s1x2-p0,0x24,27-d1x12", FLOAT),
+    ("n2c1-x2x40-o1-k1x3-s1x2-p1,0x24,0-d1x12", FLOAT),
+]
+DEADLY = [
+    ("n2c8-x2x1-o1-k2-s1x2-p2x3", FLOAT),
+    ("n2c2-x2x1-o1-k1-s1x2-p0x1-d1x2", FLOAT),
+    ("n3c24-x3x1-o3-k2x1-s1x4-p0x11-d1x2", FLOAT),
+    ("n1c7-x10x2-o1-k5x3-s2x5-p3x16-d2x4", HALF),
+    ("n1c320-x3x1-o64-k3x1-s1x5-p0x4-d1x2-g16", FLOAT),
+]
+LEFT_ALONE = [
+    "n8c64-x56-o128-k3-s2-p1",
+    "n8c3-x224-o64-k7-s2-p3",
+    "n8c3-x224-o768-k16-s16",
+    "n8c256-x33-o256-k3-p12-d12",
+    "n8c64-x28-o64-k3-p2-d2",
+    "n8c64-x56-o128-k1",
+    "n8c32-x112-o32-k3-p1-g32",
+    "n8c256-x56-o256-k3-s1-p1-g32",
+    "n1c1-x64x400-o32-k3x41-s2x2-p1x14",
+]
+
+
+@pytest.fixture(autouse=True)
+def _afresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
+
+
+def operands(text: str, dtype: torch.dtype, layout: str) -> tuple[Problem, list[Tensor]]:
+    """A problem with its input, weight and output: small integers."""
+    problem = Problem.parse(text)
+    generator = torch.Generator().manual_seed(0)
+    return problem, [
+        torch.randint(1, 4, shape, generator=generator).to(dtype).to(memory_format=LAYOUTS[layout])
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    ]
+
+
+def called(
+    problem: Problem, x: Tensor, w: Tensor, algorithm: str, function: Any = corr2d
+) -> Tensor:
+    p = problem
+    (top, bottom), (left, right) = p.padding
+    padding: Any = p.padding if top != bottom or left != right else (top, left)
+    return function(x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=algorithm)
+
+
+def ids(value: Any) -> str:
+    return str(value).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("text", "dtype"), WRONG, ids=ids)
+def test_all_three_maps_are_right(
+    text: str, dtype: torch.dtype, layout: str, algorithm: str
+) -> None:
+    problem, (x, w, y) = operands(text, dtype, layout)
+    x.requires_grad_()
+    w.requires_grad_()
+    with poisoned():
+        for _ in range(2):
+            litter()
+            result = called(problem, x, w, algorithm)
+            grad_input, grad_weight = torch.autograd.grad(result, (x, w), y)
+            assert_right(result, problem, input=x, weight=w, algorithm=algorithm)
+            assert_right(grad_input, problem, output=y, weight=w, algorithm=algorithm)
+            assert_right(grad_weight, problem, input=x, output=y, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("text", "dtype"), [*WRONG[::3], DEADLY[0]], ids=ids)
+def test_maps_alone_are_right(text: str, dtype: torch.dtype, layout: str) -> None:
+    """Not by way of both gradients at one time."""
+    problem, (x, w, y) = operands(text, dtype, layout)
+    for map, slots in zip(
+        MAPS, ({"input": x, "weight": w}, {"output": y, "weight": w}, {"input": x, "output": y})
+    ):
+        result = getattr(Aten(), map)(problem, *slots.values())
+        assert_right(result, problem, **slots, algorithm=Aten())
+
+
+class Convolutions(TorchDispatchMode):
+    """What PyTorch's convolution is asked for: shapes, stride, padding and dilation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            image, weight, _, stride, padding, dilation, *_ = args
+            self.seen.append((image.shape, weight.shape, stride, padding, dilation))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize(("text", "dtype"), [*DEADLY, *PADDED_BEYOND_REACH, *ONE_COLUMN], ids=ids)
+def test_pytorch_is_not_asked_for_what_it_dies_of(
+    text: str, dtype: torch.dtype, algorithm: str
+) -> None:
+    """Seen from the call, since whether a process dies of it is chance."""
+    problem, _ = operands(text, dtype, "last")
+    x, w = (
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape in (problem.input_shape, problem.weight_shape)
+    )
+    with torch._subclasses.FakeTensorMode() as fake, Convolutions() as convolutions:
+        x, w = (fake.from_tensor(torch.ones(each.shape, dtype=dtype)) for each in (x, w))
+        y = called(problem, x, w, algorithm)
+    assert y.shape == problem.output_shape
+    assert len(convolutions.seen) == (3 if dtype.is_complex else 1)
+    for shape, kernel, stride, padding, dilation in convolutions.seen:
+        reach = dilation[1] * (kernel[3] - 1)
+        assert padding[1] <= reach
+        columns = (shape[3] + 2 * padding[1] - reach - 1) // stride[1] + 1
+        assert columns == problem.output_size[1]
+        assert columns > 1 or stride[1] == 1
+
+
+class Dtypes(TorchDispatchMode):
+    """The dtypes in which PyTorch's convolution computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.seen.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize(
+    "text", ["n1c2-x4x62-o2-k6x19-s2x1-p7x0-g2", "n1c8-x5x49-o8-k2x15-p1x15-g8"]
+)
+def test_long_depthwise_kernels_are_not_left_to_a_code_generator_that_does_not_end(
+    text: str, algorithm: str
+) -> None:
+    problem, (x, w, _) = operands(text, HALF, "last")
+    with torch._subclasses.FakeTensorMode() as fake, Dtypes() as dtypes:
+        called(problem, fake.from_tensor(x), fake.from_tensor(w), algorithm)
+    assert dtypes.seen == [FLOAT]
+    result = called(problem, x, w, algorithm)
+    assert_right(result, problem, input=x, weight=w, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("text", LEFT_ALONE)
+@pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=ids)
+def test_common_layers_are_left_to_pytorch(text: str, dtype: torch.dtype) -> None:
+    if dtype == HALF and not aten_module._ONEDNN_HAS_BFLOAT16:
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+    assert Aten.adds_nothing(Problem.parse(text), CPU, dtype)
+
+
+@pytest.mark.parametrize(("text", "dtype"), [*WRONG, *DEADLY], ids=ids)
+def test_what_is_rewritten_is_not_handed_on_as_it_is(text: str, dtype: torch.dtype) -> None:
+    problem = Problem.parse(text)
+    assert not Aten.adds_nothing(problem, CPU, dtype)
+    assert Aten.adds_nothing(problem, CPU, torch.float64) == (
+        problem.padding[0][0] == problem.padding[0][1]
+        and problem.padding[1][0] == problem.padding[1][1]
+    )
+
+
+def test_bfloat16_goes_through_float32_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own loops sum it in bfloat16, of 33 filters to 392 instead of 396."""
+    monkeypatch.setattr(aten_module, "_ONEDNN_HAS_BFLOAT16", False)
+    problem = Problem.parse("n1c2-x5-o4-k3")
+    assert not Aten.adds_nothing(problem, CPU, HALF)
+    for map in MAPS:
+        assert aten_module._computed_in_float32(problem, map, CPU, HALF)
+
+
+COMPILED = [
+    "n2c1-x1x40-o1-k1x3-s1x2-p0x24-d1x12",
+    "n2c1-x3x3-o1-k2x5-s1x2-p0x1",
+    "n2c16-x4x29-o12-k3x1-s1x4-p1-d2x4-g2",
+]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("text", COMPILED)
+def test_compiled(text: str, dynamic: bool, layout: str, algorithm: str) -> None:
+    problem, (x, w, y) = operands(text, FLOAT, layout)
+    captured = torch.compile(
+        lambda x, w: called(problem, x, w, algorithm),
+        backend="aot_eager",
+        fullgraph=True,
+        dynamic=dynamic,
+    )
+    x.requires_grad_()
+    w.requires_grad_()
+    result = captured(x, w)
+    grad_input, grad_weight = torch.autograd.grad(result, (x, w), y)
+    assert_right(result, problem, input=x, weight=w, algorithm=algorithm)
+    assert_right(grad_input, problem, output=y, weight=w, algorithm=algorithm)
+    assert_right(grad_weight, problem, input=x, output=y, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+def test_a_graph_for_many_widths_is_right_for_one_column_too(algorithm: str) -> None:
+    """There the stride matters, and whether there is one column is not known to the graph."""
+    w = torch.ones(1, 1, 2, 5).to(memory_format=torch.channels_last)
+    captured = torch.compile(
+        lambda x: corr2d(x, w, None, (1, 2), (0, 1), algorithm=algorithm),
+        backend="aot_eager",
+        fullgraph=True,
+        dynamic=True,
+    )
+    for width in (9, 3, 30, 4):
+        x = torch.arange(2.0 * 3 * width).view(2, 1, 3, width)
+        torch.testing.assert_close(
+            captured(x), conv2d(x.double(), w.double(), None, (1, 2), (0, 1)).float()
+        )
+
+
+def test_strided_layers_of_any_size_hand_channels_last_on() -> None:
+    x = torch.randn(2, 6, 9, 8).to(memory_format=torch.channels_last)
+    w = torch.randn(4, 6, 3, 3)
+    captured = torch.compile(
+        lambda x: corr2d(x, w, None, 2, 1), backend="aot_eager", fullgraph=True, dynamic=True
+    )
+    y = captured(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, conv2d(x, w, None, 2, 1))
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, problem: Problem, bias: bool) -> None:
+        super().__init__()
+        self.problem = problem
+        self.bias = torch.full((problem.out_channels,), 2.0) if bias else None
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        p = self.problem
+        padding = (p.padding[0][0], p.padding[1][0])
+        return corr2d(x, w, self.bias, p.stride, padding, p.dilation, p.groups)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("text", COMPILED[1:])
+def test_exported_for_one_size(text: str, bias: bool) -> None:
+    problem, (x, w, _) = operands(text, FLOAT, "last")
+    program = torch.export.export(Layer(problem, bias), (x, w))
+    assert [str(node.target) for node in program.graph.nodes].count("aten.conv2d.default") == 1
+    result = program.module()(x, w) - (2.0 if bias else 0.0)
+    assert_right(result, problem, input=x, weight=w, algorithm=Aten())
+
+
+def transposed(*shape: int) -> Tensor:
+    """A weight of small integers whose channels lie next to each other."""
+    batch, channels, *rest = shape
+    value = torch.randint(
+        -2, 4, (batch, *rest, channels), generator=torch.Generator().manual_seed(0)
+    )
+    return value.movedim(-1, 1).float()
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("dtype", [FLOAT, torch.float64, HALF], ids=ids)
+def test_strides_of_axes_of_length_1_mean_nothing(
+    dtype: torch.dtype, groups: int, algorithm: str
+) -> None:
+    """PyTorch reads such weights in a wrong order, or refuses them in backward."""
+    w = transposed(4, 6, 5).unsqueeze(-1).to(dtype)
+    assert is_irregular(w)
+    x = transposed(2, 6 * groups, 9, 9).to(dtype).requires_grad_()
+    w.requires_grad_()
+    y = corr2d(x, w, groups=groups, algorithm=algorithm)
+    problem = Problem.of(x.shape, w.shape, groups=groups)
+    gradient = transposed(*y.shape).to(dtype)
+    grad_input, grad_weight = torch.autograd.grad(y, (x, w), gradient)
+    assert_right(y, problem, input=x, weight=w, algorithm=algorithm)
+    assert_right(grad_input, problem, output=gradient, weight=w, algorithm=algorithm)
+    assert_right(grad_weight, problem, input=x, output=gradient, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+@pytest.mark.parametrize(("dtype", "kernel"), [(torch.float64, 3), (FLOAT, 1)], ids=ids)
+def test_one_image_of_pixels(dtype: torch.dtype, kernel: int, algorithm: str) -> None:
+    """(H, W, C) as most files have it, made (1, C, H, W); groups and a channels_last weight."""
+    image = torch.arange(9.0 * 9 * 12).view(9, 9, 12).remainder(7).to(dtype)
+    x = image.permute(2, 0, 1).unsqueeze(0)
+    assert is_irregular(x)
+    w = transposed(8, 6, kernel, kernel).to(dtype)
+    x.requires_grad_()
+    w.requires_grad_()
+    y = corr2d(x, w, groups=2, algorithm=algorithm)
+    (gradient,) = torch.autograd.grad(y.sum(), w, retain_graph=True)
+    _, both = torch.autograd.grad(y.sum(), (x, w))
+    problem = Problem.of(x.shape, w.shape, groups=2)
+    for each in (gradient, both):
+        ones = torch.ones_like(y)
+        assert_right(each, problem, input=x, output=ones, algorithm=algorithm)
