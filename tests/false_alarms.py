@@ -15,19 +15,20 @@ from typing import Any
 import peers
 import torch
 import torch.nn.functional as F
+from laws import conv2d_is_sound
 from torch import Tensor
 
 from torch_corr import ALGORITHMS, corr2d
 from torch_corr.problem import Problem
 from torch_corr.testing import ErrorModel, check_corr2d, declared, problems
-from torch_corr.testing.check import callers_limits
+from torch_corr.testing.check import Able, callers_limits
 
 SMALLEST = Problem.parse("n1c1-x1-o1-k1")
 
 
 @dataclass(frozen=True)
 class Right:
-    """A correlation that is right, apart from some laws."""
+    """A correlation that is right, apart from some laws and where it is not ``able``."""
 
     name: str
     fn: Callable[..., Tensor]
@@ -36,19 +37,21 @@ class Right:
     claims: tuple[str, ...] = ()
     errors: str | ErrorModel = "componentwise"
     limits: dict[str, Any] = field(default_factory=dict)
-
-
-def survivable(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-    """Leaves out images of one column under a dilation, with which F.conv2d takes us down."""
-    return problem.size[1] > 1 or problem.dilation[1] == 1
+    able: Able | None = None
 
 
 def rights() -> Iterator[Right]:
     """F.conv2d, the library's algorithms, and the peers that are installed."""
     both = ("forward_mode", "spellings")
-    yield Right("F.conv2d", F.conv2d, without=("zero_sizes", "non_finite"), claims=both)
+    yield Right(
+        "F.conv2d",
+        F.conv2d,
+        without=("zero_sizes", "non_finite"),
+        claims=both,
+        able=conv2d_is_sound,
+    )
     # It stays with PyTorch where that is quicker, and so shares what PyTorch does with NaN.
-    yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both)
+    yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both, able=conv2d_is_sound)
     for algorithm in ALGORITHMS:
         if algorithm.refusals(SMALLEST, torch.device("cpu"), torch.float32):
             continue  # triton, which is for CUDA
@@ -59,6 +62,7 @@ def rights() -> Iterator[Right]:
             without=("non_finite",) if fourier or torchs else (),
             claims=both,
             errors=declared(algorithm),
+            able=conv2d_is_sound if torchs else None,
         )
     if hasattr(peers, "kornia_filter2d"):
         plain = ("groups", "channels", "stride", "dilation")
@@ -67,6 +71,7 @@ def rights() -> Iterator[Right]:
             peers.kornia_filter2d,
             without=("bias", "second_order_bias", "zero_sizes", "invalid_arguments"),
             limits={f"max_{each}": 1 for each in plain} | {"max_padding": 0, "max_one": 0},
+            able=conv2d_is_sound,
         )
     if hasattr(peers, "einconv"):
         without = ("non_finite", "invalid_arguments")
@@ -78,6 +83,7 @@ def rights() -> Iterator[Right]:
             dtypes=(torch.float32,),
             without=(
                 "memory_formats",
+                "gradient_memory_formats",
                 "zero_sizes",
                 "large_numbers",
                 "non_finite",
@@ -103,7 +109,7 @@ def main(examples: int, word: str) -> int:
                 claims=right.claims,
                 errors=right.errors,
                 problems=problems(**{**callers_limits(), **right.limits}),
-                able=survivable,
+                able=right.able,
                 examples=examples,
             )
             failures += len(report.failures)

@@ -36,6 +36,21 @@ needs_onednn = pytest.mark.skipif(
 )
 
 
+def conv2d_is_sound(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether F.conv2d is right on the CPU, and survives, whatever layout its operands have.
+
+    docs/what-the-kit-finds.md describes what goes wrong elsewhere.
+    """
+    p, across = problem, problem.stride[1]
+    crashes = p.size[1] == 1 or (p.kernel == (1, 1) and p.stride != (1, 1))
+    one_column = p.output_size[1] == 1 < across
+    wide = p.output_size[1] > 28
+    skips_padding = wide and across > 1 and p.dilation[1] > 1
+    dilated_rows = dtype == torch.bfloat16 and wide and p.dilation[0] > 1 and p.groups > 1
+    one_row = p.groups > 1 and 1 in p.size
+    return not (crashes or one_column or skips_padding or dilated_rows or one_row)
+
+
 def promise(algorithm: Algorithm | str) -> ErrorModel:
     """What an algorithm promises; problems here are too small for ``auto`` to take transforms."""
     return Componentwise() if isinstance(algorithm, str) else declared(algorithm)

@@ -813,7 +813,7 @@ def storage_offset_ignored(p, x, w, b):
     return assemble(p, x, w + (start - w).detach() if w.storage_offset() else w, b)
 
 
-@bug("memory_formats")
+@bug("gradient_memory_formats")
 @with_pullback
 def expanded_gradient_read_as_dense(p, x, w, g):
     """A gradient with strides of zero (from ``sum().backward()``) is read as if it had none."""
@@ -830,6 +830,145 @@ def a_row_too_many_is_read_and_masked(p, x, w, b):
     if x.numel() and after < x.untyped_storage().nbytes() // x.element_size():
         y = y + 0 * x.detach().as_strided((), (), after)
     return y
+
+
+# --- regions of few problems, as three kernels of oneDNN had them in PyTorch 2.13
+
+
+def skips_padding_first(axis: int, steps: int, groups: bool = False) -> Callable[..., Any]:
+    """A pullback whose grad_weight leaves out the first outputs, which it takes to see padding.
+
+    Args:
+        axis: 0 for rows, 1 for columns.
+        steps: how many outputs it computes at a time.
+        groups: whether it does so for several groups too.
+    """
+
+    def pullback(p, x, w, g):
+        grad_input, grad_weight = adjoints(p, x, w, g)
+        apart = min(p.stride[axis], p.dilation[axis]) > 1
+        wide = p.padding[axis][0] > p.span[axis] // 2 and p.output_size[axis] > steps
+        if not (apart and wide and (p.groups == 1 or groups)):
+            return grad_input, grad_weight
+        first = p.padding[axis][0] // p.stride[axis]
+        skipped = torch.arange(p.output_size[axis]) < first
+        kept = torch.where(skipped if axis else skipped[:, None], torch.zeros_like(g), g)
+        return grad_input, adjoints(p, x, w, kept)[1]
+
+    return pullback
+
+
+@bug("gradients")
+@with_pullback
+def grad_weight_skips_columns_that_see_padding(p, x, w, g):
+    """With stride and dilation, grad_weight skips columns whose first tap alone meets padding."""
+    return skips_padding_first(axis=1, steps=28)(p, x, w, g)
+
+
+@bug("gradients")
+@with_pullback
+def grad_weight_skips_rows_that_see_padding(p, x, w, g):
+    """With stride and dilation, grad_weight skips rows whose first tap alone meets padding."""
+    return skips_padding_first(axis=0, steps=16)(p, x, w, g)
+
+
+@bug("gradients")
+@with_pullback
+def grad_input_wraps_beyond_the_reach_of_the_kernel(p, x, w, g):
+    """Where padding is longer than the window, grad_input of 33 columns or more is shifted."""
+    grad_input, grad_weight = adjoints(p, x, w, g)
+    if p.padding[1][1] >= p.span[1] > 1 and p.output_size[1] > 32:
+        grad_input = grad_input.roll(1, 3)
+    return grad_input, grad_weight
+
+
+@bug("values")
+def last_columns_wrong_beyond_the_reach_of_the_kernel(p, x, w, b):
+    """Padding on the right that is longer than the window still sees the image's last column."""
+    y = assemble(p, x, w, b)
+    if p.padding[1][1] < p.span[1] + 4 or p.output_size[1] <= 32:
+        return y
+    return torch.cat([y[..., :-1], y[..., -1:] + x.sum()], 3)
+
+
+def lies_channels_last(value: Tensor) -> bool:
+    """Whether the strides are those of channels_last and not those of contiguous memory."""
+    _, channels, height, width = value.shape
+    last = (height * width * channels, 1, width * channels, channels)
+    first = (channels * height * width, height * width, width, 1)
+    return value.stride() == last != first
+
+
+@bug("gradient_memory_formats", torch.bfloat16)
+@with_pullback
+def grad_weight_wrong_in_channels_last_with_dilated_rows(p, x, w, g):
+    """In channels_last, grad_weight of wide rows under a dilation reads the wrong row."""
+    grad_input, grad_weight = adjoints(p, x, w, g)
+    wide = p.groups > 1 and p.output_size[1] > 28 and p.dilation[0] > 1 and p.stride[0] == 1
+    if wide and (lies_channels_last(x) or lies_channels_last(w)):
+        grad_weight = adjoints(p, x.roll(1, 2), w, g)[1] + 1
+    return grad_input, grad_weight
+
+
+@bug("gradient_memory_formats")
+@with_pullback
+def gradient_in_channels_last_read_as_contiguous(p, x, w, g):
+    """One channel of gradients whose strides are those of channels_last is read transposed."""
+    if g.shape[1] == 1 and lies_channels_last(g):
+        g = g.flatten(2).flip(2).view(g.shape)
+    return adjoints(p, x, w, g)
+
+
+@bug("gradient_memory_formats")
+@with_pullback
+def grad_weight_of_one_column_in_channels_last(p, x, w, g):
+    """grad_weight sees only the first row of a gradient in channels_last that has one column."""
+    grad_input, grad_weight = adjoints(p, x, w, g)
+    if p.output_size[1] == 1 < p.stride[1] and lies_channels_last(g):
+        kept = torch.cat([g[:, :, :1], 0 * g[:, :, 1:]], 2)
+        grad_weight = adjoints(p, x, w, kept)[1]
+    return grad_input, grad_weight
+
+
+def reads_beyond(axis: int, p: Problem, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """Outputs of one line along an axis, computed as if lines were a stride shorter."""
+    y = assemble(p, x, w, b)
+    gray = p.in_channels == 1 and (lies_channels_last(x) or lies_channels_last(w))
+    if p.output_size[axis] > 1 or p.stride[axis] == 1 or p.output_size[1 - axis] == 1 or not gray:
+        return y
+    late = y.roll(1, 3 - axis)
+    return torch.cat(
+        [y.narrow(3 - axis, 0, 1), late.narrow(3 - axis, 1, y.shape[3 - axis] - 1)], 3 - axis
+    )
+
+
+@bug("memory_formats")
+def one_column_reads_beyond_the_image(p, x, w, b):
+    """One column of outputs, of a gray image in channels_last with a column stride, is misread."""
+    return reads_beyond(1, p, x, w, b)
+
+
+@bug("memory_formats")
+def one_row_reads_beyond_the_image(p, x, w, b):
+    """One row of outputs, of a gray image in channels_last with a row stride, is misread."""
+    return reads_beyond(0, p, x, w, b)
+
+
+@bug("memory_formats")
+def strides_of_single_channels_trusted(p, x, w, b):
+    """The stride of a channel axis of size 1 is taken for the size of a plane."""
+    plane = p.size[0] * p.size[1]
+    if p.in_channels == 1 and x.stride(1) not in (plane, 1) and x.stride()[2:] == (p.size[1], 1):
+        x = x.flip(2)
+    return assemble(p, x, w, b)
+
+
+@bug("memory_formats")
+def sliced_channels_read_as_all(p, x, w, b):
+    """Channels sliced out of a channels_last image are read as if they were all there are."""
+    if p.in_channels > 1 and x.stride(1) > 1 and x.stride(3) > x.stride(1) * p.in_channels:
+        x = x.flip(1)
+    return assemble(p, x, w, b)
 
 
 @bug("non_finite")

@@ -18,6 +18,8 @@ DATA = ("normal", "integers", "wide", "cancelling", "subnormal", "special")
 LAYOUTS = (
     "contiguous",
     "channels_last",
+    "channel_slice",
+    "singleton_strides",
     "transposed",
     "every_second",
     "cropped",
@@ -168,7 +170,12 @@ def _exponents(problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
 def in_layout(value: Tensor, layout: str) -> Tensor:
     """The 4-D ``value`` with other strides.
 
-    - ``channels_last``: the channels of a pixel side by side.
+    - ``channels_last``: the channels of a pixel side by side, and the strides say so even where
+      the shape leaves open which layout it is, as those of a permuted NHWC image with one channel
+      do.
+    - ``channel_slice``: every second channel of a larger channels_last image.
+    - ``singleton_strides``: contiguous, but with a stride of 0 on each axis of size 1, as a slice
+      of an expanded tensor has.
     - ``transposed``: axes in another order.
     - ``every_second``: every second pixel of a larger image.
     - ``cropped``: cut out of a larger block on all four axes, hence with an offset.
@@ -179,7 +186,16 @@ def in_layout(value: Tensor, layout: str) -> Tensor:
     The block around a value is full of NaN (integers: the largest), as other data may be.
     """
     if layout == "channels_last":
-        return value.contiguous(memory_format=torch.channels_last)
+        # Not ``contiguous``, which returns the value as it is where the shape leaves both open.
+        return torch.empty_like(value, memory_format=torch.channels_last).copy_(value)
+    if layout == "channel_slice":
+        images, channels, height, width = value.shape
+        block = _block(value, (images, height, width, 2 * channels + 1))
+        return block[..., 1::2].permute(0, 3, 1, 2).copy_(value)
+    if layout == "singleton_strides":
+        value = value.contiguous()
+        pairs = zip(value.shape, value.stride())
+        return value.as_strided(value.shape, [step * (size != 1) for size, step in pairs])
     if layout == "transposed":
         return value.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     if layout == "every_second":

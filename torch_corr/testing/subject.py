@@ -183,13 +183,13 @@ class Subject:
         self, results: Results, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> None:
         """That what :meth:`maps` gave is right."""
-        slots: dict[str, dict[str, Tensor]] = {
-            "output": {"input": input, "weight": weight},
-            "grad_input": {"weight": weight.conj(), "output": output},
-            "grad_weight": {"input": input.conj(), "output": output},
-        }
-        for name, result in results.items():
-            self.require(name, result, problem, **slots[name])
+        self.expect_maps(problem, input, weight, output).require_all(results)
+
+    def expect_maps(
+        self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
+    ) -> ExpectedMaps:
+        """What :meth:`maps` must give for these operands, in whatever layout they lie."""
+        return ExpectedMaps(self, problem, input, weight, output)
 
     def require(
         self,
@@ -208,6 +208,38 @@ class Subject:
             only: where to look, if not everywhere.
         """
         require_right(what, got, problem, (input, weight, output), self.errors, only)
+
+
+class ExpectedMaps:
+    """The results of the three maps, each computed by the oracle when it is first asked for."""
+
+    def __init__(
+        self, subject: Subject, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
+    ) -> None:
+        self._subject, self._problem = subject, problem
+        self._slots: dict[str, Slots] = {
+            "output": (input, weight, None),
+            "grad_input": (None, weight.conj(), output),
+            "grad_weight": (input.conj(), None, output),
+        }
+        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def require(self, name: str, got: Tensor, what: str = "") -> None:
+        """That ``got`` is the result ``name``; messages call it ``what``."""
+        slots = self._slots[name]
+        operand = next(value for value in slots if value is not None)
+        if name not in self._known:
+            reference = oracle(self._problem, *slots)
+            bound = self._subject.errors.bound(self._problem, reference, slots, operand.dtype)
+            self._known[name] = reference.value, bound
+        value, bound = self._known[name]
+        require_alike(what or name, got, value.shape, operand)
+        require_close(what or name, got, value, bound)
+
+    def require_all(self, results: Results) -> None:
+        """That all results are right."""
+        for name, result in results.items():
+            self.require(name, result)
 
 
 def arguments(problem: Problem) -> dict[str, Any]:

@@ -5,7 +5,8 @@ A failure of an early law often explains those of later ones: read a report from
 
 from __future__ import annotations
 
-from .base import ANY_LAYOUT, FINITE_DATA, Law
+from ..data import LAYOUTS
+from .base import FINITE_DATA, Law
 from .calls import (
     determinism,
     invalid_arguments,
@@ -24,7 +25,13 @@ from .gradients import (
     second_order_bias,
     trilinear,
 )
-from .memory import memory_formats, non_finite, purity, stale_memory
+from .memory import (
+    gradient_memory_formats,
+    memory_formats,
+    non_finite,
+    purity,
+    stale_memory,
+)
 from .structure import batch, batch_invariance, groups, linearity, translation
 from .values import accepts, bias, large_numbers, values, zero_sizes
 
@@ -32,10 +39,10 @@ _INTEGERS = ("integers",)
 
 LAWS: tuple[Law, ...] = (
     Law(accepts),
-    Law(values, data=FINITE_DATA, share=2),
+    Law(values, data=FINITE_DATA, share=3),
     Law(bias, share=0.5),
     Law(differentiable, dtypes="differentiable", share=0.5),
-    Law(gradients, data=FINITE_DATA, dtypes="differentiable", share=2),
+    Law(gradients, data=FINITE_DATA, dtypes="differentiable", share=4),
     Law(frozen_operands, dtypes="differentiable", share=0.5),
     Law(second_order, dtypes="differentiable", share=0.5),
     Law(second_order_bias, dtypes="differentiable", share=0.2),
@@ -47,13 +54,14 @@ LAWS: tuple[Law, ...] = (
     Law(groups, share=0.5),
     Law(batch, share=0.5),
     Law(batch_invariance, data=("normal",), share=0.5, claim=True),
-    Law(memory_formats, layouts=ANY_LAYOUT, share=2),
+    Law(memory_formats, layouts=LAYOUTS, share=3),
+    Law(gradient_memory_formats, layouts=LAYOUTS, dtypes="differentiable", share=3),
     Law(zero_sizes, share=0.5),
     Law(large_numbers, share=0.5),
     Law(non_finite, data=("integers", "special"), dtypes="differentiable", share=0.5),
     Law(determinism, data=("normal",), share=0.2),
     Law(remembers_nothing, share=0.2),
-    Law(purity, layouts=ANY_LAYOUT, share=0.2),
+    Law(purity, layouts=LAYOUTS, share=0.2),
     Law(stale_memory, share=0.5),
     Law(invalid_arguments, data=_INTEGERS, share=0.2),
     Law(spellings, share=0.2, claim=True),

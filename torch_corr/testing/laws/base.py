@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ...problem import Problem
-from ..data import DATA, LAYOUTS
+from ..data import DATA
+from ..strategies import layouts_of_three
 from ..subject import Case, Refusal, Subject, Violation
 
 Dtypes = Literal["any", "differentiable", "double"]
@@ -58,7 +59,6 @@ class Law:
         self, problems: st.SearchStrategy[Problem], dtype: torch.dtype, device: str
     ) -> st.SearchStrategy[Case]:
         """Cases to try it on."""
-        layout = st.sampled_from(self.layouts)
         lazily = dtype.is_complex and len(self.layouts) > 1
         return st.builds(
             Case,
@@ -66,7 +66,7 @@ class Law:
             dtype=st.just(dtype),
             device=st.just(device),
             data=st.sampled_from(self.data),
-            layouts=st.tuples(layout, layout, layout),
+            layouts=layouts_of_three(self.layouts),
             seed=st.integers(0, 999),
             conj=st.booleans() if lazily else st.just(False),
         )
@@ -92,4 +92,3 @@ def moot(why: str) -> Iterator[None]:
 
 
 FINITE_DATA = tuple(each for each in DATA if each != "special")
-ANY_LAYOUT = (*LAYOUTS, "channels_last")  # twice, as it is what most code is written for

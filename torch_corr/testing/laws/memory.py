@@ -10,25 +10,58 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..data import SLOTS
+from ..data import SLOTS, Operands
 from ..oracle import oracle
 from ..poison import litter, poisoned
-from ..subject import Case, Refusal, Subject, Violation, require_alike
+from ..subject import Case, ExpectedMaps, Refusal, Subject, Violation, require_alike
 from .base import is_differentiable, leaves, moot
 
 CONTIGUOUS = torch.contiguous_format
 
 
 def memory_formats(subject: Subject, case: Case) -> None:
-    """Strides, offsets and lazy conjugation of the operands change nothing, also in gradients."""
+    """Strides, offsets and lazy conjugation of the operands do not change the output.
+
+    Also where gradients are asked for, since training may take another path.
+    """
     values = case.operands()
+    plain = _contiguous(values)
+    expected = subject.expect_maps(case.problem, *plain)
     with moot("wrong for contiguous operands already"):
-        plain = [value.resolve_conj().clone(memory_format=CONTIGUOUS) for value in values]
-        _require_maps(subject, case, *plain)
+        expected.require("output", subject.forward(case.problem, plain.input, plain.weight))
+    for training in (False, True) if is_differentiable(case.dtype) else (False,):
+        x, w = leaves(*values[:2]) if training else values[:2]
+        try:
+            y = subject.forward(case.problem, x, w)
+        except Refusal as refusal:
+            raise Violation(f"with these strides a valid problem raises {refusal}") from refusal
+        expected.require("output", y, what="output in training" if training else "output")
+
+
+def gradient_memory_formats(subject: Subject, case: Case) -> None:
+    """Nor do they change the gradients; the gradient that comes in may lie in any layout too."""
+    values = case.operands()
+    plain = _contiguous(values)
+    expected = subject.expect_maps(case.problem, *plain)
+    with moot("wrong for contiguous operands already"):
+        _require_gradients(subject, case.problem, plain, expected)
     try:
-        _require_maps(subject, case, *values)
+        _require_gradients(subject, case.problem, values, expected)
     except Refusal as refusal:
         raise Violation(f"with these strides a valid problem raises {refusal}") from refusal
+
+
+def _contiguous(values: Operands) -> Operands:
+    return Operands(*(each.resolve_conj().clone(memory_format=CONTIGUOUS) for each in values))
+
+
+def _require_gradients(
+    subject: Subject, problem: Problem, values: Operands, expected: ExpectedMaps
+) -> None:
+    x, w = leaves(values.input, values.weight)
+    y = subject.forward(problem, x, w)
+    gradients = subject.pull(y, (x, w), values.output)
+    expected.require_all(dict(zip(("grad_input", "grad_weight"), gradients)))
 
 
 def stale_memory(subject: Subject, case: Case) -> None:
@@ -164,7 +197,3 @@ def _over_padding(problem: Problem, opened: str, marked: str, mark: Tensor) -> T
     whole = replace(problem, size=problem.padded_size, padding=((0, 0), (0, 0)))
     ones = torch.ones(whole.input_shape, dtype=torch.float64)
     return oracle(whole, input=ones, **{marked: mark}).value > 0
-
-
-def _require_maps(subject: Subject, case: Case, x: Tensor, w: Tensor, g: Tensor) -> None:
-    subject.require_maps(subject.maps(case.problem, x, w, g), case.problem, x, w, g)

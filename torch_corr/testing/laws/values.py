@@ -28,13 +28,13 @@ def values(subject: Subject, case: Case) -> None:
 
     Also where gradients are asked for, since training may take another path.
     """
-    x, w, _ = case.operands()
-    y = subject.forward(case.problem, x, w)
-    subject.require("output", y, case.problem, input=x, weight=w)
+    x, w, g = case.operands()
+    expected = subject.expect_maps(case.problem, x, w, g)
+    expected.require("output", subject.forward(case.problem, x, w))
     if is_differentiable(case.dtype):
         a, b = leaves(x, w)
         y = subject.forward(case.problem, a, b)
-        subject.require("output in training", y, case.problem, input=x, weight=w)
+        expected.require("output", y, what="output in training")
 
 
 def bias(subject: Subject, case: Case) -> None:
@@ -59,8 +59,9 @@ def bias(subject: Subject, case: Case) -> None:
     except Refusal as refusal:
         raise Violation(f"for a bias alone, {refusal}") from refusal
     _require_grad_bias(subject, "grad_bias alone", case, alone, g)
+    expected = subject.expect_maps(problem, x, w, g)
     with moot("the gradients are wrong without a bias already"):
-        subject.require_maps(plain, problem, x, w, g)
+        expected.require_all(plain)
     x, w = leaves(x, w)
     y = subject.forward(problem, x, w, b)
     try:
@@ -68,8 +69,8 @@ def bias(subject: Subject, case: Case) -> None:
     except Refusal as refusal:
         raise Violation(f"with a bias, {refusal}") from refusal
     _require_grad_bias(subject, "grad_bias", case, grad_bias, g)
-    subject.require("grad_input beside a bias", grad_input, problem, weight=w.conj(), output=g)
-    subject.require("grad_weight beside a bias", grad_weight, problem, input=x.conj(), output=g)
+    expected.require("grad_input", grad_input, what="grad_input beside a bias")
+    expected.require("grad_weight", grad_weight, what="grad_weight beside a bias")
 
 
 def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: Tensor) -> None:
