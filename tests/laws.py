@@ -42,7 +42,8 @@ def conv2d_is_sound(problem: Problem, device: torch.device, dtype: torch.dtype) 
     docs/what-the-kit-finds.md describes what goes wrong elsewhere.
     """
     p, across = problem, problem.stride[1]
-    crashes = p.size[1] == 1 or (p.kernel == (1, 1) and p.stride != (1, 1))
+    step = max(across, p.dilation[1])
+    crashes = p.size[1] == 1 < step or (p.kernel == (1, 1) and p.stride != (1, 1))
     one_column = p.output_size[1] == 1 < across
     wide = p.output_size[1] > 28
     skips_padding = wide and across > 1 and p.dilation[1] > 1

@@ -137,7 +137,7 @@ def test_report_prints_a_table_and_turns_into_json() -> None:
     rows = {line.split()[0]: line.split()[1:] for line in table[2:7] if line}
     assert rows["law"] == ["float32", "int64"]
     assert rows["accepts"] == ["excluded", "excluded"]
-    assert rows["gradients"] == ["ok", "10", "-"]
+    assert rows["gradients"] == ["ok", "20", "-"]
     assert rows["zero_sizes"] == ["FAIL", "FAIL"]
     verdicts = json.loads(report.to_json())["verdicts"]
     assert len(verdicts) == 6

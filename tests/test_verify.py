@@ -58,7 +58,7 @@ def test_the_command_of_the_readme(tmp_path: Path) -> None:
 
 def test_exit_codes_and_narrowing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([CONV2D, *QUICK, "--dtype", "float32,float64"]) == 0
-    assert "values   ok 6     ok 6" in capsys.readouterr().out
+    assert "values   ok 9     ok 9" in capsys.readouterr().out
     algorithm = "torch_corr:corr2d", "--with", "algorithm=unfold"
     assert main([*algorithm, *QUICK, "--limit", "max_groups=1", "--limit", "max_one=0"]) == 0
     assert "torch_corr.corr2d(algorithm=unfold) on cpu" in capsys.readouterr().out
