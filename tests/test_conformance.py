@@ -18,7 +18,7 @@ from laws import conv2d_is_sound
 from planted import BUGS, Bug, right
 from torch import Tensor
 
-from torch_corr import Problem, corr2d
+from torch_corr import corr2d
 from torch_corr.testing import (
     CLAIMS,
     LAWS,
