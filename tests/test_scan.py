@@ -82,7 +82,8 @@ def test_one_wrong_element_is_a_finding(
     for number in range(10):
         found = problem_with(draw(2, number, (map,), (dtype,)), "unfold", 1)
         assert found is not None
-        assert found[0] == "wrong"
+        # A long sum of halves may be as far off by rounding alone, if it is done in halves.
+        assert found[0] == "wrong" or (found[0] == "rough" and "16" in dtype)
 
 
 def test_a_crash_is_a_finding_and_the_scan_goes_on(

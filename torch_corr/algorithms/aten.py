@@ -367,6 +367,13 @@ def _rewritten_once(
     extra = left - across, right - across, top - down, bottom - down
     if device.type != "cpu" or dtype not in _BY_ONEDNN:
         return _with_padding(problem, (down, across), extra)
+    if not _any_symbol(*problem.kernel):
+        # One tap has no gaps.  oneDNN chooses other kernels by the dilation all the same; that of
+        # 1x1 with a stride, in bfloat16 and channels_last, gives a wrong gradient of the input.
+        (rows, columns), (height, width) = problem.dilation, problem.kernel
+        gaps = rows if height > 1 else 1, columns if width > 1 else 1
+        if problem.dilation != gaps:
+            problem = replace(problem, dilation=gaps)
     reach = problem.dilation[1] * (problem.kernel[1] - 1)
     if problem.stride[1] > 1 and not _any_symbol(*problem.size) and problem.output_size[1] == 1:
         # One window, which no step leaves.
@@ -488,8 +495,8 @@ def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: t
 def _padded_too_far(problem: Problem, map: MapName, across: int) -> bool:
     """Whether oneDNN is wrong with so wide a padding to the left and right.
 
-    Beyond the kernel's reach its forward reads and writes memory of others, and the process may
-    die.  The weight's gradient with a stride loses sums in float32 with more than 14 columns of
+    In its forward the process dies where no window meets a pixel, which with several windows takes
+    a padding beyond the kernel's reach.  The weight's gradient with a stride loses sums in float32 with more than 14 columns of
     padding and more than 28 of output, and reads memory of others in bfloat16 with more than 16.
     """
     if map == "grad_weight" and problem.stride[1] > 1 and across > 14:
