@@ -496,8 +496,9 @@ def _padded_too_far(problem: Problem, map: MapName, across: int) -> bool:
     """Whether oneDNN is wrong with so wide a padding to the left and right.
 
     In its forward the process dies where no window meets a pixel, which with several windows takes
-    a padding beyond the kernel's reach.  The weight's gradient with a stride loses sums in float32 with more than 14 columns of
-    padding and more than 28 of output, and reads memory of others in bfloat16 with more than 16.
+    a padding beyond the kernel's reach.  The weight's gradient with a stride loses sums in float32
+    with more than 14 columns of padding and more than 28 of output, and reads memory of others in
+    bfloat16 with more than 16.
     """
     if map == "grad_weight" and problem.stride[1] > 1 and across > 14:
         return True
