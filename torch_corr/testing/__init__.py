@@ -20,7 +20,7 @@ from .bounds import TF32_READING, Componentwise, ErrorModel, error_bound, gamma,
 from .check import Trial, check_corr2d, recheck, select_laws, try_law
 from .data import DATA, LAYOUTS, Operands, in_layout, make_operands
 from .laws import CLAIMS, LAWS, Law, find_law
-from .normwise import Either, Fourier, Normwise, Winograd, declared
+from .normwise import Checked, Either, Fourier, Normwise, Winograd, declared
 from .oracle import Reference, oracle
 from .poison import litter, poisoned
 from .pytest_face import conformance_tests
@@ -35,6 +35,7 @@ __all__ = [
     "LAYOUTS",
     "TF32_READING",
     "Case",
+    "Checked",
     "Componentwise",
     "Counterexample",
     "Either",

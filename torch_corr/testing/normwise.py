@@ -208,14 +208,37 @@ class Either:
         return bound
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Each result is proved to be within a tolerance of its own terms, or summed directly.
+
+    ``tolerance(dtype) * sum |a||b|``, and what :class:`Componentwise` allows.
+
+    Attributes:
+        tolerance: as a function of the operands' dtype.
+    """
+
+    tolerance: Callable[[torch.dtype], float]
+
+    def bound(
+        self, problem: Problem, reference: Reference, slots: Slots, dtype: torch.dtype
+    ) -> Tensor:
+        direct = Componentwise().bound(problem, reference, slots, dtype)
+        return direct + self.tolerance(dtype) * reference.magnitude
+
+
 def declared(algorithm: Algorithm) -> ErrorModel:
     """What one of ``torch_corr``'s algorithms, or a third party's, promises about rounding.
 
-    A ``normwise`` one that has a method ``error_constant(problem, map, device, dtype)`` is held to
-    that; one that has not, to what Fourier transforms can keep.
+    A ``normwise`` one that has a method ``tolerance(dtype)`` is held to that times the sum of the
+    moduli of each result's own products; one that has a method ``error_constant(problem, map,
+    device, dtype)`` to that; one that has neither to what Fourier transforms can keep.
     """
     if algorithm.error_class == "componentwise":
         return Componentwise()
+    tolerance: Callable[[torch.dtype], float] | None = getattr(algorithm, "tolerance", None)
+    if tolerance is not None:
+        return Checked(tolerance)
     constant: Constant | None = getattr(algorithm, "error_constant", None)
     return Fourier() if constant is None else Normwise(constant)
 
