@@ -41,7 +41,7 @@ def test_no_minute_of_a_device_goes_into_compiling_for_others(tmp_path: Path) ->
     text = (Path(__file__).parent / "test_triton.py").read_text()
     tests = re.findall(r"^def (test_\w+)(.*?)(?=^def|^@|\Z)", text, re.MULTILINE | re.DOTALL)
     compiling = [name for name, body in tests if "import compile_launch" in body]
-    assert len(compiling) >= 4
+    assert len(compiling) >= 3
     assert all(any(word in name for word in left_out) for name in compiling)
 
 
