@@ -104,6 +104,8 @@ def uncertified_by_size(
     least = _thresholds(result, bounds, tolerance)
     passed = result.abs().amin((2, 3), keepdim=True) >= least
     planes = torch.nonzero(~passed[:, :, 0, 0])
+    if len(planes) == 0:
+        return planes.new_empty(0, 4)
     if len(planes) > most:
         return None
     at = planes[:, 0], planes[:, 1]
