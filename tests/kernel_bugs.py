@@ -368,8 +368,8 @@ BUGS = (
     ),
     Bug(
         "a negated view is read as it lies",
-        "first, second = first.resolve_neg(), second.resolve_neg()",
-        "",
+        "(each.resolve_neg() for each in (first, *others))",
+        "(first, *others)",
         "test_views_that_are_negated",
         "triton",
     ),

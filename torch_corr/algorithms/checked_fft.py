@@ -5,7 +5,7 @@ The error of a transform is relative to its largest numbers.  In float32 its pro
 bright and faint parts.  So operands are widened, transformed, and the result is rounded once.
 :mod:`._certificate` then proves for each result y with terms S = sum |a||b|
 
-    |error| <= t S + the last rounding,    t = 2**-14 in float32 and 2**-26 in float64,
+    |error| <= t S + the last rounding,    t = 2**-14 in float32 and 2**-22 in float64,
 
 and that y is 0 where all its products are, and not negative where they are not.  Few results that
 cannot be proved are computed by their definition; for many, and where an operand holds a number
