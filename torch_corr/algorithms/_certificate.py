@@ -11,8 +11,9 @@ a bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
 Where y >= 0, so is what is certified: y^ >= y - E >= -E, and |y^| is above E or becomes 0.
 
 E is the bound of :mod:`.fft`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads every
-number of both operands.  It holds unless something underflows or overflows on the way; planes in
-which that is possible get E = infinity, and nothing of them is certified.  With transforms in
+number of both operands.  It holds unless something underflows or overflows on the way.  Planes in
+which that is possible, or in which (1 + 1/t) E is beyond the dtype that the result is rounded to,
+get E = infinity, and nothing of them is certified.  With transforms in
 double precision K is about 1e-13, so random images leave one result in 10**5 to 10**6 uncertified.
 """
 
@@ -67,9 +68,15 @@ class Certificate(NamedTuple):
 
 
 def error_bounds(
-    problem: Problem, map: MapName, first: Tensor, second: Tensor, constant: float
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    second: Tensor,
+    constant: float,
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> Tensor:
-    """E for each plane of a map's result, as (A, B, 1, 1); infinite where it does not hold.
+    """E for each plane of a map's result, as (A, B, 1, 1); infinite where it does not serve.
 
     Args:
         problem: the geometry.
@@ -77,10 +84,13 @@ def error_bounds(
         first: its first operand, in double precision.
         second: its second operand.
         constant: K, the factor of :meth:`.fft.FFT.error_constant`.
+        dtype: of the rounded result.
+        tolerance: t.
     """
     norms = [torch.linalg.vector_norm(each, dim=(2, 3)) for each in (first, second)]
     bounds = constant * MARGIN * _over_planes(problem, map, _sum_of_products, *norms)
-    holds = (bounds == 0) | ((bounds > SMALLEST**2) & (bounds < LARGEST**2))
+    most = min(LARGEST**2, torch.finfo(dtype).max / (2 + 2 / tolerance))
+    holds = (bounds == 0) | ((bounds > SMALLEST**2) & (bounds < most))
     return torch.where(holds, bounds, torch.inf)[..., None, None]
 
 
@@ -136,7 +146,10 @@ def certify(
     products = _over_planes(problem, map, _least_of_products, *smallest)[..., None, None]
     apart = products >= (2 * MARGIN / tolerance) * bounds
     moduli = result.abs()
-    noise = apart & (moduli <= (MARGIN * bounds).to(moduli.dtype))
+    # Numbers below the normal ones are rounded to multiples of the least, real and imaginary parts
+    # each by itself.
+    least = torch.finfo(moduli.dtype).tiny * torch.finfo(moduli.dtype).eps
+    noise = apart & (moduli <= (MARGIN * bounds).to(moduli.dtype) + 4 * least)
     certified = apart | (moduli >= _thresholds(result, bounds, tolerance))
     return Certificate(torch.where(noise, 0, result), ~certified)
 

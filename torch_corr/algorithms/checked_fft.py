@@ -151,7 +151,8 @@ class CheckedFFT(Algorithm):
         wide = self.rates_dtype(dtype)
         operands = first.to(wide), second.to(wide)
         constant = self.fast.error_constant(problem, map, device, wide)
-        bounds = error_bounds(problem, map, *operands, constant)
+        tolerance = self.tolerance(dtype)
+        bounds = error_bounds(problem, map, *operands, constant, dtype, tolerance)
         if dtype == wide:
             bounds = torch.where(has_extremes(*operands), torch.inf, bounds)
         if isinstance(self.fallback, Triton):
