@@ -367,3 +367,16 @@ def test_one_image_of_pixels(dtype: torch.dtype, kernel: int, algorithm: str) ->
     for each in (gradient, both):
         ones = torch.ones_like(y)
         assert_right(each, problem, input=x, output=ones, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten"])
+def test_complex_weights_cut_from_channels_last_are_read_in_order(algorithm: str) -> None:
+    """PyTorch's copies of the two parts have an unusual stride along a kernel's single row."""
+    x = torch.randint(-3, 4, (1, 1, 60, 6)).to(torch.complex64).permute(0, 3, 1, 2)
+    w = (
+        torch.randint(-3, 4, (6, 1, 5, 4))
+        .to(torch.complex64)
+        .as_strided((6, 2, 1, 5), (20, 2, 2, 4))
+    )
+    expected = corr2d(x, w, groups=3, algorithm="naive")
+    assert torch.equal(corr2d(x, w, groups=3, algorithm=algorithm), expected)

@@ -306,7 +306,10 @@ def conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None)
 
 def regular(value: Tensor) -> Tensor:
     """The tensor, copied if :func:`is_irregular`."""
-    return value.clone(memory_format=torch.channels_last) if is_irregular(value) else value
+    if not is_irregular(value):
+        return value
+    layout = torch.contiguous_format if value.is_complex() else torch.channels_last
+    return value.clone(memory_format=layout)
 
 
 def is_irregular(value: Tensor) -> bool:
@@ -315,8 +318,13 @@ def is_irregular(value: Tensor) -> bool:
     As ``weight.unsqueeze(-1)`` of a transposed weight, or ``image.permute(2, 0, 1).unsqueeze(0)``.
     PyTorch asks such tensors for their layout in two ways, and gets two answers.  It reads the
     weights of groups in a wrong order then, and gives back wrong gradients of them.
+
+    PyTorch copies the real and imaginary parts of complex tensors, in the order of their strides:
+    those of channels cut from channels_last become such tensors on the way.
     """
-    if value.is_contiguous() or not value.is_contiguous(memory_format=torch.channels_last):
+    if value.is_contiguous():
+        return False
+    if not (value.is_complex() or value.is_contiguous(memory_format=torch.channels_last)):
         return False
     channels, height, width = value.shape[1:]
     return value.stride() != (height * width * channels, 1, width * channels, channels)
