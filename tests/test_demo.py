@@ -82,7 +82,7 @@ def test_whole_demo(tmp_path: Path) -> None:
     assert [float(x) for x in learned.groups()] == pytest.approx([1, -1], abs=0.05)
     for name in ("Horizontal edges", "Vertical edges", "Blur"):
         row = re.search(
-            rf"{name} +(\w+)(?:, guarded)? +[\d.]+ ms +[\d.]+ ms +([-+.e\d]+) +\d+\n", text
+            rf"{name} +(\w+)(?:, checked)? +[\d.]+ ms +[\d.]+ ms +([-+.e\d]+) +\d+\n", text
         )
         assert row is not None, text
         assert row[1] in [algorithm.name for algorithm in torch_corr.ALGORITHMS]
