@@ -8,13 +8,13 @@ a bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
     product, S >= p >= 2 E / t.  If it has none, |y^| <= E.  So every |y^| <= E becomes 0: exact
     in the second case, and an error of at most 2 E <= t S in the first.
 
-Where y >= 0, so is what is certified: y^ >= y - E >= -E, and |y^| is above E or becomes 0.
+If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above E or becomes 0.
 
 E is the bound of :mod:`.fft`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads every
 number of both operands.  It holds unless something underflows or overflows on the way.  Planes in
 which that is possible, or in which (1 + 1/t) E is beyond the dtype that the result is rounded to,
-get E = infinity, and nothing of them is certified.  With transforms in
-double precision K is about 1e-13, so random images leave one result in 10**5 to 10**6 uncertified.
+get E = infinity, and nothing of them is certified.  With transforms in double precision K is about
+1e-13, so random images leave one result in 10**5 to 10**6 uncertified.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
+from ._plans import SLOTS
 from .base import MapName
 
 TOLERANCES = {
@@ -47,12 +48,6 @@ GATHERED = 2**16
 
 _GROUPED = {"input": "ngc", "weight": "goc", "output": "ngo"}
 """Axes of each operand when groups have an axis of their own: image, group, input and output."""
-
-_SLOTS = {
-    "forward": ("input", "weight", "output"),
-    "grad_input": ("output", "weight", "input"),
-    "grad_weight": ("input", "output", "weight"),
-}
 
 
 class Certificate(NamedTuple):
@@ -175,7 +170,7 @@ def _over_planes(
     second: Tensor,
 ) -> Tensor:
     """Combine one number for each plane of the operands to one for each plane of the result."""
-    left, right, target = (_GROUPED[slot] for slot in _SLOTS[map])
+    left, right, target = (_GROUPED[slot] for slot in SLOTS[map])
     sizes = {
         "n": problem.batch,
         "g": problem.groups,
@@ -285,12 +280,12 @@ def _met(
     before, position = problem.padding[dim][0], position[:, None]
     if map == "grad_input":
         steps = position + before - dilation * _range(problem.kernel[dim], position)
-        index, whole = steps // stride, steps % stride == 0
+        index = steps // stride
     elif map == "forward":
         index = position * stride - before + dilation * _range(problem.kernel[dim], position)
-        whole = torch.ones_like(index, dtype=torch.bool)
     else:
         index = position * dilation - before + stride * _range(problem.output_size[dim], position)
-        whole = torch.ones_like(index, dtype=torch.bool)
-    exists = whole & (index >= 0) & (index < size)
+    exists = (index >= 0) & (index < size)
+    if map == "grad_input":
+        exists &= steps % stride == 0
     return index.clamp(0, size - 1), exists

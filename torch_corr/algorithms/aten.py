@@ -313,7 +313,8 @@ def regular(value: Tensor) -> Tensor:
 
 
 def is_irregular(value: Tensor) -> bool:
-    """Whether it is channels_last with an unusual stride of some axis of length 1.
+    """Whether PyTorch may misread its layout: channels_last, but for an unusual stride of some axis
+    of length 1; or complex, and neither contiguous nor channels_last.
 
     As ``weight.unsqueeze(-1)`` of a transposed weight, or ``image.permute(2, 0, 1).unsqueeze(0)``.
     PyTorch asks such tensors for their layout in two ways, and gets two answers.  It reads the
