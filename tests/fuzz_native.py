@@ -110,6 +110,26 @@ def counts_past_2_to_the_31(native) -> None:
         assert dw.tolist() == [3] + 8 * [0], isa
 
 
+def scans_planes(native, r: random.Random) -> None:
+    """Norms, and which numbers are small, of planes of any size."""
+    count, pixels = r.choice([1, 2, 7]), r.choice([1, 31, 32, 33, 8191, 8192, 8193, 70_000])
+    for code, dtype in enumerate([np.float32, np.float64]):
+        x = np.random.default_rng(r.randrange(2**20)).standard_normal((count, pixels)).astype(dtype)
+        x[-1, -1] = np.nan
+        least = np.abs(x[:, 0]) * dtype(0.01)
+        small = np.flatnonzero(~(np.abs(x) >= least[:, None])).tolist()
+        exact = np.sqrt((x.astype(np.float64) ** 2).sum(1))
+        for isa in native.isas():
+            for threads in (1, 3):
+                norms = np.zeros(count)
+                how = code, threads, isa
+                native.norms(x.ctypes.data, x.size, norms.ctypes.data, count, *how)
+                assert np.allclose(norms, exact, rtol=1e-12, atol=0, equal_nan=True), isa
+                asked = x.ctypes.data, x.size, least.ctypes.data, count
+                assert native.below(*asked, len(small), *how) == small, isa
+                assert native.below(*asked, len(small) - 1, *how) is None, isa
+
+
 def axis(r: random.Random):
     size = r.choice([1, r.randint(1, 6), r.randint(1, 40), r.choice([63, 64, 65, 130, 300])])
     kernel = r.choice([1, r.randint(1, 4), r.randint(1, 12), size, r.randint(13, 40)])
@@ -135,6 +155,7 @@ def main(seconds: float = 60, seed: int = 0) -> None:
     counts_past_2_to_the_31(native)
     r, end, count = random.Random(seed), time.time() + seconds, len(EDGES) + 1
     while time.time() < end:
+        scans_planes(native, r)
         g, gi, go, n = (
             r.choice([1, 1, 2, 5]),
             r.choice([1, 1, 2, 6]),

@@ -18,7 +18,8 @@ from torch_corr.algorithms import Algorithm, CheckedFFT, MapName, _certificate, 
 from torch_corr.testing import Reference, error_bound
 
 CPU = torch.device("cpu")
-CHECKED = CheckedFFT(FFT(), Unfold())
+DOUBLE = FFT(double=True)
+CHECKED = CheckedFFT(DOUBLE, Unfold())
 DTYPES = (torch.float32, torch.float64, torch.complex64)
 PROBLEMS = (
     "n1c1-x24x31-o1-k7x5-p3x2",
@@ -39,7 +40,7 @@ class NoFallback(Unfold):
     forward = grad_input = grad_weight = _refuse
 
 
-CERTIFIED = CheckedFFT(FFT(), NoFallback())
+CERTIFIED = CheckedFFT(DOUBLE, NoFallback())
 
 
 def assert_keeps_promise(
@@ -225,12 +226,11 @@ def test_a_device_finds_what_the_host_finds(
     problem = Problem.parse(text)
     shapes = [getattr(problem, f"{slot}_shape") for slot in operands_of(map)]
     operands = [plane(seed, *each, dtype) for each in zip(kinds, shapes)]
-    wide = CHECKED.rates_dtype(dtype)
-    first, second = (each.to(wide) for each in operands)
-    result = getattr(FFT(), map)(problem, first, second).to(dtype)
-    constant = FFT().error_constant(problem, map, CPU, wide)
+    first, second = operands
+    result = getattr(DOUBLE, map)(problem, first, second)
+    constant = DOUBLE.error_before_rounding(problem, map, CPU, dtype)
     tolerance = CHECKED.tolerance(dtype)
-    bounds = _certificate.error_bounds(problem, map, first, second, constant, dtype, tolerance)
+    bounds = _certificate.error_bounds(problem, map, first, second, constant, tolerance)
     result, redo = CHECKED._on_device(map, problem, (first, second), result, bounds)
     assert redo.dtype == torch.int32
     assert redo.shape == (1,)
@@ -257,7 +257,7 @@ def transforms(monkeypatch: Any) -> list[str]:
     choose = Auto.choose
 
     def chosen(self: Auto, *where: Any) -> Algorithm | None:
-        return CheckedFFT(FFT(), choose(replace(self, error="componentwise"), *where) or Naive())
+        return CheckedFFT(DOUBLE, choose(replace(self, error="componentwise"), *where) or Naive())
 
     monkeypatch.setattr(CheckedFFT, "_run", spy)
     monkeypatch.setattr(Auto, "choose", chosen)
@@ -336,8 +336,8 @@ def one_image_only(*arguments: Any) -> Tensor:
 class Float32(CheckedFFT):
     """Transforms in the dtype of the operands."""
 
-    def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.float32
+    def __post_init__(self) -> None:
+        """Without the refusal."""
 
 
 def wrong_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
@@ -366,9 +366,9 @@ def test_a_mistake_in_the_check_is_found(mistake: str, monkeypatch: Any) -> None
     assert_keeps_promise(CHECKED.forward(problem, x, w), expected, [x, w], 2.0**-14)
     algorithm = Float32(FFT(), Unfold()) if single else CHECKED
     if single:
-        constant = FFT.error_constant
+        constant = FFT.error_before_rounding
         monkeypatch.setattr(
-            FFT, "error_constant", lambda self, p, m, d, _: constant(self, p, m, d, torch.float64)
+            FFT, "error_before_rounding", lambda self, *where: constant(DOUBLE, *where)
         )
     else:
         monkeypatch.setattr(*MISTAKES[mistake])
@@ -380,5 +380,5 @@ def test_the_fallback_on_cuda_is_triton() -> None:
     problem = Problem.parse(PROBLEMS[0])
     (sentence,) = CHECKED.refusals(problem, torch.device("cuda"), torch.float32)
     assert "the host would wait" in sentence
-    for algorithm in (CHECKED, CheckedFFT(FFT(), Triton())):
+    for algorithm in (CHECKED, CheckedFFT(DOUBLE, Triton())):
         assert algorithm.refusals(problem, CPU, torch.bfloat16)

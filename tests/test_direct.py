@@ -18,7 +18,7 @@ from torch_corr import MAPS, Direct, Problem
 from torch_corr.algorithms import direct
 from torch_corr.testing import oracle
 
-native = direct._native
+native = direct.native
 pytestmark = pytest.mark.skipif(native is None, reason="the kernels are not compiled here")
 ISAS = native.isas() if native else []
 OPERANDS = {
@@ -254,7 +254,7 @@ def test_refusals() -> None:
 
 
 def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "_native", None)
+    monkeypatch.setattr(direct, "native", None)
     monkeypatch.setattr(direct, "_missing", "No module named 'torch_corr._direct'")
     problem = Problem.parse("n1c1-x8x8-o1-k3")
     (sentence,) = Direct().refusals(problem, torch.device("cpu"), torch.float32)

@@ -4,7 +4,7 @@ workspace."""
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -39,11 +39,27 @@ class Batched(FFT):
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> _plans.Plan:
-        asked = problem, map, dtype.itemsize, dtype.is_complex, self.tile, self.workspace_limit
-        return _planning.plan(*asked, "batched alone")
+        sizes = self.rates_dtype(dtype).itemsize, dtype.itemsize
+        options = self.tile, self.workspace_limit, "batched alone"
+        return _planning.plan(problem, map, *sizes, dtype.is_complex, *options)
 
 
-KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched])
+@dataclass(frozen=True)
+class Double(FFT):
+    """In double precision."""
+
+    double: bool = True
+
+
+class DoubleOnCuda(Double, OnCuda):
+    """CUDA's plans for that."""
+
+
+class DoubleBatched(Double, Batched):
+    """Of the engine for devices alone."""
+
+
+KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched, Double, DoubleOnCuda, DoubleBatched])
 
 
 def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
@@ -102,7 +118,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
         for engine, run in fft._RUNS.items():
             machine = _plans.CUDA if engine == "batched" else _plans.HOST
             make = _planning._ENGINES[engine]
-            task = _plans.Task(problem, map, dtype.itemsize, dtype.is_complex, axes)
+            task = _plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
             plan = make(task, limit, machine)
             assert plan is not None
             if engine == "batched" and map == "grad_input" and choose.random() < 0.5:
@@ -110,7 +126,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
             result = operands[0].new_full(expected.value.shape, float("nan"))
             if map == "grad_input":
                 result.zero_()
-            run(plan, problem, map, *operands, result)
+            run(plan, problem, map, *operands, result, result.new_empty(0))
             error = (result - expected.value).abs()
             assert (error <= bound).all(), (str(problem), map, plan)
 
@@ -129,6 +145,44 @@ def test_the_error_keeps_within_its_bound(
         operands[0][0, 0, 0, 0] = huge
         result = getattr(kind(), map)(problem, *operands)
         assert_right(result, problem, **dict(zip(operands_of(map), operands)), algorithm=kind())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+@pytest.mark.parametrize("limit", [2**28, 2**20, 5 * 10**5])
+@pytest.mark.parametrize("text", ["n2c3-x60x50-o4-k9-p4", "n1c4-x90x40-o4-k5x7-s2x1-g2"])
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("kind", [Double, DoubleOnCuda, DoubleBatched])
+def test_in_double_precision_a_result_is_rounded_once(
+    kind: type[FFT], map: MapName, text: str, limit: int, dtype: torch.dtype
+) -> None:
+    """In one piece and in many, of which some add up to the same pixels."""
+    problem, algorithm = Problem.parse(text), kind(workspace_limit=limit)
+    operands = some(problem, map, dtype)
+    result = getattr(algorithm, map)(problem, *operands)
+    assert result.dtype == dtype
+    wide = [each.to(algorithm.rates_dtype(dtype)) for each in operands]
+    exact = getattr(Naive(), map)(problem, *wide)
+    before = algorithm.error_before_rounding(problem, map, CPU, dtype)
+    before *= float(wide[0].norm()) * float(wide[1].norm())
+    assert before < 1e-8
+    parts = ((each.real, each.imag) if dtype.is_complex else (each,) for each in (result, exact))
+    for ours, theirs in zip(*parts):
+        # Real and imaginary parts are rounded each by itself.
+        rounding = theirs.abs() * torch.finfo(torch.float32).eps / 2
+        assert ((ours - theirs).abs() <= rounding + before).all()
+
+
+def test_pieces_that_add_up_are_tried() -> None:
+    """By the test above: an input's gradient from several rows of tiles, or outputs."""
+    plans = [
+        kind(workspace_limit=limit)._plan(Problem.parse(text), "grad_input", CPU, torch.float32)
+        for kind in (Double, DoubleOnCuda, DoubleBatched)
+        for text in ("n2c3-x60x50-o4-k9-p4", "n1c4-x90x40-o4-k5x7-s2x1-g2")
+        for limit in (2**28, 2**20, 5 * 10**5)
+    ]
+    seen = {(plan.engine, plan.added) for plan in plans}
+    assert {(engine, True) for engine in fft._RUNS} <= seen
+    assert {("fft", False), ("batched", False)} <= seen
 
 
 def test_the_bound_is_not_vacuous() -> None:
@@ -258,7 +312,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
         tilings = [axes, (Turned.of(down), Turned.of(across))]
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
-            task = _plans.Task(problem, map, dtype.itemsize, dtype.is_complex, axes)
+            task = _plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
             made = _plan_batched.plan(task, limit, _plans.CUDA)
             assert made is not None
             many = made.per_slab[0] < 3, made.per_slab[1] < axes[0].tiles
@@ -268,7 +322,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
                     if map == "grad_input":
                         result.zero_()
                     plan = replace(made, block=block, hold=hold)
-                    _batched.run(plan, problem, map, *operands, result)
+                    _batched.run(plan, problem, map, *operands, result, result.new_empty(0))
                     torch.testing.assert_close(
                         result.to(expected.value.dtype), expected.value, rtol=1e-4, atol=1e-3
                     )
@@ -316,7 +370,7 @@ def test_no_batch_of_products_is_larger_than_a_launch(map: MapName) -> None:
     for width in (1_000_000, 2_000_000):
         problem = Problem.parse(f"n1c1-x1x{width}-o1-k1x16")
         (axes,) = _planning.tilings(problem, 32, aligned_length)
-        made = _plan_batched.plan(_plans.Task(problem, map, 4, False, axes), 2**40, _plans.CUDA)
+        made = _plan_batched.plan(_plans.Task(problem, map, 4, 4, False, axes), 2**40, _plans.CUDA)
         assert (made is None) == (axes[1].tiles >= 2**16) == (width == 2_000_000)
 
 

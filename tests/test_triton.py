@@ -1007,7 +1007,7 @@ def test_the_device_recomputes_what_fails_the_check(
 ) -> None:
     """To the bit Triton's result; where nothing fails, the transform's, with its zeros exact."""
     problem, fallback = Problem.parse(case), Triton()
-    checked = CheckedFFT(FFT(), fallback)
+    checked = CheckedFFT(FFT(double=True), fallback)
     first, second = some(problem, map, dtype).values()
     result = getattr(checked, map)(problem, first.abs(), second.abs())
     expected = getattr(fallback, map)(problem, first.abs(), second.abs())

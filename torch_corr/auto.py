@@ -261,10 +261,9 @@ class _Race:
             fallback = Triton()
         elif sure:
             fallback = _quickest(sure)
-        copies = CheckedFFT.copies(self.problem, self.map, self.dtype)
-        fast = FFT(workspace_limit=max(0, self.rules.workspace_limit - copies))
+        fast = FFT(workspace_limit=self.rules.workspace_limit, double=True)
         algorithm = CheckedFFT(fast, fallback)
-        refusals = fast.refusals(self.problem, self.device, algorithm.rates_dtype(self.dtype))
+        refusals = self._refusals(fast)
         if not refusals and (reasons := self._refusals(fallback)):
             refusals = (
                 f"{fallback.name} must recompute what fails its check, and refuses: {reasons[0]}; "

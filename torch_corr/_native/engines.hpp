@@ -76,6 +76,16 @@ struct TapReduction {
   int64_t strip_vectors;
 };
 
+constexpr int64_t kScanBlock = 1 << 13;  // numbers
+constexpr int64_t kScanAlone = 1 << 17;  // numbers up to which one thread is as quick as many
+
+// Dense planes of numbers, scanned in blocks of kScanBlock; the last of a plane may be shorter.
+struct Planes {
+  const void* values;
+  int64_t count, pixels;
+  int64_t blocks;  // of one plane
+};
+
 enum class Status : int { done = 0, out_of_memory = 1 };
 
 struct Engines {
@@ -87,6 +97,8 @@ struct Engines {
   int64_t strip_rows;     // output rows of a strip
   Status (*correlate)(const Correlation&, Dtype, int threads);
   Status (*reduce_taps)(const TapReduction&, Dtype, int threads);
+  void (*sum_squares)(const Planes&, Dtype, double* sums, int threads);  // of each block
+  void (*flag_below)(const Planes&, Dtype, const void* least, uint8_t* flags, int threads);
 };
 
 }  // namespace torch_corr

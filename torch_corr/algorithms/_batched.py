@@ -45,37 +45,50 @@ from .base import MapName
 
 
 def run(
-    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    second: Tensor,
+    result: Tensor,
+    like: Tensor,
 ) -> None:
     """Run a plan of this engine, all groups at one time.
 
     Args:
         result: written; but where an input's gradient is added up from tiles, zeros to add to.
+        like: an empty tensor of the dtype to compute in, which the operands may not have.
     """
     if map == "grad_weight":
-        _weight(plan, problem, first, second, result)
+        _weight(plan, problem, first, second, result, like)
     else:
-        _tiles(plan, problem, map, first, second, result)
+        _tiles(plan, problem, map, first, second, result, like)
 
 
 def _tiles(
-    plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    weight: Tensor,
+    result: Tensor,
+    like: Tensor,
 ) -> None:
     source, _, target = SLOTS[map]
-    groups, waves = problem.groups, waves_of(plan.lengths, result)
+    groups, waves = problem.groups, waves_of(plan.lengths, like)
     of_weight = plan.windows("weight")
-    taps = padded(weight, of_weight).contiguous()
+    taps = padded(weight, of_weight, like.dtype).contiguous()
     back = waves_back(waves, plan.windows(target))
     result = torch.unflatten(result, 1, (groups, -1))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         of_first, windows = plan.windows(source, rows), plan.windows(target, rows)
-        samples = padded(first[part], of_first).contiguous()
+        samples = padded(first[part], of_first, like.dtype).contiguous()
         order = groups, windows[1].tiles, windows[0].tiles, len(images), result.shape[2]
         count, across = windows[0].count, windows[1].count
-        sums = result.new_empty(math.prod(order) * count, across)
-        for block in plan.blocks(1, result.is_complex()):
+        sums = like.new_empty(math.prod(order) * count, across)
+        for block in plan.blocks(1, like.is_complex()):
             left = analyse(samples, of_first, waves, False, groups, block)
             if block in held:
                 w = held[block]
@@ -103,20 +116,22 @@ def _put_tiles(plan: Plan, tiles: Tensor, windows: Windows, map: MapName, result
         copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[..., down, across])
         return
     tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
-    put(overlap_add(tiles, 4, windows[1].hop), windows, result, add=True)
+    put(overlap_add(tiles, 4, windows[1].hop), windows, result, add=plan.added)
 
 
-def _weight(plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor) -> None:
-    groups, waves = problem.groups, waves_of(plan.lengths, result)
+def _weight(
+    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor, like: Tensor
+) -> None:
+    groups, waves = problem.groups, waves_of(plan.lengths, like)
     of_weight = plan.windows("weight")
     back = waves_back(waves, of_weight)
     sums, add = result.view(-1, result.shape[3]), False
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         of_input, of_output = plan.windows("input", rows), plan.windows("output", rows)
-        x = padded(input[part], of_input).contiguous()
-        y = padded(output[part], of_output).contiguous()
-        for block in plan.blocks(1, result.is_complex()):
+        x = padded(input[part], of_input, like.dtype).contiguous()
+        y = padded(output[part], of_output, like.dtype).contiguous()
+        for block in plan.blocks(1, like.is_complex()):
             spectrum = torch.bmm(
                 analyse(y, of_output, waves, True, groups, block).mT,
                 analyse(x, of_input, waves, False, groups, block),

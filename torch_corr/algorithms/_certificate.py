@@ -10,7 +10,7 @@ a bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
 
 If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above E or becomes 0.
 
-E is the bound of :mod:`.fft`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads every
+E is the bound of :mod:`._fft_error`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads every
 number of both operands.  It holds unless something underflows or overflows on the way.  Planes in
 which that is possible, or in which (1 + 1/t) E is beyond the dtype that the result is rounded to,
 get E = infinity, and nothing of them is certified.  With transforms in double precision K is about
@@ -27,7 +27,9 @@ from torch import Tensor
 
 from ..problem import Problem
 from ._plans import SLOTS
+from ._scans import below, norms, of_planes
 from .base import MapName
+from .fft import DOUBLE
 
 TOLERANCES = {
     torch.float32: 2.0**-14,
@@ -40,8 +42,9 @@ TOLERANCES = {
 MARGIN = 1 + 2.0**-20
 """Covers the rounding of E and of thresholds, which are sums and products of positive numbers."""
 
-SMALLEST, LARGEST = 1e-140, 1e140
-"""Moduli between which squares, norms and products neither underflow nor overflow in float64."""
+SMALLEST, LARGEST = 1e-130, 1e140
+"""Moduli between which squares, norms and products neither underflow nor overflow in float64; and E
+is above 1e-276, beside which what underflows in a transform is nothing."""
 
 GATHERED = 2**16
 """Products that :func:`recompute` holds in memory at a time; a single result may have more."""
@@ -68,7 +71,6 @@ def error_bounds(
     first: Tensor,
     second: Tensor,
     constant: float,
-    dtype: torch.dtype,
     tolerance: float,
 ) -> Tensor:
     """E for each plane of a map's result, as (A, B, 1, 1); infinite where it does not serve.
@@ -76,49 +78,32 @@ def error_bounds(
     Args:
         problem: the geometry.
         map: which map.
-        first: its first operand, in double precision.
+        first: its first operand.
         second: its second operand.
-        constant: K, the factor of :meth:`.fft.FFT.error_constant`.
-        dtype: of the rounded result.
+        constant: K, the factor of :meth:`.fft.FFT.error_before_rounding`.
         tolerance: t.
     """
-    norms = [torch.linalg.vector_norm(each, dim=(2, 3)) for each in (first, second)]
-    bounds = constant * MARGIN * _over_planes(problem, map, _sum_of_products, *norms)
-    most = min(LARGEST**2, torch.finfo(dtype).max / (2 + 2 / tolerance))
-    holds = (bounds == 0) | ((bounds > SMALLEST**2) & (bounds < most))
-    return torch.where(holds, bounds, torch.inf)[..., None, None]
+    sums = _over_planes(problem, map, _sum_of_products, norms(first), norms(second))
+    bounds = constant * MARGIN * sums
+    most = min(LARGEST**2, torch.finfo(first.dtype).max / (2 + 2 / tolerance))
+    return torch.where(bounds < most, bounds, torch.inf)[..., None, None]
 
 
 def has_extremes(*operands: Tensor) -> Tensor:
     """Whether squares of some numbers may underflow or overflow in float64, NaN included.
 
-    Numbers that were float32 cannot: 1.4e-45 to 3.4e38.
+    Those of numbers in float32 cannot: 1.4e-45 to 3.4e38.
     """
-    least, most = zip(*((_smallest(each, (0, 1, 2, 3)), each.abs().amax()) for each in operands))
-    low, high = torch.stack(least).amin(), torch.stack(most).amax()
+    low = torch.stack([of_planes(each, _smallest).amin() for each in operands]).amin()
+    high = torch.stack([of_planes(each, _largest).amax() for each in operands]).amax()
     return ~((low > SMALLEST) & (high < LARGEST))
 
 
 def uncertified_by_size(
     result: Tensor, bounds: Tensor, tolerance: float, most: int
 ) -> Tensor | None:
-    """The results that way 1 leaves uncertified, as (P, 4) indices; None if they are over ``most``.
-
-    One pass over the result finds the planes that hold any.
-    """
-    least = _thresholds(result, bounds, tolerance)
-    passed = result.abs().amin((2, 3), keepdim=True) >= least
-    planes = torch.nonzero(~passed[:, :, 0, 0])
-    if len(planes) == 0:
-        return planes.new_empty(0, 4)
-    if len(planes) > most:
-        return None
-    at = planes[:, 0], planes[:, 1]
-    uncertified = ~(result[at].abs() >= least[at])
-    if int(uncertified.sum()) > most:
-        return None
-    number, row, column = uncertified.nonzero().unbind(1)
-    return torch.stack((*planes[number].unbind(1), row, column), 1)
+    """The results that way 1 leaves uncertified, as (P, 4) indices; None if over ``most``."""
+    return below(result, _thresholds(result, bounds, tolerance), most)
 
 
 def certify(
@@ -137,7 +122,7 @@ def certify(
         bounds: E.
         tolerance: t.
     """
-    smallest = [_smallest(each, (2, 3)) for each in (first, second)]
+    smallest = (of_planes(each, _smallest) for each in (first, second))
     products = _over_planes(problem, map, _least_of_products, *smallest)[..., None, None]
     apart = products >= (2 * MARGIN / tolerance) * bounds
     moduli = result.abs()
@@ -156,10 +141,14 @@ def _thresholds(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
     return torch.maximum((1 + 1 / tolerance) * MARGIN * bounds, least).to(dtype)
 
 
-def _smallest(values: Tensor, axes: tuple[int, ...]) -> Tensor:
+def _smallest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
     """The smallest modulus above zero; infinite where there is none."""
     moduli = values.abs()
-    return torch.where(moduli == 0, torch.inf, moduli).amin(axes)
+    return torch.where(moduli == 0, torch.inf, moduli).amin(dim)
+
+
+def _largest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    return values.abs().amax(dim)
 
 
 def _over_planes(
@@ -221,7 +210,7 @@ def recompute(
         points: (P, 4) indices into the map's result.
 
     Returns:
-        (P,) sums, in the dtype of the operands.
+        (P,) sums, in double precision.
     """
     each = max(1, GATHERED // max(1, terms_of(problem, map)))
     parts = torch.split(points, each)
@@ -260,7 +249,8 @@ def _sums(problem: Problem, map: MapName, first: Tensor, second: Tensor, points:
         others = second[batch, images[:, None]]
     image, channel = (each[:, :, None, None] for each in read)
     products = first[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    products.mul_(others)
+    wide = DOUBLE.get(first.dtype, first.dtype)
+    products = products.to(wide).mul_(others.to(wide))
     outside = ~(rows_in[:, None, :, None] & columns_in[:, None, None, :])
     return products.masked_fill_(outside, 0).sum((1, 2, 3))
 

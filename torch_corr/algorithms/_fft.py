@@ -26,25 +26,32 @@ from .base import MapName
 
 
 def run(
-    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    second: Tensor,
+    result: Tensor,
+    like: Tensor,
 ) -> None:
     """Run a plan of this engine, some groups at one time, and of one group some outputs.
 
     Args:
         result: written; but where an input's gradient is added up from tiles, zeros to add to.
+        like: an empty tensor of the dtype to compute in, which the operands may not have.
     """
     for start in range(0, problem.groups, plan.block):
         groups = range(start, min(start + plan.block, problem.groups))
         for low in range(0, problem.group_out, plan.outs):
             outs = range(low, min(low + plan.outs, problem.group_out))
-            operands = (
+            a, b, c = (
                 _select(problem, slot, tensor, groups, outs)
                 for slot, tensor in zip(SLOTS[map], (first, second, result))
             )
             if map == "grad_weight":
-                _weight_of_groups(plan, problem.batch, len(groups), *operands)
+                _weight_of_groups(plan, problem.batch, len(groups), a, b, c, like.dtype)
             else:
-                _tiles_of_groups(plan, problem, map, len(groups), *operands)
+                _tiles_of_groups(plan, problem, map, len(groups), a, b, c, like.dtype)
 
 
 def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
@@ -65,33 +72,40 @@ def _tiles_of_groups(
     first: Tensor,
     weight: Tensor,
     result: Tensor,
+    dtype: torch.dtype,
 ) -> None:
     (source, _, target), apart = SLOTS[map], plan.apart
-    # Inputs belong to several tiles, and to every output channel.
-    add = map == "grad_input" and not (apart and plan.outs == problem.group_out)
     taps = plan.windows("weight")
-    w = analyse(weight, taps, plan.lengths, map == "forward", apart)
+    w = analyse(weight, taps, plan.lengths, map == "forward", apart, dtype)
     w = torch.unflatten(w.squeeze((2, 3)), 0, (groups, -1))
     if map == "forward":
         w = w.transpose(1, 2)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
-        spectra = analyse(first[part], _read(plan, source, rows), plan.lengths, False, apart)
+        read = _read(plan, source, rows)
+        spectra = analyse(first[part], read, plan.lengths, False, apart, dtype)
         product = _sum_over_channels(torch.unflatten(spectra, 1, (groups, -1)), w)
         del spectra
         windows = plan.windows(target, rows)
-        synthesise(product.flatten(1, 2), windows, plan.lengths, apart, result[part], add)
+        synthesise(product.flatten(1, 2), windows, plan.lengths, apart, result[part], plan.added)
         del product
 
 
 def _weight_of_groups(
-    plan: Plan, batch: int, groups: int, input: Tensor, output: Tensor, result: Tensor
+    plan: Plan,
+    batch: int,
+    groups: int,
+    input: Tensor,
+    output: Tensor,
+    result: Tensor,
+    dtype: torch.dtype,
 ) -> None:
     apart, sums = plan.apart, None
     for images, rows in slabs(batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
-        x = analyse(input[part], _read(plan, "input", rows), plan.lengths, False, apart)
-        y = analyse(output[part], plan.windows("output", rows), plan.lengths, True, apart)
+        read, of_output = _read(plan, "input", rows), plan.windows("output", rows)
+        x = analyse(input[part], read, plan.lengths, False, apart, dtype)
+        y = analyse(output[part], of_output, plan.lengths, True, apart, dtype)
         x, y = (torch.unflatten(each, 1, (groups, -1)) for each in (x, y))
         product = _sum_over_tiles(x, y)
         del x, y
@@ -132,17 +146,23 @@ def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
 
 
 def analyse(
-    tensor: Tensor, windows: Windows, lengths: tuple[int, int], reverse: bool, apart: bool
+    tensor: Tensor,
+    windows: Windows,
+    lengths: tuple[int, int],
+    reverse: bool,
+    apart: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Spectra of the tiles of (images, channels, H, W): (images, channels, T, U, f, g).
 
     Args:
         reverse: give the spectrum at (-f, -g).
         apart: transform each axis by itself; for one tile.
+        dtype: to compute in.
     """
     if apart:
-        return _analyse_apart(tensor, windows, lengths, reverse)
-    tiles = _cut(tensor, windows, lengths)
+        return _analyse_apart(tensor, windows, lengths, reverse, dtype)
+    tiles = _cut(tensor, windows, lengths, dtype)
     spectrum: Tensor
     if tensor.is_complex():
         spectrum = torch.fft.ifft2(tiles, norm="forward") if reverse else torch.fft.fft2(tiles)
@@ -152,7 +172,11 @@ def analyse(
 
 
 def _analyse_apart(
-    tensor: Tensor, windows: Windows, lengths: tuple[int, int], reverse: bool
+    tensor: Tensor,
+    windows: Windows,
+    lengths: tuple[int, int],
+    reverse: bool,
+    dtype: torch.dtype,
 ) -> Tensor:
     (rows, to_rows), (columns, to_columns) = (
         _inside(window, size) for window, size in zip(windows, tensor.shape[2:])
@@ -162,12 +186,13 @@ def _analyse_apart(
     spectrum: Tensor
     part = tensor[:, :, rows, columns]
     if part.shape[3] != lengths[1]:
-        some, part = part, tensor.new_zeros(*part.shape[:3], lengths[1])
+        some, part = part, tensor.new_zeros(*part.shape[:3], lengths[1], dtype=dtype)
         part[..., to_columns] = some
     if part.shape[2] == 0:
         # Windows on nothing but padding; MKL refuses to transform no rows.
         part = tensor.new_zeros(*part.shape[:2], 1, lengths[1])
         to_rows = slice(0, 1)
+    part = part.to(dtype)
     if tensor.is_complex():
         spectrum = full(part, norm=norm)
     else:
@@ -221,11 +246,11 @@ def synthesise(
         _put(place, tiles[:, :, 0, 0, from_rows, from_columns], add)
         return
     tiles = tiles[..., :: down.spacing, :: across.spacing][..., : down.count, : across.count]
-    if not add:
-        copy_side_by_side(tiles, place)  # outputs, of which each is in one tile
+    if down.side_by_side and across.side_by_side and not add:
+        copy_side_by_side(tiles, place)
         return
     sums = overlap_add(overlap_add(tiles.permute(0, 1, 2, 4, 3, 5), 2, down.hop), 3, across.hop)
-    put(sums, windows, result, add=True)
+    put(sums, windows, result, add)
 
 
 def _put(place: Tensor, values: Tensor, add: bool) -> None:
@@ -246,14 +271,14 @@ def _inside(window: Window, size: int) -> tuple[slice, slice]:
     )
 
 
-def _cut(tensor: Tensor, windows: Windows, lengths: tuple[int, int]) -> Tensor:
+def _cut(tensor: Tensor, windows: Windows, lengths: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Tiles (images, channels, T, U, length, length) of a tensor, zeros where it has no samples."""
     down, across = windows
-    cut = padded(tensor, windows).unfold(2, down.count, max(down.hop, 1))
+    cut = padded(tensor, windows, dtype).unfold(2, down.count, max(down.hop, 1))
     cut = cut.unfold(3, across.count, max(across.hop, 1))
     if cut.shape[4:] == lengths:
         return cut
-    tiles = tensor.new_zeros(*cut.shape[:4], *lengths)
+    tiles = cut.new_zeros(*cut.shape[:4], *lengths)
     height, width = ((window.count - 1) * window.spacing + 1 for window in windows)
     tiles[..., : height : down.spacing, : width : across.spacing] = cut
     return tiles

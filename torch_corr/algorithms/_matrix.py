@@ -31,42 +31,55 @@ from .base import MapName
 
 
 def run(
-    plan: Plan, problem: Problem, map: MapName, first: Tensor, second: Tensor, result: Tensor
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    second: Tensor,
+    result: Tensor,
+    like: Tensor,
 ) -> None:
     """Run a plan of this engine, group by group.
 
     Args:
         result: written; but where an input's gradient is added up from tiles, zeros to add to.
+        like: an empty tensor of the dtype to compute in, which the operands may not have.
     """
     channels = {"input": problem.group_in, "output": problem.group_out}
     for group in range(problem.groups):
-        operands = []
-        for slot, tensor in zip(SLOTS[map], (first, second, result)):
-            if slot == "weight":
-                operands.append(tensor.narrow(0, group * problem.group_out, problem.group_out))
-            else:
-                operands.append(tensor.narrow(1, group * channels[slot], channels[slot]))
+        a, b, c = (
+            tensor.narrow(0, group * problem.group_out, problem.group_out)
+            if slot == "weight"
+            else tensor.narrow(1, group * channels[slot], channels[slot])
+            for slot, tensor in zip(SLOTS[map], (first, second, result))
+        )
         if map == "grad_weight":
-            _weight_of_group(plan, problem, *operands)
+            _weight_of_group(plan, problem, a, b, c, like)
         else:
-            _tiles_of_group(plan, problem, map, *operands)
+            _tiles_of_group(plan, problem, map, a, b, c, like)
 
 
 def _tiles_of_group(
-    plan: Plan, problem: Problem, map: MapName, first: Tensor, weight: Tensor, result: Tensor
+    plan: Plan,
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    weight: Tensor,
+    result: Tensor,
+    like: Tensor,
 ) -> None:
     source, _, target = SLOTS[map]
-    of_first = waves_of(plan.windows(source), plan.lengths, False, first)
-    of_weight = waves_of(plan.windows("weight"), plan.lengths, map == "forward", weight)
-    inverse = inverse_waves(plan.windows(target), plan.lengths, result)
-    taps = lay_out(weight, plan.windows("weight"))
+    of_first = waves_of(plan.windows(source), plan.lengths, False, like)
+    of_weight = waves_of(plan.windows("weight"), plan.lengths, map == "forward", like)
+    inverse = inverse_waves(plan.windows(target), plan.lengths, like)
+    taps = lay_out(weight, plan.windows("weight"), like.dtype)
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part, windows = slice(images.start, images.stop), plan.windows(target, rows)
-        tiles = lay_out(first[part], plan.windows(source, rows))
+        tiles = lay_out(first[part], plan.windows(source, rows), like.dtype)
         number = len(images) * windows[0].tiles * windows[1].tiles
-        sums = result.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
-        for block in plan.blocks(0, result.is_complex()):
+        sums = like.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
+        for block in plan.blocks(0, like.is_complex()):
             w = held[block] if block in held else analyse(taps, of_weight, block)
             if plan.hold:
                 held[block] = w
@@ -75,27 +88,23 @@ def _tiles_of_group(
             synthesise(spectrum, sums, inverse, block)
             del spectrum
         del tiles
-        put(
-            put_together(sums, windows, len(images)),
-            windows,
-            result[part],
-            add=map == "grad_input",
-        )
+        samples = put_together(sums, windows, len(images))
+        put(samples, windows, result[part], add=plan.added)
 
 
 def _weight_of_group(
-    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor
+    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor, like: Tensor
 ) -> None:
-    of_input = waves_of(plan.windows("input"), plan.lengths, False, input)
-    of_output = waves_of(plan.windows("output"), plan.lengths, True, output)
+    of_input = waves_of(plan.windows("input"), plan.lengths, False, like)
+    of_output = waves_of(plan.windows("output"), plan.lengths, True, like)
     windows = plan.windows("weight")
-    inverse = inverse_waves(windows, plan.lengths, result)
-    sums = result.new_zeros(windows[0].count, result.numel() // windows[0].count)
+    inverse = inverse_waves(windows, plan.lengths, like)
+    sums = like.new_zeros(windows[0].count, result.numel() // windows[0].count)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
-        x = lay_out(input[part], plan.windows("input", rows))
-        y = lay_out(output[part], plan.windows("output", rows))
-        for block in plan.blocks(0, result.is_complex()):
+        x = lay_out(input[part], plan.windows("input", rows), like.dtype)
+        y = lay_out(output[part], plan.windows("output", rows), like.dtype)
+        for block in plan.blocks(0, like.is_complex()):
             spectrum = torch.bmm(analyse(y, of_output, block).mT, analyse(x, of_input, block))
             synthesise(spectrum, sums, inverse, block)
             del spectrum
@@ -127,7 +136,7 @@ def waves_of(windows: Windows, lengths: tuple[int, int], reverse: bool, like: Te
     )
 
 
-def lay_out(tensor: Tensor, windows: Windows) -> Tiles:
+def lay_out(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
     """The samples of a (images, channels, H, W) tensor under its tiles, zeros where it has none."""
     images, channels, height, width = tensor.shape
     (rows, to_rows), (columns, to_columns) = (
@@ -139,8 +148,8 @@ def lay_out(tensor: Tensor, windows: Windows) -> Tiles:
     shape = (part.shape[2], part.shape[3], images, channels)
     samples = (windows[0].samples, windows[1].samples)
     if samples == shape[:2]:
-        return Tiles(flat.view(shape), windows)
-    padded = tensor.new_zeros(*samples, images, channels)
+        return Tiles(flat.to(dtype).view(shape), windows)
+    padded = tensor.new_zeros(*samples, images, channels, dtype=dtype)
     padded[to_rows, to_columns] = flat.view(shape)
     return Tiles(padded, windows)
 

@@ -54,7 +54,8 @@ def _plans(task: Task, limit: int, most: int) -> Iterator[Plan]:
             block = block_of(frequencies, min(room, most))
             peak, cost = memory.peak(block), _cost(task, per_slab, block, hold)
             outs = task.problem.group_out
-            yield Plan("batched", task.axes, per_slab, block, outs, hold, peak, cost)
+            added = memory.added
+            yield Plan("batched", task.axes, per_slab, block, outs, hold, added, peak, cost)
         if per_slab == (1, 1):
             return
         per_slab = halved(per_slab)
@@ -79,9 +80,16 @@ class _Memory:
         # Of each axis at most four matrices of complex128.
         total = 2**16 + 64 * sum(length**2 for length in self.task.lengths)
         total += sum(self._sizes(slot).padded for slot in (first, second)) * self.task.itemsize
+        total += self.task.sums(self.added)
         if target != "weight":
             total += self._sizes(target).cut * self.task.itemsize
         return total + (self.task.frequencies(1) * self._spectrum("weight") if self.hold else 0)
+
+    @property
+    def added(self) -> bool:
+        """Whether slabs add to the same pixels, or blocks to the same weights."""
+        weight = self.task.map == "grad_weight"
+        return weight or self.task.added(self.per_slab[1], self.task.problem.group_out)
 
     @cached_property
     def of_frequency(self) -> int:

@@ -43,7 +43,8 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan:
     pieces = -(-problem.groups // block) * parts * task.slabs((images, rows))
     calls = pieces * (20 + 2 * (outs if map == "grad_input" else problem.group_in))
     cost = cost._replace(calls=calls)
-    return Plan("fft", task.axes, (images, rows), block, outs, False, peak(), cost)
+    added = task.added(rows, outs)
+    return Plan("fft", task.axes, (images, rows), block, outs, False, added, peak(), cost)
 
 
 def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
@@ -66,7 +67,7 @@ def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
         work = max(work, block * outs * number * spectrum)
         # Two more of the result's: the columns being stacked, and the sum so far.
         work += 2 * block * outs * task.problem.group_in * spectrum
-    return total + work + 2**18
+    return total + work + task.sums(task.added(per_slab[1], outs)) + 2**18
 
 
 def _cost(task: Task, repeats: int) -> Cost:

@@ -31,7 +31,7 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     while memory.peak(1) > limit and memory.per_slab != (1, 1):
         memory = _Memory(task, halved(memory.per_slab))
     frequencies = task.frequencies(0)
-    room = min(limit - memory.waves - memory.laid_out, BLOCK)
+    room = min(limit - memory.standing, BLOCK)
     block = block_of(frequencies, room // max(memory.of_frequency, 1))
     workspace = memory.peak(block)
     weight = problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.pair
@@ -45,9 +45,8 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     read = problem.groups * slabs * blocks * memory.laid_out * machine.out_of_cache
     calls = problem.groups * slabs * (20 + 40 * blocks)
     cost = cost._replace(bytes=cost.bytes + read, calls=calls)
-    return Plan(
-        "matrix", task.axes, memory.per_slab, block, problem.group_out, hold, workspace, cost
-    )
+    outs, added = problem.group_out, memory.added
+    return Plan("matrix", task.axes, memory.per_slab, block, outs, hold, added, workspace, cost)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,17 @@ class _Memory:
 
     def peak(self, block: int) -> int:
         """With so many row frequencies at one time."""
-        return self.waves + self.laid_out + max(self.copies, block * self.of_frequency)
+        return self.standing + max(self.copies, block * self.of_frequency)
+
+    @property
+    def standing(self) -> int:
+        """What is there from first to last."""
+        return self.waves + self.laid_out + self.task.sums(self.added)
+
+    @property
+    def added(self) -> bool:
+        """Whether slabs add to the same pixels."""
+        return self.task.added(self.per_slab[1], self.task.problem.group_out)
 
     @property
     def waves(self) -> int:
@@ -75,7 +84,8 @@ class _Memory:
     def copies(self) -> int:
         """The most that is beside those while one is laid out, or put together."""
         first, second, target = (self._laid_out(slot) for slot in SLOTS[self.task.map])
-        return max(first, second, 2 * target)
+        # Operands are transposed before they are widened.
+        return max(max(first, second) * self.task.held // self.task.itemsize, 2 * target)
 
     @cached_property
     def of_frequency(self) -> int:

@@ -7,10 +7,12 @@ operands: it is made once, and kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from ..problem import Problem
 from . import _plan_batched, _plan_fft, _plan_matrix
+from ._fft_error import error_units
 from ._plan_batched import QUANTUM
 from ._plans import HOST, MACHINES, Engine, Plan, Task, rank
 from ._tiling import Axis, Turned, aligned_length, axis_of, axis_of_length, fast_length, turned
@@ -22,6 +24,7 @@ def plan(
     problem: Problem,
     map: MapName,
     itemsize: int,
+    held: int,
     whole: bool,
     tile: int | None,
     limit: int,
@@ -30,18 +33,20 @@ def plan(
     """The plan of least predicted time within the limit; if none fits, that of least workspace.
 
     Args:
-        itemsize: bytes of one element of the operands.
+        itemsize: bytes of one number in the dtype to compute in.
+        held: bytes of one number of the operands and of the result.
         whole: whether they are complex, so that the whole spectrum is needed.
         device: the type of device.
     """
     machine = MACHINES.get(device, HOST)
     made = (
-        _ENGINES[engine](Task(problem, map, itemsize, whole, axes), limit, machine)
+        _ENGINES[engine](Task(problem, map, itemsize, held, whole, axes), limit, machine)
         for engine in machine.engines
         for axes in _tilings_of(problem, map, tile, engine)
     )
     able = (each for each in made if each is not None)  # the engine fft always is
-    return min(able, key=lambda each: rank(each, limit, machine))
+    best = min(able, key=lambda each: rank(each, limit, machine))
+    return replace(best, error=error_units(problem, map, best.engine, best.axes))
 
 
 def _tilings_of(

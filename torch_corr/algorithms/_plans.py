@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal, NamedTuple
 
 from ..problem import Problem
@@ -46,8 +47,10 @@ class Plan:
             groups (``fft``).
         outs: output channels of a group at one time (``fft``).
         hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
+        added: whether pieces of the work are added to the same numbers of the result.
         workspace: bytes that it takes at its peak, beyond operands and result, from above.
         cost: of all of it.
+        error: the factor of :func:`._fft_error.error_units`; 0 until the plan is chosen.
     """
 
     engine: Engine
@@ -56,8 +59,10 @@ class Plan:
     block: int
     outs: int
     hold: bool
+    added: bool
     workspace: int
     cost: Cost
+    error: float = 0.0
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -159,13 +164,15 @@ class Task:
     """One map of a problem, tiled: what an engine plans, and what it counts by.
 
     Attributes:
-        itemsize: bytes of one element of the operands.
+        itemsize: bytes of one number in the dtype to compute in.
+        held: bytes of one number of the operands and of the result.
         whole: whether they are complex, so that the whole spectrum is needed.
     """
 
     problem: Problem
     map: MapName
     itemsize: int
+    held: int
     whole: bool
     axes: tuple[Axis, Axis]
 
@@ -188,6 +195,16 @@ class Task:
     def overlapping(self) -> bool:
         """Whether tiles of the result overlap, and are added up."""
         return self.map == "grad_input" and not isinstance(self.axes[0], Turned)
+
+    def added(self, rows: int, outs: int) -> bool:
+        """Whether pieces of so many rows of tiles, and outputs, add to the same pixels."""
+        pieces = rows < self.axes[0].tiles or outs < self.problem.group_out
+        return self.map == "grad_input" and pieces and not isinstance(self.axes[0], Turned)
+
+    def sums(self, added: bool) -> int:
+        """Bytes of the result in the dtype to compute in, where it is added up and then rounded."""
+        rounded = added and self.held != self.itemsize
+        return prod(shape_of(self.problem, SLOTS[self.map][2])) * self.itemsize if rounded else 0
 
     @property
     def at_once(self) -> tuple[int, int]:

@@ -57,6 +57,11 @@ class Window:
         """Samples under all tiles together, the padding counted."""
         return (self.tiles - 1) * self.hop + self.count
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether each sample is in one tile, and the first of a tile is not padding."""
+        return self.count == self.hop and self.offset <= 0
+
 
 Windows = tuple[Window, Window]
 """One operand's place along the rows and along the columns."""
@@ -260,16 +265,20 @@ def read_span(window: Window, size: int) -> tuple[slice, slice]:
     return slice(start, stop), slice(start + window.offset, stop + window.offset)
 
 
-def padded(tensor: Tensor, windows: Windows) -> Tensor:
-    """What lies under the tiles of (images, channels, H, W), zeros around it where it ends."""
+def padded(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tensor:
+    """What lies under the tiles of (images, channels, H, W), zeros around it where it ends.
+
+    Args:
+        dtype: of what is returned.
+    """
     (rows, to_rows), (columns, to_columns) = (
         read_span(window, size) for window, size in zip(windows, tensor.shape[2:])
     )
     part = tensor[:, :, rows, columns]
     samples = windows[0].samples, windows[1].samples
     if tuple(part.shape[2:]) == samples:
-        return part
-    whole = tensor.new_zeros(*tensor.shape[:2], *samples)
+        return part.to(dtype)
+    whole = tensor.new_zeros(*tensor.shape[:2], *samples, dtype=dtype)
     whole[:, :, to_rows, to_columns] = part
     return whole
 

@@ -34,6 +34,7 @@ from ._certificate import (
     uncertified_by_size,
 )
 from ._plans import SLOTS, shape_of
+from ._scans import WIDENED
 from .base import Algorithm, Cost, ErrorClass, MapName
 from .fft import FFT
 from .triton import Triton
@@ -60,7 +61,7 @@ class CheckedFFT(Algorithm):
     :class:`Triton` is launched in any case, and its kernels return at once unless they are needed.
 
     Attributes:
-        fast: transforms.
+        fast: transforms in double precision.
         fallback: an algorithm of componentwise error; :class:`Triton` on CUDA.
     """
 
@@ -69,6 +70,11 @@ class CheckedFFT(Algorithm):
 
     name: ClassVar[str] = "fft, checked"
     error_class: ClassVar[ErrorClass] = "normwise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.fast.double:
+            raise ValueError(f"{self.fast!r} must compute in double precision: FFT(double=True)")
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
@@ -81,13 +87,13 @@ class CheckedFFT(Algorithm):
             )
         return tuple(
             f"{each.name}: {sentence}"
-            for each, kind in ((self.fast, self.rates_dtype(dtype)), (self.fallback, dtype))
-            for sentence in each.refusals(problem, device, kind)
+            for each in (self.fast, self.fallback)
+            for sentence in each.refusals(problem, device, dtype)
         )
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Double precision; halves stay, which the transform refuses."""
-        return _WIDE.get(dtype, dtype)
+        return self.fast.rates_dtype(dtype)
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """t: the error of a result is at most t times the sum of the moduli of its products."""
@@ -105,39 +111,37 @@ class CheckedFFT(Algorithm):
         """(x, y) -> w, as the base class says."""
         return self._run("grad_weight", problem, input, output)
 
-    @staticmethod
-    def copies(problem: Problem, map: MapName, dtype: torch.dtype) -> int:
-        """Bytes of operands and result in double precision, where they are not already."""
-        wide = _WIDE.get(dtype, dtype)
-        numbers = sum(prod(shape_of(problem, slot)) for slot in SLOTS[map])
-        return numbers * wide.itemsize if wide != dtype else 0
-
     def workspace(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> int:
-        """Wide copies, the transform's own and the check's; or the fallback's, if that is more.
+        """The most of the transform's, the check's and the fallback's.
 
         With :class:`Triton` two results are in memory at a time.
         """
-        wide, copies = self.rates_dtype(dtype), self.copies(problem, map, dtype)
-        sizes = [prod(shape_of(problem, slot)) for slot in SLOTS[map]]
-        # Moduli of an operand, and a copy of those; or the products of results to recompute.
-        gathered = 3 * max(GATHERED, terms_of(problem, map))
-        check = wide.itemsize * max(9 * max(sizes) // 4, gathered)
-        own = copies + max(self.fast.workspace(problem, map, device, wide), check)
+        first, second, result = (shape_of(problem, slot) for slot in SLOTS[map])
+        planes = max(WIDENED, prod(first[2:]), prod(second[2:]))
+        # An operand's planes, their moduli and those that are not zero; the result's moduli, which
+        # are rounded, a copy of it, and what is known of each number; or products of results to
+        # recompute.
+        check = max(
+            self.rates_dtype(dtype).itemsize * 3 * planes,
+            dtype.itemsize * 9 * prod(result) // 4,
+            self.rates_dtype(dtype).itemsize * 3 * max(GATHERED, terms_of(problem, map)),
+        )
+        own = max(self.fast.workspace(problem, map, device, dtype), check)
         fallback = self.fallback.workspace(problem, map, device, dtype)
         if isinstance(self.fallback, Triton):
-            fallback += sizes[2] * dtype.itemsize
+            fallback += prod(result) * dtype.itemsize
         return max(own, fallback)
 
     def cost(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Cost:
         """The transform's in double precision, and the check's; results to recompute are rare."""
-        cost = self.fast.cost(problem, map, device, self.rates_dtype(dtype))
+        cost = self.fast.cost(problem, map, device, dtype)
         sizes = [prod(shape_of(problem, slot)) for slot in SLOTS[map]]
-        # Each operand is widened and its norm taken, the result is rounded and its modulus taken.
-        moved = 3 * sum(sizes) * self.rates_dtype(dtype).itemsize
+        # Operands are widened and their norms taken; of the result moduli are taken and compared.
+        moved = 3 * sum(sizes) * dtype.itemsize
         calls = DEVICE_CALLS if device.type == "cuda" else 20
         return cost._replace(bytes=cost.bytes + moved, calls=cost.calls + calls)
 
@@ -147,24 +151,20 @@ class CheckedFFT(Algorithm):
         if first.numel() == 0 or second.numel() == 0:
             result = run_fallback(problem, first, second)
             return result
-        dtype, device = first.dtype, first.device
-        wide = self.rates_dtype(dtype)
-        operands = first.to(wide), second.to(wide)
-        constant = self.fast.error_constant(problem, map, device, wide)
-        tolerance = self.tolerance(dtype)
-        bounds = error_bounds(problem, map, *operands, constant, dtype, tolerance)
-        if dtype == wide:
+        operands = first, second
+        constant = self.fast.error_before_rounding(problem, map, first.device, first.dtype)
+        bounds = error_bounds(problem, map, *operands, constant, self.tolerance(first.dtype))
+        if first.dtype == self.rates_dtype(first.dtype):
             bounds = torch.where(has_extremes(*operands), torch.inf, bounds)
         if isinstance(self.fallback, Triton):
-            result = run_fast(problem, *operands).to(dtype)
+            result = run_fast(problem, *operands)
             result, redo = self._on_device(map, problem, operands, result, bounds)
             return self.fallback.where_needed(map, problem, first, second, result, redo)
         if bounds.isfinite().all():
-            result = run_fast(problem, *operands).to(dtype)
+            result = run_fast(problem, *operands)
             if self._is_settled(map, problem, operands, result, bounds):
                 return result
             del result
-        del operands
         result = run_fallback(problem, first, second)
         return result
 
@@ -220,6 +220,3 @@ class CheckedFFT(Algorithm):
         flat = torch.cat((found.result.flatten(), result.new_zeros(1))).scatter_(0, chosen, sums)
         redo = (places[-1] > room) | ~bounds.isfinite().all()
         return flat[:-1].view(result.shape), redo.to(torch.int32).view(1)
-
-
-_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}

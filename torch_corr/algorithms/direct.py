@@ -29,11 +29,11 @@ from .base import (
 )
 from .fitted import Fitted, Work, filled, moved, rows_met
 
-_native: Any
+native: Any
 try:
-    _native = import_module("torch_corr._direct")
+    native = import_module("torch_corr._direct")
 except ImportError as error:
-    _native, _missing = None, str(error)
+    native, _missing = None, str(error)
 else:
     _missing = ""
 
@@ -75,12 +75,12 @@ class Direct(Fitted):
     ) -> tuple[str, ...]:
         """Why the kernels cannot run here: not compiled, not a CPU, not a floating dtype."""
         reasons: list[str] = []
-        if _native is None:
+        if native is None:
             reasons.append(
                 f"its kernels were not compiled when torch_corr was installed ({_missing}); "
                 f"reinstall with a C++17 compiler (GCC or Clang) at hand"
             )
-        elif (isa := self._isa()) and isa not in (able := _native.isas()):
+        elif (isa := self._isa()) and isa not in (able := native.isas()):
             reasons.append(f"no instruction set {isa!r} on this machine; it has {', '.join(able)}")
         if device.type != "cpu":
             reasons.append(f"no kernels for {device.type}; it runs on the cpu")
@@ -163,7 +163,7 @@ class Direct(Fitted):
         first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
         result = first.new_empty(shape)
         (top, bottom), (left, right) = problem.padding
-        getattr(_native, map)(
+        getattr(native, map)(
             first.data_ptr(),
             first.numel(),
             second.data_ptr(),

@@ -13,31 +13,17 @@ share (channels, outputs, or tiles with images), and transforms back:
 
 Nothing is conjugated: W[-f] is the conjugate of W[f] only where w is real.
 
-The error is normwise.  For u half the machine epsilon, x_t the pixels that tile t reads,
-and K terms in a frequency's sum, each output of the tile obeys, to first order in u,
-
-    |y^ - y| <= (e_x + e_w + e_y + sqrt(2) (K + 3) u) * sum_c ||x_tc||_2 ||w_oc||_2.
-
-Proof.  By Parseval sum_f |X_f| |W_f| / L <= ||X||_2 ||W||_2 / L = ||x||_2 ||w||_2 at L
-points, whatever the output.  So a transform that is wrong by e_x ||X||_2 moves an output by
-e_x ||x||_2 ||w||_2 at most; the products and their sum, wrong by sqrt(2) (K + 3) u
-sum_c |X_c| |W_c| in each frequency, by that times the same; and the inverse, which gives each
-output as a sum of all frequencies times waves of modulus 1, by e_y of it.
-:func:`transform_error` states e_x, e_w and e_y.  The map grad_input adds up to ceil(n / hop)^2
-overlapping tiles, hence as many such bounds; grad_weight sums x and y over the tiles.
-A large pixel thus blurs the outputs of its own tile, and of no other.
+The error is normwise, relative to the norms of a tile: :mod:`._fft_error` proves a bound.
 
 What to do is planned first (:mod:`._planning` looks for the best :class:`~._plans.Plan`) and then
 run, by one of three engines: :mod:`._matrix` and :mod:`._batched` transform by matrix products, for
 a CPU and for a device, :mod:`._fft` by FFT.
 
-Sources: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save);
-Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., chapter 24.
+Source: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,8 +33,7 @@ from torch import Tensor
 from ..problem import Problem, as_int
 from . import _batched, _fft, _matrix
 from ._planning import plan
-from ._plans import SLOTS, SUMMED, Engine, Plan, shape_of
-from ._tiling import prime_factors
+from ._plans import SLOTS, Plan, shape_of
 from .base import (
     DEFAULT_WORKSPACE,
     Cost,
@@ -61,6 +46,8 @@ from .base import (
 from .fitted import Fitted, Work
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 LONG = 96
 """Length from which a transform's time is fitted apart."""
@@ -79,14 +66,17 @@ class FFT(Fitted):
         tile: length of the transforms along both axes, rounded to a fast one and enlarged
             to hold one window; None lets the cost model choose, each axis by itself.
         workspace_limit: bytes to take at most beyond operands and result.
+        double: compute in double precision, whatever the dtype of the operands, and round each
+            result once.
 
     Raises:
-        TypeError: a tile or a limit that is no integer.
+        TypeError: a tile or a limit that is no integer; a ``double`` that is no bool.
         ValueError: a tile below 1, or a negative limit.
     """
 
     tile: int | None = None
     workspace_limit: int = DEFAULT_WORKSPACE
+    double: bool = False
 
     name: ClassVar[str] = "fft"
     error_class: ClassVar[ErrorClass] = "normwise"
@@ -96,6 +86,12 @@ class FFT(Fitted):
         check_workspace_limit(self.workspace_limit)
         if self.tile is not None and as_int("tile", self.tile) < 1:
             raise ValueError(f"tile={self.tile} must be at least 1, or None to have it chosen")
+        if not isinstance(self.double, bool):
+            raise TypeError(f"double must be True or False, got {self.double!r}")
+
+    def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype to compute in."""
+        return DOUBLE.get(dtype, dtype) if self.double else dtype
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
@@ -150,38 +146,37 @@ class FFT(Fitted):
     def error_constant(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> float:
-        """The factor before ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states.
+        """The factor before ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
 
-        The norms may be those of whole planes, which are no smaller than their tiles'.  Where
-        PyTorch's settings let CUDA's matrix products use TF32, u is that of its digits.
+        The norms may be those of whole planes, which are no smaller than their tiles'.
         """
-        chosen = self._plan(problem, map, device, dtype)
-        tiles = problem.batch * chosen.axes[0].tiles * chosen.axes[1].tiles
-        terms = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
-        units = math.sqrt(2) * (terms[SUMMED[map]] + 3)
-        for slot in SLOTS[map]:
-            for axis in chosen.axes:
-                samples = getattr(axis, slot).count
-                if slot == SLOTS[map][2] and chosen.engine != "fft":
-                    # c + 4 as for a transform, and two for waves divided by the length.
-                    units += math.sqrt(2) * (axis.length + 6)
-                else:
-                    units += transform_error(axis.length, samples, chosen.engine)
-        overlapping = 1  # tiles whose contributions one pixel of the result adds up
-        if map == "grad_input":
-            for axis in chosen.axes:
-                overlapping *= min(axis.laps, axis.tiles)
-        unit = torch.finfo(dtype).eps / 2
-        if chosen.engine == "batched" and device.type == "cuda" and products_may_use_tf32(dtype):
+        before = self.error_before_rounding(problem, map, device, dtype)
+        if self.rates_dtype(dtype) == dtype:
+            return before
+        # A result is at most that sum and its own error.
+        rounding = torch.finfo(dtype).eps / 2
+        return before * (1 + rounding) + rounding
+
+    def error_before_rounding(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> float:
+        """The factor of what is computed in ``rates_dtype``, as :mod:`._fft_error` states it.
+
+        Where PyTorch's settings let CUDA's matrix products use TF32, u is that of its digits.
+        """
+        wide, chosen = self.rates_dtype(dtype), self._plan(problem, map, device, dtype)
+        unit = torch.finfo(wide).eps / 2
+        if chosen.engine == "batched" and device.type == "cuda" and products_may_use_tf32(wide):
             # Both operands of every product are cut to 11 digits, which a sum's (c + 4) u covers.
             unit = 2.0**-11
-        return overlapping * units * unit
+        return chosen.error * unit
 
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Plan:
-        whole, limit = dtype.is_complex, self.workspace_limit
-        return plan(problem, map, dtype.itemsize, whole, self.tile, limit, device.type)
+        itemsize, whole = self.rates_dtype(dtype).itemsize, dtype.is_complex
+        options = self.tile, self.workspace_limit, device.type
+        return plan(problem, map, itemsize, dtype.itemsize, whole, *options)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         shape = shape_of(problem, SLOTS[map][2])
@@ -189,31 +184,12 @@ class FFT(Fitted):
             return first.new_zeros(shape)
         chosen = self._plan(problem, map, first.device, first.dtype)
         # The tiles cover every output and every tap, but not every input.
-        add = map == "grad_input" and not chosen.turned
-        result = first.new_zeros(shape) if add else first.new_empty(shape)
-        _RUNS[chosen.engine](chosen, problem, map, first, second, result)
-        return result
-
-
-def transform_error(length: int, samples: int, engine: Engine) -> float:
-    """Bound on ||X^ - X||_2 / ||X||_2 of a transform along one axis, in units of u.
-
-    By matrix products: an inner product of c complex terms errs by sqrt(2) (c + 4) u times
-    that of the moduli (Higham, section 3.6, the rounding of the waves added), and the matrix of
-    moduli, all ones, has 2-norm sqrt(n c), against sqrt(n) of the transform: sqrt(2 c) (c + 4).
-
-    By FFT: a stage of radix r does r-point transforms by at worst their definition,
-    sqrt(r) (r + 2) as above, and multiplies by rounded waves, 2 sqrt(2) + 1; the stages,
-    each sqrt(r) times unitary, add up (Higham, theorem 24.2, is r = 2).  A real transform is
-    one of half the length and one more stage of r = 2.
-
-    The inverse is bounded path by path rather than in norm, with less than either: c + 4
-    products and sums by matrix; by FFT a stage's r + 2.
-    """
-    if engine != "fft":
-        return math.sqrt(2 * samples) * (samples + 4)
-    stages = [2, *prime_factors(length)]
-    return sum(math.sqrt(r) * (r + 2) + 2 * math.sqrt(2) + 1 for r in stages)
+        zeros = map == "grad_input" and not chosen.turned
+        like = first.new_empty(0, dtype=self.rates_dtype(first.dtype))
+        held = like if chosen.added else first
+        result = held.new_zeros(shape) if zeros else held.new_empty(shape)
+        _RUNS[chosen.engine](chosen, problem, map, first, second, result, like)
+        return result.to(first.dtype)
 
 
 _RUNS = {"matrix": _matrix.run, "batched": _batched.run, "fft": _fft.run}

@@ -54,7 +54,7 @@ class Fitted(Algorithm):
         regime, ideal = self.work(problem, map, dtype)
         if device.type != "cpu":
             return ideal
-        factors = factors_of(self.name, regime, map, dtype)
+        factors = factors_of(self.name, regime, map, self.rates_dtype(dtype))
         return Cost(*(factor * amount for factor, amount in zip(factors, ideal)))
 
 
