@@ -119,7 +119,7 @@ class CheckedFFT(Algorithm):
         With :class:`Triton` two results are in memory at a time.
         """
         first, second, result = (shape_of(problem, slot) for slot in SLOTS[map])
-        planes = max(WIDENED, prod(first[2:]), prod(second[2:]))
+        planes = max(max(prod(each[2:]), min(WIDENED, prod(each))) for each in (first, second))
         # An operand's planes, their moduli and those that are not zero; the result's moduli, which
         # are rounded, a copy of it, and what is known of each number; or products of results to
         # recompute.
