@@ -139,8 +139,8 @@ class Aten(Fitted):
     def needs_sizes(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether only numbers tell how the problem is to be rewritten, and it has symbols.
 
-        Those of the batch do not matter.  Of the image's size one thing does, whether there is a
-        single column of output, and that only with a stride.
+        Those of the batch do not matter.  The image's width does with a stride, since there may be
+        a single column of output, and its height with much padding, since the kernel may be taller.
         """
         if device.type != "cpu" or dtype not in _BY_ONEDNN:
             return False
@@ -148,7 +148,8 @@ class Aten(Fitted):
         numbers = *channels, *problem.kernel, *problem.stride, *problem.dilation
         if _any_symbol(*numbers, *problem.padding[0], *problem.padding[1]):
             return True
-        return problem.stride[1] > 1 and _any_symbol(*problem.size)
+        height, width = map(_any_symbol, problem.size)
+        return (problem.stride[1] > 1 and width) or (min(problem.padding[0]) >= TALL and height)
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         if problem.is_empty:
@@ -390,7 +391,9 @@ def _rewritten_once(
         problem = replace(problem, stride=(problem.stride[0], 1))
         return _with_padding(problem, (down, 0), extra)
     if _padded_first(problem, map, device, dtype) or _padded_too_far(problem, map, across):
-        return _with_padding(problem, (down, 0), (left, right, *extra[2:]))
+        across, extra = 0, (left, right, *extra[2:])
+    if map == "grad_weight" and down >= TALL and _covers_image(problem):
+        down, extra = 0, (*extra[:2], top, bottom)
     return _with_padding(problem, (down, across), extra)
 
 
@@ -512,6 +515,24 @@ def _padded_too_far(problem: Problem, map: MapName, across: int) -> bool:
     if map == "grad_weight" and problem.stride[1] > 1 and across > 14:
         return True
     return map == "forward" and across > problem.dilation[1] * (problem.kernel[1] - 1)
+
+
+TALL = 9
+"""Rows of padding from which :func:`_covers_image` matters.
+
+oneDNN sums in another way from ten rows of output on. With stride 1 it is wrong there if the kernel
+has as many rows as the image and the padding above together, with a larger stride if it has more
+than the image; ten rows of output then take at least nine rows of padding."""
+
+
+def _covers_image(problem: Problem) -> bool:
+    """Whether the kernel is taller than the image, so that a window meets padding on both sides.
+
+    With the padding above and nine rows of output or more, oneDNN's weight gradient in float32 then
+    takes the rows of padding for rows of the image (``compute_oh_loop_partial``), writes as many
+    rows beyond the weight, and the process dies.
+    """
+    return not _any_symbol(problem.size[0]) and problem.span[0] > problem.size[0]
 
 
 def _thinned_first(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
