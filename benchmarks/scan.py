@@ -3,6 +3,7 @@
     python -m benchmarks.scan --count 20000
     python -m benchmarks.scan --count 20000 --isa AVX2
     python -m benchmarks.scan --count 20000 --algorithm aten
+    python -m benchmarks.scan --count 20000 --guard writes
 
 Each case is one map of a small random problem, in a random dtype and memory layout.  Operands are
 small integers, so nearly every sum is exact and a wrong term shows.  Around the operands lies NaN,
@@ -16,6 +17,10 @@ finding is printed with a spelling that runs it again::
 
     python -m benchmarks.scan --case 'SPELLING'
 
+With ``--guard`` every block of memory ends at a page that kills the process when it is written to,
+or read too (``guard.c``; Linux, with a C compiler), so that what uses more than its memory dies
+each time, and not by chance.
+
 At the end the findings are counted by map, dtype and the implementation that oneDNN used.  Exit
 code 1 if there was any finding.
 """
@@ -23,11 +28,13 @@ code 1 if there was any finding.
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +43,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -68,6 +76,12 @@ PATIENCE = 4.0
 
 GUARD = 256
 """Elements of NaN before and after each operand in its memory."""
+
+GUARDS = ("writes", "reads")
+"""What a process may be made to die of."""
+
+READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
+"""Variables of the environment that are read when a process starts."""
 
 Strides = tuple[int, int, int, int]
 
@@ -477,7 +491,7 @@ def _implementations(case: Case, lines: Sequence[str]) -> str:
 def work(options: argparse.Namespace) -> None:
     """Run cases one after another; the number of each goes into a file before it is run."""
     current = os.open(options.current, os.O_WRONLY)
-    torch.set_num_threads(options.threads)
+    _set_up(options)
     with poisoned():
         for number in range(options.start, options.count):
             os.pwrite(current, b"%012d" % number, 0)
@@ -490,6 +504,12 @@ def work(options: argparse.Namespace) -> None:
                 finding = Finding(str(case), *found, implementation_of(case, options.algorithm))
                 print(json.dumps(finding), flush=True)
     os.pwrite(current, b"%012d" % options.count, 0)
+
+
+def _set_up(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    if options.guard:
+        ctypes.CDLL(None).guard_enable(1 + GUARDS.index(options.guard))
 
 
 def scan(options: argparse.Namespace) -> Iterator[Finding]:
@@ -547,11 +567,28 @@ def _same(options: argparse.Namespace) -> list[str]:
         ",".join(options.maps),
         "--dtypes",
         ",".join(options.dtypes),
+        *(["--guard", options.guard] if options.guard else []),
     ]
+
+
+@lru_cache
+def _guard() -> str:
+    """The library that puts pages behind blocks, compiled."""
+    loaded = os.environ.get("LD_PRELOAD", "")
+    if loaded.endswith("guard.so"):
+        return loaded
+    library = Path(tempfile.mkdtemp(prefix="scan")) / "guard.so"
+    source = Path(__file__).with_name("guard.c")
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(command, check=True)
+    atexit.register(shutil.rmtree, library.parent)
+    return str(library)
 
 
 def _environment(options: argparse.Namespace) -> dict[str, str]:
     known = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    if options.guard:
+        known["LD_PRELOAD"] = _guard()
     if options.isa:
         known["ONEDNN_MAX_CPU_ISA"] = options.isa
     return known
@@ -575,7 +612,7 @@ def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
 def run_case(options: argparse.Namespace) -> int:
     """Run one spelled case again."""
     case = Case.parse(options.case)
-    torch.set_num_threads(options.threads)
+    _set_up(options)
     with poisoned():
         for _ in range(5):
             litter()
@@ -611,6 +648,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=2, help="runs of each case")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--case", help="run one case by its spelling")
+    parser.add_argument(
+        "--guard", choices=GUARDS, help="die of writes beyond a block of memory, or of reads too"
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--current", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -618,10 +658,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work(options)
         return 0
     if options.case:
-        if options.isa and os.environ.get("ONEDNN_MAX_CPU_ISA") != options.isa:
-            # oneDNN reads it once, when it is loaded.
+        wanted = _environment(options)
+        if any(os.environ.get(name) != wanted.get(name) for name in READ_ONCE):
             command = [sys.executable, "-m", "benchmarks.scan", *sys.argv[1:]]
-            os.execve(sys.executable, command, _environment(options))
+            return subprocess.run(command, env=wanted, check=False).returncode
         return run_case(options)
     regions: Counter[str] = Counter()
     for finding in scan(options):

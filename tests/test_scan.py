@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import pytest
 from torch import Tensor
@@ -116,6 +120,39 @@ def test_the_most_of_a_processor_is_told_to_the_worker(monkeypatch: pytest.Monke
     assert main(["--isa", "AVX2", "--threads", "2"]) == 0
     assert seen["ONEDNN_MAX_CPU_ISA"] == "AVX2"
     assert seen["OMP_NUM_THREADS"] == "2"
+
+
+BEYOND = """
+import ctypes, sys
+import torch
+ctypes.CDLL(None).guard_enable(int(sys.argv[2]))
+block = torch.empty(1000)
+if sys.argv[1] == "after free":
+    at = block.data_ptr()
+    del block
+    ctypes.memset(at, 0, 4)
+elif sys.argv[1] == "other":
+    grown = torch.UntypedStorage(4096)
+    grown.resize_(9000)
+    print(block.zero_().sum().item(), grown.nbytes())
+elif sys.argv[1] == "read":
+    ctypes.string_at(block.data_ptr() + 4 * 1016, 4)
+else:
+    ctypes.memset(block.data_ptr() + 4 * int(sys.argv[1]), 0, 4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not which("cc"), reason="needs Linux and cc")
+@pytest.mark.parametrize("enabled", [1, 2])
+@pytest.mark.parametrize("where", ["999", "1016", "after free", "other", "read"])
+def test_under_the_guard_a_process_dies_of_memory_beyond_a_block(where: str, enabled: int) -> None:
+    environment = {**os.environ, "LD_PRELOAD": scan._guard()}
+    command = [sys.executable, "-c", BEYOND, where, str(enabled)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if where in ("999", "other") or (where == "read" and enabled == 1):
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == -signal.SIGSEGV
 
 
 def test_a_name_of_no_algorithm_is_refused() -> None:
