@@ -55,8 +55,9 @@ void free(void* block) {
     return;
   }
   const size_t page = ((char*)block - space) / kPage;
-  madvise(space + page * kPage, pages_at[page] * (size_t)kPage, MADV_DONTNEED);
-  mprotect(space + page * kPage, pages_at[page] * (size_t)kPage, PROT_NONE);
+  const size_t length = (pages_at[page] + (size_t)1) * kPage; /* and the page behind it */
+  madvise(space + page * kPage, length, MADV_DONTNEED);
+  mprotect(space + page * kPage, length, PROT_NONE); /* or Linux runs out of mappings */
 }
 
 int posix_memalign(void** block, size_t alignment, size_t size) {
