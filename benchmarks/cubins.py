@@ -34,12 +34,12 @@ import torch
 
 from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
-from torch_corr.algorithms._triton_configs import CONFIGS, Band, Config, Dot, Product
-from torch_corr.algorithms._triton_form import Launch
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
 from torch_corr.algorithms.base import definition_flops, operand_bytes
-from torch_corr.algorithms.triton import Triton, form_of
-from torch_corr.machine import peak_rates
+from torch_corr.algorithms.triton.algorithm import Triton, form_of
+from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
+from torch_corr.algorithms.triton.form import Launch
+from torch_corr.planning.machine import peak_rates
 
 from .cases import CASES, CUDA_CASES
 from .results import Results
@@ -185,7 +185,7 @@ def compiled_by_triton(launch: Launch, architecture: int) -> Any:
     jit: Any = import_module("triton.runtime.jit")
     compiler: Any = import_module("triton.compiler.compiler")
     target = import_module("triton.backends.compiler").GPUTarget("cuda", architecture, 32)
-    kernel = getattr(import_module("torch_corr.algorithms._triton_kernels"), launch.kernel)
+    kernel = getattr(import_module("torch_corr.algorithms.triton.kernels"), launch.kernel)
     backend = compiler.make_backend(target)
     bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
     keywords = {**launch.constants, **launch.options}
@@ -265,7 +265,9 @@ def digest(tf32: bool) -> str:
     By it a test tells, without compiling anything, whether the table in the docs is that of the
     code.
     """
-    kernels = ast.parse(Path(algorithms.__file__).with_name("_triton_kernels.py").read_text())
+    kernels = ast.parse(
+        Path(algorithms.__file__).parent.joinpath("triton", "kernels.py").read_text()
+    )
     for node in ast.walk(kernels):
         body = getattr(node, "body", None)
         if isinstance(body, list) and isinstance(node, (ast.Module, ast.FunctionDef)):

@@ -1,7 +1,7 @@
 """Fit the planner's factors, and tell how good its predictions are.
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
-python -m benchmarks fit write FILE...                fit, write torch_corr/algorithms/_factors.py
+python -m benchmarks fit write FILE...                fit, write algorithms/cost_factors.py
 python -m benchmarks fit write FILE... --only WORD    of regimes with the word in their name alone
 python -m benchmarks fit judge FILE... [--record]     hold the planner's choices against the times
 
@@ -36,10 +36,10 @@ import torch
 
 from torch_corr import ALGORITHMS, FFT, MAPS, Problem
 from torch_corr.algorithms import Algorithm, MapName
-from torch_corr.algorithms.fitted import Fitted, factors_key, kind_of
-from torch_corr.auto import Auto
-from torch_corr.machine import current_machine, device_name
-from torch_corr.stopwatch import time_algorithms
+from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
+from torch_corr.planning.auto import Auto
+from torch_corr.planning.machine import current_machine, device_name
+from torch_corr.planning.timing import time_algorithms
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": 12, "float64": 4, "bfloat16": 2, "float16": 2, "complex64": 1}
@@ -50,7 +50,7 @@ FEW_TAPS = 25
 
 _VERDICT = "Judged on problems of another seed,"
 
-TARGET = Path(__file__).parent.parent / "torch_corr" / "algorithms" / "_factors.py"
+TARGET = Path(__file__).parent.parent / "torch_corr" / "algorithms" / "cost_factors.py"
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,7 @@ def _solve(
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
     """The module that holds the factors."""
     return (
-        '"""Fitted factors of the algorithms\' costs; see ``fitted``.\n\n'
+        '"""Fitted factors of the algorithms\' costs; see ``cost``.\n\n'
         "Written by ``python -m benchmarks fit write``; not to be edited by hand.\n"
         f"From {_provenance(number)}.\n\n"
         f"{_VERDICT} not yet.\n"

@@ -43,11 +43,11 @@ import torch
 
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName, dtype_name
-from torch_corr.algorithms._triton_configs import Config, Dot, Product
 from torch_corr.algorithms.base import FEW, definition_flops, operand_bytes
-from torch_corr.algorithms.triton import Triton
-from torch_corr.auto import TRANSFORM_TAPS
-from torch_corr.machine import machine_of
+from torch_corr.algorithms.triton.algorithm import Triton
+from torch_corr.algorithms.triton.configs import Config, Dot, Product
+from torch_corr.planning.auto import TRANSFORM_TAPS
+from torch_corr.planning.machine import machine_of
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
 from .ahead import sample_ahead

@@ -46,7 +46,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.common import set_torch_threads
 
 from torch_corr import Problem
-from torch_corr.stopwatch import settle_memory
+from torch_corr.planning.timing import settle_memory
 
 from .ahead import Ahead, sample_ahead
 from .cases import CALLS, Case, Work

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torch_corr import Aten, Problem
 from torch_corr.algorithms import MapName
-from torch_corr.stopwatch import settle_memory
+from torch_corr.planning.timing import settle_memory
 
 CASES: tuple[tuple[str, str, MapName, torch.dtype], ...] = (
     ("one column of output", "n64c3-x16x16-o768-k16-s16", "forward", torch.float32),

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_corr import Aten, Problem, convert, corr2d
-from torch_corr.planner import able_algorithms
+from torch_corr.planning.plan import able_algorithms
 
 PROCESSES = 2
 STEPS = 5

@@ -22,13 +22,13 @@ def load():
     """The extension on its own: the package would import torch."""
     for folder in sys.path:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-            path = Path(folder or ".") / "torch_corr" / f"_direct{suffix}"
+            path = Path(folder or ".") / "torch_corr" / "native" / f"_compiled{suffix}"
             if path.exists():
-                spec = importlib.util.spec_from_file_location("_direct", path)
+                spec = importlib.util.spec_from_file_location("_compiled", path)
                 module = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(module)
                 return module
-    raise SystemExit("torch_corr._direct is not on the path")
+    raise SystemExit("torch_corr.native._compiled is not on the path")
 
 
 HUGE = 2**40

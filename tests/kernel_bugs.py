@@ -21,7 +21,7 @@ from typing import Any
 
 TESTS = Path(__file__).parent
 ALGORITHMS = TESTS.parent / "torch_corr" / "algorithms"
-KERNELS = "_triton_kernels"
+KERNELS = "kernels"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ BUGS = (
         "taps, stride // gcd(stride, tap))",
         "taps, stride)",
         "test_edges and c17",
-        "_triton_axes",
+        "axes",
     ),
     Bug(
         "the last tap of a class is not counted",
@@ -119,21 +119,21 @@ BUGS = (
         '"FIRST": rows.base if left_out else 0',
         '"FIRST": 0',
         LEFT_OUT,
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "where rows are left out, taps of a column lie side by side",
         '"TAP_STRIDE": weight_strides[3]',
         '"TAP_STRIDE": weight_strides[4]',
         LEFT_OUT,
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "where rows are left out, a single row lies a stride of its own from the next",
         '"ROW_STRIDE": strides[0][2]',
         '"ROW_STRIDE": source.stride(2)',
         "test_rows_outside and x1x6 and forward",
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "masked sums multiply first",
@@ -146,7 +146,7 @@ BUGS = (
         "return draft.form(result, launch, mend)",
         "return draft.form(result, launch)",
         f"{NON_FINITE} taps-4",
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "mending forgets columns at the edges",
@@ -302,7 +302,7 @@ BUGS = (
         "source, grouped, result, edges=False)",
         "source, grouped, result, edges=True)",
         f"{NON_FINITE} band-64x32",
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "mending takes all for the first image",
@@ -317,14 +317,14 @@ BUGS = (
         """            "CHANNELS_FIRST": False,
             "EDGES": edges,""",
         "test_mending_finds_its_pixels and taps-4",
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "what a band's zeros spoil is left",
         "return spread, product, mend",
         "return spread, product",
         f"{NON_FINITE} band-64x32",
-        "_triton_correlate",
+        "correlate",
     ),
     Bug(
         "of the splits of bands the first is summed alone",
@@ -350,21 +350,21 @@ BUGS = (
         "return language.float64 if dtype == torch.float64 else language.float32",
         "return {2: language.float16, 4: language.float32, 8: language.float64}[dtype.itemsize]",
         "test_every_configuration and float16",
-        "_triton_draft",
+        "draft",
     ),
     Bug(
         "float64 is summed in float32",
         "return language.float64 if dtype == torch.float64 else language.float32",
         "return language.float32",
         "test_every_configuration and float64",
-        "_triton_draft",
+        "draft",
     ),
     Bug(
         "channels_last is taken for contiguous",
         "for size, step in zip(tensor.shape, tensor.stride())",
         "for size, step in zip(tensor.shape, tensor.contiguous().stride())",
         "test_layout_of_the_input_is_kept",
-        "_triton_draft",
+        "draft",
     ),
     Bug(
         "a negated view is read as it lies",
@@ -378,14 +378,14 @@ BUGS = (
         "*(pointer % 16 == 0 for pointer in pointers),",
         "",
         "test_what_changes_between_calls",
-        "_triton_form",
+        "form",
     ),
     Bug(
         "the kernel of one device is launched on another",
         "tensors[0].get_device(),\n",
         "0,\n",
         "test_kernels_belong_to_a_device",
-        "_triton_form",
+        "form",
     ),
     Bug(
         "what was found without TF32 is kept with it",
@@ -406,7 +406,7 @@ BUGS = (
         "(*arguments[count:], *constants)",
         "(*arguments[count:], *reversed([*constants]))",
         "test_a_call_like_an_earlier_one",
-        "_triton_form",
+        "form",
     ),
     Bug(
         "a later launch is at the addresses of the first",
@@ -416,7 +416,7 @@ BUGS = (
         "            late = lambda *v: start(*kept, *v[count:])\n"
         "            self.compiled[key] = late, self.compiled[key][1]\n",
         "test_a_call_like_an_earlier_one",
-        "_triton_form",
+        "form",
     ),
 )
 

@@ -18,8 +18,8 @@ cd "$site"
 python -c '
 import sys
 sys.meta_path[:] = [each for each in sys.meta_path if "ScikitBuild" not in type(each).__name__]
-import pytest, torch_corr._direct
-print("laws with", torch_corr._direct.__file__)
+import pytest, torch_corr.native._compiled
+print("laws with", torch_corr.native._compiled.__file__)
 sys.exit(pytest.main(sys.argv[1:]))
 ' -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
     "$root/tests/test_values.py" "$root/tests/test_direct.py" \

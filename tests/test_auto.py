@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_corr import MAPS, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, plan, wisdom
-from torch_corr import auto as auto_module
+from torch_corr import MAPS, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, plan
 from torch_corr.operators import spelled
-from torch_corr.planner import forget_plans, make_plan
+from torch_corr.planning import auto as auto_module
+from torch_corr.planning import wisdom
+from torch_corr.planning.plan import forget_plans, make_plan
 
 CPU = torch.device("cpu")
 compiled = pytest.mark.skipif(

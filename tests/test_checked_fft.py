@@ -14,7 +14,9 @@ from test_memory import Peak
 from torch import Tensor
 
 from torch_corr import FFT, MAPS, Auto, Naive, Problem, Triton, Unfold, corr2d
-from torch_corr.algorithms import Algorithm, CheckedFFT, MapName, _certificate, checked_fft
+from torch_corr.algorithms import Algorithm, CheckedFFT, MapName
+from torch_corr.algorithms.fft import certificate
+from torch_corr.algorithms.fft import checked as checked_fft
 from torch_corr.testing import Reference, error_bound
 
 CPU = torch.device("cpu")
@@ -149,9 +151,9 @@ def test_results_are_recomputed_by_the_definition(map: MapName, text: str) -> No
     expected = getattr(Naive(), map)(problem, *operands)
     points = torch.ones_like(expected).nonzero()
     points = points[torch.randperm(len(points))[:200]]
-    sums = _certificate.recompute(problem, map, *operands, points)
+    sums = certificate.recompute(problem, map, *operands, points)
     torch.testing.assert_close(sums, expected[tuple(points.unbind(1))], rtol=1e-12, atol=1e-12)
-    assert _certificate.recompute(problem, map, *operands, points[:0]).shape == (0,)
+    assert certificate.recompute(problem, map, *operands, points[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -230,11 +232,11 @@ def test_a_device_finds_what_the_host_finds(
     result = getattr(DOUBLE, map)(problem, first, second)
     constant = DOUBLE.error_before_rounding(problem, map, CPU, dtype)
     tolerance = CHECKED.tolerance(dtype)
-    bounds = _certificate.error_bounds(problem, map, first, second, constant, tolerance)
+    bounds = certificate.error_bounds(problem, map, first, second, constant, tolerance)
     result, redo = CHECKED._on_device(map, problem, (first, second), result, bounds)
     assert redo.dtype == torch.int32
     assert redo.shape == (1,)
-    if not redo and not _certificate.has_extremes(first, second):
+    if not redo and not certificate.has_extremes(first, second):
         expected = reference(problem, map, operands)
         assert_keeps_promise(result, expected, operands, tolerance)
     elif kinds == ("noise", "mask") and dtype == torch.float32:
@@ -325,11 +327,11 @@ def test_zeros_stay_zero_in_dense_layers(transforms: list[str]) -> None:
 
 
 def broken_bounds(*arguments: Any) -> Tensor:
-    return torch.zeros_like(_certificate.error_bounds(*arguments))
+    return torch.zeros_like(certificate.error_bounds(*arguments))
 
 
 def one_image_only(*arguments: Any) -> Tensor:
-    bounds = _certificate.error_bounds(*arguments)
+    bounds = certificate.error_bounds(*arguments)
     return bounds * (torch.arange(len(bounds))[:, None, None, None] == 0)
 
 
@@ -347,7 +349,7 @@ def wrong_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
 MISTAKES: dict[str, Any] = {
     "no bound": (checked_fft, "error_bounds", broken_bounds),
     "the bound of the first image alone": (checked_fft, "error_bounds", one_image_only),
-    "all products are taken to be large": (_certificate, "_least_of_products", wrong_products),
+    "all products are taken to be large": (certificate, "_least_of_products", wrong_products),
     "no tolerance to keep": (checked_fft, "TOLERANCES", dict.fromkeys(DTYPES, 1e30)),
     "single precision, double's bound": None,
 }

@@ -16,28 +16,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_corr import (
-    FFT,
-    MAPS,
-    Aten,
-    Auto,
-    Direct,
-    Naive,
-    Problem,
-    Triton,
-    Unfold,
-    corr2d,
-    stopwatch,
-    wisdom,
-)
-from torch_corr import auto as auto_module
+from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Triton, Unfold, corr2d
 from torch_corr import functional as functional_module
-from torch_corr import machine as machine_module
-from torch_corr import planner as planner_module
-from torch_corr.algorithms import Algorithm, CheckedFFT, Cost, MapName, _triton_form
-from torch_corr.algorithms import triton as triton_module
-from torch_corr.auto import PREJUDICE, Candidate, _quickest
-from torch_corr.machine import (
+from torch_corr.algorithms import Algorithm, CheckedFFT, Cost, MapName
+from torch_corr.algorithms.triton import algorithm as triton_module
+from torch_corr.algorithms.triton import form as triton_form
+from torch_corr.planning import auto as auto_module
+from torch_corr.planning import machine as machine_module
+from torch_corr.planning import plan as planner_module
+from torch_corr.planning import timing as stopwatch
+from torch_corr.planning import wisdom
+from torch_corr.planning.auto import PREJUDICE, Candidate, _quickest
+from torch_corr.planning.machine import (
     SHIPPED,
     Machine,
     Rates,
@@ -45,9 +35,9 @@ from torch_corr.machine import (
     current_machine,
     machine_of,
 )
-from torch_corr.planner import forget_plans, make_plan
-from torch_corr.stopwatch import time_algorithms
-from torch_corr.wisdom import WISDOM, Key
+from torch_corr.planning.plan import forget_plans, make_plan
+from torch_corr.planning.timing import time_algorithms
+from torch_corr.planning.wisdom import WISDOM, Key
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
@@ -128,8 +118,8 @@ def test_the_readme_shows_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -
     if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
         pytest.skip("direct is not compiled, or another machine's rates were kept here")
     # Not installed, wherever this runs: asked anew, as the answer is kept.
-    monkeypatch.setattr(_triton_form, "find_spec", lambda _: None)
-    monkeypatch.setattr(triton_module, "missing", _triton_form.missing.__wrapped__)
+    monkeypatch.setattr(triton_form, "find_spec", lambda _: None)
+    monkeypatch.setattr(triton_module, "missing", triton_form.missing.__wrapped__)
     monkeypatch.setattr(triton_module, "_where_refusals", triton_module._where_refusals.__wrapped__)
     torch.set_num_threads(2)
     printed = str(make_plan(problem, CPU, torch.float32, "auto"))

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as selective
 
 from torch_corr import FFT, Algorithm, Aten, Corr2d, Problem, Unfold, corr2d
-from torch_corr.planner import able_algorithms
+from torch_corr.planning.plan import able_algorithms
 
 SMALLEST = Problem.parse("n1c1-x1-o1-k1")
 ABLE = able_algorithms(SMALLEST, torch.device("cpu"), torch.float64)

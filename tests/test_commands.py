@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from torch_corr import ALGORITHMS, MAPS, commands, machine, wisdom
+from torch_corr import ALGORITHMS, MAPS, commands
 from torch_corr.__main__ import main
-from torch_corr.machine import SHIPPED, Machine
+from torch_corr.planning import machine, wisdom
+from torch_corr.planning.machine import SHIPPED, Machine
 
 
 def test_explain_tells_of_every_algorithm_and_map(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,8 +33,8 @@ from torch_corr import (
     intercept,
     plan,
 )
-from torch_corr.planner import able_algorithms
-from torch_corr.wisdom import WISDOM, Key
+from torch_corr.planning.plan import able_algorithms
+from torch_corr.planning.wisdom import WISDOM, Key
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch._prims_common.check` is deprecated:FutureWarning",

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_corr import Algorithm, Aten, Corr2d, Problem, corr2d
 from torch_corr.autograd import trilinear
-from torch_corr.planner import make_plan
+from torch_corr.planning.plan import make_plan
 from torch_corr.testing import operands, problems
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from laws import FLOATS, assert_right
 from torch import Tensor
 
-from torch_corr import MAPS, Direct, Problem
-from torch_corr.algorithms import direct
+from torch_corr import MAPS, Direct, Problem, native
 from torch_corr.testing import oracle
 
-native = direct.native
-pytestmark = pytest.mark.skipif(native is None, reason="the kernels are not compiled here")
-ISAS = native.isas() if native else []
+compiled = native.compiled
+pytestmark = pytest.mark.skipif(compiled is None, reason="the kernels are not compiled here")
+ISAS = compiled.isas() if compiled else []
 OPERANDS = {
     "forward": ("input", "weight"),
     "grad_input": ("output", "weight"),
@@ -235,10 +234,10 @@ REFUSED_BY_THE_ENTRY_POINTS: list[tuple[int, Callable[[int], object]]] = [
 def test_entry_points_check_what_they_are_told(at: int, change: Callable[[int], object]) -> None:
     """Whoever calls, no size reaches a pointer unchecked."""
     memory, arguments = entry_point_arguments()
-    native.forward(*arguments)
+    compiled.forward(*arguments)
     arguments[at] = change(arguments[at])
     with pytest.raises(ValueError):  # noqa: PT011 - each has its own words
-        native.forward(*arguments)
+        compiled.forward(*arguments)
     assert (memory == 0).all()
 
 
@@ -254,8 +253,8 @@ def test_refusals() -> None:
 
 
 def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct, "native", None)
-    monkeypatch.setattr(direct, "_missing", "No module named 'torch_corr._direct'")
+    monkeypatch.setattr(native, "compiled", None)
+    monkeypatch.setattr(native, "why_missing", "No module named '_compiled'")
     problem = Problem.parse("n1c1-x8x8-o1-k3")
     (sentence,) = Direct().refusals(problem, torch.device("cpu"), torch.float32)
     assert "were not compiled when torch_corr was installed" in sentence

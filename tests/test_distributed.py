@@ -25,7 +25,7 @@ from laws import assert_right
 from networks import assert_as_right, farthest
 from torch.distributed.tensor import Partial
 
-from torch_corr.planner import find_algorithm
+from torch_corr.planning.plan import find_algorithm
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this PyTorch is built without distributed"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from torch_corr import Algorithm, Corr2d, Naive, Problem, Unfold, convolve2d, corr2d
-from torch_corr.planner import able_algorithms
+from torch_corr.planning.plan import able_algorithms
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning"),

@@ -13,9 +13,10 @@ from test_memory import Peak
 from torch import Tensor
 
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
-from torch_corr.algorithms import _batched, _plan_batched, _planning, _plans, fft
-from torch_corr.algorithms._tiling import Turned, aligned_length, fast_length, turned
 from torch_corr.algorithms.base import MapName
+from torch_corr.algorithms.fft import algorithm as fft
+from torch_corr.algorithms.fft import engine_batched, plan_batched, plans, search
+from torch_corr.algorithms.fft.tiling import Turned, aligned_length, fast_length, turned
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -26,11 +27,11 @@ class OnCuda(FFT):
 
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> _plans.Plan:
+    ) -> plans.Plan:
         return super()._plan(problem, map, CUDA, dtype)
 
 
-_plans.MACHINES["batched alone"] = replace(_plans.CUDA, engines=("batched",))
+plans.MACHINES["batched alone"] = replace(plans.CUDA, engines=("batched",))
 
 
 class Batched(FFT):
@@ -38,10 +39,10 @@ class Batched(FFT):
 
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> _plans.Plan:
+    ) -> plans.Plan:
         sizes = self.rates_dtype(dtype).itemsize, dtype.itemsize
         options = self.tile, self.workspace_limit, "batched alone"
-        return _planning.plan(problem, map, *sizes, dtype.is_complex, *options)
+        return search.plan(problem, map, *sizes, dtype.is_complex, *options)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def operands_of(map: str) -> tuple[str, ...]:
-    return _plans.SLOTS[map][:2]
+    return plans.SLOTS[map][:2]
 
 
 def reference(problem: Problem, map: str, operands: list[Tensor]) -> Reference:
@@ -106,7 +107,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
     torch.manual_seed(seed)
     problem, dtype = some_problem(choose), choose.choice(fft.ABLE)
     tile, limit = choose.choice([None, 8, 16, 33]), choose.choice([2**28, 3 * 10**5])
-    axes = choose.choice(_planning.tilings(problem, tile, fast_length))
+    axes = choose.choice(search.tilings(problem, tile, fast_length))
     for map in MAPS:
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
@@ -116,9 +117,9 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
         allowed = expected._replace(magnitude=spread, terms=expected.terms + 8 * lengths)
         bound = error_bound(allowed, dtype)
         for engine, run in fft._RUNS.items():
-            machine = _plans.CUDA if engine == "batched" else _plans.HOST
-            make = _planning._ENGINES[engine]
-            task = _plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
+            machine = plans.CUDA if engine == "batched" else plans.HOST
+            make = search._ENGINES[engine]
+            task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
             plan = make(task, limit, machine)
             assert plan is not None
             if engine == "batched" and map == "grad_input" and choose.random() < 0.5:
@@ -299,21 +300,21 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
     problem = Problem.parse("n3c6-x40x33-o9-k5x3-s1x2-p2,1x1,3-d1x2-g3")
     operands = some(problem, map, dtype)
     expected, seen = reference(problem, map, operands), set()
-    (axes,) = _planning.tilings(problem, 16, aligned_length)
+    (axes,) = search.tilings(problem, 16, aligned_length)
     tilings = [axes]
     if map == "grad_input":
         problem = replace(problem, stride=(1, 1))
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
-        (axes,) = _planning.tilings(problem, 16, aligned_length)
+        (axes,) = search.tilings(problem, 16, aligned_length)
         other = turned(problem)
         assert other is not None
-        ((down, across),) = _planning.tilings(other, 16, aligned_length)
+        ((down, across),) = search.tilings(other, 16, aligned_length)
         tilings = [axes, (Turned.of(down), Turned.of(across))]
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
-            task = _plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
-            made = _plan_batched.plan(task, limit, _plans.CUDA)
+            task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
+            made = plan_batched.plan(task, limit, plans.CUDA)
             assert made is not None
             many = made.per_slab[0] < 3, made.per_slab[1] < axes[0].tiles
             for hold in (False, True) if map != "grad_weight" and any(many) else (False,):
@@ -322,7 +323,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
                     if map == "grad_input":
                         result.zero_()
                     plan = replace(made, block=block, hold=hold)
-                    _batched.run(plan, problem, map, *operands, result, result.new_empty(0))
+                    engine_batched.run(plan, problem, map, *operands, result, result.new_empty(0))
                     torch.testing.assert_close(
                         result.to(expected.value.dtype), expected.value, rtol=1e-4, atol=1e-3
                     )
@@ -339,7 +340,7 @@ def test_a_device_is_not_waited_for(map: MapName) -> None:
     first, second = (
         torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in operands_of(map)
     )
-    shape = getattr(problem, f"{_plans.SLOTS[map][2]}_shape")
+    shape = getattr(problem, f"{plans.SLOTS[map][2]}_shape")
     assert getattr(OnCuda(), map)(problem, first, second).shape == shape
 
 
@@ -369,8 +370,8 @@ def test_no_batch_of_products_is_larger_than_a_launch(map: MapName) -> None:
     """Of a signal so long that it has more tiles than a batch may have products."""
     for width in (1_000_000, 2_000_000):
         problem = Problem.parse(f"n1c1-x1x{width}-o1-k1x16")
-        (axes,) = _planning.tilings(problem, 32, aligned_length)
-        made = _plan_batched.plan(_plans.Task(problem, map, 4, 4, False, axes), 2**40, _plans.CUDA)
+        (axes,) = search.tilings(problem, 32, aligned_length)
+        made = plan_batched.plan(plans.Task(problem, map, 4, 4, False, axes), 2**40, plans.CUDA)
         assert (made is None) == (axes[1].tiles >= 2**16) == (width == 2_000_000)
 
 

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import fit
 from torch_corr import MAPS, Direct, Problem
-from torch_corr.algorithms.fitted import factors_key, rows_met
-from torch_corr.machine import SHIPPED
+from torch_corr.algorithms.cost import factors_key, rows_met
+from torch_corr.planning.machine import SHIPPED
 
 pytest.importorskip("scipy", reason="least squares are scipy's")
 
@@ -67,7 +67,7 @@ def test_the_corpus_is_the_same_for_the_same_seed() -> None:
 def test_what_is_written_is_python_and_takes_a_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "_factors.py"
+    target = tmp_path / "cost_factors.py"
     monkeypatch.setattr(fit, "TARGET", target)
     target.write_text(fit.source_of({"direct, planes, forward, float32": PLANTED}, 7))
     for verdict in ("good", "better"):

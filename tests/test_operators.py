@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torch_corr import Algorithm, Aten, Naive, Problem, corr2d
 from torch_corr.operators import asked_for, spelled
-from torch_corr.planner import able_algorithms
+from torch_corr.planning.plan import able_algorithms
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
 GROUPS, *GEOMETRY = 2, [2, 1], [1, 2, 0, 1], [1, 2], "unfold"

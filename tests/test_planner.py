@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d, explain, plan
-from torch_corr.planner import make_plan
+from torch_corr.planning.plan import make_plan
 
 CPU = torch.device("cpu")
 PROBLEM = Problem.parse("n1c2-x5x5-o2-k3x3")

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_corr.algorithms import _scans, direct
-from torch_corr.algorithms.direct import ISA_VARIABLE
+from torch_corr import native
+from torch_corr.algorithms.fft import scans
+from torch_corr.native import ISA_VARIABLE
 
-ISAS = direct.native.isas() if direct.native else []
+ISAS = native.compiled.isas() if native.compiled else []
 SIZES = st.tuples(
     st.integers(1, 3),
     st.integers(1, 3),
@@ -30,7 +31,7 @@ def planes(size: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
 @pytest.fixture(params=["operators", *ISAS])
 def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "operators":
-        monkeypatch.setattr(direct, "native", None)
+        monkeypatch.setattr(native, "compiled", None)
     else:
         monkeypatch.setenv(ISA_VARIABLE, request.param)
 
@@ -45,7 +46,7 @@ def test_norms_are_those_of_double_precision(
     values[0, 0, 0, 0] = 1e25  # its square is beyond float32
     values[-1, -1] *= 1e-30
     expected = values.abs().to(torch.float64).square().sum((2, 3)).sqrt()
-    torch.testing.assert_close(_scans.norms(values), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(scans.norms(values), expected, rtol=1e-6, atol=0)
 
 
 @settings(max_examples=60)
@@ -63,11 +64,11 @@ def test_every_small_number_is_found(
     values[0, 0, 0, -1] = float("nan")
     least = planes((*size[:2], 1, 1), dtype, seed + 1).abs() * level
     expected = (~(values.abs() >= least)).nonzero()
-    found = _scans.below(values, least, len(expected))
+    found = scans.below(values, least, len(expected))
     assert found is not None
     assert found.tolist() == expected.tolist()
-    assert _scans.below(values, least, len(expected) - 1) is None
-    assert _scans.below(values.nan_to_num(1.0), least * 0, 0).shape == (0, 4)  # type: ignore[union-attr]
+    assert scans.below(values, least, len(expected) - 1) is None
+    assert scans.below(values.nan_to_num(1.0), least * 0, 0).shape == (0, 4)  # type: ignore[union-attr]
 
 
 @pytest.mark.usefixtures("way")
@@ -76,9 +77,9 @@ def test_planes_that_do_not_lie_densely() -> None:
     part = planes((2, 3, 40, 90), torch.float32, 0)[..., ::2, 5:60]
     for each in (values, part):
         dense = each.contiguous()
-        torch.testing.assert_close(_scans.norms(each), _scans.norms(dense), rtol=1e-13, atol=0)
+        torch.testing.assert_close(scans.norms(each), scans.norms(dense), rtol=1e-13, atol=0)
         least = torch.full((2, 3, 1, 1), 0.1)
-        ours, theirs = (_scans.below(some, least, each.numel()) for some in (each, dense))
+        ours, theirs = (scans.below(some, least, each.numel()) for some in (each, dense))
         assert ours is not None
         assert theirs is not None
         assert ours.tolist() == theirs.tolist()
@@ -87,10 +88,10 @@ def test_planes_that_do_not_lie_densely() -> None:
 @pytest.mark.usefixtures("way")
 def test_larger_operands_are_widened_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     values = planes((3, 5, 12, 11), torch.float32, 0)
-    expected = _scans.norms(values)
+    expected = scans.norms(values)
     for most in (1, 132, 300, 700):
-        monkeypatch.setattr(_scans, "WIDENED", most)
-        torch.testing.assert_close(_scans.norms(values), expected, rtol=1e-13, atol=0)
+        monkeypatch.setattr(scans, "WIDENED", most)
+        torch.testing.assert_close(scans.norms(values), expected, rtol=1e-13, atol=0)
 
 
 @pytest.mark.skipif(not ISAS, reason="the kernels are not compiled here")
@@ -111,14 +112,14 @@ def test_larger_operands_are_widened_in_parts(monkeypatch: pytest.MonkeyPatch) -
 def test_bad_arguments_of_the_compiled_part(change: dict[int, Any], message: str) -> None:
     values, result = torch.ones(2, 6), torch.empty(2, dtype=torch.float64)
     arguments: list[Any] = [values.data_ptr(), 12, result.data_ptr(), 2, 0, 1, ""]
-    direct.native.norms(*arguments)
+    native.compiled.norms(*arguments)
     assert result.tolist() == [6**0.5, 6**0.5]
     for at, value in change.items():
         arguments[at] = value
     with pytest.raises(ValueError, match=message):
-        direct.native.norms(*arguments)
+        native.compiled.norms(*arguments)
     if 2 in change:
         return
     arguments.insert(4, 0)
     with pytest.raises(ValueError, match=message):
-        direct.native.below(*arguments)
+        native.compiled.below(*arguments)

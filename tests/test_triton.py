@@ -28,24 +28,23 @@ from kernel_bugs import BUGS, changed
 from laws import FLOATS, assert_right
 from torch import Tensor
 
-from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d, wisdom
-from torch_corr import auto as auto_module
-from torch_corr.algorithms import (
-    CheckedFFT,
-    _triton_configs,
-    _triton_draft,
-    _triton_form,
-    _triton_weight,
-)
-from torch_corr.algorithms import triton as host
-from torch_corr.algorithms._triton_axes import axes
-from torch_corr.algorithms._triton_configs import CONFIGS, Band, Config, Dot, Sums, Taps
+from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d
+from torch_corr.algorithms import CheckedFFT
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
-from torch_corr.planner import make_plan
+from torch_corr.algorithms.triton import algorithm as host
+from torch_corr.algorithms.triton import configs as triton_configs
+from torch_corr.algorithms.triton import draft as triton_draft
+from torch_corr.algorithms.triton import form as triton_form
+from torch_corr.algorithms.triton import weight as triton_weight
+from torch_corr.algorithms.triton.axes import axes
+from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Sums, Taps
+from torch_corr.planning import auto as auto_module
+from torch_corr.planning import wisdom
+from torch_corr.planning.plan import make_plan
 from torch_corr.testing import LAYOUTS, make_operands, oracle, problems
 
 HAVE = find_spec("triton") is not None
-INTERPRETED = _triton_form.interpreted()
+INTERPRETED = triton_form.interpreted()
 CUDA = torch.cuda.is_available() and HAVE and not INTERPRETED
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 HALVES = (torch.float16, torch.bfloat16)
@@ -166,12 +165,12 @@ def test_rows_of_sums_under_a_stride(name: str) -> None:
 def test_rows_outside_are_left_out(map: Any, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under strides and gaps, several channels, taps that meet no row at all, of a single row, both
     layouts; not where rows are in two blocks."""
-    change(monkeypatch, _triton_configs, "OWN_KERNEL", 0)
+    change(monkeypatch, triton_configs, "OWN_KERNEL", 0)
     problem = Problem.parse(case)
     if map == "grad_input" and problem.stride[0] > 1:
         pytest.skip("rows that stride apart share nothing")
     operands = some(problem, map, torch.float32)
-    config = _triton_configs.by_name("taps-8")
+    config = triton_configs.by_name("taps-8")
     launch = host.form_of(map, problem, *operands.values(), config).launches[0]
     rows, _ = axes(map, problem)
     assert launch.constants["INSIDE"] == (rows.source if 1 < rows.dest <= 8 and rows.beyond else 0)
@@ -187,13 +186,13 @@ def test_rows_outside_are_left_out(map: Any, case: str, monkeypatch: pytest.Monk
 )
 def test_pixels_are_split_anyhow(name: str, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One split of many blocks, a few of several, one a block; the last of each not full."""
-    change(monkeypatch, _triton_weight, "PROGRAMS", programs)
+    change(monkeypatch, triton_weight, "PROGRAMS", programs)
     kind = name.partition("-")[0]
     one = "n5c1-x17x6-o1-k2x3-p1"
     each = {"sums": "n3c1-x20x17-o2-k2x3-p1", "dot": "n3c9-x6x7-o18-k2x1-p1,0x0,0", "band": one}
     problem = Problem.parse(each[kind])
     config = next(each for each in CONFIGS if each.name == name)
-    splits, _ = _triton_weight.splits_of(problem, config)
+    splits, _ = triton_weight.splits_of(problem, config)
     assert splits > 1 if programs > 1 else splits == 1
     check(
         of(config, "grad_weight"),
@@ -287,7 +286,7 @@ def test_one_non_finite_number_reaches_only_its_windows(
 ) -> None:
     """A pixel of the image never meets a tap beyond an edge; elsewhere nothing changes."""
     if name == "taps-8":  # leaves rows out, taps-4 does not
-        change(monkeypatch, _triton_configs, "OWN_KERNEL", 0)
+        change(monkeypatch, triton_configs, "OWN_KERNEL", 0)
     problem = Problem.parse(case)
     config = next(each for each in CONFIGS if each.name == name)
     if not CUDA and problem.group_in > 8 and not isinstance(config, Dot):
@@ -324,7 +323,7 @@ def test_positions_in_64_bits(map: Any, case: str, monkeypatch: pytest.MonkeyPat
     problem = Problem.parse(case)
     operands = some(problem, map, torch.float32)
     narrow = check(Triton(), problem, map, operands)
-    change(monkeypatch, _triton_draft, "MOST", 0)
+    change(monkeypatch, triton_draft, "MOST", 0)
     assert torch.equal(narrow, check(Triton(), problem, map, operands))
 
 
@@ -335,7 +334,7 @@ def test_positions_in_bands_in_64_bits(map: Any, monkeypatch: pytest.MonkeyPatch
     operands = some(problem, map, torch.float32)
     band = Triton(correlate="band-64x32", weight="band-64x32")
     narrow = check(band, problem, map, operands)
-    change(monkeypatch, _triton_draft, "MOST", 0)
+    change(monkeypatch, triton_draft, "MOST", 0)
     assert torch.equal(narrow, check(band, problem, map, operands))
 
 
@@ -358,10 +357,10 @@ def test_64_bits_are_taken_where_they_are_needed() -> None:
     problem = Problem.parse("n3c1-x32768-o1-k3-p1")
     x = torch.empty(1, device="meta").expand(problem.input_shape)
     both = axes("forward", problem)
-    assert not _triton_draft.passes_32_bits(both, x)
-    assert _triton_draft.passes_32_bits(both, torch.empty(problem.input_shape, device="meta"))
+    assert not triton_draft.passes_32_bits(both, x)
+    assert triton_draft.passes_32_bits(both, torch.empty(problem.input_shape, device="meta"))
     far = axes("forward", Problem.parse("n1c1-x3-o1-k2-p3000000000-d3000000000"))
-    assert _triton_draft.passes_32_bits(far, torch.empty(1, 1, 3, 3, device="meta"))
+    assert triton_draft.passes_32_bits(far, torch.empty(1, 1, 3, 3, device="meta"))
 
 
 @pytest.mark.skipif(not HAVE, reason="needs Triton")
@@ -369,7 +368,7 @@ def test_splits_that_end_past_32_bits_are_counted_in_64() -> None:
     """Though every pixel has a place in 32: wrapped, a lane would be live before the first."""
     problem = Problem.parse("n134217216c1-x4-o1-k1")
     x = torch.empty(problem.input_shape, device="meta")
-    assert not _triton_draft.passes_32_bits(axes("grad_weight", problem), x)
+    assert not triton_draft.passes_32_bits(axes("grad_weight", problem), x)
     config = next(each for each in CONFIGS if each.name == "sums-1x4x4")
     (launch,) = host.form_of("grad_weight", problem, x, x, config).launches
     assert launch.constants["WIDE"]
@@ -395,7 +394,7 @@ def test_mending_finds_its_pixels_in_channels_last(
 ) -> None:
     """A tap that is NaN, of one channel of several: the same pixels as in NCHW are spoilt."""
     if wide:
-        change(monkeypatch, _triton_draft, "MOST", 0)
+        change(monkeypatch, triton_draft, "MOST", 0)
     problem = Problem.parse("n2c3-x5x6-o3-k3x2-p1x0,1-g3")
     way = Triton(correlate=name)
     y, w = some(problem, "grad_input", torch.float32).values()
@@ -481,7 +480,7 @@ class Jit:
         self.launched: list[tuple[str, int, dict[str, Any]]] = []
 
     def __getattr__(self, name: str) -> Any:
-        kernel = getattr(import_module("torch_corr.algorithms._triton_kernels"), name)
+        kernel = getattr(import_module("torch_corr.algorithms.triton.kernels"), name)
         names = list(signature(kernel.fn).parameters)
 
         def compiled(grid: Any) -> Any:
@@ -517,7 +516,7 @@ class Subscribed(SimpleNamespace):
 @pytest.fixture
 def jit(monkeypatch: pytest.MonkeyPatch) -> Jit:
     jit = Jit()
-    monkeypatch.setattr(_triton_form, "_kernels", lambda: jit)
+    monkeypatch.setattr(triton_form, "_kernels", lambda: jit)
     return jit
 
 
@@ -730,7 +729,7 @@ def test_no_instruction_multiplies_rows_outside(map: Any) -> None:
     instruction, and few beside them."""
     from benchmarks.cubins import BANDS, compile_launch, launches_of
 
-    problem, config = Problem.parse(BANDS), _triton_configs.by_name("taps-32")
+    problem, config = Problem.parse(BANDS), triton_configs.by_name("taps-32")
     pairs = sum(0 <= row + tap - 15 < 32 for row in range(32) for tap in range(31))
     made = compile_launch(launches_of(problem, map, torch.float32, config)[0], 90)
     assert made.count("FFMA") == pairs == 752
@@ -979,7 +978,7 @@ def test_launching_asks_no_tensor_for_a_value(
 ) -> None:
     """A device would be waited for; on meta, where there are none, it would raise."""
     launched: list[str] = []
-    monkeypatch.setattr(_triton_form.Launch, "run", lambda self, _: launched.append(self.kernel))
+    monkeypatch.setattr(triton_form.Launch, "run", lambda self, _: launched.append(self.kernel))
     problem = Problem.parse(case)
     shapes = [getattr(problem, f"{slot}_shape") for slot in OPERANDS[map]]
     result = getattr(Triton(), map)(
@@ -1036,12 +1035,12 @@ def test_kernels_store_nothing_where_there_is_no_doubt(
         pytest.skip(f"{config.name} is not for {map}")
     filled: list[Tensor] = []
 
-    def fill(self: _triton_form.Fresh, tensors: list[Tensor]) -> Tensor:
+    def fill(self: triton_form.Fresh, tensors: list[Tensor]) -> Tensor:
         made = tensors[0].new_empty_strided(self.shape, self.strides, dtype=self.dtype).fill_(7)
         filled.append(made)
         return made
 
-    monkeypatch.setattr(_triton_form.Fresh, "make", fill)
+    monkeypatch.setattr(triton_form.Fresh, "make", fill)
     first, second = some(problem, map, dtype).values()
     sure, doubt = of(config, map), torch.zeros(1, dtype=torch.int32, device=DEVICE)
     sure._run(map, problem, first, second, doubt)

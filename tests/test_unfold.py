@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_corr import MAPS, Problem, Unfold
-from torch_corr.algorithms import unfold
-from torch_corr.algorithms._strips import rows_read, rows_written
+from torch_corr.algorithms.unfold import algorithm as unfold
+from torch_corr.algorithms.unfold.strips import rows_read, rows_written
 from torch_corr.testing import problems
 
 CPU = torch.device("cpu")

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from . import wisdom
 from ._version import __version__
 from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Triton, Unfold
-from .auto import Auto
 from .conversion import Conversion, convert
 from .functional import convolve2d, corr2d, explain, plan
 from .interception import intercept
 from .modules import Corr2d, LazyCorr2d
-from .planner import Plan
+from .planning import wisdom
+from .planning.auto import Auto
+from .planning.plan import Plan
 from .problem import Problem
 
 __all__ = [

@@ -54,7 +54,7 @@ from .operators import (
     run_gradients,
     slots_of,
 )
-from .planner import Plan
+from .planning.plan import Plan
 from .problem import Problem, is_known_zero
 
 

@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from .auto import Auto
-from .explanation import duration
-from .machine import SHIPPED, Machine, calibrate, calibration_path
-from .planner import AlgorithmLike, make_plan
+from .planning.auto import Auto
+from .planning.explain import duration
+from .planning.machine import SHIPPED, Machine, calibrate, calibration_path
+from .planning.plan import AlgorithmLike, make_plan
+from .planning.wisdom import WISDOM
 from .problem import Problem
-from .wisdom import WISDOM
 
 
 def explain(spelling: str, device: str, dtype: str, algorithm: str) -> int:

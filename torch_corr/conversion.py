@@ -20,7 +20,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from .functional import corr2d, has_own_functions, is_traced_for_quantization
 from .modules import Corr2d
 from .operators import left_alone
-from .planner import AlgorithmLike, find_algorithm
+from .planning.plan import AlgorithmLike, find_algorithm
 from .problem import as_pair, resolve_padding
 
 

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .algorithms import Aten
 from .algorithms.aten import are_misread, conv2d, quick_in_channels_last
 from .algorithms.base import is_channels_last
-from .auto import Auto
 from .autograd import trilinear
 from .operators import Deferred, asked_for, left_alone, planned, spelled
-from .planner import AlgorithmLike, Plan, autocasts, cached_plan, find_algorithm, make_plan
+from .planning.auto import Auto
+from .planning.plan import AlgorithmLike, Plan, autocasts, cached_plan, find_algorithm, make_plan
+from .planning.wisdom import WISDOM
 from .problem import (
     PaddingLike,
     Pair,
@@ -42,7 +43,6 @@ from .problem import (
 )
 from .sharding import is_distributed
 from .suggest import did_you_mean
-from .wisdom import WISDOM
 
 # Looked up once, since the smallest layers would notice.
 _are_transforms_active = torch._C._are_functorch_transforms_active

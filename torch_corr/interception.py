@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from .functional import corr2d, has_own_functions
 from .operators import left_alone
-from .planner import AlgorithmLike, find_algorithm
+from .planning.plan import AlgorithmLike, find_algorithm
 
 
 class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)

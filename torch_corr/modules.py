@@ -12,7 +12,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from .functional import PADDING_MODES, corr2d, wrap
 from .operators import left_alone
-from .planner import AlgorithmLike, find_algorithm
+from .planning.plan import AlgorithmLike, find_algorithm
 from .problem import (
     PADDING_NAMES,
     PaddingLike,

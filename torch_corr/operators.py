@@ -29,8 +29,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .algorithms import MAPS, Aten, MapName
 from .algorithms.base import is_channels_last
-from .auto import Auto
-from .planner import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
+from .planning.auto import Auto
+from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
 from .sharding import is_distributed, register_splits
 

@@ -14,12 +14,12 @@ from .base import (
     dtype_name,
     may_use_tf32,
 )
-from .checked_fft import CheckedFFT
 from .direct import Direct
-from .fft import FFT
+from .fft.algorithm import FFT
+from .fft.checked import CheckedFFT
 from .naive import Naive
-from .triton import Triton
-from .unfold import Unfold
+from .triton.algorithm import Triton
+from .unfold.algorithm import Unfold
 
 ALGORITHMS: tuple[Algorithm, ...] = (Aten(), Direct(), Triton(), FFT(), Unfold(), Naive())
 

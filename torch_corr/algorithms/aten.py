@@ -36,7 +36,7 @@ from .base import (
     is_channels_last,
     matrix_speed,
 )
-from .fitted import Fitted, Work, columns_bytes, filled, fresh, moved, rows_met
+from .cost import Fitted, Work, columns_bytes, filled, fresh, moved, rows_met
 
 PEAK = 33.5
 """Products that an H200 does in a picosecond, as a large matrix product in float32 would."""

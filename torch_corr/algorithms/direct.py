@@ -1,6 +1,6 @@
 """Direct: compiled sums over taps, for planes x taps: depthwise, grouped, few channels, any kernel.
 
-The kernels (``torch_corr/_native``) keep a tile of outputs (or of taps, in ``grad_weight``) in
+The kernels (``torch_corr/native``) keep a tile of outputs (or of taps, in ``grad_weight``) in
 registers and read the image in place, so the cost is the multiplications themselves, at the
 machine's matrix-product rate, and no workspace grows with the image.  They know nothing of torch:
 what crosses is addresses and sizes, checked on both sides.
@@ -8,15 +8,14 @@ what crosses is addresses and sizes, checked on both sides.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from importlib import import_module
 from math import ceil, isfinite, prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .. import native
 from ..problem import Problem
 from .base import (
     COMPLEX,
@@ -27,24 +26,13 @@ from .base import (
     complex_from_real,
     dtype_refusal,
 )
-from .fitted import Fitted, Work, filled, moved, rows_met
-
-native: Any
-try:
-    native = import_module("torch_corr._direct")
-except ImportError as error:
-    native, _missing = None, str(error)
-else:
-    _missing = ""
+from .cost import Fitted, Work, filled, moved, rows_met
 
 _CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
-"""As ``enum class Dtype`` in ``_native/geometry.hpp``."""
-
-ISA_VARIABLE = "TORCH_CORR_ISA"
-"""Environment variable that names the instruction set, for tests and measurements."""
+"""As ``enum class Dtype`` in ``native/geometry.hpp``."""
 
 _LARGEST = 2**48
-"""As ``kLargest`` in ``_native/geometry.cpp``."""
+"""As ``kLargest`` in ``native/geometry.cpp``."""
 
 _STRIP, _THREAD_SCRATCH = 512 * 2**10, 800 * 2**10
 """Bytes in which each thread packs rows (``kStripBytes``), and with its sums and the rest."""
@@ -75,12 +63,12 @@ class Direct(Fitted):
     ) -> tuple[str, ...]:
         """Why the kernels cannot run here: not compiled, not a CPU, not a floating dtype."""
         reasons: list[str] = []
-        if native is None:
+        if native.compiled is None:
             reasons.append(
-                f"its kernels were not compiled when torch_corr was installed ({_missing}); "
-                f"reinstall with a C++17 compiler (GCC or Clang) at hand"
+                f"its kernels were not compiled when torch_corr was installed "
+                f"({native.why_missing}); reinstall with a C++17 compiler (GCC or Clang) at hand"
             )
-        elif (isa := self._isa()) and isa not in (able := native.isas()):
+        elif (isa := self._isa()) and isa not in (able := native.compiled.isas()):
             reasons.append(f"no instruction set {isa!r} on this machine; it has {', '.join(able)}")
         if device.type != "cpu":
             reasons.append(f"no kernels for {device.type}; it runs on the cpu")
@@ -163,7 +151,7 @@ class Direct(Fitted):
         first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
         result = first.new_empty(shape)
         (top, bottom), (left, right) = problem.padding
-        getattr(native, map)(
+        getattr(native.compiled, map)(
             first.data_ptr(),
             first.numel(),
             second.data_ptr(),
@@ -189,4 +177,4 @@ class Direct(Fitted):
         return result
 
     def _isa(self) -> str:
-        return self.isa or os.environ.get(ISA_VARIABLE, "")
+        return self.isa or native.requested_isa()

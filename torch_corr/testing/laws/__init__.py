@@ -7,14 +7,7 @@ from __future__ import annotations
 
 from ..data import LAYOUTS
 from .base import FINITE_DATA, Law
-from .calls import (
-    determinism,
-    invalid_arguments,
-    opcheck,
-    remembers_nothing,
-    spellings,
-    threads,
-)
+from .calls import determinism, invalid_arguments, opcheck, remembers_nothing, spellings, threads
 from .gradients import (
     differentiable,
     finite_differences,
@@ -25,13 +18,7 @@ from .gradients import (
     second_order_bias,
     trilinear,
 )
-from .memory import (
-    gradient_memory_formats,
-    memory_formats,
-    non_finite,
-    purity,
-    stale_memory,
-)
+from .memory import gradient_memory_formats, memory_formats, non_finite, purity, stale_memory
 from .structure import batch, batch_invariance, groups, linearity, translation
 from .values import accepts, bias, large_numbers, values, zero_sizes
 

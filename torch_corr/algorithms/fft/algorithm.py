@@ -1,0 +1,196 @@
+"""Correlation in the frequency domain, tiled by overlap-save; three maps of one product.
+
+By the convolution theorem the trilinear form is a sum over frequencies f of a tile,
+
+    T(x, w, y) = 1/n^2 sum_f sum_{tile,o,c} X[f; tile,c] W[-f; o,c] Y[-f; tile,o],
+
+so each map transforms its two operands, sums products over the one index that they
+share (channels, outputs, or tiles with images), and transforms back:
+
+    forward      Y[f; tile,o] = sum_c    X[f; tile,c] W[-f; o,c]
+    grad_input   X[f; tile,c] = sum_o    Y[f; tile,o] W[f; o,c]
+    grad_weight  W[f; o,c]    = sum_tile Y[-f; tile,o] X[f; tile,c]
+
+Nothing is conjugated: W[-f] is the conjugate of W[f] only where w is real.
+
+The error is normwise, relative to the norms of a tile: :mod:`.error_bound` proves a bound.
+
+:mod:`.search` finds the best :class:`~.plans.Plan`, and one of three engines runs it.
+:mod:`.engine_matrix` (for CPUs) and :mod:`.engine_batched` (for GPUs) transform by matrix products,
+:mod:`.engine_fft` by FFT.
+
+Source: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem, as_int
+from ..base import (
+    DEFAULT_WORKSPACE,
+    Cost,
+    ErrorClass,
+    MapName,
+    check_workspace_limit,
+    dtype_refusal,
+    products_may_use_tf32,
+)
+from ..cost import Fitted, Work
+from . import engine_batched, engine_fft, engine_matrix
+from .plans import SLOTS, Plan, shape_of
+from .search import plan
+
+ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+LONG = 96
+"""Length from which a transform's time is fitted apart."""
+
+
+@dataclass(frozen=True)
+class FFT(Fitted):
+    """Overlap-save in the frequency domain.
+
+    The error of a result is relative to the norms of its tile, not to its own terms.  So a result
+    whose products are all zero may be a small number of either sign, faint parts of an image may
+    drown beside bright ones, and a number that is not finite fills its tile.  ``"auto"`` uses
+    transforms only where it proves that none of this happens.
+
+    Attributes:
+        tile: length of the transforms along both axes, rounded to a fast one and enlarged
+            to hold one window; None lets the cost model choose, each axis by itself.
+        workspace_limit: bytes to take at most beyond operands and result.
+        double: compute in double precision, whatever the dtype of the operands, and round each
+            result once.
+
+    Raises:
+        TypeError: a tile or a limit that is no integer; a ``double`` that is no bool.
+        ValueError: a tile below 1, or a negative limit.
+    """
+
+    tile: int | None = None
+    workspace_limit: int = DEFAULT_WORKSPACE
+    double: bool = False
+
+    name: ClassVar[str] = "fft"
+    error_class: ClassVar[ErrorClass] = "normwise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_workspace_limit(self.workspace_limit)
+        if self.tile is not None and as_int("tile", self.tile) < 1:
+            raise ValueError(f"tile={self.tile} must be at least 1, or None to have it chosen")
+        if not isinstance(self.double, bool):
+            raise TypeError(f"double must be True or False, got {self.double!r}")
+
+    def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype to compute in."""
+        return DOUBLE.get(dtype, dtype) if self.double else dtype
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        """No transform of halves and integers; no plan within the workspace limit."""
+        if unable := dtype_refusal(dtype, ABLE):
+            return unable
+        least = max(self._plan(problem, map, device, dtype).workspace for map in SLOTS)
+        if least <= self.workspace_limit:
+            return ()
+        return (
+            f"its smallest workspace here, {least} bytes, is above the limit of "
+            f"{self.workspace_limit}; raise workspace_limit",
+        )
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        """(x, w) -> y, as the base class says."""
+        return self._run("forward", problem, input, weight)
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        """(y, w) -> x, as the base class says."""
+        return self._run("grad_input", problem, output, weight)
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        """(x, y) -> w, as the base class says."""
+        return self._run("grad_weight", problem, input, output)
+
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
+        """Bytes that the chosen plan takes at its peak, from above."""
+        return self._plan(problem, map, device, dtype).workspace
+
+    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+        """What the plan chosen for a CPU does."""
+        chosen = self._plan(problem, map, torch.device("cpu"), dtype)
+        if chosen.engine == "matrix":
+            return Work("matrix", chosen.cost)
+        # Over one tile there is nothing to sum, and no padded copy to make.
+        one = chosen.apart and problem.batch == 1
+        regime = "fft, one tile" if one else "fft"
+        return Work(f"{regime}, long" if max(chosen.lengths) >= LONG else regime, chosen.cost)
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        """By fitted factors on the CPU; elsewhere what the plan chosen there does."""
+        if device.type == "cpu":
+            return super().cost(problem, map, device, dtype)
+        return self._plan(problem, map, device, dtype).cost
+
+    def error_constant(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> float:
+        """The factor before ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
+
+        The norms may be those of whole planes, which are no smaller than their tiles'.
+        """
+        before = self.error_before_rounding(problem, map, device, dtype)
+        if self.rates_dtype(dtype) == dtype:
+            return before
+        # A result is at most that sum and its own error.
+        rounding = torch.finfo(dtype).eps / 2
+        return before * (1 + rounding) + rounding
+
+    def error_before_rounding(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> float:
+        """The factor of what is computed in ``rates_dtype``, as :mod:`.error_bound` states it.
+
+        Where PyTorch's settings let CUDA's matrix products use TF32, u is that of its digits.
+        """
+        wide, chosen = self.rates_dtype(dtype), self._plan(problem, map, device, dtype)
+        unit = torch.finfo(wide).eps / 2
+        if chosen.engine == "batched" and device.type == "cuda" and products_may_use_tf32(wide):
+            # Both operands of every product are cut to 11 digits, which a sum's (c + 4) u covers.
+            unit = 2.0**-11
+        return chosen.error * unit
+
+    def _plan(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Plan:
+        itemsize, whole = self.rates_dtype(dtype).itemsize, dtype.is_complex
+        options = self.tile, self.workspace_limit, device.type
+        return plan(problem, map, itemsize, dtype.itemsize, whole, *options)
+
+    def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+        shape = shape_of(problem, SLOTS[map][2])
+        if first.numel() == 0 or second.numel() == 0:
+            return first.new_zeros(shape)
+        chosen = self._plan(problem, map, first.device, first.dtype)
+        # The tiles cover every output and every tap, but not every input.
+        zeros = map == "grad_input" and not chosen.turned
+        like = first.new_empty(0, dtype=self.rates_dtype(first.dtype))
+        held = like if chosen.added else first
+        result = held.new_zeros(shape) if zeros else held.new_empty(shape)
+        _RUNS[chosen.engine](chosen, problem, map, first, second, result, like)
+        return result.to(first.dtype)
+
+
+_RUNS = {"matrix": engine_matrix.run, "batched": engine_batched.run, "fft": engine_fft.run}
+"""By engine: how it is run."""

@@ -1,0 +1,281 @@
+"""Which results of a transform are proved to be accurate, and the definition for the others.
+
+Let y be one result of a map, S = sum |a||b| over its own products, y^ the transform's value and E
+a bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
+
+1.  |y^| >= (1 + 1/t) E.  Then S >= |y| >= |y^| - E >= E/t, so |y^ - y| <= E <= t S.
+2.  No product of its planes is smaller than p >= 2 E / t, zeros left out.  If y has a non-zero
+    product, S >= p >= 2 E / t.  If it has none, |y^| <= E.  So every |y^| <= E becomes 0: exact
+    in the second case, and an error of at most 2 E <= t S in the first.
+
+If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above E or becomes 0.
+
+E is the bound of :mod:`.error_bound`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads
+every number of both operands.  It holds unless something underflows or overflows on the way.
+Planes in which that is possible, or in which (1 + 1/t) E is beyond the dtype that the result is
+rounded to, get E = infinity, and nothing of them is certified.  With transforms in double precision
+K is about 1e-13, so random images leave one result in 10**5 to 10**6 uncertified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from ..base import MapName
+from .algorithm import DOUBLE
+from .plans import SLOTS
+from .scans import below, norms, of_planes
+
+TOLERANCES = {
+    torch.float32: 2.0**-14,
+    torch.complex64: 2.0**-14,
+    torch.float64: 2.0**-22,
+    torch.complex128: 2.0**-22,
+}
+"""t, by the dtype of the operands: 6e-5 and 2.4e-7."""
+
+MARGIN = 1 + 2.0**-20
+"""Covers the rounding of E and of thresholds, which are sums and products of positive numbers."""
+
+SMALLEST, LARGEST = 1e-130, 1e140
+"""Moduli between which squares, norms and products neither underflow nor overflow in float64; and E
+is above 1e-276, beside which what underflows in a transform is nothing."""
+
+GATHERED = 2**16
+"""Products that :func:`recompute` holds in memory at a time; a single result may have more."""
+
+_GROUPED = {"input": "ngc", "weight": "goc", "output": "ngo"}
+"""Axes of each operand when groups have an axis of their own: image, group, input and output."""
+
+
+class Certificate(NamedTuple):
+    """What is known about each result.
+
+    Attributes:
+        result: with exact zeros where way 2 puts them.
+        uncertified: True where a result has to be computed again.
+    """
+
+    result: Tensor
+    uncertified: Tensor
+
+
+def error_bounds(
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    second: Tensor,
+    constant: float,
+    tolerance: float,
+) -> Tensor:
+    """E for each plane of a map's result, as (A, B, 1, 1); infinite where it does not serve.
+
+    Args:
+        problem: the geometry.
+        map: which map.
+        first: its first operand.
+        second: its second operand.
+        constant: K, the factor of :meth:`.fft.FFT.error_before_rounding`.
+        tolerance: t.
+    """
+    sums = _over_planes(problem, map, _sum_of_products, norms(first), norms(second))
+    bounds = constant * MARGIN * sums
+    most = min(LARGEST**2, torch.finfo(first.dtype).max / (2 + 2 / tolerance))
+    return torch.where(bounds < most, bounds, torch.inf)[..., None, None]
+
+
+def has_extremes(*operands: Tensor) -> Tensor:
+    """Whether squares of some numbers may underflow or overflow in float64, NaN included.
+
+    Those of numbers in float32 cannot: 1.4e-45 to 3.4e38.
+    """
+    low = torch.stack([of_planes(each, _smallest).amin() for each in operands]).amin()
+    high = torch.stack([of_planes(each, _largest).amax() for each in operands]).amax()
+    return ~((low > SMALLEST) & (high < LARGEST))
+
+
+def uncertified_by_size(
+    result: Tensor, bounds: Tensor, tolerance: float, most: int
+) -> Tensor | None:
+    """The results that way 1 leaves uncertified, as (P, 4) indices; None if over ``most``."""
+    return below(result, _thresholds(result, bounds, tolerance), most)
+
+
+def certify(
+    problem: Problem,
+    map: MapName,
+    first: Tensor,
+    second: Tensor,
+    result: Tensor,
+    bounds: Tensor,
+    tolerance: float,
+) -> Certificate:
+    """Both ways, for each result; the arguments are those of :func:`error_bounds`.
+
+    Args:
+        result: of the transform, in the dtype that the map returns.
+        bounds: E.
+        tolerance: t.
+    """
+    smallest = (of_planes(each, _smallest) for each in (first, second))
+    products = _over_planes(problem, map, _least_of_products, *smallest)[..., None, None]
+    apart = products >= (2 * MARGIN / tolerance) * bounds
+    moduli = result.abs()
+    # Numbers below the normal ones are rounded to multiples of the least, real and imaginary parts
+    # each by itself.
+    least = torch.finfo(moduli.dtype).tiny * torch.finfo(moduli.dtype).eps
+    noise = apart & (moduli <= (MARGIN * bounds).to(moduli.dtype) + 4 * least)
+    certified = apart | (moduli >= _thresholds(result, bounds, tolerance))
+    return Certificate(torch.where(noise, 0, result), ~certified)
+
+
+def _thresholds(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
+    """The least modulus that way 1 certifies; never a subnormal number, which rounds coarsely."""
+    dtype = result.dtype.to_real()
+    least = torch.where(bounds == 0, 0, torch.finfo(dtype).tiny)
+    return torch.maximum((1 + 1 / tolerance) * MARGIN * bounds, least).to(dtype)
+
+
+def _smallest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """The smallest modulus above zero; infinite where there is none."""
+    moduli = values.abs()
+    return torch.where(moduli == 0, torch.inf, moduli).amin(dim)
+
+
+def _largest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    return values.abs().amax(dim)
+
+
+def _over_planes(
+    problem: Problem,
+    map: MapName,
+    combine: Callable[[str, Tensor, Tensor], Tensor],
+    first: Tensor,
+    second: Tensor,
+) -> Tensor:
+    """Combine one number for each plane of the operands to one for each plane of the result."""
+    left, right, target = (_GROUPED[slot] for slot in SLOTS[map])
+    sizes = {
+        "n": problem.batch,
+        "g": problem.groups,
+        "c": problem.group_in,
+        "o": problem.group_out,
+    }
+    operands = (
+        each.reshape([sizes[axis] for axis in axes])
+        for each, axes in ((first, left), (second, right))
+    )
+    combined = combine(f"{left},{right}->{target}", *operands)
+    # The weight's groups are part of its first axis, those of images of the second.
+    return combined.flatten(0, 1) if target == "goc" else combined.flatten(1)
+
+
+def _sum_of_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
+    result: Tensor = torch.einsum(equation, first, second)
+    return result
+
+
+def _least_of_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
+    """An einsum with the minimum in place of the sum."""
+    operands, target = equation.split("->")
+    left, right = operands.split(",")
+    (summed,) = set(left + right) - set(target)
+    aligned = [
+        each.permute([axes.index(axis) for axis in target + summed if axis in axes])[
+            tuple(slice(None) if axis in axes else None for axis in target + summed)
+        ]
+        for each, axes in ((first, left), (second, right))
+    ]
+    return (aligned[0] * aligned[1]).amin(-1)
+
+
+# -- the definition, result by result ----------------------------------------------------------
+
+
+def recompute(
+    problem: Problem, map: MapName, first: Tensor, second: Tensor, points: Tensor
+) -> Tensor:
+    """Some results of a map by its definition.
+
+    Args:
+        problem: the geometry.
+        map: which map.
+        first: its first operand, finite.
+        second: its second operand, finite.
+        points: (P, 4) indices into the map's result.
+
+    Returns:
+        (P,) sums, in double precision.
+    """
+    each = max(1, GATHERED // max(1, terms_of(problem, map)))
+    parts = torch.split(points, each)
+    return torch.cat([_sums(problem, map, first, second, part) for part in parts])
+
+
+def terms_of(problem: Problem, map: MapName) -> int:
+    """Products in one result of a map, those with padding included."""
+    taps, pixels = problem.kernel, problem.output_size
+    return {
+        "forward": problem.group_in * taps[0] * taps[1],
+        "grad_input": problem.group_out * taps[0] * taps[1],
+        "grad_weight": problem.batch * pixels[0] * pixels[1],
+    }[map]
+
+
+def _sums(problem: Problem, map: MapName, first: Tensor, second: Tensor, points: Tensor) -> Tensor:
+    images, channels, *pixel = points.unbind(1)
+    size = first.shape[2:]
+    (rows, rows_in), (columns, columns_in) = (
+        _met(problem, map, dim, pixel[dim], size[dim]) for dim in (0, 1)
+    )
+    within, group_in, group_out = channels[:, None], problem.group_in, problem.group_out
+    if map == "forward":
+        group = channels // group_out
+        read = images[:, None], group[:, None] * group_in + _range(group_in, points)
+        others = second[channels]
+    elif map == "grad_input":
+        outs = (channels // group_in)[:, None] * group_out + _range(group_out, points)
+        read = images[:, None], outs
+        others = second[outs, within % group_in]
+    else:
+        # A tap's "image" is its output channel.
+        batch = _range(problem.batch, points).expand(len(points), -1)
+        read = batch, images[:, None] // group_out * group_in + within
+        others = second[batch, images[:, None]]
+    image, channel = (each[:, :, None, None] for each in read)
+    products = first[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    wide = DOUBLE.get(first.dtype, first.dtype)
+    products = products.to(wide).mul_(others.to(wide))
+    outside = ~(rows_in[:, None, :, None] & columns_in[:, None, None, :])
+    return products.masked_fill_(outside, 0).sum((1, 2, 3))
+
+
+def _range(stop: int, like: Tensor) -> Tensor:
+    return torch.arange(stop, device=like.device)[None]
+
+
+def _met(
+    problem: Problem, map: MapName, dim: int, position: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Along one axis the indices into the first operand that a result meets, and which exist.
+
+    An input row h, a tap u and an output row i meet where h = i * stride + u * dilation - padding.
+    """
+    stride, dilation = problem.stride[dim], problem.dilation[dim]
+    before, position = problem.padding[dim][0], position[:, None]
+    if map == "grad_input":
+        steps = position + before - dilation * _range(problem.kernel[dim], position)
+        index = steps // stride
+    elif map == "forward":
+        index = position * stride - before + dilation * _range(problem.kernel[dim], position)
+    else:
+        index = position * dilation - before + stride * _range(problem.output_size[dim], position)
+    exists = (index >= 0) & (index < size)
+    if map == "grad_input":
+        exists &= steps % stride == 0
+    return index.clamp(0, size - 1), exists

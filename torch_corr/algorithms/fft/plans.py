@@ -1,0 +1,263 @@
+"""What a plan is, and by what plans are told apart.
+
+A plan says all that a map's running needs to know beside its operands: which engine, which tiles,
+how much at one time; and what that takes in memory at its peak, and in time by the machine's rates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, NamedTuple
+
+from ...problem import Problem
+from ..base import Cost, MapName
+from .tiling import Axis, Turned, Windows
+
+Slot = Literal["input", "weight", "output"]
+SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
+    "forward": ("input", "weight", "output"),
+    "grad_input": ("output", "weight", "input"),
+    "grad_weight": ("input", "output", "weight"),
+}
+"""The operands of each map in their order, and its result."""
+
+SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
+    "forward": "input",
+    "grad_input": "output",
+    "grad_weight": "tiles",
+}
+"""Over what each map sums in a frequency: channels, or tiles with images."""
+
+Engine = Literal["matrix", "batched", "fft"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run one map: engine, tiles, and what is in memory at one time.
+
+    Attributes:
+        engine: ``matrix`` transforms by matrix products, ``batched`` too, in an order for devices,
+            ``fft`` by FFT.
+        axes: the tiling of the rows and of the columns.
+        per_slab: images, and rows of tiles, in memory at one time.
+        block: row frequencies at one time (``matrix``), column frequencies (``batched``), or
+            groups (``fft``).
+        outs: output channels of a group at one time (``fft``).
+        hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
+        added: whether pieces of the work are added to the same numbers of the result.
+        workspace: bytes that it takes at its peak, beyond operands and result, from above.
+        cost: of all of it.
+        error: the factor of :func:`.error_bound.error_units`; 0 until the plan is chosen.
+    """
+
+    engine: Engine
+    axes: tuple[Axis, Axis]
+    per_slab: tuple[int, int]
+    block: int
+    outs: int
+    hold: bool
+    added: bool
+    workspace: int
+    cost: Cost
+    error: float = 0.0
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Transform lengths of rows and columns."""
+        return self.axes[0].length, self.axes[1].length
+
+    @property
+    def apart(self) -> bool:
+        """Whether one tile holds all."""
+        return self.axes[0].tiles == self.axes[1].tiles == 1
+
+    @property
+    def turned(self) -> bool:
+        """Whether an input's gradient is computed by overlap-save (``batched``)."""
+        return isinstance(self.axes[0], Turned)
+
+    def windows(self, slot: Slot, rows: range | None = None) -> Windows:
+        """Where an operand lies under the given rows of tiles, or all."""
+        down = self.axes[0] if rows is None else self.axes[0].run(rows)
+        return getattr(down, slot), getattr(self.axes[1], slot)
+
+    def blocks(self, dim: int, whole: bool) -> Iterator[range]:
+        """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
+        stop = frequencies(self.lengths[dim], whole)
+        for start in range(0, stop, self.block):
+            yield range(start, min(start + self.block, stop))
+
+
+def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
+    """Shape of one operand of a problem."""
+    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
+    return shape
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What plans are ranked by on one kind of device.
+
+    Attributes:
+        rates: what is done in a second, float32.
+        cache: bytes that a block's spectra of the ``fft`` engine should keep within.
+        out_of_cache: how many times longer a byte takes outside it.
+        engines: that are looked at.
+    """
+
+    rates: Cost
+    cache: float
+    out_of_cache: float
+    engines: tuple[Engine, ...]
+
+
+HOST = Machine(
+    Cost(matmul_flops=130e9, fft_flops=48e9, bytes=50e9, calls=150e3),
+    cache=24 * 2**20,
+    out_of_cache=2,
+    engines=("matrix", "fft"),
+)
+"""Two Zen 5 cores, PyTorch 2.13 with MKL 2024.2.  They copy 58 GB/s in a 32 MiB cache and 8 GB/s in
+fresh memory, and glibc gives blocks above 32 MiB back at every free."""
+
+CUDA = Machine(
+    Cost(matmul_flops=51.6e12, fft_flops=4e12, bytes=3.5e12, calls=400e3),
+    cache=math.inf,
+    out_of_cache=1,
+    engines=("batched", "fft"),
+)
+"""An NVIDIA H200, PyTorch 2.11 with TF32 off: matrix products at 51.6 TFLOP/s, ``rfft2`` of 6272
+tiles of 64 x 64 in 139 us and ``irfft2`` in 245, copies at 3.5 to 4.2 TB/s.  Small operators, some
+2.5 us each, were a third to a half of the time of plans made for a host; so nothing is cut up for
+the sake of a cache."""
+
+MACHINES = {"cuda": CUDA}
+"""By type of device; all others plan as the host does."""
+
+
+def rank(plan: Plan, limit: int, machine: Machine) -> tuple[bool, float]:
+    """What is least for the best plan: its time, or if none is within the limit its workspace."""
+    if plan.workspace > limit:
+        return True, plan.workspace
+    return False, sum(amount / rate for amount, rate in zip(plan.cost, machine.rates))
+
+
+class Sizes(NamedTuple):
+    """Samples and tiles of one channel of an operand.
+
+    Attributes:
+        padded: samples under all tiles together, the padding counted.
+        cut: samples of the tiles, counted in each tile that they are in.
+        number: images x tiles.
+    """
+
+    padded: int
+    cut: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One map of a problem, tiled: what an engine plans, and what it counts by.
+
+    Attributes:
+        itemsize: bytes of one number in the dtype to compute in.
+        held: bytes of one number of the operands and of the result.
+        whole: whether they are complex, so that the whole spectrum is needed.
+    """
+
+    problem: Problem
+    map: MapName
+    itemsize: int
+    held: int
+    whole: bool
+    axes: tuple[Axis, Axis]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Transform lengths of rows and columns."""
+        return self.axes[0].length, self.axes[1].length
+
+    @property
+    def pair(self) -> int:
+        """Bytes of a complex number."""
+        return self.itemsize if self.whole else 2 * self.itemsize
+
+    @property
+    def slow(self) -> float:
+        """How many times longer than in float32 an operation takes."""
+        return self.pair / 8
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether tiles of the result overlap, and are added up."""
+        return self.map == "grad_input" and not isinstance(self.axes[0], Turned)
+
+    def added(self, rows: int, outs: int) -> bool:
+        """Whether pieces of so many rows of tiles, and outputs, add to the same pixels."""
+        pieces = rows < self.axes[0].tiles or outs < self.problem.group_out
+        return self.map == "grad_input" and pieces and not isinstance(self.axes[0], Turned)
+
+    def sums(self, added: bool) -> int:
+        """Bytes of the result in the dtype to compute in, where it is added up and then rounded."""
+        rounded = added and self.held != self.itemsize
+        return prod(shape_of(self.problem, SLOTS[self.map][2])) * self.itemsize if rounded else 0
+
+    @property
+    def at_once(self) -> tuple[int, int]:
+        """All images and all rows of tiles, as a single slab."""
+        return max(self.problem.batch, 1), self.axes[0].tiles
+
+    @property
+    def tiles(self) -> int:
+        """Of all images."""
+        return self.problem.batch * self.axes[0].tiles * self.axes[1].tiles
+
+    def slabs(self, per_slab: tuple[int, int]) -> int:
+        """Number of slabs of so many images, and rows of tiles."""
+        return -(-self.problem.batch // per_slab[0]) * -(-self.axes[0].tiles // per_slab[1])
+
+    def frequencies(self, dim: int) -> int:
+        """Of an axis: all, or the half of a real signal's."""
+        return frequencies(self.lengths[dim], self.whole)
+
+    def channels(self, slot: Slot) -> int:
+        """Channels of one group; a weight's outputs count as its images."""
+        return self.problem.group_out if slot == "output" else self.problem.group_in
+
+    def windows(self, slot: Slot, rows: int | None = None) -> Windows:
+        """Where an operand lies under so many rows of tiles, or all."""
+        down = self.axes[0] if rows is None else self.axes[0].run(range(rows))
+        return getattr(down, slot), getattr(self.axes[1], slot)
+
+    def sizes(
+        self, slot: Slot, per_slab: tuple[int, int] | None = None, outs: int | None = None
+    ) -> Sizes:
+        """Of one channel in one slab, or in all; of a weight for so many outputs, or all."""
+        images, rows = per_slab or (self.problem.batch, None)
+        if slot == "weight":
+            images = self.problem.group_out if outs is None else outs
+        down, across = self.windows(slot, rows)
+        number = images * down.tiles * across.tiles
+        padded = images * down.samples * across.samples
+        return Sizes(padded, number * down.count * across.count, number)
+
+
+def frequencies(length: int, whole: bool) -> int:
+    """Of an axis: all, or the half by which a real signal's spectrum is known."""
+    return length if whole else length // 2 + 1
+
+
+def halved(per_slab: tuple[int, int]) -> tuple[int, int]:
+    """Half the images, or of one image half the rows of tiles."""
+    images, rows = per_slab
+    return (-(-images // 2), rows) if images > 1 else (1, -(-rows // 2))
+
+
+def block_of(number: int, most: int) -> int:
+    """The smallest block that goes through so many in as few blocks as ``most`` at a time would."""
+    blocks = -(-number // min(max(most, 1), number))
+    return -(-number // blocks)

@@ -1,0 +1,105 @@
+"""Every tiling by every engine, and of all those plans the one of least predicted time.
+
+A plan depends on the problem, the dtype, the limit and the kind of device, never on what is in the
+operands: it is made once, and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+from ...problem import Problem
+from ..base import MapName
+from . import plan_batched, plan_fft, plan_matrix
+from .error_bound import error_units
+from .plan_batched import QUANTUM
+from .plans import HOST, MACHINES, Engine, Plan, Task, rank
+from .tiling import Axis, Turned, aligned_length, axis_of, axis_of_length, fast_length, turned
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    problem: Problem,
+    map: MapName,
+    itemsize: int,
+    held: int,
+    whole: bool,
+    tile: int | None,
+    limit: int,
+    device: str = "cpu",
+) -> Plan:
+    """The plan of least predicted time within the limit; if none fits, that of least workspace.
+
+    Args:
+        itemsize: bytes of one number in the dtype to compute in.
+        held: bytes of one number of the operands and of the result.
+        whole: whether they are complex, so that the whole spectrum is needed.
+        device: the type of device.
+    """
+    machine = MACHINES.get(device, HOST)
+    made = (
+        _ENGINES[engine](Task(problem, map, itemsize, held, whole, axes), limit, machine)
+        for engine in machine.engines
+        for axes in _tilings_of(problem, map, tile, engine)
+    )
+    able = (each for each in made if each is not None)  # the engine fft always is
+    best = min(able, key=lambda each: rank(each, limit, machine))
+    return replace(best, error=error_units(problem, map, best.engine, best.axes))
+
+
+def _tilings_of(
+    problem: Problem, map: MapName, tile: int | None, engine: Engine
+) -> Iterator[tuple[Axis, Axis]]:
+    """Those of the problem, and those by which an input's gradient is overlap-save too."""
+    fast = _FAST[engine]
+    yield from tilings(problem, tile, fast)
+    if engine == "batched" and map == "grad_input" and (other := turned(problem)):
+        for rows, columns in tilings(other, tile, fast):
+            yield Turned.of(rows), Turned.of(columns)
+
+
+@lru_cache(maxsize=64)
+def tilings(
+    problem: Problem, tile: int | None, fast: Callable[[int], int]
+) -> tuple[tuple[Axis, Axis], ...]:
+    """Tilings of rows and columns at fast lengths; kept, since maps and engines share them."""
+    if tile is not None:
+        return ((axis_of_length(problem, 0, tile, fast), axis_of_length(problem, 1, tile, fast)),)
+    choices = [_axis_choices(problem, dim, fast) for dim in (0, 1)]
+    pairs = [(rows, columns) for rows in choices[0] for columns in choices[1]]
+    if 1 in map(len, choices):
+        return tuple(pairs)  # a short axis must not decide how the other is cut
+    # Near to square, of which there is none where a kernel is far longer than the image is wide.
+    most = max(2.0, min(_oblong(*pair) for pair in pairs))
+    return tuple(pair for pair in pairs if _oblong(*pair) <= most)
+
+
+def _oblong(rows: Axis, columns: Axis) -> float:
+    """How many times longer one side of a tile is than the other."""
+    return max(rows.length, columns.length) / min(rows.length, columns.length)
+
+
+def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> list[Axis]:
+    """Tilings of one axis, from four windows to a tile up to one tile for all."""
+    whole = axis_of(problem, dim, 1, fast)
+    found = {whole}
+    length = problem.span[dim] + problem.stride[dim] * 3
+    while length < whole.length:
+        found.add(axis_of_length(problem, dim, length, fast))
+        if fast is aligned_length:
+            # To the next length that fills a device's matrix products.
+            length = QUANTUM // 2 * (length * 5 // 4 // (QUANTUM // 2) + 1)
+        else:
+            length = length * 5 // 4 + 1
+    return sorted(found, key=lambda axis: axis.length)
+
+
+_ENGINES = {"matrix": plan_matrix.plan, "batched": plan_batched.plan, "fft": plan_fft.plan}
+_FAST: dict[Engine, Callable[[int], int]] = {
+    "matrix": fast_length,
+    "batched": aligned_length,
+    "fft": fast_length,
+}
+"""By engine: how it is planned, and which lengths it takes."""

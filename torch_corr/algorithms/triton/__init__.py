@@ -1,0 +1,5 @@
+"""``triton``: kernels for GPUs."""
+
+from .algorithm import Triton
+
+__all__ = ["Triton"]

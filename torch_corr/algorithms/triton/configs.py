@@ -1,0 +1,196 @@
+"""The configurations that kernels are compiled in, and which of them can run a map.
+
+Where several can, :mod:`.choice` chooses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from ...problem import Problem
+from ..base import MapName, dtype_name, may_use_tf32
+from .axes import Axis, axes
+
+
+@dataclass(frozen=True)
+class Taps:
+    """A configuration of ``correlate_taps``.
+
+    Attributes:
+        name: what callers, tests and tables call it.
+        lanes: pixels side by side in a program.
+        height: rows of sums in every lane.
+        chunk: taps of a column of the kernel held in registers at one time.
+        warps: of a program.
+    """
+
+    name: str
+    lanes: int
+    height: int
+    chunk: int
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A configuration of ``weight_taps``: ``down`` x ``across`` taps in a lane; else as Taps."""
+
+    name: str
+    lanes: int
+    height: int
+    down: int
+    across: int
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Product:
+    """A configuration of ``correlate_dot`` and ``weight_dot``: an (m, n) tile, k at a time.
+
+    No more than 4 warps: a single loop over taps and channels is known to be miscompiled with 8
+    (pytorch/pytorch#177823).
+    """
+
+    name: str
+    m: int
+    n: int
+    k: int
+    warps: int = 4
+    stages: int = 3
+
+
+class Dot(Product):
+    """Pixels by channels; in ``grad_weight`` channels by taps with channels."""
+
+
+class Band(Product):
+    """Images' rows by columns; in ``grad_weight`` columns by columns of a kernel's rows."""
+
+
+Config: TypeAlias = Taps | Sums | Dot | Band
+
+CONFIGS: tuple[Config, ...] = (
+    Taps("taps-1", lanes=256, height=1, chunk=1),
+    Taps("taps-4", lanes=256, height=4, chunk=4),
+    Taps("taps-8", lanes=128, height=8, chunk=8),
+    Taps("taps-14", lanes=64, height=14, chunk=16, warps=2),
+    Taps("taps-16", lanes=128, height=16, chunk=16),
+    Taps("taps-28", lanes=64, height=28, chunk=32, warps=2),
+    Taps("taps-32", lanes=64, height=32, chunk=32, warps=2),
+    Sums("sums-1x4x4", lanes=128, height=1, down=4, across=4),
+    Sums("sums-4x4x4", lanes=128, height=4, down=4, across=4),
+    Sums("sums-8x8x4", lanes=128, height=8, down=8, across=4),
+    Sums("sums-14x7x7", lanes=64, height=14, down=7, across=7, warps=2),
+    Dot("dot-64x16", 64, 16, 32),
+    Dot("dot-64x32", 64, 32, 32),
+    Dot("dot-64x64", 64, 64, 32),
+    Dot("dot-128x64", 128, 64, 32),
+    Dot("dot-128x128", 128, 128, 32),
+    Dot("dot-64x16-k16", 64, 16, 16, stages=2),
+    Dot("dot-64x32-k16", 64, 32, 16, stages=2),
+    Dot("dot-64x64-k16", 64, 64, 16, stages=2),
+    Band("band-64x32", 64, 32, 32),
+    Band("band-128x32", 128, 32, 32),
+    Band("band-64x64", 64, 64, 32),
+    Band("band-32x64", 32, 64, 32),
+    Band("band-32x128", 32, 128, 32),
+)
+"""Every configuration there is: each is tested and compiled, whatever the rules choose."""
+
+WIDEST = 16
+"""Times a kernel's width up to which an image's rows are multiplied by bands, mostly zeros."""
+
+SPREAD = 64
+"""Rows that a block of sums may span; with longer steps rows are not shared anyway."""
+
+ROWS_OUTSIDE = 0.1
+"""The part of all products, with rows outside of the image, from which they are left out."""
+
+OWN_KERNEL = 2**26
+"""Products from which a geometry is worth a kernel of its own, which takes seconds to compile and
+saves a part of what so many take: some microseconds."""
+
+
+def by_name(name: str) -> Config:
+    """The configuration of that name; StopIteration where there is none."""
+    return next(each for each in CONFIGS if each.name == name)
+
+
+def leaves_out(config: Taps, problem: Problem, map: MapName) -> bool:
+    """Whether products with rows outside of the image are left out: one block holds all rows, so
+    which those are is the same for every lane."""
+    rows, _ = axes(map, problem)
+    return (
+        problem.multiplications >= OWN_KERNEL
+        and rows.div == 1
+        and 1 < rows.dest <= config.height
+        and _spread(rows.dest, rows.taps, rows) <= 2 * SPREAD
+        and rows.beyond >= ROWS_OUTSIDE
+    )
+
+
+def unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
+    """Why a configuration cannot run a map; empty if it can."""
+    if isinstance(config, Product):
+        fits = _band_fits if isinstance(config, Band) else _dot_fits
+        if not fits(config, map, dtype):
+            return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
+        return _band_refusal(config, problem) if isinstance(config, Band) else ""
+    if isinstance(config, Sums) != (map == "grad_weight"):
+        return f"{config.name} is not for {map}"
+    if isinstance(config, Sums) and config.down * config.across > 32 and dtype == torch.float64:
+        return f"{config.name}: its sums do not fit in registers in {dtype_name(dtype)}"
+    rows, _ = axes(map, problem)
+    taps = min(config.down if isinstance(config, Sums) else config.chunk, rows.taps)
+    if config.height > 1 and rows.div > 1:
+        return f"{config.name} shares rows, which {map} with a stride does not"
+    if config.height > 1 and _spread(config.height, taps, rows) > SPREAD:
+        return (
+            f"{config.name}: {config.height} rows of sums span more than {SPREAD} pixels under "
+            f"this stride and dilation"
+        )
+    return ""
+
+
+def _band_refusal(config: Band, problem: Problem) -> str:
+    if problem.group_in * problem.group_out != 1:
+        return f"{config.name} is for one channel to one, as in depthwise layers"
+    widest = max(problem.size[1], problem.output_size[1])
+    if widest > WIDEST * problem.kernel[1]:
+        return (
+            f"{config.name}: rows of {widest} pixels are more than {WIDEST} times as wide as the "
+            f"kernel, and bands for them mostly zeros"
+        )
+    return ""
+
+
+def _dot_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
+    return config.m * config.n <= most_sums(config.k, map, dtype)
+
+
+def _band_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
+    """Whether no register spills, as compiled for sm_80 and sm_90; on the former two tiles do."""
+    if dtype == torch.float64:
+        return config.m * config.n <= 64 * 32
+    if dtype != torch.float32 or map == "grad_weight":
+        return True
+    return config.name != ("band-64x32" if may_use_tf32(dtype) else "band-128x32")
+
+
+def most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
+    """The largest m * n of which no register spills, as compiled for sm_80 and sm_90."""
+    if dtype == torch.float64:
+        most = 64 * 64 if k == 16 else 64 * 32
+        return most // 2 if map == "grad_weight" else most
+    if dtype != torch.float32:
+        return 128 * 128
+    if may_use_tf32(dtype):
+        return 64 * 64 if map == "grad_weight" else 128 * 64
+    return 64 * 32 if k == 16 and map != "grad_weight" else 64 * 64
+
+
+def _spread(height: int, taps: int, rows: Axis) -> int:
+    return (height - 1) * rows.mult + (taps - 1) * abs(rows.tap) + 1

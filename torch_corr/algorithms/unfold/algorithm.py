@@ -1,0 +1,324 @@
+"""Windows laid out in strips, and a matrix product for every row of the kernel.
+
+Per group, with strips as in :mod:`.strips` and w_u the row u of the kernel as a matrix of
+(output channels) x (input channels, taps along the row):
+
+    forward      y   = sum_u w_u @ strips(x)[rows that u meets]
+    grad_input   x   = fold(sum_u w_u^T @ y)      fold adds every strip back to its pixels
+    grad_weight  w_u = y @ strips(x)[rows that u meets]^T
+
+The maps go block by block, a block being some images by some rows by some columns of pixels:
+small enough for its strips to stay in the caches, and for all of it to stay in the workspace.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, prod
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...problem import Problem
+from ..base import (
+    COMPLEX,
+    DEFAULT_WORKSPACE,
+    FLOATS,
+    INTEGERS,
+    MAPS,
+    Cost,
+    MapName,
+    accumulation_dtype,
+    check_workspace_limit,
+    definition_flops,
+    dtype_refusal,
+)
+from ..cost import Fitted, Work, filled, moved
+from .strips import Block, Rows, columns_touching, cut, fold, rows_read, rows_written
+
+CACHED = 4 * 2**20
+"""Bytes of strips in a block on a CPU.  Dense 3x3 in float64, 4x64x56x56, forward on two Zen 4
+cores (1 MiB of L2 each, 32 MiB of L3): 14.3 ms at 1 MiB, 12.9 at 2, 12.5 at 4, 13.0 at 8."""
+
+MOST_REPEATED = 3
+"""A block may pass :data:`CACHED` up to so many times what one row of output needs: rows that
+neighbouring blocks share are laid out in each of them."""
+
+TOGETHER = 32
+"""Images share a block if at least so many fit: such small products run one to a thread."""
+
+Lengths: TypeAlias = tuple[int, int, int]
+"""Images, rows and columns of a block."""
+
+
+@dataclass(frozen=True)
+class Unfold(Fitted):
+    """Strips and matrix products.
+
+    Attributes:
+        workspace_limit: bytes to take at most beyond operands and result.
+    """
+
+    workspace_limit: int = DEFAULT_WORKSPACE
+
+    name = "unfold"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_workspace_limit(self.workspace_limit)
+
+    def refusals(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        able = FLOATS + COMPLEX + (INTEGERS if device.type in ("cpu", "meta") else ())
+        refusals = dtype_refusal(dtype, able)
+        least = max(_bytes(problem, map, dtype, (1, 1, 1)) for map in MAPS)
+        if least > self.workspace_limit:
+            refusals += (
+                f"the smallest block takes {least} bytes of workspace, more than the limit of "
+                f"{self.workspace_limit}; raise it with Unfold(workspace_limit=...)",
+            )
+        return refusals
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        kernel = _kernel_rows(problem, weight)
+        result = input.new_empty(problem.output_shape)
+        for block in self._blocks(problem, "forward", input):
+            _forward(problem, block, input, kernel, result)
+        return result
+
+    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+        kernel = _kernel_rows(problem, weight).mT
+        result = output.new_zeros(problem.input_shape)
+        for block in self._blocks(problem, "grad_input", output):
+            _grad_input(problem, block, output, kernel, result)
+        return result
+
+    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        summing = accumulation_dtype(input.dtype)
+        rows, *matrix = _kernel_shape(problem)
+        images = self._lengths(problem, "grad_weight", input.dtype, input.device)[0]
+        # Each image of a block has sums of its own: a batched product adds none up.
+        sums = input.new_zeros((rows, images, *matrix), dtype=summing)
+        for block in self._blocks(problem, "grad_weight", input):
+            _grad_weight(problem, block, input, output, sums)
+        total = sums.squeeze(1) if images == 1 else sums.sum(1)
+        result = input.new_empty(problem.weight_shape)
+        taps = _taps_last(problem, result)
+        taps.copy_(total.view(taps.shape))
+        return result
+
+    def workspace(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> int:
+        """The bytes of the largest block, and of the weight laid out as matrices.
+
+        A CPU's blocks stay in its caches; a device's are as large as ``workspace_limit`` allows.
+        """
+        return _bytes(problem, map, dtype, self._lengths(problem, map, dtype, device))
+
+    def _blocks(self, problem: Problem, map: MapName, operand: Tensor) -> Iterator[Block]:
+        """Blocks of output pixels, or of input pixels for ``grad_input``."""
+        size = problem.size if map == "grad_input" else problem.output_size
+        whole = Block(range(problem.batch), range(size[0]), range(size[1]))
+        return whole.split(self._lengths(problem, map, operand.dtype, operand.device))
+
+    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+        """The matrix products; and the strips, in which every pixel stands up to kW times."""
+        lengths = self._lengths(problem, map, dtype, torch.device("cpu"))
+        size = problem.size if map == "grad_input" else problem.output_size
+        whole = problem.batch, *size
+        blocks = prod(ceil(all / each) for all, each in zip(whole, lengths))
+        calls = blocks * (problem.kernel[0] + 4 * problem.kernel[1])
+        rows, columns = problem.size[0], problem.output_size[1]
+        strips = problem.batch * problem.in_channels * rows * columns * problem.kernel[1]
+        bytes = float(strips * dtype.itemsize) + moved(problem, map, dtype)
+        flops = definition_flops(problem, dtype) * filled(problem.group_out, 8)
+        return Work("strips", Cost(flops, 0, bytes, calls))
+
+    def _lengths(
+        self, problem: Problem, map: MapName, dtype: torch.dtype, device: torch.device
+    ) -> Lengths:
+        cached = CACHED if device.type in ("cpu", "meta") else self.workspace_limit
+        return _block_lengths(problem, map, dtype, self.workspace_limit, cached)
+
+
+def _forward(problem: Problem, block: Block, input: Tensor, kernel: Tensor, result: Tensor) -> None:
+    """Compute a block of output pixels."""
+    rows = rows_read(problem, block.rows)
+    strips = _strips(problem, input, block, rows)
+    pixels = _matrices(problem, result, block)
+    sums = pixels if kernel.dtype == result.dtype else kernel.new_empty(pixels.shape)
+    for u, met in enumerate(rows.met(len(block.columns))):
+        taps = _repeated(kernel[u], len(block.images))
+        sums.baddbmm_(taps, strips[..., met], beta=min(u, 1))
+    if sums is not pixels:
+        pixels.copy_(sums)
+
+
+def _grad_input(
+    problem: Problem, block: Block, output: Tensor, kernel: Tensor, result: Tensor
+) -> None:
+    """Compute a block of input pixels, zero before."""
+    rows = rows_written(problem, block.rows)
+    windows = Block(block.images, rows.windows, columns_touching(problem, block.columns))
+    if 0 in windows.shape:
+        return
+    images, width = len(windows.images), len(windows.columns)
+    pixels = _matrices(problem, output, windows).to(kernel.dtype)
+    if _pointwise(problem) and kernel.dtype == result.dtype:
+        place = _matrices(problem, result, block)
+        place.baddbmm_(_repeated(kernel[0], images), pixels, beta=0)
+        return
+    strips = kernel.new_zeros(_strips_shape(problem, windows, rows))
+    matrices = _as_matrices(problem, strips)
+    for u, met in enumerate(rows.met(width)):
+        first = (rows.outputs[u].start - windows.rows.start) * width
+        seen = pixels[..., first : first + met.stop - met.start]
+        matrices[..., met].baddbmm_(_repeated(kernel[u], images), seen)
+    place = block.of(result)
+    sums = place if kernel.dtype == result.dtype else kernel.new_zeros(place.shape)
+    fold(problem, strips, block, rows, windows.columns, sums)
+    if sums is not place:
+        place.copy_(sums)
+
+
+def _grad_weight(
+    problem: Problem, block: Block, input: Tensor, output: Tensor, sums: Tensor
+) -> None:
+    """Add what a block of output pixels contributes to the sums, (kH, images, G, O/G, C/G * kW)."""
+    rows = rows_read(problem, block.rows)
+    strips = _strips(problem, input, block, rows)
+    pixels = _matrices(problem, output, block).to(sums.dtype)
+    for u, met in enumerate(rows.met(len(block.columns))):
+        own = sums[u, : len(block.images)].flatten(0, 1)
+        own.baddbmm_(pixels, strips[..., met].mT)
+
+
+@lru_cache(maxsize=4096)
+def _block_lengths(
+    problem: Problem, map: MapName, dtype: torch.dtype, limit: int, cached: int
+) -> Lengths:
+    """The largest blocks whose strips stay in the caches, and that stay within the limit.
+
+    Rows are whole where the limit allows it; then there are as many of them as there is room
+    for; then several images, if they are small.
+    """
+    height, width = problem.size if map == "grad_input" else problem.output_size
+    columns = _most(width, lambda n: _bytes(problem, map, dtype, (1, 1, n)) <= limit)
+    if columns < width:
+        return 1, 1, columns
+    room = max(cached, MOST_REPEATED * _strips_bytes(problem, map, dtype, (1, 1, columns)))
+
+    def fits(lengths: Lengths) -> bool:
+        strips = _strips_bytes(problem, map, dtype, lengths)
+        return strips <= room and _bytes(problem, map, dtype, lengths) <= limit
+
+    rows = _most(height, lambda n: fits((1, n, columns)))
+    if rows < height:
+        return 1, -(-height // -(-height // rows)), columns
+    small = TOGETHER * _strips_bytes(problem, map, dtype, (1, rows, columns)) <= room
+    images = _most(problem.batch, lambda n: fits((n, rows, columns))) if small else 1
+    return images, rows, columns
+
+
+def _most(length: int, fits: Callable[[int], bool]) -> int:
+    """The largest of 1, 2, ... ``length`` that fits, as all below it then do; 1 if none does."""
+    return max(bisect_left(range(1, length + 1), True, key=lambda n: not fits(n)), 1)
+
+
+def _strips_bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths) -> int:
+    images, rows, columns = lengths
+    if map == "grad_input":
+        columns = _windows_touching(problem, 1, columns)
+    else:
+        rows = rows_read(problem, range(rows)).held
+    strips = problem.in_channels * problem.kernel[1] * images * rows * columns
+    return strips * accumulation_dtype(dtype).itemsize
+
+
+def _bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths) -> int:
+    """What blocks take at most: strips, copies of pixels, the weight as matrices."""
+    images, rows, columns = lengths
+    itemsize = accumulation_dtype(dtype).itemsize
+    rounds = itemsize != dtype.itemsize
+    repeated = images > 1 and (map == "grad_weight" or problem.groups > 1)
+    matrices = images + 1 if repeated else 1
+    inputs = outputs = 0
+    if map == "grad_input":
+        outputs = _windows_touching(problem, 0, rows) * _windows_touching(problem, 1, columns)
+        inputs = rows * columns if rounds else 0
+    elif map == "grad_weight" or rounds:
+        outputs = rows * columns
+    copies = images * (problem.in_channels * inputs + problem.out_channels * outputs)
+    copies += matrices * prod(problem.weight_shape)
+    return _strips_bytes(problem, map, dtype, lengths) + copies * itemsize
+
+
+def _windows_touching(problem: Problem, axis: int, pixels: int) -> int:
+    """How many rows (columns) of output touch some rows (columns) of input, at most."""
+    most = (pixels + problem.span[axis] - 2) // problem.stride[axis] + 1
+    return min(most, problem.output_size[axis])
+
+
+def _pointwise(problem: Problem) -> bool:
+    """Whether each pixel of output looks at one pixel of input, and the other way round."""
+    return problem.kernel == problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
+
+
+def _kernel_shape(problem: Problem) -> tuple[int, int, int, int]:
+    """(kH, G, O/G, C/G * kW): for each row of the kernel a matrix for each group."""
+    height, width = problem.kernel
+    return height, problem.groups, problem.group_out, problem.group_in * width
+
+
+def _taps_last(problem: Problem, weight: Tensor) -> Tensor:
+    """A weight's view as (kH, G, O/G, C/G, kW)."""
+    grouped = torch.unflatten(weight, 0, (problem.groups, problem.group_out))
+    return grouped.permute(3, 0, 1, 2, 4)
+
+
+def _kernel_rows(problem: Problem, weight: Tensor) -> Tensor:
+    """The rows of the kernel as matrices, (kH, G, O/G, C/G * kW), in the dtype that sums."""
+    rows = weight.new_empty(_kernel_shape(problem), dtype=accumulation_dtype(weight.dtype))
+    taps = _taps_last(problem, weight)
+    rows.view(taps.shape).copy_(taps)
+    return rows
+
+
+def _repeated(matrices: Tensor, images: int) -> Tensor:
+    """(G, a, b) for each image, (images * G, a, b): a view if there is one image or one group."""
+    return matrices.expand(images, *matrices.shape).flatten(0, 1)
+
+
+def _matrices(problem: Problem, tensor: Tensor, block: Block) -> Tensor:
+    """A block's pixels as (images * G, channels of a group, rows * columns); a view where the
+    tensor is contiguous."""
+    images, rows, columns = block.shape
+    channels = tensor.shape[1] // problem.groups
+    return block.of(tensor).reshape(images * problem.groups, channels, rows * columns)
+
+
+def _strips(problem: Problem, input: Tensor, block: Block, rows: Rows) -> Tensor:
+    """The strips under a block of outputs as (images * G, C/G * kW, rows held * columns)."""
+    summing = accumulation_dtype(input.dtype)
+    if _pointwise(problem):
+        return _matrices(problem, input, block).to(summing)
+    strips = input.new_empty(_strips_shape(problem, block, rows), dtype=summing)
+    cut(problem, input, block, rows, strips)
+    return _as_matrices(problem, strips)
+
+
+def _strips_shape(problem: Problem, windows: Block, rows: Rows) -> tuple[int, ...]:
+    """(images, C, kW, rows held, columns of outputs)."""
+    images, _, columns = windows.shape
+    return images, problem.in_channels, problem.kernel[1], rows.held, columns
+
+
+def _as_matrices(problem: Problem, strips: Tensor) -> Tensor:
+    images, _, taps, rows, columns = strips.shape
+    return strips.view(images * problem.groups, problem.group_in * taps, rows * columns)

@@ -1,0 +1,63 @@
+"""A survey of the algorithms in words: what each would take, and what speaks against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ..algorithms import Algorithm, CheckedFFT, MapName
+from .auto import Candidate
+from .machine import machine_of
+
+
+def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Iterator[str]:
+    """One map's algorithms, quickest first, ``>`` before the one that runs; then the refusals.
+
+    A number in parentheses is of an algorithm that is able but was ruled out.
+    """
+    yield f"{map}:"
+    width = max(9, *(len(each.algorithm.spelling) for each in survey))
+    for each in sorted(survey, key=lambda each: (bool(each.refusals), each.seconds)):
+        mark = ">" if each.algorithm == chosen else " "
+        name = each.algorithm.spelling
+        if not math.isfinite(each.seconds):
+            yield from (f"    {name:<{width}} refuses: {sentence}" for sentence in each.refusals)
+            continue
+        verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.error_class
+        if not each.refusals and isinstance(each.algorithm, CheckedFFT):
+            verdict += f"; each result is checked, else {each.algorithm.fallback.name}"
+        yield (
+            f"  {mark} {name:<{width}} {duration(each.seconds):>9} {each.source:<9} "
+            f"{size(each.workspace):>9}  {verdict}"
+        )
+    if not any(each.algorithm == chosen for each in survey):
+        yield f"  > {chosen!r}"
+
+
+def provenance(device: torch.device, dtype: torch.dtype) -> str:
+    """Which machine's rates the predictions are made of."""
+    machine = machine_of(device, dtype)
+    if not machine.measured:
+        return (
+            f"predicted for {machine.name} by its clock, multiprocessors and memory bus: a least "
+            f"time, but for what 'aten' and 'triton' were seen to miss of it on an H200"
+        )
+    return (
+        f"predicted for {machine.name} with {machine.threads} threads, measured "
+        f"{machine.measured}; for this machine: python -m torch_corr calibrate"
+    )
+
+
+def duration(seconds: float) -> str:
+    """``1.23 ms``: three digits in a unit that suits."""
+    if seconds >= 1:
+        return f"{seconds:#.3g} s"
+    unit, number = ("ms", seconds * 1e3) if seconds >= 1e-3 else ("us", seconds * 1e6)
+    return f"{number:#.3g}".rstrip(".") + f" {unit}"
+
+
+def size(number: int) -> str:
+    """``1.5 MiB``, of workspace."""
+    return f"{number / 2**20:.1f} MiB"

@@ -1,0 +1,287 @@
+"""How fast a machine is: the four rates in which the cost of an algorithm is told.
+
+An algorithm's :class:`~torch_corr.algorithms.base.Cost` says what it does; a machine's
+:class:`Rates` turn that into seconds.  Rates ship for one machine (:data:`SHIPPED`).
+``python -m torch_corr calibrate`` measures them anew and writes them where
+:func:`calibration_path` says, and from there they are read when a process plans for the first
+time.  Only ratios of predicted times decide, so a machine that is slower in everything alike
+plans the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from ..algorithms import Cost, may_use_tf32
+
+CALIBRATION_VARIABLE = "TORCH_CORR_MACHINE"
+"""Environment variable that names another file for the machine's rates."""
+
+_FORMAT = 1
+
+
+class Rates(NamedTuple):
+    """What a machine does in a second, for each quantity of a ``Cost``, in its order.
+
+    Attributes:
+        matmul_flops: of a large matrix product.
+        fft_flops: of batched real transforms of 64 x 64, counted as in ``Cost``.
+        bytes: read and written by a copy too large for the caches.
+        calls: of PyTorch operators on a few numbers.
+    """
+
+    matmul_flops: float
+    fft_flops: float
+    bytes: float
+    calls: float
+
+    def seconds(self, cost: Cost) -> float:
+        """Predicted time of a cost: its parts are done one after the other."""
+        return sum(amount / rate for amount, rate in zip(cost, self))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A named machine and its rates.
+
+    Attributes:
+        name: the processor.
+        threads: that PyTorch used when the rates were measured.
+        measured: the day, as 2026-11-24; empty where rates are a device's own figures.
+        float32: rates of float32, complex64 and of the halves, which are computed in float32.
+        float64: rates of float64 and complex128.
+        halves: rates of float16 and bfloat16, where they are not computed in float32.
+    """
+
+    name: str
+    threads: int
+    measured: str
+    float32: Rates
+    float64: Rates
+    halves: Rates | None = None
+
+    def seconds(self, cost: Cost, dtype: torch.dtype) -> float:
+        """Predicted time of a cost on operands of a dtype."""
+        return self.rates(dtype).seconds(cost)
+
+    def rates(self, dtype: torch.dtype) -> Rates:
+        """The rates of computing with a dtype."""
+        if self.halves is not None and dtype in (torch.float16, torch.bfloat16):
+            return self.halves
+        return self.float64 if dtype in (torch.float64, torch.complex128) else self.float32
+
+    def save(self, path: Path) -> None:
+        """Write the machine as JSON, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields = {
+            "format": _FORMAT,
+            "name": self.name,
+            "threads": self.threads,
+            "measured": self.measured,
+            "float32": self.float32._asdict(),
+            "float64": self.float64._asdict(),
+        }
+        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+        draft.write_text(json.dumps(fields, indent=2) + "\n")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Machine:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file does not hold a machine's rates.
+            OSError: it cannot be read.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(path.read_text())
+            if fields["format"] != _FORMAT:
+                raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}")
+            rates = {name: Rates(**fields[name]) for name in ("float32", "float64")}
+            for each in (*rates["float32"], *rates["float64"]):
+                if not 0 < each < float("inf"):
+                    raise ValueError(f"a rate of {each}")
+            return cls(
+                str(fields["name"]), int(fields["threads"]), str(fields["measured"]), **rates
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} does not hold a machine's rates ({error!r}); measure them again with "
+                f"'python -m torch_corr calibrate', or delete the file"
+            ) from None
+
+
+SHIPPED = Machine(
+    name="AMD EPYC (Zen 4, AVX-512)",
+    threads=2,
+    measured="2026-11-24",
+    float32=Rates(matmul_flops=179e9, fft_flops=33e9, bytes=48e9, calls=880e3),
+    float64=Rates(matmul_flops=95e9, fft_flops=23e9, bytes=46e9, calls=910e3),
+)
+"""The machine whose rates are used where nobody has calibrated."""
+
+
+def calibration_path() -> Path:
+    """Where ``calibrate`` writes: ``$TORCH_CORR_MACHINE``, else torch_corr/machine.json in
+    ``$XDG_CONFIG_HOME`` or ``~/.config``."""
+    if named := os.environ.get(CALIBRATION_VARIABLE):
+        return Path(named)
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(folder) / "torch_corr" / "machine.json"
+
+
+@cache
+def current_machine() -> Machine:
+    """The machine that this process plans for: the calibrated one, else the one that ships."""
+    path = calibration_path()
+    return Machine.load(path) if path.exists() else SHIPPED
+
+
+class _Units(NamedTuple):
+    """Multiply-adds that one multiprocessor does in a cycle, dense.
+
+    Attributes:
+        float32, float64: one by one.
+        halves, tf32, double: in matrix units; 0 where there are none for it.
+    """
+
+    float32: int
+    float64: int
+    halves: int
+    tf32: int
+    double: int
+
+
+_UNITS = {
+    (8, 0): _Units(64, 32, 1024, 512, 64),
+    (8, 6): _Units(128, 2, 512, 256, 0),
+    (8, 9): _Units(128, 2, 512, 256, 0),
+    (9, 0): _Units(128, 64, 2048, 1024, 128),
+    (10, 0): _Units(128, 64, 4096, 2048, 64),
+    (12, 0): _Units(128, 2, 512, 256, 0),
+}
+"""By compute capability, which no property tells.  Source: NVIDIA's CUDA C++ Programming Guide,
+arithmetic instructions, and its papers on GA100, GA102, AD102, GH100 and GB100."""
+
+_UNSTATED = 200e9
+"""Bytes a second of a device that states no memory clock, as those do that share the host's
+memory; assumed, of the order of what a laptop's memory does."""
+
+_CLOCK = 1.5e6
+"""kHz of a device that states no clock; assumed, of the order of what devices run at."""
+
+_LAUNCHES = 250e3
+"""Operators a second that a host launches; assumed, no property of a device tells."""
+
+
+def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
+    """The machine that predictions for a device are made of; a CUDA device by its own figures.
+
+    Args:
+        dtype: float32 is told apart by whether PyTorch's settings allow TF32.
+    """
+    if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
+        return current_machine()
+    return _device_machine(device, may_use_tf32(dtype))
+
+
+def peak_rates(flops: float, moved: float, sample: int) -> Rates:
+    """Rates of a device from FLOP/s and bytes/s.
+
+    Transforms are bound by memory: one of 64 x 64 does 60 of the operations that ``Cost`` counts
+    on a complex sample, and moves it, ``sample`` bytes, in and out once along each axis.
+    """
+    return Rates(flops, 60 / (4 * sample) * moved, moved, _LAUNCHES)
+
+
+@cache
+def _device_machine(device: torch.device, tf32: bool) -> Machine:
+    """Peaks from the device's properties: clocks in kHz, the memory's twice a cycle."""
+    found: Any = torch.cuda.get_device_properties(device)
+    capability = (found.major, found.minor)
+    # One that is not listed is taken for the latest before it.
+    units = _UNITS[max(each for each in _UNITS if each <= max(capability, min(_UNITS)))]
+    cycles = 2e3 * found.multi_processor_count * (found.clock_rate or _CLOCK)
+    moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
+    # Divided by either, so neither may be 0.
+    unstated = "" if moved else f" (no memory clock stated: {_UNSTATED / 1e9:.0f} GB/s assumed)"
+    unstated += "" if found.clock_rate else f" (no clock stated: {_CLOCK / 1e6} GHz assumed)"
+    moved = moved or _UNSTATED
+
+    return Machine(
+        name=found.name + unstated,
+        threads=0,
+        measured="",
+        float32=peak_rates((units.tf32 if tf32 else units.float32) * cycles, moved, 8),
+        float64=peak_rates(max(units.float64, units.double) * cycles, moved, 16),
+        halves=peak_rates(units.halves * cycles, moved, 8),
+    )
+
+
+def calibrate() -> Machine:
+    """Measure this machine's rates with PyTorch's present number of threads; some ten seconds."""
+    return Machine(
+        name=device_name(torch.device("cpu")),
+        threads=torch.get_num_threads(),
+        measured=date.today().isoformat(),
+        float32=_measured_rates(torch.float32),
+        float64=_measured_rates(torch.float64),
+    )
+
+
+@cache
+def device_name(device: torch.device) -> str:
+    """What wisdom calls a device: its maker's name for it, or PyTorch's where that is not known."""
+    if device.type == "cpu":
+        return _processor_name()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _processor_name() -> str:
+    """The processor, as the operating system calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _measured_rates(dtype: torch.dtype) -> Rates:
+    side, tiles, numbers = 1536, 256, 2**26 // dtype.itemsize
+    a, b, c = (torch.full((side, side), 0.5, dtype=dtype) for _ in range(3))
+    images = torch.linspace(-1, 1, tiles * 64 * 64, dtype=dtype).view(tiles, 64, 64)
+    source, target = (torch.zeros(numbers, dtype=dtype) for _ in range(2))
+    few = torch.zeros(8, dtype=dtype)
+    return Rates(
+        matmul_flops=2 * side**3 / _seconds(lambda: torch.mm(a, b, out=c)),
+        fft_flops=tiles * 2.5 * 64 * 64 * 12 / _seconds(lambda: torch.fft.rfft2(images)),
+        bytes=2 * numbers * dtype.itemsize / _seconds(lambda: target.copy_(source)),
+        calls=1 / _seconds(lambda: few + few, times=1000),
+    )
+
+
+def _seconds(work: Callable[[], Any], times: int = 1) -> float:
+    """Median seconds of a piece of work, over about a second of runs."""
+    work()
+    samples: list[float] = []
+    start = time.perf_counter()
+    while len(samples) < 5 or time.perf_counter() < start + 1:
+        before = time.perf_counter()
+        for _ in range(times):
+            work()
+        samples.append((time.perf_counter() - before) / times)
+    return median(samples)

@@ -1,0 +1,272 @@
+"""A plan: one algorithm for each map; how it is made, run and explained.
+
+Planning and executing never mix: a :class:`Plan` is made once from a problem, a device, a
+dtype and what the caller asked for.  Running it decides nothing, except whether a transform's
+result passes its check (:class:`~torch_corr.algorithms.CheckedFFT`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import lru_cache, wraps
+from itertools import count
+from typing import TypeAlias, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from ..algorithms import ALGORITHMS, MAPS, Algorithm, Aten, MapName, dtype_name, may_use_tf32
+from ..algorithms.base import products_may_use_tf32
+from ..problem import Problem
+from ..suggest import did_you_mean
+from .auto import Auto
+from .explain import provenance, table
+from .wisdom import WISDOM
+
+AlgorithmLike: TypeAlias = str | Auto | Algorithm
+"""``"auto"`` or an :class:`Auto` with options, an algorithm's name, or an :class:`Algorithm`."""
+
+ALGORITHM_NAMES = tuple(algorithm.name for algorithm in ALGORITHMS)
+
+_MAY_BE_CUDA = torch.version.cuda is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One algorithm for each map of a problem.
+
+    Attributes:
+        problem: the geometry.
+        device: where it runs.
+        dtype: of the operands and the result.
+        asked: what the caller asked for, ``"auto"`` or an algorithm.
+        forward: computes (x, w) -> y.
+        grad_input: computes (y, w) -> x.
+        grad_weight: computes (x, y) -> w.
+    """
+
+    problem: Problem
+    device: torch.device
+    dtype: torch.dtype
+    asked: AlgorithmLike
+    forward: Algorithm
+    grad_input: Algorithm
+    grad_weight: Algorithm
+
+    def run(self, input: Tensor | None, weight: Tensor | None, output: Tensor | None) -> Tensor:
+        """Compute the slot that is None from the two that are not."""
+        if autocasts(self.device):
+            # Else a matrix product inside would be taken in the dtype of autocast.
+            with torch.autocast(self.device.type, enabled=False):
+                return self.run(input, weight, output)
+        if output is None:
+            result = self.forward.forward(self.problem, *_both(input, weight))
+        elif input is None:
+            result = self.grad_input.grad_input(self.problem, *_both(output, weight))
+        else:
+            result = self.grad_weight.grad_weight(self.problem, *_both(input, output))
+        # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
+        result = result.clone() if result._is_view() else result
+        # A gradient may come in another layout than the images that it is of.
+        layout = layout_of(self.asked, "grad_weight" if weight is None else "forward")
+        return result.contiguous(memory_format=layout) if layout else result
+
+    def run_gradients(
+        self, input: Tensor, weight: Tensor, output: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """Those of input and weight by one call of PyTorch's: :attr:`has_both_gradients`."""
+        if autocasts(self.device):
+            with torch.autocast(self.device.type, enabled=False):
+                return self.run_gradients(input, weight, output)
+        return Aten().gradients(self.problem, input, weight, output)
+
+    @property
+    def has_both_gradients(self) -> bool:
+        """Whether both gradients are PyTorch's, which then does them by one call, as it stands."""
+        both = isinstance(self.grad_input, Aten) and isinstance(self.grad_weight, Aten)
+        return both and Aten.has_both_gradients(self.problem, self.device, self.dtype)
+
+    @property
+    def is_conv2d(self) -> bool:
+        """Whether ``torch.conv2d`` with its own derivatives is all that this plan would do."""
+        maps = (self.forward, self.grad_input, self.grad_weight)
+        return all(isinstance(each, Aten) for each in maps) and Aten.adds_nothing(
+            self.problem, self.device, self.dtype
+        )
+
+    def able(self, problem: Problem) -> bool:
+        """Whether what was asked for can run another problem of this device and dtype."""
+        asked = find_algorithm(self.asked)
+        if isinstance(asked, Auto):
+            return bool(able_algorithms(problem, self.device, self.dtype))
+        return not asked.refusals(problem, self.device, self.dtype)
+
+    def __str__(self) -> str:
+        """For each map every algorithm's time, workspace and error class, or why it is out."""
+        asked = find_algorithm(self.asked)
+        named = self.asked if isinstance(self.asked, str) else repr(self.asked)
+        lines = [f"{_where(self.problem, self.device, self.dtype)}, algorithm={named}"]
+        auto = asked if isinstance(asked, Auto) else Auto()
+        for map in MAPS:
+            survey = auto.survey(map, self.problem, self.device, self.dtype)
+            lines.extend(table(map, survey, getattr(self, map)))
+        return "\n".join([*lines, provenance(self.device, self.dtype)])
+
+
+_revisions = count()
+_current = next(_revisions)
+"""The revision of what is known, by which plans are made."""
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def cached_plan(function: Function) -> Function:
+    """Remember what a planning function of hashable arguments, the algorithm last, returns.
+
+    For what it depends on beside them: the number of threads, settings of CUDA, what is known.
+    """
+
+    @lru_cache(maxsize=4096)
+    def remembered(known: Hashable, *arguments: Hashable) -> object:
+        return function(*arguments)
+
+    @wraps(function)
+    def planned(*arguments: Hashable) -> object:
+        known = _current, torch.get_num_threads(), _MAY_BE_CUDA and _cuda_settings()
+        try:
+            return remembered(known, *arguments)
+        except TypeError:
+            # A list of names, say, which no key can hold.
+            find_algorithm(cast(AlgorithmLike, arguments[-1]))
+            raise
+
+    return cast(Function, planned)
+
+
+def _cuda_settings() -> tuple[bool, ...]:
+    """What of PyTorch's settings a choice on CUDA depends on."""
+    return (
+        may_use_tf32(torch.float32),
+        products_may_use_tf32(torch.float32),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def forget_plans() -> None:
+    """Make every plan anew from now on: what is known has changed.
+
+    A plan that is being made meanwhile, in another thread, is kept for the revision before.
+    """
+    global _current
+    _current = next(_revisions)
+
+
+WISDOM.on_change.append(forget_plans)
+
+
+@cached_plan
+def make_plan(
+    problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
+) -> Plan:
+    """The plan for a problem: a named algorithm for all three maps, or what ``auto`` chooses.
+
+    Raises:
+        RuntimeError: the named algorithm refuses the problem.
+        NotImplementedError: no algorithm is able (a RuntimeError too, as in PyTorch).
+        ValueError: no algorithm has that name.
+        TypeError: ``asked`` is neither a string nor an :class:`Algorithm`.
+    """
+    algorithm = find_algorithm(asked)
+    if isinstance(algorithm, Auto):
+        return Plan(
+            problem,
+            device,
+            dtype,
+            asked,
+            *(_chosen(algorithm, map, problem, device, dtype) for map in MAPS),
+        )
+    if sentences := algorithm.refusals(problem, device, dtype):
+        able = able_algorithms(problem, device, dtype)
+        names = ", ".join(each.name for each in able)
+        raise RuntimeError(
+            "\n".join(
+                [
+                    f"algorithm {algorithm.name!r} cannot run {_where(problem, device, dtype)}:",
+                    *(f"  - {sentence}" for sentence in sentences),
+                    f"Able here: {names}. Or pass algorithm='auto'." if able else "None is able.",
+                ]
+            )
+        )
+    return Plan(problem, device, dtype, asked, algorithm, algorithm, algorithm)
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for a device; on meta there is none to ask about."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def layout_of(asked: AlgorithmLike, map: MapName) -> torch.memory_format | None:
+    """The layout of a map's result that was asked for, if any was."""
+    last = isinstance(asked, Auto) and asked.channels_last and map != "grad_weight"
+    return torch.channels_last if last else None
+
+
+def find_algorithm(asked: AlgorithmLike) -> Auto | Algorithm:
+    """The algorithm of a name, or what was asked for itself; :class:`Auto` for ``"auto"``.
+
+    Raises:
+        ValueError: no algorithm has that name.
+        TypeError: neither a string nor an :class:`Auto` or :class:`Algorithm`.
+    """
+    if isinstance(asked, (Auto, Algorithm)):
+        return asked
+    if not isinstance(asked, str):
+        raise TypeError(
+            f"algorithm must be a name, an Auto or an Algorithm, got {asked!r} of type "
+            f"{type(asked).__name__}"
+        )
+    if asked == "auto":
+        return Auto()
+    for algorithm in ALGORITHMS:
+        if algorithm.name == asked:
+            return algorithm
+    names = ("auto", *ALGORITHM_NAMES)
+    raise ValueError(
+        f"unknown algorithm {asked!r}{did_you_mean(asked, names)}; use one of "
+        f"{', '.join(map(repr, names))}, or pass an Algorithm"
+    )
+
+
+def able_algorithms(problem: Problem, device: torch.device, dtype: torch.dtype) -> list[Algorithm]:
+    """The algorithms that can run the problem there, in their order."""
+    return [each for each in ALGORITHMS if not each.refusals(problem, device, dtype)]
+
+
+def _chosen(
+    auto: Auto, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
+) -> Algorithm:
+    if algorithm := auto.choose(map, problem, device, dtype):
+        return algorithm
+    reasons = [
+        f"  - {each.algorithm.name}: {sentence}"
+        for each in auto.survey(map, problem, device, dtype)
+        for sentence in each.refusals
+    ]
+    raise NotImplementedError(
+        "\n".join([f"no algorithm can run {_where(problem, device, dtype)}:", *reasons])
+    )
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The operands in memory, where kernels read: what autograd knows to be zero has none."""
+    assert first is not None
+    assert second is not None
+    return (
+        first.clone() if first._is_zerotensor() else first,
+        second.clone() if second._is_zerotensor() else second,
+    )
+
+
+def _where(problem: Problem, device: torch.device, dtype: torch.dtype) -> str:
+    return f"{problem} on {device}/{dtype_name(dtype)}"
