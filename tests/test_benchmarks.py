@@ -414,7 +414,7 @@ def test_auto_does_not_heed_what_its_measuring_twin_found(monkeypatch: pytest.Mo
     def times(algorithms: Any, *_: Any) -> dict[str, float]:
         return {each.spelling: 1.0 + (each.name != "unfold") for each in algorithms}
 
-    monkeypatch.setattr("torch_corr.auto.time_algorithms", times)
+    monkeypatch.setattr("torch_corr.planning.auto.time_algorithms", times)
     auto, measured = our_contenders()[:2]
     before = auto.prepare(problem, "forward", operands).chose
     assert before != "unfold"
