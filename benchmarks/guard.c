@@ -6,8 +6,9 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
-enum { kPage = 4096, kSmallest = 2048 };
+enum { kPage = 4096, kSmallest = 2048, kNoMappings = 77 };
 static const size_t kSpace = (size_t)1 << 42;
 static char* space; /* addresses, never used twice */
 static size_t used;
@@ -28,7 +29,7 @@ static void* guarded(size_t alignment, size_t size) {
   const size_t pages = (size + alignment + kPage - 1) / kPage;
   char* first = space + used;
   used += (pages + 1) * kPage;
-  mprotect(first, pages * kPage, PROT_READ | PROT_WRITE);
+  if (mprotect(first, pages * kPage, PROT_READ | PROT_WRITE)) _exit(kNoMappings);
   if (enabled == 1) mprotect(first + pages * kPage, kPage, PROT_READ);
   char* block = (char*)(((uintptr_t)first + pages * kPage - size) & ~(uintptr_t)(alignment - 1));
   pages_at[(block - space) / kPage] = (uint32_t)(first + pages * kPage - block + kPage - 1) / kPage;

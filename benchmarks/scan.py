@@ -80,6 +80,9 @@ GUARD = 256
 GUARDS = ("writes", "reads")
 """What a process may be made to die of."""
 
+NO_MAPPINGS = 77
+"""Exit code of a process that has as many mappings as Linux allows; as in ``guard.c``."""
+
 READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
 """Variables of the environment that are read when a process starts."""
 
@@ -539,6 +542,9 @@ def scan(options: argparse.Namespace) -> Iterator[Finding]:
             reached = int(Path(current.name).read_text())
             if worker.returncode == 0 and reached == options.count:
                 return
+            if worker.returncode == NO_MAPPINGS and reached > start:
+                start = reached
+                continue
             if worker.returncode > 0:
                 raise SystemExit(f"the worker failed with exit code {worker.returncode}")
             case = draw(options.seed, reached, options.maps, options.dtypes)
@@ -661,7 +667,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = _environment(options)
         if any(os.environ.get(name) != wanted.get(name) for name in READ_ONCE):
             command = [sys.executable, "-m", "benchmarks.scan", *sys.argv[1:]]
-            return subprocess.run(command, env=wanted, check=False).returncode
+            code = subprocess.run(command, env=wanted, check=False).returncode
+            if code < 0:
+                os.kill(os.getpid(), -code)  # die of the same, for who called
+            return code
         return run_case(options)
     regions: Counter[str] = Counter()
     for finding in scan(options):
