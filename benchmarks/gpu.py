@@ -44,9 +44,9 @@ import torch
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName, dtype_name
 from torch_corr.algorithms.base import FEW, definition_flops, operand_bytes
+from torch_corr.algorithms.fft.algorithm import FEW_TAPS
 from torch_corr.algorithms.triton.algorithm import Triton
 from torch_corr.algorithms.triton.configs import Config, Dot, Product
-from torch_corr.planning.auto import TRANSFORM_TAPS
 from torch_corr.planning.machine import machine_of
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
@@ -453,7 +453,7 @@ def _may_be_behind(case: Case) -> bool:
     """Whether ``auto`` may take a transform, as it does of dense layers under large kernels."""
     problem = case.problem
     dense = problem.group_in * problem.group_out > FEW
-    large = prod(problem.kernel) >= TRANSFORM_TAPS
+    large = prod(problem.kernel) >= FEW_TAPS
     return dense and large and case.dtype in ("float32", "float64")
 
 

@@ -13,7 +13,7 @@ static const size_t kSpace = (size_t)1 << 42;
 static char* space; /* addresses, never used twice */
 static size_t used;
 static uint32_t* pages_at; /* by page of the space: length of the block that begins in it */
-static int enabled;
+static int enabled, live;
 
 void guard_enable(int on) {
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -29,7 +29,8 @@ static void* guarded(size_t alignment, size_t size) {
   const size_t pages = (size + alignment + kPage - 1) / kPage;
   char* first = space + used;
   used += (pages + 1) * kPage;
-  if (mprotect(first, pages * kPage, PROT_READ | PROT_WRITE)) _exit(kNoMappings);
+  /* Linux allows 65,530 mappings; a block takes up to three. */
+  if (++live > 15000 || mprotect(first, pages * kPage, PROT_READ | PROT_WRITE)) _exit(kNoMappings);
   if (enabled == 1) mprotect(first + pages * kPage, kPage, PROT_READ);
   char* block = (char*)(((uintptr_t)first + pages * kPage - size) & ~(uintptr_t)(alignment - 1));
   pages_at[(block - space) / kPage] = (uint32_t)(first + pages * kPage - block + kPage - 1) / kPage;
@@ -55,6 +56,7 @@ void free(void* block) {
     real(block);
     return;
   }
+  live--;
   const size_t page = ((char*)block - space) / kPage;
   const size_t length = (pages_at[page] + (size_t)1) * kPage; /* and the page behind it */
   madvise(space + page * kPage, length, MADV_DONTNEED);

@@ -40,7 +40,7 @@ def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
 def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(text)
     x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
-    assert not Aten.adds_nothing(problem, CPU, dtype)
+    assert not Aten().runs_as_conv2d(problem, CPU, dtype)
     assert Aten().workspace(problem, "forward", CPU, dtype) > 0
     assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
 
@@ -48,9 +48,9 @@ def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
 def test_what_pytorch_is_quick_at_is_left_to_it() -> None:
     for text in ("n1c128-x56-o128-k13-p6-g128", "n1c1-x99-o1-k31-p15", "n4c32-x64-o32-k15-p7"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            assert Aten.adds_nothing(Problem.parse(text), CPU, dtype)
-    assert Aten.adds_nothing(Problem.parse(WIDE[0]), torch.device("cuda"), torch.float32)
-    assert Aten.adds_nothing(Problem.parse(WIDE[0]), CPU, torch.float64)
+            assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
+    assert Aten().runs_as_conv2d(Problem.parse(WIDE[0]), torch.device("cuda"), torch.float32)
+    assert Aten().runs_as_conv2d(Problem.parse(WIDE[0]), CPU, torch.float64)
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -105,16 +105,16 @@ def test_pixels_that_are_stepped_over_are_left_out(
     ],
     ids=str,
 )
-def test_both_gradients_are_had_at_one_time(text: str, dtype: torch.dtype, at_once: bool) -> None:
+def test_one_call_computes_both_gradients(text: str, dtype: torch.dtype, at_once: bool) -> None:
     """To the bit what they are each by itself, where nothing is put around PyTorch's."""
     problem = Problem.parse(text)
     x, w, y = (
         torch.randn(shape, dtype=dtype)
         for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
     )
-    found = Aten().gradients(problem, x, w, y)
-    assert (found is not None) == at_once
-    if found is not None:
+    assert Aten().has_both_gradients(problem, CPU, dtype) == at_once
+    if at_once:
+        found = Aten().gradients(problem, x, w, y)
         assert torch.equal(found[0], Aten().grad_input(problem, y, w))
         assert torch.equal(found[1], Aten().grad_weight(problem, x, y))
 

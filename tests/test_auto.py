@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_corr import MAPS, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, plan
+from torch_corr import MAPS, Aten, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, plan
 from torch_corr.operators import spelled
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
@@ -150,7 +150,7 @@ def in_channels_last() -> tuple[Tensor, Tensor]:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """PyTorch lags in channels_last, and the quickest hands no layout on."""
-    monkeypatch.setattr(auto_module, "lags_in_channels_last", lambda *_: True)
+    monkeypatch.setattr(Aten, "keeps_channels_last", lambda *_: False)
     monkeypatch.setattr(auto_module, "_quickest", lambda _: Unfold())
     forget_plans()
     yield

@@ -26,7 +26,7 @@ from torch_corr.planning import machine as machine_module
 from torch_corr.planning import plan as planner_module
 from torch_corr.planning import timing as stopwatch
 from torch_corr.planning import wisdom
-from torch_corr.planning.auto import PREJUDICE, Candidate, _quickest
+from torch_corr.planning.auto import SWITCH_RATIO, Candidate, _quickest
 from torch_corr.planning.machine import (
     SHIPPED,
     Machine,
@@ -60,8 +60,8 @@ def candidate(algorithm: Algorithm, seconds: float, source: Any = "predicted") -
 
 
 def test_the_least_predicted_time_is_taken_unless_pytorch_is_close() -> None:
-    clear = [candidate(Aten(), 1.0), candidate(Unfold(), PREJUDICE - 0.01)]
-    close = [candidate(Aten(), 1.0), candidate(Unfold(), PREJUDICE + 0.01)]
+    clear = [candidate(Aten(), 1.0), candidate(Unfold(), SWITCH_RATIO - 0.01)]
+    close = [candidate(Aten(), 1.0), candidate(Unfold(), SWITCH_RATIO + 0.01)]
     assert _quickest(clear) == Unfold()
     assert _quickest(close) == Aten()
 
@@ -69,8 +69,8 @@ def test_the_least_predicted_time_is_taken_unless_pytorch_is_close() -> None:
 def test_a_transform_is_taken_where_it_is_clearly_ahead() -> None:
     """Measured or not: its error is worse."""
     for source in ("predicted", "measured"):
-        clear = [candidate(Unfold(), 1.0, source), candidate(FFT(), PREJUDICE - 0.01, source)]
-        close = [candidate(Unfold(), 1.0, source), candidate(FFT(), PREJUDICE + 0.01, source)]
+        clear = [candidate(Unfold(), 1.0, source), candidate(FFT(), SWITCH_RATIO - 0.01, source)]
+        close = [candidate(Unfold(), 1.0, source), candidate(FFT(), SWITCH_RATIO + 0.01, source)]
         assert _quickest(clear) == FFT()
         assert _quickest(close) == Unfold()
 

@@ -562,7 +562,10 @@ def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
     What it takes and what it refuses there is its own affair.
     """
     opaque = getattr(input, "is_mkldnn", False)
-    return opaque and isinstance(find_algorithm(algorithm), (Auto, Aten))
+    if not opaque:
+        return False
+    found = find_algorithm(algorithm)
+    return isinstance(found, Auto) or found.is_pytorch
 
 
 def _hands_on_channels_last(operand: Tensor) -> bool:

@@ -27,7 +27,7 @@ from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
-from .algorithms import MAPS, Aten, MapName
+from .algorithms import MAPS, MapName
 from .algorithms.base import is_channels_last
 from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
@@ -100,11 +100,11 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
         algorithm: Any = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.asked)
-    if not isinstance(algorithm, Aten) or is_distributed(slots):
+    if not getattr(algorithm, "is_pytorch", False) or is_distributed(slots):
         return operate(plan, *slots)
     operands = [slots[slot] for slot in OPERANDS[map]]
     problem, device = plan.problem, plan.device
-    if problem.is_data_dependent or Aten.needs_sizes(problem, device, plan.dtype):
+    if problem.is_data_dependent or algorithm.needs_sizes(problem, device, plan.dtype):
         # Which of PyTorch's operators to call depends on sizes, so it is decided when they are
         # known: when the graph runs.
         if device.type == "cpu" and any(

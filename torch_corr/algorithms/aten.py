@@ -111,6 +111,8 @@ class Aten(Fitted):
     """``torch.conv2d`` and ``aten::convolution_backward``."""
 
     name = "aten"
+    is_pytorch = True
+    has_cuda_cost_model = True
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
@@ -122,8 +124,17 @@ class Aten(Fitted):
             refusals += (f"PyTorch has no dilated convolution in {dtype_name(dtype)}",)
         return refusals
 
-    @staticmethod
-    def adds_nothing(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def call_seconds(self, device: torch.device, cost: Cost) -> tuple[float, float]:
+        """Nothing is added: it is what others are compared with."""
+        return 0.0, 0.0
+
+    def keeps_channels_last(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> bool:
+        """Everywhere but for the layers in which PyTorch is slow in that layout."""
+        return not lags_in_channels_last(problem, map, device, dtype)
+
+    def runs_as_conv2d(self, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether PyTorch's convolution does this problem without any of what is put around it."""
         return (
             not problem.is_empty
@@ -135,8 +146,7 @@ class Aten(Fitted):
             )
         )
 
-    @staticmethod
-    def needs_sizes(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def needs_sizes(self, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether only numbers tell how the problem is to be rewritten, and it has symbols.
 
         Those of the batch do not matter.  The image's width does with a stride, since there may be
@@ -187,20 +197,16 @@ class Aten(Fitted):
         weight = _stand_in(output, given.weight_shape)
         return _backward(given, output, input, weight, (False, True))[1]
 
-    @staticmethod
-    def has_both_gradients(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether :meth:`gradients` has them."""
+    def has_both_gradients(
+        self, problem: Problem, device: torch.device, dtype: torch.dtype
+    ) -> bool:
+        """Where nothing is put around PyTorch's own backward."""
         return _has_both_gradients(problem, device, dtype)
 
     def gradients(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Both gradients by one call of PyTorch's, which lays out once what both of them read.
-
-        None where anything is put around it: :meth:`adds_nothing`.
-        """
-        if not _has_both_gradients(problem, input.device, input.dtype):
-            return None
+    ) -> tuple[Tensor, Tensor]:
+        """Both gradients by one call of PyTorch's, which lays out once what both of them read."""
         if are_misread(input, weight):
             input, weight = regular(input), regular(weight)
         return _backward(problem, output, input, weight, (True, True))
@@ -438,7 +444,7 @@ def _without(image: Tensor, extra: Sides) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _has_both_gradients(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-    return not dtype.is_complex and Aten.adds_nothing(problem, device, dtype)
+    return not dtype.is_complex and Aten().runs_as_conv2d(problem, device, dtype)
 
 
 def _computed_in_float32(

@@ -38,6 +38,11 @@ class Naive(Algorithm):
     """Explicit loops over output pixels."""
 
     name = "naive"
+    is_reference = True
+
+    def is_worth_planning(self, problem: Problem) -> bool:
+        """It never is: it takes a Python step per output pixel."""
+        return False
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
@@ -19,18 +19,16 @@ import torch
 from ..algorithms import (
     ALGORITHMS,
     DEFAULT_WORKSPACE,
-    FFT,
     Algorithm,
-    Aten,
-    CheckedFFT,
     ErrorClass,
     MapName,
-    Naive,
-    Triton,
-    Unfold,
 )
-from ..algorithms.aten import lags_in_channels_last
-from ..algorithms.base import check_workspace_limit, may_use_tf32, products_may_use_tf32
+from ..algorithms.base import (
+    OWN_CALL,
+    check_workspace_limit,
+    may_use_tf32,
+    products_may_use_tf32,
+)
 from ..problem import Problem
 from ..suggest import did_you_mean
 from ..value import Value
@@ -41,42 +39,14 @@ from .wisdom import WISDOM, Key
 WORTH_A_CHOICE = 2**14
 """Multiplications below which PyTorch is done before another choice could pay for itself."""
 
-TRANSFORM_TAPS = 81
-"""Taps below which no transform is looked at: planning one takes milliseconds, and of 2,565 maps
-timed on two Zen 4 cores, 2026-11-25, it was ahead with fewer in 12, of complex numbers all but
-one."""
-
-TRANSFORM_TAPS_OF_MANY = 49
-"""The same where there is much to do, see :data:`MANY`: 64 to 64 channels of 4x128x128, 8x8, take
-half of PyTorch's time."""
-
-MANY = 2**30
-"""Multiplications that take longer than planning a transform, whatever does them."""
-
-PREJUDICE = 0.82
-"""The part of a preferred algorithm's time that another's must stay below to be taken instead."""
-
-OWN_CALL = {"cpu": 33e-6, "cuda": 100e-6}
-"""Seconds that a call through the Function of ``autograd`` takes on top of PyTorch's own.
-
-On a CPU a third of what each of MobileNetV2's 52 layers took more in a training step through it, 90
-to 105 us on two Zen 4 cores (55 in a loop over one layer).  On CUDA, with ``triton``'s launches,
-rounded down from the 130 to 170 us a map that a small layer's forward and backward took more on the
-host of an H200.
-
-So PyTorch keeps some maps that others would do quicker if called alone: of 1,215 the time is 1.09
-times the quickest's, with 8 us 1.065.  But MobileNetV2 converted has 0.95 of the speed of
-``nn.Conv2d``; with 20, 0.92."""
-
-FORETOLD = (Aten, Triton, FFT, CheckedFFT)
-"""Algorithms whose time on CUDA can be told, if roughly, without measuring: see their ``cost``."""
-
-OPERATOR = 30e-6
-"""Seconds that the host of an H200 took for one of the calls that a transform's plan counts there:
-0.3 to 1.3 ms for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
+SWITCH_RATIO = 0.82
+"""Another algorithm is taken if its predicted time is below this part of the preferred one's."""
 
 HOPELESS = 20
 """Times the least predicted time from which an algorithm is not even measured on a CPU."""
+
+REFERENCE = next(each for each in ALGORITHMS if each.is_reference)
+"""It runs what nothing else can."""
 
 _measuring = Lock()
 """Two measurements at once would measure each other."""
@@ -184,22 +154,21 @@ class _Race:
         # only what was measured counts.
         known = self.device.type in OWN_CALL or len(WISDOM)
         if not self.rules.measure and (small or self._keeps_to_pytorch or not known):
-            # Asked one by one, PyTorch first, since some look long before they answer.
-            direct_sums = (each for each in ALGORITHMS if not isinstance(each, FFT))
-            return next((each for each in direct_sums if not self._refusals(each)), None)
+            # Asked one by one, PyTorch first: some need long to answer.
+            unchecked = (each for each in ALGORITHMS if not each.needs_check)
+            return next((each for each in unchecked if not self._refusals(each)), None)
         survey = self.survey(self._entrants())
         race = [each for each in survey if not each.refusals]
         if self.device.type != "cpu":
             measured = [each for each in race if each.source == "measured"]
-            told = [each for each in race if isinstance(each.algorithm, FORETOLD)]
-            race = measured or (told if cuda else race[:1])
+            predicted = [each for each in race if each.algorithm.has_cuda_cost_model]
+            race = measured or (predicted if cuda else race[:1])
         if not race and cuda:
-            # What nobody can foretell is still sooner done than the reference.
-            others = [a for a in ALGORITHMS if not isinstance(a, (*FORETOLD, Naive))]
+            # Algorithms without a cost model are still faster than the reference.
+            others = [a for a in ALGORITHMS if not (a.has_cuda_cost_model or a.is_reference)]
             race = [each for each in self.survey(others) if not each.refusals][:1]
         if not race:
-            # The reference is for reading; it runs what nothing else can.
-            return None if self._refusals(Naive()) else Naive()
+            return None if self._refusals(REFERENCE) else REFERENCE
         return _quickest(race)
 
     def survey(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
@@ -207,11 +176,10 @@ class _Race:
         candidates = [
             each
             for algorithm in algorithms
-            if not isinstance(algorithm, FFT)
+            if not algorithm.needs_check
             for each in self._candidates(algorithm)
         ]
-        if any(isinstance(each, FFT) for each in algorithms):
-            candidates.append(self._checked_fft(candidates))
+        candidates += [self._checked(each, candidates) for each in algorithms if each.needs_check]
         measured = self._measured([each for each in candidates if not each.refusals])
         return [
             each._replace(seconds=measured[each.algorithm.spelling], source="measured")
@@ -222,19 +190,19 @@ class _Race:
 
     def _entrants(self) -> list[Algorithm]:
         """Those that may win: not what takes longer to plan, or to measure, than it could save."""
-        many = self.problem.multiplications >= MANY
-        enough = TRANSFORM_TAPS_OF_MANY if many else TRANSFORM_TAPS
-        few_taps = self.problem.kernel[0] * self.problem.kernel[1] < enough
-        hopeless = (FFT, Naive) if few_taps and not self.rules.measure else (Naive,)
-        entrants = [each for each in ALGORITHMS if not isinstance(each, hopeless)]
+        entrants = [
+            each
+            for each in ALGORITHMS
+            if not each.is_reference
+            and (self.rules.measure or each.is_worth_planning(self.problem))
+        ]
         if self.device.type == "cuda" and not self.rules.measure and not len(WISDOM):
-            return [each for each in entrants if isinstance(each, FORETOLD)]
+            return [each for each in entrants if each.has_cuda_cost_model]
         return entrants
 
     def _candidates(self, algorithm: Algorithm) -> list[Candidate]:
         """An algorithm with the options that the rules give it, and what it has of variants."""
-        if isinstance(algorithm, Unfold):
-            algorithm = replace(algorithm, workspace_limit=self.rules.workspace_limit)
+        algorithm = algorithm.limited(self.rules.workspace_limit)
         if refusals := self._refusals(algorithm):
             return [Candidate(algorithm, refusals, 0, math.inf, "predicted")]
         # Variants are in it where they are to be measured or have been.
@@ -245,33 +213,24 @@ class _Race:
         able = algorithm, *(each for each in variants if measure or each.spelling in known)
         return [self._candidate(each) for each in able]
 
-    def _checked_fft(self, others: Sequence[Candidate]) -> Candidate:
-        """Transforms whose results are checked, with what computes those that fail.
+    def _checked(self, algorithm: Algorithm, others: Sequence[Candidate]) -> Candidate:
+        """An algorithm whose results need a check, with that check.
 
         Args:
-            others: the other candidates: the quickest of them is the fallback, on CUDA ``triton``.
+            algorithm: which one.
+            others: the other candidates; the fastest one of componentwise error recomputes.
         """
-        sure = [
+        direct = [
             each
             for each in others
             if not each.refusals and each.algorithm.error_class == "componentwise"
         ]
-        fallback: Algorithm = Naive()
-        if self.device.type == "cuda":
-            fallback = Triton()
-        elif sure:
-            fallback = _quickest(sure)
-        fast = FFT(workspace_limit=self.rules.workspace_limit, double=True)
-        algorithm = CheckedFFT(fast, fallback)
-        refusals = self._refusals(fast)
-        if not refusals and (reasons := self._refusals(fallback)):
-            refusals = (
-                f"{fallback.name} must recompute what fails its check, and refuses: {reasons[0]}; "
-                f"name 'fft' to have results that are not checked",
-            )
-        if refusals:
-            return Candidate(fast, refusals, 0, math.inf, "predicted")
-        return self._candidate(algorithm)
+        fallback = _quickest(direct) if direct else REFERENCE
+        limited = algorithm.limited(self.rules.workspace_limit)
+        checked = limited.checked(self.device, fallback)
+        if refusals := self._refusals(checked):
+            return Candidate(limited, refusals, 0, math.inf, "predicted")
+        return self._candidate(checked)
 
     def _candidate(self, algorithm: Algorithm) -> Candidate:
         """An algorithm that is able, as it is predicted to do."""
@@ -279,17 +238,16 @@ class _Race:
         cost = algorithm.cost(*self._where)
         priced = algorithm.rates_dtype(self.dtype)
         seconds = machine_of(self.device, priced).seconds(cost, priced)
-        if self.device.type == "cuda" and isinstance(algorithm, CheckedFFT):
-            seconds = max(seconds, OPERATOR * cost.calls)
-        seconds += 0 if isinstance(algorithm, Aten) else OWN_CALL.get(self.device.type, 0.0)
+        call, least = algorithm.call_seconds(self.device, cost)
+        seconds = max(seconds, least) + call
         refusals = self._rules_out(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 
     def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that is able is not to be chosen."""
-        if not isinstance(algorithm, Aten) and self._keeps_to_pytorch:
+        if not algorithm.is_pytorch and self._keeps_to_pytorch:
             return ("images in channels_last stay with PyTorch, which hands the layout on",)
-        multiplies = self.device.type == "cuda" and isinstance(algorithm, (CheckedFFT, Unfold))
+        multiplies = algorithm.uses_matrix_products(self.device)
         if multiplies and (sentence := _against_products(algorithm.rates_dtype(self.dtype))):
             return (sentence,)
         if algorithm.error_class != "componentwise":
@@ -330,7 +288,9 @@ class _Race:
 
     @property
     def _keeps_to_pytorch(self) -> bool:
-        return self.rules.channels_last and not lags_in_channels_last(*self._where)
+        return self.rules.channels_last and any(
+            each.is_pytorch and each.keeps_channels_last(*self._where) for each in ALGORITHMS
+        )
 
     @property
     def _where(self) -> tuple[Problem, MapName, torch.device, torch.dtype]:
@@ -374,7 +334,7 @@ def _hopeful(race: Sequence[Candidate], device: torch.device) -> list[Algorithm]
     times over.  There only the reference is left out, whose loops may take minutes.
     """
     if device.type != "cpu":
-        return [each.algorithm for each in race if not isinstance(each.algorithm, Naive)]
+        return [each.algorithm for each in race if not each.algorithm.is_reference]
     limit = HOPELESS * min((each.seconds for each in race), default=0.0)
     return [each.algorithm for each in race if each.seconds <= max(limit, 1e-3)]
 
@@ -394,14 +354,14 @@ def _quickest(race: Sequence[Candidate]) -> Algorithm:
             best, [each for each in race if each.algorithm.error_class == "componentwise"]
         )
     if not measured:
-        best = _unless_far_behind(best, [each for each in race if isinstance(each.algorithm, Aten)])
+        best = _unless_far_behind(best, [each for each in race if each.algorithm.is_pytorch])
     return best.algorithm
 
 
 def _unless_far_behind(best: Candidate, preferred: Sequence[Candidate]) -> Candidate:
     """The quickest of the preferred where it is nearly as quick as the best, else that."""
     favourite = min(preferred, key=_seconds, default=best)
-    return best if best.seconds <= PREJUDICE * favourite.seconds else favourite
+    return best if best.seconds <= SWITCH_RATIO * favourite.seconds else favourite
 
 
 def _seconds(candidate: Candidate) -> float:

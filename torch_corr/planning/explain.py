@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..algorithms import Algorithm, CheckedFFT, MapName
+from ..algorithms import Algorithm, MapName
 from .auto import Candidate
 from .machine import machine_of
 
@@ -25,9 +25,7 @@ def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Itera
         if not math.isfinite(each.seconds):
             yield from (f"    {name:<{width}} refuses: {sentence}" for sentence in each.refusals)
             continue
-        verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.error_class
-        if not each.refusals and isinstance(each.algorithm, CheckedFFT):
-            verdict += f"; each result is checked, else {each.algorithm.fallback.name}"
+        verdict = f"ruled out: {each.refusals[0]}" if each.refusals else each.algorithm.verdict
         yield (
             f"  {mark} {name:<{width}} {duration(each.seconds):>9} {each.source:<9} "
             f"{size(each.workspace):>9}  {verdict}"

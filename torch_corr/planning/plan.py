@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..algorithms import ALGORITHMS, MAPS, Algorithm, Aten, MapName, dtype_name, may_use_tf32
+from ..algorithms import ALGORITHMS, MAPS, Algorithm, MapName, dtype_name, may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
 from ..suggest import did_you_mean
@@ -72,28 +72,25 @@ class Plan:
         layout = layout_of(self.asked, "grad_weight" if weight is None else "forward")
         return result.contiguous(memory_format=layout) if layout else result
 
-    def run_gradients(
-        self, input: Tensor, weight: Tensor, output: Tensor
-    ) -> tuple[Tensor, Tensor] | None:
-        """Those of input and weight by one call of PyTorch's: :attr:`has_both_gradients`."""
+    def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of input and weight by one call; only if :attr:`has_both_gradients`."""
         if autocasts(self.device):
             with torch.autocast(self.device.type, enabled=False):
                 return self.run_gradients(input, weight, output)
-        return Aten().gradients(self.problem, input, weight, output)
+        return self.grad_input.gradients(self.problem, input, weight, output)
 
     @property
     def has_both_gradients(self) -> bool:
-        """Whether both gradients are PyTorch's, which then does them by one call, as it stands."""
-        both = isinstance(self.grad_input, Aten) and isinstance(self.grad_weight, Aten)
-        return both and Aten.has_both_gradients(self.problem, self.device, self.dtype)
+        """Whether one algorithm computes both gradients, and does so by one call."""
+        return self.grad_input == self.grad_weight and self.grad_input.has_both_gradients(
+            self.problem, self.device, self.dtype
+        )
 
     @property
     def is_conv2d(self) -> bool:
         """Whether ``torch.conv2d`` with its own derivatives is all that this plan would do."""
-        maps = (self.forward, self.grad_input, self.grad_weight)
-        return all(isinstance(each, Aten) for each in maps) and Aten.adds_nothing(
-            self.problem, self.device, self.dtype
-        )
+        one = self.forward == self.grad_input == self.grad_weight
+        return one and self.forward.runs_as_conv2d(self.problem, self.device, self.dtype)
 
     def able(self, problem: Problem) -> bool:
         """Whether what was asked for can run another problem of this device and dtype."""

@@ -81,6 +81,7 @@ class Triton(Algorithm):
     weight: str = ""
 
     name: ClassVar[str] = "triton"
+    has_cuda_cost_model: ClassVar[bool] = True
 
     @property
     def spelling(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
 from typing import TypeAlias
@@ -70,6 +70,14 @@ class Unfold(Fitted):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_workspace_limit(self.workspace_limit)
+
+    def limited(self, workspace_limit: int) -> Unfold:
+        """With that limit."""
+        return replace(self, workspace_limit=workspace_limit)
+
+    def uses_matrix_products(self, device: torch.device) -> bool:
+        """On CUDA, where a setting of PyTorch allows them TF32."""
+        return device.type == "cuda"
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype
