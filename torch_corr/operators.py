@@ -28,7 +28,7 @@ from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
 from .algorithms import MAPS, MapName
-from .algorithms.base import is_channels_last
+from .algorithms.base import SLOTS, Slot, is_channels_last, shape_of
 from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
@@ -37,14 +37,11 @@ from .sharding import is_distributed, register_splits
 Slots: TypeAlias = Sequence[Tensor | None]
 
 INPUT, WEIGHT, OUTPUT = range(3)
-OPERANDS: dict[MapName, tuple[int, int]] = {
-    "forward": (INPUT, WEIGHT),
-    "grad_input": (OUTPUT, WEIGHT),
-    "grad_weight": (INPUT, OUTPUT),
-}
-"""The slots that each map reads."""
+_NAMES: tuple[Slot, ...] = ("input", "weight", "output")
+OPERANDS = {map: tuple(_NAMES.index(slot) for slot in SLOTS[map][:2]) for map in MAPS}
+"""The slots that each map reads, by number."""
 
-_MAP_OF: dict[int, MapName] = {OUTPUT: "forward", INPUT: "grad_input", WEIGHT: "grad_weight"}
+_MAP_OF = {_NAMES.index(SLOTS[map][2]): map for map in MAPS}
 _PLAIN = (Tensor, Parameter)
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _is_profiling = torch._C._autograd._profiler_enabled
@@ -238,16 +235,14 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
     """
     *numbers, key = arguments
     problem = problem_of(map, first.shape, second.shape, *numbers)
-    shapes = slots_of(map, first.shape, second.shape)
-    for slot, shape in enumerate((problem.input_shape, problem.weight_shape, problem.output_shape)):
-        if shapes[slot] is None:
-            continue
+    for slot, given in zip(SLOTS[map], (first.shape, second.shape)):
+        shape = shape_of(problem, slot)
         require(
-            same_shape(shapes[slot], shape),
+            same_shape(given, shape),
             lambda: (
                 f"torch_corr::{map} got operands of shapes {shape_str(first.shape)} and "
                 f"{shape_str(second.shape)}, which do not belong together in {problem}: "
-                f"{('input', 'weight', 'output')[slot]} should be {shape_str(shape)}"  # noqa: B023
+                f"{slot} should be {shape_str(shape)}"  # noqa: B023
             ),
         )
     return planned(problem, first.device, first.dtype, asked_for(key))
@@ -265,14 +260,8 @@ def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Te
 def _promise(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     """What a capturer is told, and relies on: shape and layout of the result."""
     plan = plan_of(map, first, second, *arguments)
-    problem = plan.problem
-    shapes = {
-        "forward": problem.output_shape,
-        "grad_input": problem.input_shape,
-        "grad_weight": problem.weight_shape,
-    }
-    layout = _promised_layout(map, plan)
-    return torch.empty(shapes[map], dtype=first.dtype, device=first.device, memory_format=layout)
+    shape, layout = shape_of(plan.problem, SLOTS[map][2]), _promised_layout(map, plan)
+    return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
 
 
 def _promised_layout(map: MapName, plan: Plan | Deferred) -> torch.memory_format:

@@ -28,6 +28,21 @@ from ..value import Value
 MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
 MAPS: tuple[MapName, ...] = ("forward", "grad_input", "grad_weight")
 
+Slot = Literal["input", "weight", "output"]
+SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
+    "forward": ("input", "weight", "output"),
+    "grad_input": ("output", "weight", "input"),
+    "grad_weight": ("input", "output", "weight"),
+}
+"""The slots of the form that each map reads, in the order of its operands, and the one it fills."""
+
+
+def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
+    """The shape of one slot of a problem."""
+    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
+    return shape
+
+
 ErrorClass: TypeAlias = Literal["componentwise", "normwise"]
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

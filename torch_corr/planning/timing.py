@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Algorithm, MapName
+from ..algorithms.base import SLOTS, shape_of
 from ..algorithms.cost import FRESH
 from ..problem import Problem
 
@@ -101,10 +102,8 @@ def _wait(device: torch.device) -> None:
 def _operands(
     problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    shapes = {
-        "forward": (problem.input_shape, problem.weight_shape),
-        "grad_input": (problem.output_shape, problem.weight_shape),
-        "grad_weight": (problem.input_shape, problem.output_shape),
-    }[map]
-    first, second = (torch.full(shape, 0.5, dtype=dtype, device=device) for shape in shapes)
+    first, second = (
+        torch.full(shape_of(problem, slot), 0.5, dtype=dtype, device=device)
+        for slot in SLOTS[map][:2]
+    )
     return first, second

@@ -33,6 +33,7 @@ from torch import Tensor
 from ...problem import Problem, as_int
 from ..base import (
     DEFAULT_WORKSPACE,
+    SLOTS,
     Algorithm,
     Cost,
     ErrorClass,
@@ -40,10 +41,11 @@ from ..base import (
     check_workspace_limit,
     dtype_refusal,
     products_may_use_tf32,
+    shape_of,
 )
 from ..cost import Fitted, Work
 from . import engine_batched, engine_fft, engine_matrix
-from .plans import SLOTS, Plan, shape_of
+from .plans import Plan
 from .search import plan
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)

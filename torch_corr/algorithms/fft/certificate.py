@@ -26,9 +26,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import MapName
+from ..base import SLOTS, MapName
 from .algorithm import DOUBLE
-from .plans import SLOTS
 from .scans import below, norms, of_planes
 
 TOLERANCES = {

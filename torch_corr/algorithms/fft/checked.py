@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import Algorithm, Cost, ErrorClass, MapName
+from ..base import SLOTS, Algorithm, Cost, ErrorClass, MapName, shape_of
 from ..triton.algorithm import Triton
 from .algorithm import FFT
 from .certificate import (
@@ -36,7 +36,6 @@ from .certificate import (
     terms_of,
     uncertified_by_size,
 )
-from .plans import SLOTS, shape_of
 from .scans import WIDENED
 
 FEW = 1 / 512

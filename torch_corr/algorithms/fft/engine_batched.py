@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import MapName
-from .plans import SLOTS, Plan
+from ..base import SLOTS, MapName
+from .plans import Plan
 from .tiling import (
     Window,
     Windows,

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import MapName
-from .plans import SLOTS, Plan, Slot
+from ..base import SLOTS, MapName, Slot
+from .plans import Plan
 from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span, slabs
 
 

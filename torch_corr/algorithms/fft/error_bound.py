@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 
 from ...problem import Problem
-from ..base import MapName
-from .plans import SLOTS, SUMMED, Engine
+from ..base import SLOTS, MapName
+from .plans import SUMMED, Engine
 from .tiling import Axis, prime_factors
 
 

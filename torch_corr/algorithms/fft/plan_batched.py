@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..base import Cost
-from .plans import SLOTS, SUMMED, Machine, Plan, Sizes, Slot, Task, block_of, halved, rank
+from ..base import SLOTS, Cost, Slot
+from .plans import SUMMED, Machine, Plan, Sizes, Task, block_of, halved, rank
 from .tiling import Window
 
 LONGEST = 512

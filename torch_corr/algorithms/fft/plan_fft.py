@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 
-from ..base import Cost
-from .plans import SLOTS, Machine, Plan, Task, halved, shape_of
+from ..base import SLOTS, Cost, shape_of
+from .plans import Machine, Plan, Task, halved
 
 
 def plan(task: Task, limit: int, machine: Machine) -> Plan:

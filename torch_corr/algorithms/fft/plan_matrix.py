@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..base import Cost
-from .plans import SLOTS, Machine, Plan, Slot, Task, block_of, halved
+from ..base import SLOTS, Cost, Slot
+from .plans import Machine, Plan, Task, block_of, halved
 
 BLOCK = 96 * 2**20
 """Bytes of spectra that the matrix engine makes at one time.  More would leave the cache for

@@ -13,16 +13,8 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from ...problem import Problem
-from ..base import Cost, MapName
+from ..base import SLOTS, Cost, MapName, Slot, shape_of
 from .tiling import Axis, Turned, Windows
-
-Slot = Literal["input", "weight", "output"]
-SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
-    "forward": ("input", "weight", "output"),
-    "grad_input": ("output", "weight", "input"),
-    "grad_weight": ("input", "output", "weight"),
-}
-"""The operands of each map in their order, and its result."""
 
 SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
     "forward": "input",
@@ -89,12 +81,6 @@ class Plan:
         stop = frequencies(self.lengths[dim], whole)
         for start in range(0, stop, self.block):
             yield range(start, min(start + self.block, stop))
-
-
-def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
-    """Shape of one operand of a problem."""
-    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
-    return shape
 
 
 @dataclass(frozen=True)

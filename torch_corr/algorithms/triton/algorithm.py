@@ -48,6 +48,7 @@ from ...problem import Problem
 from ...suggest import did_you_mean
 from ..base import (
     FLOATS,
+    SLOTS,
     Algorithm,
     Cost,
     MapName,
@@ -56,6 +57,7 @@ from ..base import (
     dtype_refusal,
     may_use_tf32,
     operand_bytes,
+    shape_of,
 )
 from .axes import axes, band_shape, dest_shape
 from .choice import choose_correlate, choose_weight
@@ -260,13 +262,6 @@ def _config_of(name: str, map: MapName, problem: Problem, dtype: torch.dtype) ->
     return choose(map, problem, dtype)
 
 
-_SLOTS: dict[MapName, tuple[str, str]] = {
-    "forward": ("input_shape", "weight_shape"),
-    "grad_input": ("output_shape", "weight_shape"),
-    "grad_weight": ("input_shape", "output_shape"),
-}
-
-
 @lru_cache(maxsize=1024)
 def _kept_form(
     map: MapName,
@@ -283,8 +278,8 @@ def _kept_form(
     they matter.  The last one is whether a number follows the operands, on which all depends.
     """
     first_tensor, second_tensor = (
-        torch.empty_strided(getattr(problem, slot), strides, dtype=dtype, device="meta")
-        for slot, strides in zip(_SLOTS[map], (first, second))
+        torch.empty_strided(shape_of(problem, slot), strides, dtype=dtype, device="meta")
+        for slot, strides in zip(SLOTS[map], (first, second))
     )
     config = _config_of(name, map, problem, dtype)
     doubt = _DOUBT if settings[-1] else None
