@@ -15,6 +15,7 @@ from laws import FLOATS, assert_right
 from torch import Tensor
 
 from torch_corr import MAPS, Direct, Problem, native
+from torch_corr.algorithms import MapName
 from torch_corr.testing import oracle
 
 compiled = native.compiled
@@ -259,3 +260,29 @@ def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -
     (sentence,) = Direct().refusals(problem, torch.device("cpu"), torch.float32)
     assert "were not compiled when torch_corr was installed" in sentence
     assert "reinstall with a C++17 compiler" in sentence
+
+
+@each_isa
+@each_map
+@settings(max_examples=40)
+@given(problem=long_axes(), dtype=st.sampled_from(FLOATS))
+def test_scratch_is_as_stated(isa: str, map: MapName, problem: Problem, dtype: torch.dtype) -> None:
+    """The kernels say what each thread took; ``workspace`` copies constants of theirs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        getattr(Direct(isa=isa), map)(problem, *some(problem, map, dtype).values())
+        stated = Direct(isa=isa).workspace(problem, map, torch.device("cpu"), dtype)
+    finally:
+        torch.set_num_threads(threads)
+    assert compiled.last_scratch() <= stated
+
+
+@pytest.mark.parametrize(
+    "text", ["n1c1-x200x2100-o4-k3", "n1c1-x200x2100-o4-k64x1", "n1c5-x40x2100-o6-k31x31"]
+)
+def test_scratch_of_wide_images_is_as_stated(text: str) -> None:
+    """Rows that are packed side by side: what the gradient of a weight needs most of."""
+    test_scratch_is_as_stated.hypothesis.inner_test(  # type: ignore[attr-defined]
+        "", "grad_weight", Problem.parse(text), torch.float64
+    )

@@ -16,7 +16,12 @@ from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms.base import MapName
 from torch_corr.algorithms.fft import algorithm as fft
 from torch_corr.algorithms.fft import engine_batched, plan_batched, plans, search
-from torch_corr.algorithms.fft.tiling import Turned, aligned_length, fast_length, turned
+from torch_corr.algorithms.fft.tiling import (
+    GradInputAxis,
+    aligned_length,
+    fast_length,
+    grad_input_as_forward,
+)
 from torch_corr.testing import Reference, declared, error_bound, oracle
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -181,7 +186,7 @@ def test_pieces_that_add_up_are_tried() -> None:
         for text in ("n2c3-x60x50-o4-k9-p4", "n1c4-x90x40-o4-k5x7-s2x1-g2")
         for limit in (2**28, 2**20, 5 * 10**5)
     ]
-    seen = {(plan.engine, plan.added) for plan in plans}
+    seen = {(plan.engine, plan.accumulates) for plan in plans}
     assert {(engine, True) for engine in fft._RUNS} <= seen
     assert {("fft", False), ("batched", False)} <= seen
 
@@ -307,10 +312,10 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
         operands = some(problem, map, dtype)
         expected = reference(problem, map, operands)
         (axes,) = search.tilings(problem, 16, aligned_length)
-        other = turned(problem)
+        other = grad_input_as_forward(problem)
         assert other is not None
         ((down, across),) = search.tilings(other, 16, aligned_length)
-        tilings = [axes, (Turned.of(down), Turned.of(across))]
+        tilings = [axes, (GradInputAxis.of(down), GradInputAxis.of(across))]
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
             task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)

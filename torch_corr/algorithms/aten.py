@@ -42,7 +42,7 @@ PEAK = 33.5
 """Products that an H200 does in a picosecond, as a large matrix product in float32 would."""
 
 
-def _slower(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+def _cuda_slowdown(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
     """How many times longer than a large matrix product PyTorch takes on CUDA, at the least.
 
     Fitted to what it took of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
@@ -138,7 +138,7 @@ class Aten(Fitted):
         """Whether PyTorch's convolution does this problem without any of what is put around it."""
         return (
             not problem.is_empty
-            and not _thinned_first(problem, device, dtype)
+            and not _needs_subsampling(problem, device, dtype)
             and not any(
                 _computed_in_float32(problem, map, device, dtype)
                 or _rewritten(problem, map, device, dtype).problem != problem
@@ -176,7 +176,7 @@ class Aten(Fitted):
         if output.is_complex():
             return complex_from_real(self.grad_input, problem, output, weight)
         given, extra = _rewritten(problem, "grad_input", output.device, output.dtype)
-        input = _stand_in_for_input(output, given.input_shape)
+        input = _placeholder_of_input(output, given.input_shape)
         result, _ = _backward(given, output, input, regular(weight), (True, False))
         if is_channels_last(output):
             # As PyTorch's own backward, which sees the layout of the input itself.
@@ -192,9 +192,9 @@ class Aten(Fitted):
             return complex_from_real(self.grad_weight, problem, input, output)
         given, extra = _rewritten(problem, "grad_weight", input.device, input.dtype)
         input = _with(input, extra)
-        if _thinned_first(given, input.device, input.dtype) and _pair(given) == (0, 0):
-            given, input = _thinned(given, input)
-        weight = _stand_in(output, given.weight_shape)
+        if _needs_subsampling(given, input.device, input.dtype) and _pair(given) == (0, 0):
+            given, input = _subsampled(given, input)
+        weight = _placeholder(output, given.weight_shape)
         return _backward(given, output, input, weight, (False, True))[1]
 
     def has_both_gradients(
@@ -236,7 +236,7 @@ class Aten(Fitted):
         ideal = Algorithm.cost(self, problem, map, device, dtype)
         if device.type != "cuda" or torch.version.hip is not None:
             return ideal
-        return ideal._replace(matmul_flops=ideal.matmul_flops * _slower(problem, map, dtype))
+        return ideal._replace(matmul_flops=ideal.matmul_flops * _cuda_slowdown(problem, map, dtype))
 
     def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
         """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""
@@ -396,7 +396,7 @@ def _rewritten_once(
         extra = left, reach + 1 - left - problem.size[1], *extra[2:]
         problem = replace(problem, stride=(problem.stride[0], 1))
         return _with_padding(problem, (down, 0), extra)
-    if _padded_first(problem, map, device, dtype) or _padded_too_far(problem, map, across):
+    if _needs_explicit_padding(problem, map, device, dtype) or _pads_too_far(problem, map, across):
         across, extra = 0, (left, right, *extra[2:])
     if map == "grad_weight" and down >= TALL and _covers_image(problem):
         down, extra = 0, (*extra[:2], top, bottom)
@@ -471,10 +471,10 @@ def _computed_in_float32(
     if map == "forward":
         return _depthwise(problem) and problem.kernel[1] >= 15 and problem.stride[1] == 1
     tails = problem.group_in % 16 != 0 or problem.group_out % 16 != 0
-    return (tails and problem.dilation[0] > 1) or _meets_too_little(problem)
+    return (tails and problem.dilation[0] > 1) or _has_taps_on_padding_alone(problem)
 
 
-def _meets_too_little(problem: Problem) -> bool:
+def _has_taps_on_padding_alone(problem: Problem) -> bool:
     """Whether oneDNN's weight gradient in bfloat16 reads or returns memory that nobody wrote.
 
     It does with a stride across, for taps that meet padding alone, as both outer columns of a
@@ -492,7 +492,9 @@ def _meets_too_little(problem: Problem) -> bool:
     return False
 
 
-def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> bool:
+def _needs_explicit_padding(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> bool:
     """Whether oneDNN's kernels do not take so wide a padding to the left and right.
 
     They hold a few columns of output in registers and take no padding wider than those.  What
@@ -510,7 +512,7 @@ def _padded_first(problem: Problem, map: MapName, device: torch.device, dtype: t
     return across > 28 or (across > 7 and channels >= 16 and problem.kernel[1] > 20)
 
 
-def _padded_too_far(problem: Problem, map: MapName, across: int) -> bool:
+def _pads_too_far(problem: Problem, map: MapName, across: int) -> bool:
     """Whether oneDNN is wrong with so wide a padding to the left and right.
 
     In its forward the process dies where no window meets a pixel, which with several windows takes
@@ -541,7 +543,7 @@ def _covers_image(problem: Problem) -> bool:
     return not _any_symbol(problem.size[0]) and problem.span[0] > problem.size[0]
 
 
-def _thinned_first(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+def _needs_subsampling(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether to leave out pixels that a 1x1 kernel steps over, before its gradient is taken.
 
     oneDNN does so itself, into a workspace that is too small where the image is channels_last and
@@ -554,7 +556,7 @@ def _thinned_first(problem: Problem, device: torch.device, dtype: torch.dtype) -
     return onednn and steps and problem.group_in < 16
 
 
-def _thinned(problem: Problem, input: Tensor) -> tuple[Problem, Tensor]:
+def _subsampled(problem: Problem, input: Tensor) -> tuple[Problem, Tensor]:
     """The same sums over the pixels alone that a 1x1 kernel meets; ``input`` is padded."""
     down, across = problem.stride
     dense = replace(problem, size=problem.output_size, stride=(1, 1), padding=((0, 0), (0, 0)))
@@ -565,7 +567,7 @@ def _depthwise(problem: Problem) -> bool:
     return problem.group_in == problem.group_out == 1 < problem.groups
 
 
-def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _placeholder(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """For the operand of which the backward reads the shape alone.
 
     On a CPU memory that nobody touches costs nothing, and PyTorch would copy a tensor without
@@ -574,14 +576,14 @@ def _stand_in(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return like.new_empty(shape) if like.device.type == "cpu" else like.new_empty(1).expand(shape)
 
 
-def _stand_in_for_input(output: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _placeholder_of_input(output: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The same, in the layout of the output.
 
     On CUDA it decides in which layout cuDNN computes, and a tensor without memory is never in
     channels_last: the gradient of a 3x3 depthwise layer took 110 us, instead of 14, on an H200.
     """
     if output.device.type == "cpu" or not is_channels_last(output):
-        return _stand_in(output, shape)
+        return _placeholder(output, shape)
     layout = torch.channels_last
     return torch.empty(shape, dtype=output.dtype, device=output.device, memory_format=layout)
 

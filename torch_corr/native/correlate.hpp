@@ -22,7 +22,7 @@ namespace TORCH_CORR_ISA {
 constexpr int64_t kPackBytes = 128 << 10;  // of a thread's packed rows, unless one tap row needs more
 constexpr int64_t kSteps = 512;
 constexpr int64_t kBands = 64;
-constexpr int64_t kBandRows = 512;     // of all bands together
+constexpr int64_t kListedRows = 512;     // of all bands together
 constexpr int64_t kWidestReach = 2048;  // columns from the first tap to the last, read in place with masks
 constexpr int64_t kOutBlock = 16;
 constexpr int64_t kOutBlockHeld = 4;  // when sums wait in scratch
@@ -127,7 +127,7 @@ class TileRunner {
     sums_ = aligned<T>(memory, held_ ? sums_size(c) : 0);
     if (c.strips) {
       bands_ = aligned<Band>(memory, kBands);
-      band_rows_ = aligned<const void*>(memory, kBandRows);
+      band_rows_ = aligned<const void*>(memory, kListedRows);
       lanes_ = aligned<LaneMask>(memory, lanes_size(c));
       zeros_ = aligned<T>(memory, zeros_size(c));
       for (int64_t i = 0; i < zeros_size(c); i++) zeros_[i] = T(0);
@@ -142,7 +142,7 @@ class TileRunner {
 
   static int64_t bytes(const Correlation& c) {
     const int64_t tiles = kSteps * int64_t(sizeof(Step<T>));
-    const int64_t strips = kBands * int64_t(sizeof(Band)) + kBandRows * int64_t(sizeof(void*)) +
+    const int64_t strips = kBands * int64_t(sizeof(Band)) + kListedRows * int64_t(sizeof(void*)) +
                            lanes_size(c) * int64_t(sizeof(LaneMask)) +
                            zeros_size(c) * int64_t(sizeof(T));
     return row_capacity(c) * (row_pitch(c) * int64_t(sizeof(T)) + 8) +
@@ -264,7 +264,7 @@ class TileRunner {
         const int64_t low = ceil_div(-base, row_step_), high = ceil_div(c_.in_rows - base, row_step_);
         if (taps + rows_ - 1 <= low || high <= 0) continue;
         const int64_t rows = taps + height - 1;
-        if (count_ == kBands || listed_ + rows > kBandRows || (!direct_ && used_ + rows > capacity_))
+        if (count_ == kBands || listed_ + rows > kListedRows || (!direct_ && used_ + rows > capacity_))
           flush();
         bands_[count_++] = {band_rows_ + listed_, channel, phi, int(taps)};
         for (int64_t b = 0; b < rows; b++)
@@ -437,7 +437,7 @@ Status correlate_as(const Correlation& c, int threads) {
   int64_t chunk = (total + threads * 16 - 1) / (threads * 16);
   if (double(chunk) < smallest) chunk = least(total, int64_t(smallest) + 1);
 
-  const int64_t bytes = (Runner::bytes(c) + 4095) & ~int64_t(4095);
+  const int64_t bytes = c.scratch = (Runner::bytes(c) + 4095) & ~int64_t(4095);
   char* memory = static_cast<char*>(std::malloc(size_t(bytes) * size_t(threads)));
   if (!memory) return Status::out_of_memory;
 

@@ -57,6 +57,7 @@ struct Correlation {
   bool strips;                    // by the tile of strip.hpp, or by that of tile.hpp
   bool crowded;                   // rows get in each other's way in the cache: strips pack them
   int64_t tile_vectors;           // vectors across the widest tile or strip
+  mutable int64_t scratch;        // set by the engine: bytes that each thread took
 };
 
 // What a job of grad_weight is at most a block of: filters and channels, each, and tap rows; and the
@@ -74,6 +75,7 @@ struct TapReduction {
   const Segment* segments;
   int64_t segment_count, packed_width;
   int64_t strip_vectors;
+  mutable int64_t scratch;  // set by the engine: bytes that each thread took
 };
 
 constexpr int64_t kScanBlock = 1 << 13;  // numbers

@@ -1,6 +1,7 @@
 #include "maps.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -11,6 +12,8 @@
 
 namespace torch_corr {
 namespace {
+
+std::atomic<int64_t> scratch{0};
 
 constexpr int64_t kPhasesAtOnce = 8;  // column phases whose sums wait together
 
@@ -157,6 +160,7 @@ void run(const Engines& engines, Correlation c, Dtype dtype, const std::vector<A
   c.crowded = crowded(std::min(c.in_rows, taps + engines.strip_rows - 1),
                       apart * c.in_cols * int64_t(storage_bytes(dtype)));
   const int64_t widest = c.strips ? engines.strip_vectors : engines.tile_vectors;
+  int64_t most_scratch = 0;
   for (size_t begin = 0; begin < cols.size(); begin += kPhasesAtOnce) {
     const size_t end = std::min(cols.size(), begin + size_t(kPhasesAtOnce));
     const std::vector<AxisPlan> some(cols.begin() + ptrdiff_t(begin), cols.begin() + ptrdiff_t(end));
@@ -177,7 +181,9 @@ void run(const Engines& engines, Correlation c, Dtype dtype, const std::vector<A
     c.reach_low = columns.low;
     c.reach_high = columns.high;
     check(engines.correlate(c, dtype, threads));
+    most_scratch = std::max(most_scratch, c.scratch);
   }
+  scratch = most_scratch;
 }
 
 AxisPlan forward_plan(const Axis& axis) {
@@ -290,6 +296,8 @@ int64_t strip_vectors(const Geometry& g, int64_t lanes, int64_t vector_bytes) {
 
 }  // namespace
 
+int64_t last_scratch() { return scratch; }
+
 void grad_weight(const Engines& engines, const Geometry& g, Dtype dtype, const void* input,
                  const void* output, void* weight, int threads) {
   if (g.weight_elements() == 0) return;
@@ -313,6 +321,7 @@ void grad_weight(const Engines& engines, const Geometry& g, Dtype dtype, const v
   r.segment_count = int64_t(columns.segments.size());
   r.packed_width = columns.width;
   check(engines.reduce_taps(r, dtype, threads));
+  scratch = r.scratch;
 }
 
 }  // namespace torch_corr

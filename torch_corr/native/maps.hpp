@@ -13,4 +13,7 @@ void grad_input(const Engines&, const Geometry&, Dtype, const void* output, cons
 void grad_weight(const Engines&, const Geometry&, Dtype, const void* input, const void* output,
                  void* weight, int threads);
 
+// Bytes that each thread of the last map took for itself, of whichever thread called it.
+int64_t last_scratch();
+
 }  // namespace torch_corr

@@ -146,5 +146,6 @@ NB_MODULE(_compiled, m) {
         "Indices of numbers whose modulus is not at least that of their plane, None if more than most: "
         "(address, elements, address of one least number each, planes, most, dtype, threads, isa).");
   m.def("isas", &isas, "Instruction sets that this machine can run, best first.");
+  m.def("last_scratch", &last_scratch, "Bytes that each thread of the last map took for itself.");
   m.def("has_openmp", &has_openmp, "Whether the kernels can use more than one thread.");
 }

@@ -306,7 +306,8 @@ Status reduce_as(const TapReduction& r, int threads) {
   const double work = double(numbers) * double(g.batch) * double(g.row.output) * double(g.col.output);
   if (work < 2e5) threads = 1;
 
-  const int64_t bytes = (TapReducer<S, T>::bytes(cut, r.segment_count) + 4095) & ~int64_t(4095);
+  const int64_t bytes = r.scratch =
+      (TapReducer<S, T>::bytes(cut, r.segment_count) + 4095) & ~int64_t(4095);
   const int64_t partial_bytes = cut.parts > 1 ? cut.parts * numbers * int64_t(sizeof(T)) + 64 : 64;
   char* memory = static_cast<char*>(std::malloc(size_t(bytes * threads + partial_bytes)));
   if (!memory) return Status::out_of_memory;

@@ -163,7 +163,7 @@ class FFT(Fitted):
         if chosen.engine == "matrix":
             return Work("matrix", chosen.cost)
         # Over one tile there is nothing to sum, and no padded copy to make.
-        one = chosen.apart and problem.batch == 1
+        one = chosen.single_tile and problem.batch == 1
         regime = "fft, one tile" if one else "fft"
         return Work(f"{regime}, long" if max(chosen.lengths) >= LONG else regime, chosen.cost)
 
@@ -206,9 +206,9 @@ class FFT(Fitted):
     def _plan(
         self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
     ) -> Plan:
-        itemsize, whole = self.rates_dtype(dtype).itemsize, dtype.is_complex
+        itemsize, is_complex = self.rates_dtype(dtype).itemsize, dtype.is_complex
         options = self.tile, self.workspace_limit, device.type
-        return plan(problem, map, itemsize, dtype.itemsize, whole, *options)
+        return plan(problem, map, itemsize, dtype.itemsize, is_complex, *options)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
         shape = shape_of(problem, SLOTS[map][2])
@@ -216,10 +216,10 @@ class FFT(Fitted):
             return first.new_zeros(shape)
         chosen = self._plan(problem, map, first.device, first.dtype)
         # The tiles cover every output and every tap, but not every input.
-        zeros = map == "grad_input" and not chosen.turned
+        zeros = map == "grad_input" and not chosen.is_overlap_save
         like = first.new_empty(0, dtype=self.rates_dtype(first.dtype))
-        held = like if chosen.added else first
-        result = held.new_zeros(shape) if zeros else held.new_empty(shape)
+        operand_itemsize = like if chosen.accumulates else first
+        result = operand_itemsize.new_zeros(shape) if zeros else operand_itemsize.new_empty(shape)
         _RUNS[chosen.engine](chosen, problem, map, first, second, result, like)
         return result.to(first.dtype)
 

@@ -76,10 +76,10 @@ def _tiles(
     like: Tensor,
 ) -> None:
     source, _, target = SLOTS[map]
-    groups, waves = problem.groups, waves_of(plan.lengths, like)
+    groups, matrices = problem.groups, dft_matrices(plan.lengths, like)
     of_weight = plan.windows("weight")
     taps = padded(weight, of_weight, like.dtype).contiguous()
-    back = waves_back(waves, plan.windows(target))
+    back = inverse_matrices(matrices, plan.windows(target))
     result = torch.unflatten(result, 1, (groups, -1))
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
@@ -90,11 +90,11 @@ def _tiles(
         count, across = windows[0].count, windows[1].count
         sums = like.new_empty(math.prod(order) * count, across)
         for block in plan.blocks(1, like.is_complex()):
-            left = analyse(samples, of_first, waves, False, groups, block)
+            left = forward_dft(samples, of_first, matrices, False, groups, block)
             if block in held:
                 w = held[block]
             else:
-                w = analyse(taps, of_weight, waves, map == "forward", 1, block)
+                w = forward_dft(taps, of_weight, matrices, map == "forward", 1, block)
                 # Its images, the outputs, come group by group.
                 w = w.view(len(left), problem.group_out, -1)
             if plan.hold:
@@ -112,20 +112,20 @@ def _tiles(
 
 def _put_tiles(plan: Plan, tiles: Tensor, windows: Windows, map: MapName, result: Tensor) -> None:
     """From (group, U, T, image, channel, rows, columns) to (images, groups, channels, H, W)."""
-    if map == "forward" or plan.turned:
+    if map == "forward" or plan.is_overlap_save:
         down, across = (read_span(w, size)[0] for w, size in zip(windows, result.shape[-2:]))
         copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[..., down, across])
         return
     tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
-    put(overlap_add(tiles, 4, windows[1].hop), windows, result, add=plan.added)
+    put(overlap_add(tiles, 4, windows[1].hop), windows, result, add=plan.accumulates)
 
 
 def _weight(
     plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor, like: Tensor
 ) -> None:
-    groups, waves = problem.groups, waves_of(plan.lengths, like)
+    groups, matrices = problem.groups, dft_matrices(plan.lengths, like)
     of_weight = plan.windows("weight")
-    back = waves_back(waves, of_weight)
+    back = inverse_matrices(matrices, of_weight)
     sums, add = result.view(-1, result.shape[3]), False
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
@@ -134,8 +134,8 @@ def _weight(
         y = padded(output[part], of_output, like.dtype).contiguous()
         for block in plan.blocks(1, like.is_complex()):
             spectrum = torch.bmm(
-                analyse(y, of_output, waves, True, groups, block).mT,
-                analyse(x, of_input, waves, False, groups, block),
+                forward_dft(y, of_output, matrices, True, groups, block).mT,
+                forward_dft(x, of_input, matrices, False, groups, block),
             )
             lines = rows_back(spectrum, back[0], block)
             del spectrum
@@ -145,7 +145,7 @@ def _weight(
         del x, y
 
 
-class Waves(NamedTuple):
+class DFTMatrices(NamedTuple):
     """The matrices of all transforms of a plan.
 
     Attributes:
@@ -162,7 +162,7 @@ class Waves(NamedTuple):
     inverse: Tensor
 
 
-def waves_of(lengths: tuple[int, int], like: Tensor) -> Waves:
+def dft_matrices(lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
     """The matrices for operands like one that is given: a dozen operators."""
     down = _circle(lengths[0], like)
     across = down if lengths[0] == lengths[1] else _circle(lengths[1], like)
@@ -170,7 +170,7 @@ def waves_of(lengths: tuple[int, int], like: Tensor) -> Waves:
     columns = rows if across is down else (across, across.conj().resolve_conj())
     points = lengths[0] * lengths[1]
     if like.is_complex():
-        return Waves(rows, columns, columns[1] / points)
+        return DFTMatrices(rows, columns, columns[1] / points)
     half = lengths[1] // 2 + 1
     planes, reverse = (
         torch.view_as_real(each[:half]).mT.reshape(2 * half, lengths[1]) for each in columns
@@ -178,7 +178,7 @@ def waves_of(lengths: tuple[int, int], like: Tensor) -> Waves:
     # Re((a + ib) exp(it)) = a cos t - b sin t: the very signs of exp(-it).
     inverse = planes / points
     inverse[2 : 2 * ((lengths[1] + 1) // 2)] *= 2
-    return Waves(rows, (planes, reverse), inverse)
+    return DFTMatrices(rows, (planes, reverse), inverse)
 
 
 def _circle(length: int, like: Tensor) -> Tensor:
@@ -188,8 +188,13 @@ def _circle(length: int, like: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles).to(complex_of(like.dtype))
 
 
-def analyse(
-    samples: Tensor, windows: Windows, waves: Waves, reverse: bool, groups: int, block: range
+def forward_dft(
+    samples: Tensor,
+    windows: Windows,
+    matrices: DFTMatrices,
+    reverse: bool,
+    groups: int,
+    block: range,
 ) -> Tensor:
     """Spectra (g, f, group, tile and image, channel) of what is padded, contiguous.
 
@@ -202,7 +207,7 @@ def analyse(
     images, channels, height, width = samples.shape
     real = not samples.is_complex()
     planes = 2 if real else 1
-    columns = _taken(waves.columns[reverse][planes * block.start : planes * block.stop], across)
+    columns = _taken(matrices.columns[reverse][planes * block.start : planes * block.stop], across)
     # All windows of a row: (U, samples, image and channel and row), as they lie.
     cut = samples.view(-1, width).unfold(1, across.count, max(across.hop, 1)).permute(1, 2, 0)
     halfway = torch.bmm(columns.expand(across.tiles, -1, -1), cut)
@@ -216,14 +221,14 @@ def analyse(
     else:
         lines = tiles[0].contiguous()
     del tiles
-    rows = _taken(waves.rows[reverse], down).expand(len(block), -1, -1)
+    rows = _taken(matrices.rows[reverse], down).expand(len(block), -1, -1)
     spectrum = torch.bmm(rows, lines.view(len(block), -1, down.count).mT)
     return spectrum.view(len(block) * rows.shape[1] * groups, -1, channels // groups)
 
 
-def waves_back(waves: Waves, windows: Windows) -> tuple[Tensor, Tensor]:
+def inverse_matrices(matrices: DFTMatrices, windows: Windows) -> tuple[Tensor, Tensor]:
     """The inverse's matrices of rows and of columns, at the samples that are wanted."""
-    return _taken(waves.rows[1], windows[0]), _taken(waves.inverse, windows[1])
+    return _taken(matrices.rows[1], windows[0]), _taken(matrices.inverse, windows[1])
 
 
 def rows_back(spectrum: Tensor, rows: Tensor, block: range) -> Tensor:

@@ -74,20 +74,27 @@ def _tiles_of_groups(
     result: Tensor,
     dtype: torch.dtype,
 ) -> None:
-    (source, _, target), apart = SLOTS[map], plan.apart
+    (source, _, target), single_tile = SLOTS[map], plan.single_tile
     taps = plan.windows("weight")
-    w = analyse(weight, taps, plan.lengths, map == "forward", apart, dtype)
+    w = forward_dft(weight, taps, plan.lengths, map == "forward", single_tile, dtype)
     w = torch.unflatten(w.squeeze((2, 3)), 0, (groups, -1))
     if map == "forward":
         w = w.transpose(1, 2)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         read = _read(plan, source, rows)
-        spectra = analyse(first[part], read, plan.lengths, False, apart, dtype)
+        spectra = forward_dft(first[part], read, plan.lengths, False, single_tile, dtype)
         product = _sum_over_channels(torch.unflatten(spectra, 1, (groups, -1)), w)
         del spectra
         windows = plan.windows(target, rows)
-        synthesise(product.flatten(1, 2), windows, plan.lengths, apart, result[part], plan.added)
+        inverse_dft(
+            product.flatten(1, 2),
+            windows,
+            plan.lengths,
+            single_tile,
+            result[part],
+            plan.accumulates,
+        )
         del product
 
 
@@ -100,12 +107,12 @@ def _weight_of_groups(
     result: Tensor,
     dtype: torch.dtype,
 ) -> None:
-    apart, sums = plan.apart, None
+    single_tile, sums = plan.single_tile, None
     for images, rows in slabs(batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         read, of_output = _read(plan, "input", rows), plan.windows("output", rows)
-        x = analyse(input[part], read, plan.lengths, False, apart, dtype)
-        y = analyse(output[part], of_output, plan.lengths, True, apart, dtype)
+        x = forward_dft(input[part], read, plan.lengths, False, single_tile, dtype)
+        y = forward_dft(output[part], of_output, plan.lengths, True, single_tile, dtype)
         x, y = (torch.unflatten(each, 1, (groups, -1)) for each in (x, y))
         product = _sum_over_tiles(x, y)
         del x, y
@@ -114,13 +121,13 @@ def _weight_of_groups(
     assert sums is not None
     windows = plan.windows("weight")
     spectrum = sums.flatten(0, 1)[:, :, None, None]
-    synthesise(spectrum, windows, plan.lengths, apart, result, False)
+    inverse_dft(spectrum, windows, plan.lengths, single_tile, result, False)
 
 
 def _read(plan: Plan, slot: Slot, rows: range) -> Windows:
     """Where an operand is read: in whole tiles, for pixels that no product meets need no zeros."""
     down, across = plan.windows(slot, rows)
-    if slot != "input" or plan.apart:
+    if slot != "input" or plan.single_tile:
         return down, across
     return replace(down, count=plan.lengths[0]), replace(across, count=plan.lengths[1])
 
@@ -145,23 +152,23 @@ def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
     return torch.stack(columns, 2)
 
 
-def analyse(
+def forward_dft(
     tensor: Tensor,
     windows: Windows,
     lengths: tuple[int, int],
     reverse: bool,
-    apart: bool,
+    single_tile: bool,
     dtype: torch.dtype,
 ) -> Tensor:
     """Spectra of the tiles of (images, channels, H, W): (images, channels, T, U, f, g).
 
     Args:
         reverse: give the spectrum at (-f, -g).
-        apart: transform each axis by itself; for one tile.
+        single_tile: transform each axis by itself; for one tile.
         dtype: to compute in.
     """
-    if apart:
-        return _analyse_apart(tensor, windows, lengths, reverse, dtype)
+    if single_tile:
+        return _forward_dft_of_single_tile(tensor, windows, lengths, reverse, dtype)
     tiles = _cut(tensor, windows, lengths, dtype)
     spectrum: Tensor
     if tensor.is_complex():
@@ -171,7 +178,7 @@ def analyse(
     return spectrum.conj_physical_() if reverse else spectrum
 
 
-def _analyse_apart(
+def _forward_dft_of_single_tile(
     tensor: Tensor,
     windows: Windows,
     lengths: tuple[int, int],
@@ -209,18 +216,18 @@ def _analyse_apart(
     return spectrum[:, :, None, None]
 
 
-def synthesise(
+def inverse_dft(
     spectrum: Tensor,
     windows: Windows,
     lengths: tuple[int, int],
-    apart: bool,
+    single_tile: bool,
     result: Tensor,
     add: bool,
 ) -> None:
     """From (images, channels, T, U, f, g) to where the tiles lie in (images, channels, H, W).
 
     Args:
-        apart: as the spectrum was made.
+        single_tile: as the spectrum was made.
         add: to what is there.
     """
     down, across = windows
@@ -230,7 +237,7 @@ def synthesise(
     place = result[:, :, rows, columns]
     if place.numel() == 0:
         return  # these tiles lie on nothing but padding
-    if apart:
+    if single_tile:
         lines = torch.fft.ifft(spectrum[:, :, 0, 0], dim=2)[:, :, from_rows]
         if result.is_complex():
             values = torch.fft.ifft(lines, dim=3)

@@ -69,9 +69,9 @@ def _tiles_of_group(
     like: Tensor,
 ) -> None:
     source, _, target = SLOTS[map]
-    of_first = waves_of(plan.windows(source), plan.lengths, False, like)
-    of_weight = waves_of(plan.windows("weight"), plan.lengths, map == "forward", like)
-    inverse = inverse_waves(plan.windows(target), plan.lengths, like)
+    of_first = dft_matrices(plan.windows(source), plan.lengths, False, like)
+    of_weight = dft_matrices(plan.windows("weight"), plan.lengths, map == "forward", like)
+    inverse = inverse_dft_matrices(plan.windows(target), plan.lengths, like)
     taps = lay_out(weight, plan.windows("weight"), like.dtype)
     held: dict[range, Tensor] = {}
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
@@ -80,33 +80,37 @@ def _tiles_of_group(
         number = len(images) * windows[0].tiles * windows[1].tiles
         sums = like.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
         for block in plan.blocks(0, like.is_complex()):
-            w = held[block] if block in held else analyse(taps, of_weight, block)
+            w = held[block] if block in held else forward_dft(taps, of_weight, block)
             if plan.hold:
                 held[block] = w
-            spectrum = torch.bmm(analyse(tiles, of_first, block), w.mT if map == "forward" else w)
+            spectrum = torch.bmm(
+                forward_dft(tiles, of_first, block), w.mT if map == "forward" else w
+            )
             del w
-            synthesise(spectrum, sums, inverse, block)
+            inverse_dft(spectrum, sums, inverse, block)
             del spectrum
         del tiles
         samples = put_together(sums, windows, len(images))
-        put(samples, windows, result[part], add=plan.added)
+        put(samples, windows, result[part], add=plan.accumulates)
 
 
 def _weight_of_group(
     plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor, like: Tensor
 ) -> None:
-    of_input = waves_of(plan.windows("input"), plan.lengths, False, like)
-    of_output = waves_of(plan.windows("output"), plan.lengths, True, like)
+    of_input = dft_matrices(plan.windows("input"), plan.lengths, False, like)
+    of_output = dft_matrices(plan.windows("output"), plan.lengths, True, like)
     windows = plan.windows("weight")
-    inverse = inverse_waves(windows, plan.lengths, like)
+    inverse = inverse_dft_matrices(windows, plan.lengths, like)
     sums = like.new_zeros(windows[0].count, result.numel() // windows[0].count)
     for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
         part = slice(images.start, images.stop)
         x = lay_out(input[part], plan.windows("input", rows), like.dtype)
         y = lay_out(output[part], plan.windows("output", rows), like.dtype)
         for block in plan.blocks(0, like.is_complex()):
-            spectrum = torch.bmm(analyse(y, of_output, block).mT, analyse(x, of_input, block))
-            synthesise(spectrum, sums, inverse, block)
+            spectrum = torch.bmm(
+                forward_dft(y, of_output, block).mT, forward_dft(x, of_input, block)
+            )
+            inverse_dft(spectrum, sums, inverse, block)
             del spectrum
         del x, y
     result.copy_(put_together(sums, windows, result.shape[0]))
@@ -119,20 +123,22 @@ class Tiles(NamedTuple):
     windows: Windows
 
 
-class Waves(NamedTuple):
+class DFTMatrices(NamedTuple):
     """The matrices of one operand's transform: (frequencies, samples) of rows and of columns."""
 
     rows: Tensor
     columns: Tensor
 
 
-def waves_of(windows: Windows, lengths: tuple[int, int], reverse: bool, like: Tensor) -> Waves:
+def dft_matrices(
+    windows: Windows, lengths: tuple[int, int], reverse: bool, like: Tensor
+) -> DFTMatrices:
     """``exp(-+ 2 pi i f p / n)`` for the samples p of the windows, at all column frequencies and
     all row frequencies, or half of these for real operands; ``reverse`` takes the lower sign."""
     rows = frequencies(lengths[0], like.is_complex())
-    return Waves(
-        _axis_waves(lengths[0], windows[0], rows, reverse, like),
-        _axis_waves(lengths[1], windows[1], lengths[1], reverse, like),
+    return DFTMatrices(
+        _axis_matrix(lengths[0], windows[0], rows, reverse, like),
+        _axis_matrix(lengths[1], windows[1], lengths[1], reverse, like),
     )
 
 
@@ -154,23 +160,23 @@ def lay_out(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
     return Tiles(padded, windows)
 
 
-def analyse(tiles: Tiles, waves: Waves, block: range) -> Tensor:
+def forward_dft(tiles: Tiles, matrices: DFTMatrices, block: range) -> Tensor:
     """A block of the spectra of all tiles, as (frequency, tile and image, channel).
 
     ``X[f, g] = sum_{p,q} D[f, p] x[p, q] D'[g, q]`` for row frequencies f in ``block`` and
-    all column frequencies g, where D and D' are the ``waves`` of rows and columns.
+    all column frequencies g, where D and D' are the ``matrices`` of rows and columns.
     """
     samples, (down, across) = tiles
     _, width, images, channels = samples.shape
     row = width * images * channels
     windows = samples.as_strided((down.tiles, down.count, row), (down.hop * row, row, 1))
-    rows = waves.rows[block.start : block.stop]
+    rows = matrices.rows[block.start : block.stop]
     if not samples.is_complex():
         rows = torch.cat((rows.real, rows.imag))
     halfway = torch.bmm(rows.expand(down.tiles, -1, -1), windows)
     columns = _cut_columns(halfway.view(down.tiles, -1, width, images * channels), across)
     del halfway
-    along = waves.columns.expand(len(block), -1, -1)
+    along = matrices.columns.expand(len(block), -1, -1)
     spectrum = torch.bmm(along, columns.view(len(block), across.count, -1))
     return spectrum.view(len(block) * along.shape[1], -1, channels)
 
@@ -192,23 +198,23 @@ def _cut_columns(halfway: Tensor, across: Window) -> Tensor:
     return torch.complex(cut[:half], cut[half:], out=columns)
 
 
-def synthesise(spectrum: Tensor, sums: Tensor, waves: Waves, block: range) -> None:
+def inverse_dft(spectrum: Tensor, sums: Tensor, matrices: DFTMatrices, block: range) -> None:
     """Add to ``sums`` what a block of a spectrum contributes to the samples of its tiles.
 
-    ``x[p, q] = 1/(n m) sum_{f,g} D[f, p] X[f, g] D'[g, q]`` with the reverse ``waves``; of a
+    ``x[p, q] = 1/(n m) sum_{f,g} D[f, p] X[f, g] D'[g, q]`` with the reverse ``matrices``; of a
     real operand ``block`` is part of the half spectrum, and X[-f, -g] = conj X[f, g] is added.
 
     Args:
-        spectrum: (frequency, tile and image, channel) as :func:`analyse` gives it.
+        spectrum: (frequency, tile and image, channel) as :func:`forward_dft` gives it.
         sums: (samples down a tile, everything else), added to in place.
-        waves: of the result's windows, reverse, and divided by the lengths
-            (see :func:`inverse_waves`).
+        matrices: of the result's windows, reverse, and divided by the lengths
+            (see :func:`inverse_dft_matrices`).
         block: the row frequencies of ``spectrum``.
     """
-    width = waves.columns.shape[0]
-    along = waves.columns.mT.expand(len(block), -1, -1)
+    width = matrices.columns.shape[0]
+    along = matrices.columns.mT.expand(len(block), -1, -1)
     columns = torch.bmm(along, spectrum.view(len(block), width, -1)).view(len(block), -1)
-    rows = waves.rows[block.start : block.stop].mT
+    rows = matrices.rows[block.start : block.stop].mT
     if sums.is_complex():
         sums.addmm_(rows, columns)
         return
@@ -217,13 +223,13 @@ def synthesise(spectrum: Tensor, sums: Tensor, waves: Waves, block: range) -> No
     sums.addmm_(torch.cat((rows.real, -rows.imag), 1), planes.view(2 * len(block), -1))
 
 
-def inverse_waves(windows: Windows, lengths: tuple[int, int], like: Tensor) -> Waves:
-    """The matrices that :func:`synthesise` needs; of a real result, for the half spectrum,
+def inverse_dft_matrices(windows: Windows, lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
+    """The matrices that :func:`inverse_dft` needs; of a real result, for the half spectrum,
     where the frequencies that stand for their mirror images too count twice."""
-    rows, columns = waves_of(windows, lengths, True, like)
+    rows, columns = dft_matrices(windows, lengths, True, like)
     if not like.is_complex():
         rows[1 : (lengths[0] + 1) // 2] *= 2
-    return Waves(rows / lengths[0], columns / lengths[1])
+    return DFTMatrices(rows / lengths[0], columns / lengths[1])
 
 
 def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
@@ -235,7 +241,7 @@ def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
     return samples.permute(2, 3, 0, 1)
 
 
-def _axis_waves(length: int, window: Window, number: int, reverse: bool, like: Tensor) -> Tensor:
+def _axis_matrix(length: int, window: Window, number: int, reverse: bool, like: Tensor) -> Tensor:
     """At so many frequencies; angles reduced modulo n in integers, rounded once, from float64."""
     positions = torch.arange(window.count, device=like.device) * window.spacing
     steps = torch.outer(torch.arange(number, device=like.device), positions) % length

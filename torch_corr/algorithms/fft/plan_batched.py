@@ -54,8 +54,8 @@ def _plans(task: Task, limit: int, most: int) -> Iterator[Plan]:
             block = block_of(frequencies, min(room, most))
             peak, cost = memory.peak(block), _cost(task, per_slab, block, hold)
             outs = task.problem.group_out
-            added = memory.added
-            yield Plan("batched", task.axes, per_slab, block, outs, hold, added, peak, cost)
+            accumulates = memory.accumulates
+            yield Plan("batched", task.axes, per_slab, block, outs, hold, accumulates, peak, cost)
         if per_slab == (1, 1):
             return
         per_slab = halved(per_slab)
@@ -80,16 +80,16 @@ class _Memory:
         # Of each axis at most four matrices of complex128.
         total = 2**16 + 64 * sum(length**2 for length in self.task.lengths)
         total += sum(self._sizes(slot).padded for slot in (first, second)) * self.task.itemsize
-        total += self.task.sums(self.added)
+        total += self.task.sums(self.accumulates)
         if target != "weight":
             total += self._sizes(target).cut * self.task.itemsize
         return total + (self.task.frequencies(1) * self._spectrum("weight") if self.hold else 0)
 
     @property
-    def added(self) -> bool:
+    def accumulates(self) -> bool:
         """Whether slabs add to the same pixels, or blocks to the same weights."""
         weight = self.task.map == "grad_weight"
-        return weight or self.task.added(self.per_slab[1], self.task.problem.group_out)
+        return weight or self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
 
     @cached_property
     def of_frequency(self) -> int:
@@ -128,16 +128,18 @@ class _Memory:
     def _planes(self, slot: Slot) -> int:
         """Columns are transformed."""
         across = self.task.windows(slot)[1]
-        return self._sizes(slot).padded // across.samples * across.tiles * self.task.pair
+        return (
+            self._sizes(slot).padded // across.samples * across.tiles * self.task.complex_itemsize
+        )
 
     def _lines(self, slot: Slot) -> int:
         """And cut into rows of tiles."""
         down = self.task.windows(slot)[0]
-        return self._sizes(slot).number * down.count * self.task.pair
+        return self._sizes(slot).number * down.count * self.task.complex_itemsize
 
     def _spectrum(self, slot: Slot) -> int:
         """And rows are transformed."""
-        return self._sizes(slot).number * self.task.lengths[0] * self.task.pair
+        return self._sizes(slot).number * self.task.lengths[0] * self.task.complex_itemsize
 
     def _sizes(self, slot: Slot) -> Sizes:
         """Of all channels in one slab."""
@@ -154,8 +156,8 @@ def _added_up(window: Window) -> int:
 def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost:
     """Of all slabs and blocks; products in multiples of what a device's fill."""
     problem, (height, width), target = task.problem, task.lengths, SLOTS[task.map][2]
-    itemsize, pair = task.itemsize, task.pair
-    planes, real = (1, COMPLEX) if task.whole else (2, 1)
+    itemsize, complex_itemsize = task.itemsize, task.complex_itemsize
+    planes, real = (1, COMPLEX) if task.is_complex else (2, 1)
     frequencies, slabs = task.frequencies(1), task.slabs(per_slab)
     blocks = -(-frequencies // block)
     flops = moved = 0.0
@@ -166,13 +168,15 @@ def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost
         channels = (slabs if anew else 1) * problem.groups * task.channels(slot)
         padded, samples, number = (channels * size for size in task.sizes(slot))
         lines, spectrum = number * down.count * frequencies, number * height * frequencies
-        moved += 2 * (spectrum + lines) * pair
+        moved += 2 * (spectrum + lines) * complex_itemsize
         if slot == target:
             flops += _product(frequencies, down.count, number, height, COMPLEX)
             flops += _product(1, across.count, number * down.count, planes * frequencies, real)
             # Every block but the first reads what is there; to a weight all slabs add.
             sums = blocks * (slabs if slot == "weight" else 1)
-            moved += 2 * lines * (planes - 1) * pair + (2 * sums - 1) * samples * itemsize
+            moved += (
+                2 * lines * (planes - 1) * complex_itemsize + (2 * sums - 1) * samples * itemsize
+            )
             if task.overlapping:
                 # Zeros, sums and copies: down, across, and into the result.
                 lapped = samples * min(1, down.hop / down.count)
@@ -186,15 +190,15 @@ def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost
             flops += _product(blocks * across.tiles, planes * block, rows, across.count, real)
             flops += _product(frequencies, height, number, down.count, COMPLEX)
             copies = 0 if slot == "weight" else 3
-            moved += (copies + blocks) * padded * itemsize + (halfway + lines) * pair
+            moved += (copies + blocks) * padded * itemsize + (halfway + lines) * complex_itemsize
     tiles = per_slab[0] * per_slab[1] * task.axes[1].tiles
     counts = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
     terms = counts.pop(SUMMED[task.map])
     rows, columns = counts.values()
     flops += _product(slabs * frequencies * height * problem.groups, rows, columns, terms, COMPLEX)
     # Operators: those that make the waves, of a slab, and of a block.
-    waves = 12 if height == width else 19
-    calls = waves + slabs * (6 + (8 if task.overlapping else 0) + 10 * blocks)
+    matrices = 12 if height == width else 19
+    calls = matrices + slabs * (6 + (8 if task.overlapping else 0) + 10 * blocks)
     return Cost(matmul_flops=task.slow * flops, bytes=moved, calls=calls)
 
 

@@ -43,14 +43,17 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan:
     pieces = -(-problem.groups // block) * parts * task.slabs((images, rows))
     calls = pieces * (20 + 2 * (outs if map == "grad_input" else problem.group_in))
     cost = cost._replace(calls=calls)
-    added = task.added(rows, outs)
-    return Plan("fft", task.axes, (images, rows), block, outs, False, added, peak(), cost)
+    accumulates = task.accumulates(rows, outs)
+    return Plan("fft", task.axes, (images, rows), block, outs, False, accumulates, peak(), cost)
 
 
 def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
     """Bytes that :func:`.engine_fft.run` has in memory: three spectra, and the work around one."""
     (height, width), itemsize = task.lengths, task.itemsize
-    spectrum, samples = height * task.frequencies(1) * task.pair, height * width * itemsize
+    spectrum, samples = (
+        height * task.frequencies(1) * task.complex_itemsize,
+        height * width * itemsize,
+    )
     total = work = 0
     for slot in SLOTS[task.map]:
         size = task.sizes(slot, per_slab, outs)
@@ -67,28 +70,28 @@ def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
         work = max(work, block * outs * number * spectrum)
         # Two more of the result's: the columns being stacked, and the sum so far.
         work += 2 * block * outs * task.problem.group_in * spectrum
-    return total + work + task.sums(task.added(per_slab[1], outs)) + 2**18
+    return total + work + task.sums(task.accumulates(per_slab[1], outs)) + 2**18
 
 
 def _cost(task: Task, repeats: int) -> Cost:
     """Operations of all groups; the inputs are transformed ``repeats`` times."""
     problem, (height, width) = task.problem, task.lengths
-    spectrum = height * task.frequencies(1) * task.pair
-    apart = task.axes[0].tiles == task.axes[1].tiles == 1
-    each = 5.0 if task.whole else 2.5
+    spectrum = height * task.frequencies(1) * task.complex_itemsize
+    single_tile = task.axes[0].tiles == task.axes[1].tiles == 1
+    each = 5.0 if task.is_complex else 2.5
     flops = moved = 0.0
     for slot in SLOTS[task.map]:
         size = task.sizes(slot)
         channels = task.channels(slot) * (repeats if slot == "input" else 1)
         # Apart, only rows that are there are transformed.
-        held = min(task.windows(slot)[0].count, shape_of(problem, slot)[2])
-        rows = held if apart else height
+        operand_itemsize = min(task.windows(slot)[0].count, shape_of(problem, slot)[2])
+        rows = operand_itemsize if single_tile else height
         lines = each * rows * width * math.log2(width)
         across = each * (height * width) * math.log2(height)
         flops += channels * size.number * (lines + across)
         moved += channels * (4 * size.cut + 2 * size.padded) * task.itemsize
         # PyTorch's inverse transforms the columns apart, between two transpositions.
-        back = 0 if slot != SLOTS[task.map][2] else 2 if apart else 4
+        back = 0 if slot != SLOTS[task.map][2] else 2 if single_tile else 4
         moved += channels * size.number * spectrum * back
     moved += 3.0 * task.tiles * problem.group_in * problem.group_out * spectrum
     return Cost(

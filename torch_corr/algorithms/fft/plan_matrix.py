@@ -34,7 +34,9 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     room = min(limit - memory.standing, BLOCK)
     block = block_of(frequencies, room // max(memory.of_frequency, 1))
     workspace = memory.peak(block)
-    weight = problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.pair
+    weight = (
+        problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.complex_itemsize
+    )
     again = memory.per_slab != task.at_once and task.map != "grad_weight"
     hold = again and workspace + weight <= limit
     if hold:
@@ -45,8 +47,10 @@ def plan(task: Task, limit: int, machine: Machine) -> Plan | None:
     read = problem.groups * slabs * blocks * memory.laid_out * machine.out_of_cache
     calls = problem.groups * slabs * (20 + 40 * blocks)
     cost = cost._replace(bytes=cost.bytes + read, calls=calls)
-    outs, added = problem.group_out, memory.added
-    return Plan("matrix", task.axes, memory.per_slab, block, outs, hold, added, workspace, cost)
+    outs, accumulates = problem.group_out, memory.accumulates
+    return Plan(
+        "matrix", task.axes, memory.per_slab, block, outs, hold, accumulates, workspace, cost
+    )
 
 
 @dataclass(frozen=True)
@@ -63,15 +67,15 @@ class _Memory:
     @property
     def standing(self) -> int:
         """What is there from first to last."""
-        return self.waves + self.laid_out + self.task.sums(self.added)
+        return self.matrices + self.laid_out + self.task.sums(self.accumulates)
 
     @property
-    def added(self) -> bool:
+    def accumulates(self) -> bool:
         """Whether slabs add to the same pixels."""
-        return self.task.added(self.per_slab[1], self.task.problem.group_out)
+        return self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
 
     @property
-    def waves(self) -> int:
+    def matrices(self) -> int:
         """The matrices of three operands, of complex128 at most, and the angles of one."""
         return 2**16 + 16 * 5 * (self.task.lengths[0] ** 2 + self.task.lengths[1] ** 2)
 
@@ -85,7 +89,9 @@ class _Memory:
         """The most that is beside those while one is laid out, or put together."""
         first, second, target = (self._laid_out(slot) for slot in SLOTS[self.task.map])
         # Operands are transposed before they are widened.
-        return max(max(first, second) * self.task.held // self.task.itemsize, 2 * target)
+        return max(
+            max(first, second) * self.task.operand_itemsize // self.task.itemsize, 2 * target
+        )
 
     @cached_property
     def of_frequency(self) -> int:
@@ -96,7 +102,7 @@ class _Memory:
             down, across = self.task.windows(slot, self.per_slab[1])
             halfway = size.padded // down.samples * down.tiles
             columns = size.number * across.count
-            channels = self.task.channels(slot) * self.task.pair
+            channels = self.task.channels(slot) * self.task.complex_itemsize
             total += size.number * self.task.lengths[1] * channels
             work = max(work, (halfway + columns) * channels, 2 * columns * channels)
         return total + work
@@ -114,12 +120,12 @@ def _cost(task: Task, repeats: int) -> Cost:
     for slot in SLOTS[task.map]:
         size, (down, across) = task.sizes(slot), task.windows(slot)
         channels = task.channels(slot) * (repeats if slot == "weight" else 1)
-        first = (8 if task.whole else 4) * frequencies * down.count * across.count
+        first = (8 if task.is_complex else 4) * frequencies * down.count * across.count
         second = 8 * frequencies * width * across.count
         flops += size.number * channels * (first + second)
         moved += channels * (
             4 * size.padded * task.itemsize
-            + size.number * frequencies * (3 * across.count + 2 * width) * task.pair
+            + size.number * frequencies * (3 * across.count + 2 * width) * task.complex_itemsize
         )
     products = 8.0 * frequencies * width * task.tiles * problem.group_in * problem.group_out
     # A thin matrix product runs at the rate of memory, not of arithmetic.

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from ...problem import Problem
 from ..base import SLOTS, Cost, MapName, Slot, shape_of
-from .tiling import Axis, Turned, Windows
+from .tiling import Axis, GradInputAxis, Windows
 
 SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
     "forward": "input",
@@ -39,7 +39,7 @@ class Plan:
             groups (``fft``).
         outs: output channels of a group at one time (``fft``).
         hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
-        added: whether pieces of the work are added to the same numbers of the result.
+        accumulates: whether pieces of the work are added to the same numbers of the result.
         workspace: bytes that it takes at its peak, beyond operands and result, from above.
         cost: of all of it.
         error: the factor of :func:`.error_bound.error_units`; 0 until the plan is chosen.
@@ -51,7 +51,7 @@ class Plan:
     block: int
     outs: int
     hold: bool
-    added: bool
+    accumulates: bool
     workspace: int
     cost: Cost
     error: float = 0.0
@@ -62,23 +62,23 @@ class Plan:
         return self.axes[0].length, self.axes[1].length
 
     @property
-    def apart(self) -> bool:
+    def single_tile(self) -> bool:
         """Whether one tile holds all."""
         return self.axes[0].tiles == self.axes[1].tiles == 1
 
     @property
-    def turned(self) -> bool:
+    def is_overlap_save(self) -> bool:
         """Whether an input's gradient is computed by overlap-save (``batched``)."""
-        return isinstance(self.axes[0], Turned)
+        return isinstance(self.axes[0], GradInputAxis)
 
     def windows(self, slot: Slot, rows: range | None = None) -> Windows:
         """Where an operand lies under the given rows of tiles, or all."""
         down = self.axes[0] if rows is None else self.axes[0].run(rows)
         return getattr(down, slot), getattr(self.axes[1], slot)
 
-    def blocks(self, dim: int, whole: bool) -> Iterator[range]:
+    def blocks(self, dim: int, is_complex: bool) -> Iterator[range]:
         """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
-        stop = frequencies(self.lengths[dim], whole)
+        stop = frequencies(self.lengths[dim], is_complex)
         for start in range(0, stop, self.block):
             yield range(start, min(start + self.block, stop))
 
@@ -151,15 +151,15 @@ class Task:
 
     Attributes:
         itemsize: bytes of one number in the dtype to compute in.
-        held: bytes of one number of the operands and of the result.
-        whole: whether they are complex, so that the whole spectrum is needed.
+        operand_itemsize: bytes of one number of the operands and of the result.
+        is_complex: whether they are complex, so that the whole spectrum is needed.
     """
 
     problem: Problem
     map: MapName
     itemsize: int
-    held: int
-    whole: bool
+    operand_itemsize: int
+    is_complex: bool
     axes: tuple[Axis, Axis]
 
     @property
@@ -168,28 +168,28 @@ class Task:
         return self.axes[0].length, self.axes[1].length
 
     @property
-    def pair(self) -> int:
+    def complex_itemsize(self) -> int:
         """Bytes of a complex number."""
-        return self.itemsize if self.whole else 2 * self.itemsize
+        return self.itemsize if self.is_complex else 2 * self.itemsize
 
     @property
     def slow(self) -> float:
         """How many times longer than in float32 an operation takes."""
-        return self.pair / 8
+        return self.complex_itemsize / 8
 
     @property
     def overlapping(self) -> bool:
         """Whether tiles of the result overlap, and are added up."""
-        return self.map == "grad_input" and not isinstance(self.axes[0], Turned)
+        return self.map == "grad_input" and not isinstance(self.axes[0], GradInputAxis)
 
-    def added(self, rows: int, outs: int) -> bool:
+    def accumulates(self, rows: int, outs: int) -> bool:
         """Whether pieces of so many rows of tiles, and outputs, add to the same pixels."""
         pieces = rows < self.axes[0].tiles or outs < self.problem.group_out
-        return self.map == "grad_input" and pieces and not isinstance(self.axes[0], Turned)
+        return self.map == "grad_input" and pieces and not isinstance(self.axes[0], GradInputAxis)
 
-    def sums(self, added: bool) -> int:
+    def sums(self, accumulates: bool) -> int:
         """Bytes of the result in the dtype to compute in, where it is added up and then rounded."""
-        rounded = added and self.held != self.itemsize
+        rounded = accumulates and self.operand_itemsize != self.itemsize
         return prod(shape_of(self.problem, SLOTS[self.map][2])) * self.itemsize if rounded else 0
 
     @property
@@ -208,7 +208,7 @@ class Task:
 
     def frequencies(self, dim: int) -> int:
         """Of an axis: all, or the half of a real signal's."""
-        return frequencies(self.lengths[dim], self.whole)
+        return frequencies(self.lengths[dim], self.is_complex)
 
     def channels(self, slot: Slot) -> int:
         """Channels of one group; a weight's outputs count as its images."""
@@ -232,9 +232,9 @@ class Task:
         return Sizes(padded, number * down.count * across.count, number)
 
 
-def frequencies(length: int, whole: bool) -> int:
+def frequencies(length: int, is_complex: bool) -> int:
     """Of an axis: all, or the half by which a real signal's spectrum is known."""
-    return length if whole else length // 2 + 1
+    return length if is_complex else length // 2 + 1
 
 
 def halved(per_slab: tuple[int, int]) -> tuple[int, int]:

@@ -16,7 +16,15 @@ from . import plan_batched, plan_fft, plan_matrix
 from .error_bound import error_units
 from .plan_batched import QUANTUM
 from .plans import HOST, MACHINES, Engine, Plan, Task, rank
-from .tiling import Axis, Turned, aligned_length, axis_of, axis_of_length, fast_length, turned
+from .tiling import (
+    Axis,
+    GradInputAxis,
+    aligned_length,
+    axis_of,
+    axis_of_length,
+    fast_length,
+    grad_input_as_forward,
+)
 
 
 @lru_cache(maxsize=4096)
@@ -24,8 +32,8 @@ def plan(
     problem: Problem,
     map: MapName,
     itemsize: int,
-    held: int,
-    whole: bool,
+    operand_itemsize: int,
+    is_complex: bool,
     tile: int | None,
     limit: int,
     device: str = "cpu",
@@ -34,13 +42,15 @@ def plan(
 
     Args:
         itemsize: bytes of one number in the dtype to compute in.
-        held: bytes of one number of the operands and of the result.
-        whole: whether they are complex, so that the whole spectrum is needed.
+        operand_itemsize: bytes of one number of the operands and of the result.
+        is_complex: whether they are complex, so that the whole spectrum is needed.
         device: the type of device.
     """
     machine = MACHINES.get(device, HOST)
     made = (
-        _ENGINES[engine](Task(problem, map, itemsize, held, whole, axes), limit, machine)
+        _ENGINES[engine](
+            Task(problem, map, itemsize, operand_itemsize, is_complex, axes), limit, machine
+        )
         for engine in machine.engines
         for axes in _tilings_of(problem, map, tile, engine)
     )
@@ -55,9 +65,9 @@ def _tilings_of(
     """Those of the problem, and those by which an input's gradient is overlap-save too."""
     fast = _FAST[engine]
     yield from tilings(problem, tile, fast)
-    if engine == "batched" and map == "grad_input" and (other := turned(problem)):
+    if engine == "batched" and map == "grad_input" and (other := grad_input_as_forward(problem)):
         for rows, columns in tilings(other, tile, fast):
-            yield Turned.of(rows), Turned.of(columns)
+            yield GradInputAxis.of(rows), GradInputAxis.of(columns)
 
 
 @lru_cache(maxsize=64)

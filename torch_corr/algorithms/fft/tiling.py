@@ -118,7 +118,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Turned(Axis):
+class GradInputAxis(Axis):
     """The axis of an input's gradient as overlap-save too, for stride 1.
 
         x[h] = sum_u y[h - u*d] w[u]
@@ -129,8 +129,8 @@ class Turned(Axis):
     """
 
     @classmethod
-    def of(cls, axis: Axis) -> Turned:
-        """An axis of the problem that :func:`turned` gives, as one of the gradient."""
+    def of(cls, axis: Axis) -> GradInputAxis:
+        """An axis of :func:`grad_input_as_forward`, as one of the gradient."""
         return cls(*astuple(axis))
 
     @property
@@ -151,7 +151,7 @@ class Turned(Axis):
         return Window(count, 1, hop, self.tiles, self.padding - self.first * hop)
 
 
-def turned(problem: Problem) -> Problem | None:
+def grad_input_as_forward(problem: Problem) -> Problem | None:
     """The correlation that is another's ``grad_input``, but for the kernel's turn; of stride 1, no
     padding wider than the kernel, and some channels."""
     rows, columns = (
