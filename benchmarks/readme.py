@@ -1,13 +1,17 @@
-"""The README's benchmark section is made from ``benchmarks/results``, never by hand.
+"""Fill the benchmark sections of README.md and docs/speed.md from ``benchmarks/results``.
 
-It stands between two marker lines.  The charts it shows carry a digest of the results that
-they were drawn from, so that ``--check`` finds a stale chart without drawing one.
+Each section lies between two marker lines.  README.md gets one table and one chart, of one
+machine.  docs/speed.md gets those of all machines.  ``report.md`` beside the results has every case
+and all settings.  Each chart contains a digest of the results that it was drawn from; ``--check``
+finds a stale chart without drawing one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from . import report
@@ -16,40 +20,96 @@ from .results import Results, digest
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 ROOT = Path(__file__).parent.parent
 COMMAND = "python -m benchmarks readme"
-SHOWN = ("speedup", "kernel-size")
-"""Charts in the README; the others are in the report."""
+NONE = "No results are committed yet; `python -m benchmarks` makes them."
 
 
-def section(folder: Path, root: Path) -> str:
-    """What stands between the markers: means and charts of each machine."""
-    parts = []
-    for path in result_files(folder):
-        results = Results.load(path)
-        place = path.parent.relative_to(root).as_posix()
-        parts.append(report.conditions(results, brief=True))
-        parts.append(report.summary(results))
-        parts += [
-            f"![{report.CHARTS[name]}]({place}/{name}.svg)"
-            for name in SHOWN
-            if (path.parent / f"{name}.svg").exists()
-        ]
-        parts.append(f"[Every case, losses included]({place}/report.md).")
-    if not parts:
-        parts.append("No results are committed yet; `python -m benchmarks` makes them.")
+def short_section(folder: Path, page: Path) -> str:
+    """Settings, means and one chart of the machine whose run is complete, for the README."""
+    found = {path: Results.load(path) for path in result_files(folder)}
+    if not found:
+        return NONE
+    path = min(found, key=lambda path: "unfinished" in found[path].settings)
+    others = [each for each in found if each != path]
+    parts = _machine(path, found[path], page, ("speedup",))
+    if others:
+        parts.append(
+            f"Other machines: {', '.join(_mean(each, found[each], page) for each in others)}."
+        )
     return "\n\n".join(parts)
 
 
-def filled(readme: str, inside: str) -> str:
-    """The README with its section replaced.
+def full_section(folder: Path, page: Path) -> str:
+    """Settings, means and charts of every machine, for docs/speed.md."""
+    parts = []
+    for path in result_files(folder):
+        results = Results.load(path)
+        parts.append(f"### {_name(results)}")
+        parts += _machine(path, results, page, ("speedup", "kernel-size"))
+    return "\n\n".join(parts) or NONE
+
+
+PAGES: dict[str, Callable[[Path, Path], str]] = {
+    "README.md": short_section,
+    "docs/speed.md": full_section,
+}
+"""The pages with a benchmark section, and what makes it."""
+
+
+def settings(results: Results) -> str:
+    """Machine, date and command in one line; the report has the rest."""
+    machine, run = results.machine, results.settings
+    again = run.get("again", [])
+    later = f" (parts measured again, last {again[-1]['started']})" if again else ""
+    unfinished = f" **The run did not finish: {run['unfinished']}.**" if "unfinished" in run else ""
+    return (
+        f"{_name(results)}, {run['threads']} threads, PyTorch {machine['torch']}, "
+        f"{run['started']}{later}: `{run['command']}`.{unfinished}"
+    )
+
+
+def _machine(path: Path, results: Results, page: Path, charts: tuple[str, ...]) -> list[str]:
+    return [
+        settings(results),
+        report.summary(results),
+        *(
+            f"![{report.CHARTS[name]}]({_link(path.with_name(f'{name}.svg'), page)})"
+            for name in charts
+            if path.with_name(f"{name}.svg").exists()
+        ),
+        f"[Every case, losses included]({_link(path.with_name('report.md'), page)}).",
+    ]
+
+
+def _mean(path: Path, results: Results, page: Path) -> str:
+    """A link to a report, and the mean over its pieces of work."""
+    link = f"[{_name(results)}]({_link(path.with_name('report.md'), page)})"
+    for group, count, mean, *_ in report.means(results):
+        if group == "all":
+            return f"{link} {report.times(mean)} over {count} pieces of work"
+    return link
+
+
+def _name(results: Results) -> str:
+    machine = results.machine
+    name = machine.get("gpu") or f"{machine['cpu']} ({machine['torch_cpu_capability']})"
+    return f"{name}, TF32 on" if results.settings["tf32"] else str(name)
+
+
+def _link(target: Path, page: Path) -> str:
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+def filled(page: str, inside: str) -> str:
+    """The page with its section replaced.
 
     Raises:
         SystemExit: the markers are missing or out of order.
     """
-    before, start, rest = readme.partition(START)
+    before, start, rest = page.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
         raise SystemExit(
-            f"README.md has no benchmark section; put the lines\n{START}\n{END}\nwhere it belongs"
+            f"the page has no benchmark section; put the lines\n{START}\n{END}\nwhere it belongs"
         )
     return f"{before}{START}\n{inside}\n{END}{after}"
 
@@ -82,19 +142,20 @@ def main(words: list[str], root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of step")
     options = parser.parse_args(words)
-    folder, readme = root / "benchmarks" / "results", root / "README.md"
-    if not readme.exists():
-        raise SystemExit(f"no README.md in {root}")
-    text = readme.read_text(encoding="utf-8")
-    wanted = filled(text, section(folder, root))
-    if not options.check:
-        readme.write_text(wanted, encoding="utf-8")
-        return 0
-    problems = stale(folder)
+    folder = root / "benchmarks" / "results"
+    problems = stale(folder) if options.check else []
     if problems:
         problems.append("run: python -m benchmarks report RESULTS.json")
-    if wanted != text:
-        problems.append(f"README.md is out of step with benchmarks/results; run: {COMMAND}")
+    for name, section in PAGES.items():
+        page = root / name
+        if not page.exists():
+            raise SystemExit(f"no {name} in {root}")
+        text = page.read_text(encoding="utf-8")
+        wanted = filled(text, section(folder, page))
+        if not options.check:
+            page.write_text(wanted, encoding="utf-8")
+        elif wanted != text:
+            problems.append(f"{name} is out of step with benchmarks/results; run: {COMMAND}")
     for line in problems:
         print(line, file=sys.stderr)
     return 1 if problems else 0

@@ -213,8 +213,8 @@ def summary(results: Results, searched: bool = False) -> str:
     return "\n".join(table)
 
 
-def conditions(results: Results, brief: bool = False) -> str:
-    """The machine and the settings, in a paragraph; ``brief`` leaves later runs to the report."""
+def conditions(results: Results) -> str:
+    """The machine and the settings, in a paragraph."""
     machine, settings = results.machine, results.settings
     name = machine.get("gpu") or machine["cpu"]
     detail = f" ({machine['cpu_detail']})" if machine.get("cpu_detail") else ""
@@ -225,18 +225,11 @@ def conditions(results: Results, brief: bool = False) -> str:
     made = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
     if "unfinished" in settings:
         made += f" **The run did not finish: {settings['unfinished']}.**"
-    again = settings.get("again", [])
-    if again and brief:
-        made += (
-            f" Pieces of work were measured again in later runs, {len(again)} of them, the last "
-            f"{again[-1]['started']}; the report tells each."
-        )
-    else:
-        made += "".join(
-            f" Pieces of work measured again: {each['pieces']}, by `{each['command']}`, "
-            f"{each['started']}, at {each['commit'] or 'an unknown commit'}."
-            for each in again
-        )
+    made += "".join(
+        f" Pieces of work measured again: {each['pieces']}, by `{each['command']}`, "
+        f"{each['started']}, at {each['commit'] or 'an unknown commit'}."
+        for each in settings.get("again", [])
+    )
     return (
         f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
         f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "

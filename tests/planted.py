@@ -292,7 +292,7 @@ def column_tail_dropped_in_training(p, x, w, b):
 
 @bug("values")
 def dilation_ignored_on_columns(p, x, w, b):
-    """The shape heeds the dilation of the columns, the taps do not."""
+    """The shape uses the dilation of the columns, the taps do not."""
 
     def dense(p, image, u, v):
         return tap(p, image.roll(v * (p.dilation[1] - 1), 3), u, v)

@@ -697,9 +697,9 @@ def test_what_was_run_again_takes_its_place(runs: dict[str, Path], tmp_path: Pat
         again = (row.case, row.work) == ("photo 9x9", "forward")
         assert (row.samples != before.samples) == again
     assert "Pieces of work measured again: 1, by `python -m" in report.conditions(both)
-    brief = report.conditions(both, brief=True)  # as in the README
-    assert "measured again in later runs, 1 of them, the last 2020-01-01 00:00 UTC" in brief
-    assert new.settings["command"] not in brief
+    line = readme.settings(both)
+    assert "parts measured again, last 2020-01-01 00:00 UTC" in line
+    assert new.settings["command"] not in line
 
     new.machine["cpu"] = "another CPU"
     new.cases[0]["dtype"] = "float64"
@@ -947,8 +947,10 @@ def test_maps_stands_for_the_three(capsys: Any):
 
 
 def test_the_readme_is_kept_in_step(runs: dict[str, Path], tmp_path: Path, capsys: Any):
-    page = tmp_path / "README.md"
-    page.write_text(f"# Title\n{readme.START}\n{readme.END}\nrest\n", encoding="utf-8")
+    page, speed = tmp_path / "README.md", tmp_path / "docs" / "speed.md"
+    speed.parent.mkdir()
+    for each in (page, speed):
+        each.write_text(f"# Title\n{readme.START}\n{readme.END}\nrest\n", encoding="utf-8")
     assert readme.main(["--check"], tmp_path) == 1  # not filled yet
     assert readme.main([], tmp_path) == 0
     assert readme.main(["--check"], tmp_path) == 0
@@ -967,7 +969,8 @@ def test_the_readme_is_kept_in_step(runs: dict[str, Path], tmp_path: Path, capsy
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# Title\n")
     assert text.endswith("rest\n")
-    assert "benchmarks/results/machine/speedup.svg" in text
+    assert "(benchmarks/results/machine/speedup.svg)" in text
+    assert "(../benchmarks/results/machine/speedup.svg)" in speed.read_text(encoding="utf-8")
 
     written = path.with_name("report.md")
     told = written.read_text(encoding="utf-8")

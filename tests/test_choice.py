@@ -112,7 +112,7 @@ def test_red_green_and_blue_are_not_left_to_blocks_of_sixteen(
     assert not isinstance(chosen, Aten)
 
 
-def test_the_readme_shows_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the rates that are shipped, two threads and the compiled kernels; without Triton."""
     problem = Problem.parse("n1c1-x1024-o1-k51-p25")
     if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
@@ -123,8 +123,8 @@ def test_the_readme_shows_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(triton_module, "_where_refusals", triton_module._where_refusals.__wrapped__)
     torch.set_num_threads(2)
     printed = str(make_plan(problem, CPU, torch.float32, "auto"))
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert f"$ python -m torch_corr explain n1c1-x1024-o1-k51-p25\n{printed}\n```" in readme
+    page = (Path(__file__).parent.parent / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert f"$ python -m torch_corr explain n1c1-x1024-o1-k51-p25\n{printed}\n```" in page
 
 
 def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def determinism(subject: Subject, case: Case) -> None:
 
 
 def remembers_nothing(subject: Subject, case: Case) -> None:
-    """Operands that were written to since are read anew, as an optimizer's step writes to them."""
+    """Operands that changed since the last call are read again, as after an optimizer's step."""
     x, w, g = case.operands()
     trained = leaves(x, w) if is_differentiable(case.dtype) else ()
 

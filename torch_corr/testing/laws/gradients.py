@@ -31,7 +31,7 @@ def differentiable(subject: Subject, case: Case) -> None:
 
 
 def gradients(subject: Subject, case: Case) -> None:
-    """Input and weight get the adjoints' values, of which complex ones conjugate the other."""
+    """Input and weight get the adjoints' values; complex ones conjugate the other operand."""
     problem = case.problem
     x, w, g = case.operands()
     x, w = leaves(x, w)
@@ -62,7 +62,7 @@ def frozen_operands(subject: Subject, case: Case) -> None:
 
 
 def second_order(subject: Subject, case: Case) -> None:
-    """The gradients' gradients are the form once more, its slots filled anew."""
+    """The gradients of the gradients are the same trilinear form with other operands."""
     problem = case.problem
     x, w, g = leaves(*case.operands())
     a, b, _ = case.another().operands()

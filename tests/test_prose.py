@@ -1,0 +1,133 @@
+"""Some words make prose hard to read; new text does without them.
+
+``tests/prose_allowances.json`` says how many each source file still contains.  A number may only
+shrink: ``python tests/test_prose.py`` lowers those that are too high.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TABLE = Path(__file__).with_name("prose_allowances.json")
+
+BANNED = {
+    r"of which": "start a new sentence, or name the thing",
+    r"what (?:nobody|there is|is left|is had)": "name the thing",
+    r"by what": "name the thing",
+    r"(?:is|are|was|were) had": "returns, gets",
+    r"lest": "so that ... not",
+    r"nobody": "name the actor, or use the passive",
+    r"who(?:m)?ever": "users who, callers that",
+    r"foretold|foretells?|foretelling": "predicted, predict",
+    r"heed(?:s|ed|ing)?": "use, respect",
+    r"mend(?:s|ed|ing)?": "fix, recompute",
+    r"for to": "because, to",
+    r"anew": "again",
+    r"sooner": "faster, earlier",
+    r"amid": "among, surrounded by",
+    r"unasked": "automatically",
+    r"spelt": "written",
+    r"held against": "compared with",
+    r"for the sake of": "for",
+}
+"""Pattern -> what to write instead."""
+
+BREAK = r"\s+(?:(?:#+|//+)\s*)?"  # a space, or the end of a line and the mark of a comment
+PATTERN = re.compile(
+    rf"\b(?:{'|'.join(BANNED)})\b".replace(" ", BREAK),
+    re.IGNORECASE,
+)
+FILES = ("*.md", ".ci/run", "docs/*.md", "benchmarks/*.md", "examples/*.md")
+SOURCES = ("torch_corr", "tests", "benchmarks", "examples")
+
+
+def checked_files() -> list[Path]:
+    """Documents first, then the sources in Python and C++; not this file."""
+    found = [path for pattern in FILES for path in sorted(ROOT.glob(pattern))]
+    for folder in SOURCES:
+        found += [
+            path
+            for path in sorted((ROOT / folder).rglob("*"))
+            if path.suffix in {".py", ".cpp", ".hpp", ".c", ".sh"} and path != Path(__file__)
+        ]
+    return found
+
+
+def findings(text: str) -> list[str]:
+    """``line N: phrase`` for each banned phrase; names such as ``test_of_which`` count too."""
+    text = text.replace("_", " ")
+    return [
+        f"line {text.count(chr(10), 0, match.start()) + 1}: {' '.join(match[0].split())!r}"
+        for match in PATTERN.finditer(text)
+    ]
+
+
+def prose(path: Path) -> str:
+    """The text of a file; in documents without names in backticks."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"`[^`\n]*`", "", text) if path.suffix == ".md" else text
+
+
+def counts() -> dict[str, list[str]]:
+    """The findings of each file that has some, by its path."""
+    found = {path.relative_to(ROOT).as_posix(): findings(prose(path)) for path in checked_files()}
+    return {name: lines for name, lines in found.items() if lines}
+
+
+def allowances() -> dict[str, int]:
+    return dict(json.loads(TABLE.read_text(encoding="utf-8")))
+
+
+def write(table: dict[str, int]) -> None:
+    TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def test_no_file_has_more_banned_words_than_it_had() -> None:
+    """The failure lists all of a file's findings, old ones too."""
+    allowed = allowances()
+    for name, lines in counts().items():
+        assert len(lines) <= allowed.get(name, 0), (
+            f"{name} has {len(lines)} banned words, {allowed.get(name, 0)} are allowed:\n"
+            + "\n".join(lines)
+            + "\nRewrite the new ones; BANNED in tests/test_prose.py says how."
+        )
+
+
+def test_allowances_only_shrink() -> None:
+    """An allowance is lowered with each word that is removed, so it does not come back."""
+    found = counts()
+    high = [name for name, number in allowances().items() if number > len(found.get(name, ()))]
+    assert not high, f"fewer banned words than allowed; run python tests/test_prose.py: {high}"
+
+
+def test_documents_have_no_banned_words() -> None:
+    documents = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run")
+    for name in (*documents, *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))):
+        assert name not in allowances()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It is slow, lest auto take it.",
+        "def test_nobody_waits():",
+        "a value, of\n    # which there are two",
+        "what is\n// foretold",
+    ],
+)
+def test_banned_words_are_found(text: str) -> None:
+    assert len(findings(text)) == 1
+
+
+def test_other_words_are_not() -> None:
+    assert not findings("Recommended: amend the commit; the latest of 3 machines, which is fast.")
+
+
+if __name__ == "__main__":
+    now = {name: len(lines) for name, lines in counts().items()}
+    write({name: min(n, now[name]) for name, n in allowances().items() if name in now})
