@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.library import opcheck as torch_opcheck
 
+from ..._torch_compat import CustomOpDef, OpOverload, OpOverloadPacket
 from ...problem import Problem
 from ..subject import Case, Refusal, Silence, Subject, Violation, arguments, require_alike
 from .base import is_differentiable, leaves, moot
