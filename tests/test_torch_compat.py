@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch_corr import _torch_compat as compat
 from torch_corr.functional import has_own_functions
 
 PACKAGE = Path(torch_corr.__file__).parent
+TOOL = Path(__file__).parent.parent / "tools" / "versions.py"
 
 
 @pytest.mark.parametrize("name", compat.PRIVATE)
@@ -153,3 +155,19 @@ def test_private_names_are_in_one_module(path: Path) -> None:
         return
     found = list(_private_names(path.read_text()))
     assert not found, f"{path.relative_to(PACKAGE)}: take from _torch_compat.py what is {found}"
+
+
+def test_table_of_versions_keeps_rows() -> None:
+    """A run of one version leaves the rows of others, in the order of versions."""
+    spec = importlib.util.spec_from_file_location("versions", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    versions: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(versions)
+    rows = {
+        version: versions.Row(version, "all", "5", "0", "1", "9", "0")
+        for version in ("2.13.0", "2.9.1")
+    }
+    text = versions.write_rows(rows)
+    assert versions.read_rows(text) == rows
+    assert text.index("| 2.9.1 |") < text.index("| 2.13.0 |")
