@@ -38,7 +38,7 @@ from torch_corr.algorithms.base import FEW as FEW_PAIRS
 from torch_corr.algorithms.base import definition_flops, operand_bytes
 from torch_corr.algorithms.triton.algorithm import Triton, form_of
 from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
-from torch_corr.algorithms.triton.form import Launch
+from torch_corr.algorithms.triton.form import FUSION, Launch
 from torch_corr.planning.machine import peak_rates
 
 from .cases import CASES, CUDA_CASES
@@ -188,7 +188,7 @@ def compiled_by_triton(launch: Launch, architecture: int) -> Any:
     kernel = getattr(import_module("torch_corr.algorithms.triton.kernels"), launch.kernel)
     backend = compiler.make_backend(target)
     bind = jit.create_function_from_signature(kernel.signature, kernel.params, backend)
-    keywords = {**launch.constants, **launch.options}
+    keywords = {**launch.constants, **launch.options, **FUSION}
     bound, specialization, options = bind(*launch.arguments, **keywords)
     options, signature, constants, attributes = kernel._pack_args(
         backend, keywords, bound, specialization, options

@@ -32,11 +32,22 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
-from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 from torch.autograd import Function, forward_ad
 
+from ._torch_compat import (
+    FunctorchFunctionalizeAPI,
+    TransformType,
+    add_batch_dim,
+    are_functorch_transforms_active,
+    below_autograd,
+    decrement_old_vmap,
+    increment_old_vmap,
+    innermost_transform,
+    is_forward_mode,
+    is_fwd_grad_enabled,
+    is_old_batched,
+    remove_batch_dim,
+)
 from .algorithms import MAPS, MapName
 from .operators import (
     INPUT,
@@ -79,14 +90,14 @@ def trilinear(
     """
     slots = (input, weight, output)
     route: type[_Rules] = Correlation
-    if torch._C._are_functorch_transforms_active():
+    if are_functorch_transforms_active():
         route = CorrelationTransformed
-        innermost = retrieve_current_functorch_interpreter()
+        innermost = innermost_transform()
         if innermost.key() == TransformType.Functionalize:
             return _under_functionalize(innermost, plan, slots)
     elif any(map(_is_old_batched, slots)):
         return _under_old_vmap(plan, slots)
-    elif forward_ad._current_level >= 0 and any(map(_has_tangent, slots)):
+    elif is_forward_mode() and any(map(_has_tangent, slots)):
         route = CorrelationOfDuals
     elif not torch.is_grad_enabled() or not any(map(_requires_grad, slots)):
         return run(plan, slots)  # as the first gradients; a Function costs as much as conv2d
@@ -260,7 +271,7 @@ def _under_functionalize(transform: Any, plan: Plan | Deferred, slots: Slots) ->
     Whatever was written to the operands is in them; a map writes to nothing and makes no view.
     """
     api = FunctorchFunctionalizeAPI(transform)
-    plain: Any = api.unwrap_tensors(tuple(slots))  # type: ignore[arg-type]
+    plain: Any = api.unwrap_tensors(tuple(slots))
     with api.redispatch_to_next():
         result = trilinear(plan, *plain)
     (wrapped,) = api.wrap_tensors((result,))
@@ -271,13 +282,11 @@ def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
     """The same for the vmap that came before torch.func, which ``is_grads_batched`` still uses."""
     level = _innermost_old_level(slots)
     # An operand that is not mapped at this level comes back with an axis of length 1.
-    leading = [
-        value if value is None else torch._remove_batch_dim(value, level, 1, 0) for value in slots
-    ]
+    leading = [value if value is None else remove_batch_dim(value, level, 1, 0) for value in slots]
     times = max(value.shape[0] for value in leading if value is not None)
     mapped = [value is not None and value.shape[0] == times for value in leading]
     operands = [value if value is None or has else value[0] for value, has in zip(leading, mapped)]
-    return torch._add_batch_dim(_mapped(plan, operands, mapped, times), 0, level)
+    return add_batch_dim(_mapped(plan, operands, mapped, times), 0, level)
 
 
 _OLD_LEVELS = 64
@@ -291,12 +300,12 @@ def _innermost_old_level(slots: Slots) -> int:
     is none; where the thread has one it is no deeper than that.
     """
 
-    nesting = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    nesting = increment_old_vmap() - 1
+    decrement_old_vmap()
 
     def mapped(value: Tensor, level: int) -> bool:
         # One that is not comes back with an axis as long as one likes.
-        one, two = (torch._remove_batch_dim(value, level, n, 0).shape[0] for n in (1, 2))
+        one, two = (remove_batch_dim(value, level, n, 0).shape[0] for n in (1, 2))
         return one == two
 
     batched = [value for value in slots if value is not None and _is_old_batched(value)]
@@ -308,7 +317,7 @@ def _innermost_old_level(slots: Slots) -> int:
 
 
 def _is_old_batched(value: Tensor | None) -> bool:
-    return value is not None and torch._C._functorch.is_legacy_batchedtensor(value)
+    return value is not None and is_old_batched(value)
 
 
 def _remember(ctx: Any, plan: Plan | Deferred, slots: Slots) -> None:
@@ -332,9 +341,7 @@ def _with(slots: Slots, slot: int, value: Tensor | None) -> list[Tensor | None]:
 def _is_transformed(slots: Slots) -> bool:
     """Whether a map of these is more than its numbers: a vmap, old or new, or a tangent."""
     return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or any(map(_is_old_batched, slots))
+        are_functorch_transforms_active() or is_forward_mode() or any(map(_is_old_batched, slots))
     )
 
 
@@ -397,18 +404,18 @@ def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any)
     """An operator above autograd: the rules, where there is something to differentiate."""
     operands = first, second
     if (torch.is_grad_enabled() and any(value.requires_grad for value in operands)) or (
-        torch._C._is_fwd_grad_enabled()
-        and forward_ad._current_level >= 0
+        is_fwd_grad_enabled()
+        and is_forward_mode()
         and any(_has_tangent(value) for value in operands)
     ):
-        if torch._C._are_functorch_transforms_active():
+        if are_functorch_transforms_active():
             raise NotImplementedError(
                 f"torch_corr::{map} cannot be differentiated by torch.func when it is called "
                 f"itself; call torch_corr.corr2d, which can"
             )
         plan = plan_of(map, first, second, *arguments)
         return trilinear(plan, *slots_of(map, first, second))
-    with torch._C._AutoDispatchBelowAutograd():
+    with below_autograd():
         result: Tensor = getattr(torch.ops.torch_corr, map)(first, second, *arguments)
     return result
 

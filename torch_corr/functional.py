@@ -7,14 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext
 from torch.compiler import is_dynamo_compiling
 from torch.fx import Proxy
-from torch.jit._trace import TracerWarning
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 from torch.nn.functional import pad
 from torch.overrides import handle_torch_function, has_torch_function_variadic
-from torch.utils._python_dispatch import _disable_current_modes
 
+from ._torch_compat import (
+    TracingContext,
+    are_functorch_transforms_active,
+    disable_current_modes,
+    dispatch_stack_depth,
+    get_tracing_state,
+    is_any_autocast,
+    is_tracing,
+    set_tracing_state,
+)
 from .algorithms import Aten
 from .algorithms.aten import are_misread, conv2d, quick_in_channels_last
 from .algorithms.base import is_channels_last
@@ -43,10 +51,6 @@ from .problem import (
 )
 from .sharding import is_distributed
 from .suggest import did_you_mean
-
-# Looked up once, since the smallest layers would notice.
-_are_transforms_active = torch._C._are_functorch_transforms_active
-_is_any_autocast = torch._C._is_any_autocast_enabled
 
 IN_CHANNELS_LAST = Auto(channels_last=True)
 
@@ -162,7 +166,7 @@ def corr2d(
     if bias is not None:
         _check_bias(bias, weight, plan.problem)
     if _written_down():
-        if padding == "same" and max(plan.problem.stride) > 1 and torch._C._is_tracing():
+        if padding == "same" and max(plan.problem.stride) > 1 and is_tracing():
             _warn_of_one_size(plan.problem)
         result = _standard(plan.problem, images, filters, bias)
     else:
@@ -385,7 +389,7 @@ def _conv2d_if_chosen(
     It brings PyTorch's own derivatives, which are the same.  The arguments go to PyTorch as
     they are, and what it refuses is refused in our words.
     """
-    if _are_transforms_active():
+    if are_functorch_transforms_active():
         return None  # conv2d mistakes the shape of a vmap over nothing
     if type(input) is not Tensor and is_distributed((input, weight)):
         return None  # conv2d's second derivative of DTensors is silently wrong
@@ -397,7 +401,7 @@ def _conv2d_if_chosen(
             if not trained.is_leaf:
                 return None
         device, dtype = input.device, input.dtype
-        if _is_any_autocast():
+        if is_any_autocast():
             dtype = _dtype_under_autocast(input)
         shapes = input.shape, weight.shape
         asked = *shapes, stride, padding, dilation, groups, device, dtype
@@ -466,9 +470,9 @@ def _is_conv2d(
 def _plan(*arguments: Any) -> Plan | Deferred:
     """The plan for the arguments of :func:`_known_plan`, of which sizes may be symbols."""
     try:
-        if torch._C._len_torch_dispatch_stack() == 0:
+        if dispatch_stack_depth() == 0:
             return _known_plan(*arguments)
-        with _disable_current_modes():  # if it measures, then on tensors that are no fakes
+        with disable_current_modes():  # if it measures, then on tensors that are no fakes
             return _known_plan(*arguments)
     except TypeError:  # a symbol has no hash
         *geometry, device, dtype, algorithm = arguments
@@ -514,13 +518,13 @@ def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
 @left_alone
 def _is_compiling() -> bool:
     """Whether a compiler is making a graph of operators, as it does of fake tensors."""
-    return torch._C._len_torch_dispatch_stack() > 0 and TracingContext.try_get() is not None
+    return dispatch_stack_depth() > 0 and TracingContext.try_get() is not None
 
 
 @left_alone
 def _written_down() -> bool:
     """Whether the program is being written for others to run: ``torch.export`` or a trace."""
-    return torch.compiler.is_exporting() or torch._C._is_tracing()
+    return torch.compiler.is_exporting() or is_tracing()
 
 
 @left_alone
@@ -544,15 +548,14 @@ def _warn_of_one_size(problem: Problem) -> None:
 @left_alone
 def _shape(value: Tensor) -> tuple[int, ...]:
     """The shape in numbers, or in symbols; under ``torch.jit.trace`` it would be of tensors."""
-    state = torch._C._get_tracing_state()
+    state = get_tracing_state()
     if state is None:
         return value.shape
-    pause: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
-    pause(None)
+    set_tracing_state(None)
     try:
         return value.shape
     finally:
-        pause(state)
+        set_tracing_state(state)
 
 
 @left_alone
@@ -575,7 +578,7 @@ def _hands_on_channels_last(operand: Tensor) -> bool:
     """
     return (
         (operand.is_floating_point() or operand.is_complex())
-        and not torch._C._are_functorch_transforms_active()  # a mapped tensor cannot tell
+        and not are_functorch_transforms_active()  # a mapped tensor cannot tell
         and is_channels_last(operand)
     )
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
-from torch.nn.modules.conv import _LazyConvXdMixin
 from torch.nn.parameter import UninitializedParameter
 
+from ._torch_compat import LazyConvXdMixin
 from .functional import PADDING_MODES, corr2d, wrap
 from .operators import left_alone
 from .planning.plan import AlgorithmLike, find_algorithm
@@ -173,7 +173,7 @@ class Corr2d(nn.Conv2d):
         return f"{super().extra_repr()}{named}"  # type: ignore[no-untyped-call]
 
 
-class LazyCorr2d(_LazyConvXdMixin, Corr2d):  # type: ignore[misc]
+class LazyCorr2d(LazyConvXdMixin, Corr2d):  # type: ignore[misc]
     """A :class:`Corr2d` that learns ``in_channels`` from its first input and becomes one.
 
     Arguments, errors and shapes are those of :class:`Corr2d` without ``in_channels``.

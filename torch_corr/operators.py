@@ -22,11 +22,18 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
+from ._torch_compat import (
+    FrameAction,
+    FrameExecStrategy,
+    dispatch_stack_depth,
+    is_functorch_wrapped,
+    is_profiling,
+    set_code_exec_strategy,
+)
 from .algorithms import MAPS, MapName
 from .algorithms.base import SLOTS, Slot, is_channels_last, shape_of
 from .planning.auto import Auto
@@ -43,11 +50,8 @@ OPERANDS = {map: tuple(_NAMES.index(slot) for slot in SLOTS[map][:2]) for map in
 
 _MAP_OF = {_NAMES.index(SLOTS[map][2]): map for map in MAPS}
 _PLAIN = (Tensor, Parameter)
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-_is_profiling = torch._C._autograd._profiler_enabled
 
-
-_LEFT_ALONE = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+_LEFT_ALONE = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -126,7 +130,7 @@ def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | Non
     if not isinstance(plan, Plan) or not plan.has_both_gradients or _watched(slots):
         return None
     filled = [value for value in slots if value is not None]
-    if not _is_profiling():
+    if not is_profiling():
         return plan.run_gradients(*filled)
     with record_function("torch_corr::aten.grad_input, grad_weight"):
         return plan.run_gradients(*filled)
@@ -152,14 +156,15 @@ def open_slot(slots: Slots) -> int:
 
 
 def _watched(slots: Slots) -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0 or any(
-        value is not None and (type(value) not in _PLAIN or _is_wrapped(value)) for value in slots
+    return dispatch_stack_depth() > 0 or any(
+        value is not None and (type(value) not in _PLAIN or is_functorch_wrapped(value))
+        for value in slots
     )
 
 
 def _recorded(plan: Plan, map: MapName, slots: Slots) -> Tensor:
     """Run a plan, under a name such as ``torch_corr::fft.grad_weight`` where a profiler is on."""
-    if not _is_profiling():
+    if not is_profiling():
         return plan.run(*slots)
     with record_function(f"torch_corr::{getattr(plan, map).name}.{map}"):
         return plan.run(*slots)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, cast
 
 import torch
 
+from ._torch_compat import check
 from .suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -378,7 +379,7 @@ def as_sides(padding: Any) -> Sides:
 
 def require(condition: bool, message: Callable[[], str]) -> None:
     """Raise RuntimeError unless the condition holds; of data-dependent sizes, when a graph runs."""
-    torch._check(condition, message)  # type: ignore[no-untyped-call]
+    check(condition, message)
 
 
 def is_data_dependent(sizes: Iterable[int]) -> bool:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
-from torch._library.opaque_object import register_opaque_type
-from torch._opaque_base import OpaqueBaseMeta
+
+from ._torch_compat import OpaqueBaseMeta, register_value_type
 
 
-class _ValueMeta(OpaqueBaseMeta, ABCMeta):
+class _ValueMeta(OpaqueBaseMeta, ABCMeta):  # type: ignore[misc]
     """PyTorch 2.11 registers only classes of its own metaclass, later versions any."""
 
     # PyTorch's own takes the fake of a value for one, too; nobody here asks, and it takes longer.
@@ -32,7 +32,7 @@ class Value(metaclass=_ValueMeta):
         # PyTorch refuses what compares by identity, and a second class of one name, as where a
         # notebook's cell runs again, which it has noted by then.  Later versions look at the bases.
         with suppress(TypeError, RuntimeError):
-            register_opaque_type(cls, typ="value")
+            register_value_type(cls)
 
     def __post_init__(self) -> None:
         """Raises TypeError for an option that is no value: plans are remembered by them."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .._torch_compat import onednn_has_bfloat16
 from ..problem import Pair, Problem
 from .base import (
     COMPLEX,
@@ -290,7 +291,7 @@ class Aten(Fitted):
 Sides: TypeAlias = tuple[int, int, int, int]
 """Left, right, top and bottom, as ``pad`` takes them."""
 
-_ONEDNN_HAS_BFLOAT16: bool = torch._C._has_mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+_ONEDNN_HAS_BFLOAT16 = onednn_has_bfloat16()
 """Whether oneDNN computes bfloat16 on this processor; PyTorch's own loops are slow and rough."""
 
 _BY_ONEDNN = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)

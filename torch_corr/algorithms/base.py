@@ -20,8 +20,8 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_channels_last_contiguous_or_false_2d, is_contiguous_or_false
 
+from .._torch_compat import fp32_precision, is_channels_last_or_false, is_contiguous_or_false
 from ..problem import Problem, as_int, is_data_dependent
 from ..value import Value
 
@@ -244,7 +244,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def may_use_tf32(dtype: torch.dtype) -> bool:
     """Whether CUDA's convolutions may round float32 operands to TF32: PyTorch's setting."""
     # As torch.backends.cudnn.conv.fp32_precision, which takes 2 us: every call asks.
-    precision: str = torch._C._get_fp32_precision_getter("cuda", "conv")
+    precision = fp32_precision("cuda", "conv")
     return dtype == torch.float32 and precision == "tf32"
 
 
@@ -257,7 +257,7 @@ def matrix_speed(dtype: torch.dtype) -> float:
 
 def products_may_use_tf32(dtype: torch.dtype) -> bool:
     """The same of CUDA's matrix products, whose setting is another; complex ones too."""
-    precision: str = torch._C._get_fp32_precision_getter("cuda", "matmul")
+    precision = fp32_precision("cuda", "matmul")
     return dtype in (torch.float32, torch.complex64) and precision == "tf32"
 
 
@@ -266,7 +266,7 @@ def is_channels_last(tensor: Tensor) -> bool:
     symbolic = tensor._has_symbolic_sizes_strides
     if symbolic and is_data_dependent((*tensor.shape, *tensor.stride())):
         # False where that depends on sizes that are not known yet.
-        last = is_channels_last_contiguous_or_false_2d(tensor)
+        last = is_channels_last_or_false(tensor)
         return last and not is_contiguous_or_false(tensor)
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload, OpOverloadPacket
 
+from .._torch_compat import OpOverload, OpOverloadPacket
 from ..algorithms import dtype_name
 from ..problem import Problem
 from .bounds import Componentwise, ErrorModel, Slots

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from .configs import Config, Product
 
+FUSION = {"enable_fp_fusion": True}
+"""Products and sums are fused, as Triton does by default up to 3.9, which warns of a change."""
+
 
 class Fresh(NamedTuple):
     """A tensor of a form that is allocated, of this shape and these strides."""
@@ -94,7 +97,8 @@ class Launch:
         kernel = getattr(_kernels(), self.kernel)
         count = len(self.places)
         arguments = (*(tensors[place] for place in self.places), *self.arguments[count:])
-        made = kernel[(self.grid,)](*arguments, **self.constants, **self.options)
+        options = {**self.options, **FUSION}
+        made = kernel[(self.grid,)](*arguments, **self.constants, **options)
         if hasattr(made, "result"):  # Under triton.AsyncCompileMode.
             made = made.result()
         if made is not None:  # The interpreter compiles nothing.
