@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import (
+from torch import Tensor
+
+from support.laws import (
     FLOATS,
     UNDER_TEST,
     algorithm_id,
@@ -21,8 +23,6 @@ from laws import (
     needs_onednn,
     promise,
 )
-from torch import Tensor
-
 from torch_corr import (
     FFT,
     Algorithm,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import needs_onednn
 from torch import nn
 
+from support.laws import needs_onednn
 from torch_corr import (
     ALGORITHMS,
     Algorithm,

@@ -9,11 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, assert_as_right, exact, network, outcome, yardstick, yardstick_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import models
+from support.networks import (
+    NETWORKS,
+    assert_as_right,
+    exact,
+    network,
+    outcome,
+    yardstick,
+    yardstick_of,
+)
 from torch_corr import Direct, Problem, convert, corr2d, intercept
 
 KERNELS = not Direct().refusals(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
@@ -67,8 +75,8 @@ def test_compiled(
     """Every pair of mode, dtype and way with one backend; with --compilers all of everything.
 
     The bound is nn.Conv2d's own scatter over data that differ by one rounding, about the float64
-    result, times a factor that is derived in networks.py.  Inductor sums in another order than
-    eager PyTorch, so nn.Conv2d's network is compiled by it too.
+    result, times a factor that is derived in support/networks.py.  Inductor sums in another order
+    than eager PyTorch, so nn.Conv2d's network is compiled by it too.
     """
     usual = backend == "aot_eager" and (how == "converted") == (train != halves)
     if not usual and not request.config.getoption("--compilers"):

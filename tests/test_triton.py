@@ -24,10 +24,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_bugs import BUGS, changed
-from laws import FLOATS, assert_right
 from torch import Tensor
 
+from support.kernel_bugs import BUGS, changed
+from support.laws import FLOATS, assert_right
+from support.maps import OPERANDS
 from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d
 from torch_corr.algorithms import CheckedFFT
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
@@ -65,11 +66,6 @@ on_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA and Triton")
 
 each_map = pytest.mark.parametrize("map", MAPS)
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
-OPERANDS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-}
 
 
 @pytest.fixture(autouse=True)

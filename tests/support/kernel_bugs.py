@@ -1,10 +1,11 @@
 """Bugs planted in the Triton kernels, each with the test that must catch it.
 
-    TRITON_INTERPRET=1 python tests/kernel_bugs.py          every bug; exit code 1: one was missed
-    TRITON_INTERPRET=1 python tests/kernel_bugs.py period   those with the word in their name
+    TRITON_INTERPRET=1 python tests/support/kernel_bugs.py          every bug
+    TRITON_INTERPRET=1 python tests/support/kernel_bugs.py period   bugs with the word in their name
 
 A bug is one change to the text of a module.  The changed text is imported in the module's place by
 a process of its own, which runs the test; no file of the package is touched.
+Exit code 1: a bug was missed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 ALGORITHMS = TESTS.parent / "torch_corr" / "algorithms"
 KERNELS = "kernels"
 
