@@ -15,11 +15,12 @@ from torch import Tensor
 
 from support.laws import FLOATS, assert_right
 from support.maps import OPERANDS
+from support.needs import KERNELS, needs
 from torch_corr import MAPS, Direct, Problem, native
 from torch_corr.testing import oracle
 
 compiled = native.compiled
-pytestmark = pytest.mark.skipif(compiled is None, reason="the kernels are not compiled here")
+pytestmark = needs(KERNELS)
 ISAS = compiled.isas() if compiled else []
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_map = pytest.mark.parametrize("map", MAPS)
