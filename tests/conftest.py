@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from torch_corr import Algorithm, Problem
-
-SMALLEST = Problem.parse("n1c1-x1-o1-k1")
+from support.needs import COMPILERS, CUDA, HERE, NOTHING_TO_TEST, lacks, needs
 
 # The first call into torch takes seconds, so no deadline; the same examples every time, so
 # that a red run can be run again.  --wander draws new ones each time.
@@ -49,30 +49,61 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*what, unless): see support/needs.py")
+    config.stash[LEFT_OUT] = Counter()
+    HERE[COMPILERS] = config.getoption("--compilers")
     if config.getoption("--wander"):
         settings.load_profile("wander")
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+# A Counter: how many tests were not collected, by what they need.
+LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Leave out the tests that cannot run here, and count them."""
+    made = yield
+    if not isinstance(made, list):
+        return made
+    found = [(item, lacks(item)) for item in made]
+    collector.config.stash[LEFT_OUT].update(what for _, what in found if what)
+    return [item for item, what in found if what is None]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist tells the process that prints the summary."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collects the same tests: any one's count will do."""
+    if hasattr(node, "workeroutput"):
+        node.config.stash[LEFT_OUT] = Counter(node.workeroutput.get("left_out", {}))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """One line says how many tests of these files were left out, and what they need."""
+    left_out = config.stash[LEFT_OUT].copy()
+    left_out.pop(NOTHING_TO_TEST, None)
+    if left_out:
+        (what, count), *others = left_out.most_common()
+        counts = [f"{count:,} tests that need {what}"]
+        counts += [f"{count:,} that need {what}" for what, count in others]
+        terminalreporter.write_line(f"left out: {', '.join(counts)}")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs(CUDA))])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device in turn; TF32 off, so that float32 is float32 everywhere."""
     if request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("no CUDA")
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(request.param)
-
-
-@pytest.fixture(autouse=True)
-def _able(request: pytest.FixtureRequest) -> None:
-    """Skip an algorithm that is not for this device at all, with its own words."""
-    parameters = getattr(request.node, "callspec", None)
-    algorithm = parameters.params.get("algorithm") if parameters else None
-    if isinstance(algorithm, Algorithm):
-        device = torch.device(parameters.params.get("device", "cpu"))
-        if reasons := algorithm.refusals(SMALLEST, device, torch.float32):
-            pytest.skip(f"{algorithm.name} on {device.type}: {reasons[0]}")
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from laws import assert_right
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from support.laws import assert_right
+from support.maps import OPERANDS
 from torch_corr import MAPS, Aten, Corr2d, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
 from torch_corr.testing import litter
@@ -22,11 +23,6 @@ WIDE = [
     "n1c1-x3x40-o2-k1x60-p0x29",
 ]
 STRIDED = "n2c4-x9x8-o4-k3-s2-p1-g4"
-READ = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-}
 
 
 def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
@@ -57,7 +53,9 @@ def test_what_pytorch_is_quick_at_is_left_to_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_strided_depthwise_halves_are_rounded_once(map: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(STRIDED)
-    slots = {slot: torch.randn(getattr(problem, f"{slot}_shape")).to(dtype) for slot in READ[map]}
+    slots = {
+        slot: torch.randn(getattr(problem, f"{slot}_shape")).to(dtype) for slot in OPERANDS[map]
+    }
     result = getattr(Aten(), map)(problem, *slots.values())
     assert result.dtype == dtype
     assert_right(result, problem, **slots, algorithm=Aten())

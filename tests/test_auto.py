@@ -11,20 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_corr import MAPS, Aten, Auto, Corr2d, Direct, Problem, Unfold, corr2d, explain, plan
+from support.needs import KERNELS, needs
+from torch_corr import MAPS, Aten, Auto, Corr2d, Problem, Unfold, corr2d, explain, plan
 from torch_corr.operators import spelled
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
 from torch_corr.planning.plan import forget_plans, make_plan
 
 CPU = torch.device("cpu")
-compiled = pytest.mark.skipif(
-    bool(Direct().refusals(Problem.parse("n1c1-x1-o1-k1"), CPU, torch.float32)),
-    reason="the kernels are not compiled here",
-)
 
 
-@compiled
+@needs(KERNELS)
 @pytest.mark.parametrize(
     ("case", "chosen"),
     [

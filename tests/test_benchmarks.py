@@ -17,8 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spies import Sees
 from torch import Tensor
+
+from support.spies import Sees
 
 # The suite is run from the checkout and not installed; what is installed comes first.
 sys.path.append(str(Path(__file__).parent.parent))

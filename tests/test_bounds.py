@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from planted import assemble, problem_of, winograd
 from torch import Tensor
 
+from support.planted import assemble, problem_of, winograd
 from torch_corr import FFT, MAPS, Naive, Problem
 from torch_corr.testing import (
     TF32_READING,

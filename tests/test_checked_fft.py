@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_fft import operands_of, reference, some
-from test_memory import Peak
 from torch import Tensor
 
+from support.maps import operands_of, reference, some
+from support.memory import Peak
 from torch_corr import FFT, MAPS, Auto, Naive, Problem, Triton, Unfold, corr2d
 from torch_corr.algorithms import Algorithm, CheckedFFT, MapName
 from torch_corr.algorithms.fft import certificate

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import algorithm_id
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, skip_init
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as selective
 
+from support.laws import algorithm_id
 from torch_corr import FFT, Algorithm, Aten, Corr2d, Problem, Unfold, corr2d
 from torch_corr.planning.plan import able_algorithms
 

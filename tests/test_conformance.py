@@ -10,14 +10,14 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import detection
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import conv2d_is_sound
-from planted import BUGS, Bug, right
 from torch import Tensor
 
+from support import detection
+from support.laws import conv2d_is_sound
+from support.planted import BUGS, Bug, right
 from torch_corr import corr2d
 from torch_corr.testing import (
     CLAIMS,
@@ -58,7 +58,7 @@ def test_there_are_bugs_enough_and_one_for_each_law() -> None:
 
 
 def test_the_tables_of_the_docs_are_in_step() -> None:
-    """As far as they do not depend on a run; ``python tests/detection.py`` writes them."""
+    """As far as they do not depend on a run; ``python -m support.detection`` writes them."""
     page = detection.PAGE.read_text()
     for law in LAWS:
         assert detection.row(*detection.spoken(law)) in page, law.name

@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import (
+from torch import Tensor
+
+from support.laws import (
     FLOATS,
     UNDER_TEST,
     algorithm_id,
     assert_close,
     each_algorithm,
-    needs_onednn,
     promise,
 )
-from torch import Tensor
-
+from support.needs import ONEDNN, needs
 from torch_corr import (
     FFT,
     Algorithm,
@@ -358,7 +358,7 @@ def test_a_stride_that_is_never_taken(stride: int) -> None:
         assert gradient.sum() == 4
 
 
-@needs_onednn
+@needs(ONEDNN)
 @pytest.mark.parametrize("algorithm", ["auto", "aten", Auto(), Aten()], ids=repr)
 def test_images_in_onednns_layout_go_to_conv2d(algorithm: Algorithm | Auto | str) -> None:
     """Opaque to everybody but PyTorch; a layer and the function, weights in either layout."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from spies import Spy
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from support.spies import Spy
 from torch_corr import Algorithm, Corr2d, LazyCorr2d, Unfold, convert
 
 

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import UNDER_TEST, algorithm_id, each_algorithm, each_choice
 from torch import Tensor
 from torch._vmap_internals import _vmap
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from support.laws import UNDER_TEST, algorithm_id, each_algorithm, each_choice
 from torch_corr import Algorithm, Aten, Corr2d, Problem, corr2d
 from torch_corr.autograd import trilinear
 from torch_corr.planning.plan import make_plan

@@ -11,21 +11,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import FLOATS, assert_right
 from torch import Tensor
 
+from support.laws import FLOATS, assert_right
+from support.maps import OPERANDS
+from support.needs import KERNELS, needs
 from torch_corr import MAPS, Direct, Problem, native
 from torch_corr.algorithms import MapName
 from torch_corr.testing import oracle
 
 compiled = native.compiled
-pytestmark = pytest.mark.skipif(compiled is None, reason="the kernels are not compiled here")
+pytestmark = needs(KERNELS)
 ISAS = compiled.isas() if compiled else []
-OPERANDS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-}
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_map = pytest.mark.parametrize("map", MAPS)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)

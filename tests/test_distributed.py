@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_worker import (
+from torch.distributed.tensor import Partial
+
+from support.distributed_worker import (
     ALGORITHMS,
     CASES,
     PROCESSES,
@@ -21,17 +24,15 @@ from distributed_worker import (
     trained,
     two_orders,
 )
-from laws import assert_right
-from networks import assert_as_right, farthest
-from torch.distributed.tensor import Partial
-
+from support.laws import assert_right
+from support.networks import assert_as_right, farthest
 from torch_corr.planning.plan import find_algorithm
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="this PyTorch is built without distributed"
 )
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found; started once for all tests."""
     folder = tmp_path_factory.mktemp("processes")
     ranks = range(PROCESSES)
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(folder)],
+            [sys.executable, "-m", "support.distributed_worker", str(rank), str(folder)],
+            env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import needs_onednn
 from torch import nn
 
+from support.needs import ONEDNN, needs
 from torch_corr import (
     ALGORITHMS,
     Algorithm,
@@ -260,7 +260,7 @@ def test_what_is_no_strided_tensor_of_a_known_dtype() -> None:
     assert isinstance(refusal(corr2d, quantized, quantized), RuntimeError)
 
 
-@needs_onednn
+@needs(ONEDNN)
 def test_onednns_layout_is_refused_where_pytorch_does_not_compute() -> None:
     opaque = X.to_mkldnn()
     for more in ({"algorithm": "unfold"}, {"padding": 1, "padding_mode": "reflect"}):

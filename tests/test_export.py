@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import algorithm_id
 from torch import Tensor, nn
 from torch.export import Dim
 
+from support.laws import algorithm_id
 from torch_corr import Algorithm, Corr2d, Naive, Problem, Unfold, convolve2d, corr2d
 from torch_corr.planning.plan import able_algorithms
 

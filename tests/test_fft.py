@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from laws import assert_right
-from test_memory import Peak
-from torch import Tensor
 
+from support.laws import assert_right
+from support.maps import operands_of, reference, some
+from support.memory import Peak
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms.base import MapName
 from torch_corr.algorithms.fft import algorithm as fft
@@ -22,7 +22,7 @@ from torch_corr.algorithms.fft.tiling import (
     fast_length,
     grad_input_as_forward,
 )
-from torch_corr.testing import Reference, declared, error_bound, oracle
+from torch_corr.testing import declared, error_bound
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -66,21 +66,6 @@ class DoubleBatched(Double, Batched):
 
 
 KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched, Double, DoubleOnCuda, DoubleBatched])
-
-
-def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
-    """Operands of a map, in its order."""
-    return [
-        torch.randn(getattr(problem, f"{slot}_shape"), dtype=dtype) for slot in operands_of(map)
-    ]
-
-
-def operands_of(map: str) -> tuple[str, ...]:
-    return plans.SLOTS[map][:2]
-
-
-def reference(problem: Problem, map: str, operands: list[Tensor]) -> Reference:
-    return oracle(problem, **dict(zip(operands_of(map), operands)))
 
 
 def some_problem(choose: random.Random) -> Problem:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from spies import Sees
 
 from benchmarks import __main__ as benchmark
 from benchmarks import cubins, gpu, measure, report
@@ -24,6 +23,7 @@ from benchmarks.cases import CASES, CUDA_CASES, SWEEPS, Work
 from benchmarks.contenders import Prepared, PyTorch
 from benchmarks.memory import random_operands
 from benchmarks.results import Results, Row
+from support.spies import Sees
 from torch_corr import MAPS, Problem
 
 

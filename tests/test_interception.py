@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from spies import Spy
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
+from support.spies import Spy
 from torch_corr import Corr2d, Problem, Unfold, convert, corr2d, intercept
 
 

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, assert_as_right, exact, network, outcome, yardstick, yardstick_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import models
+from support.needs import COMPILERS, needs
+from support.networks import (
+    NETWORKS,
+    assert_as_right,
+    exact,
+    network,
+    outcome,
+    yardstick,
+    yardstick_of,
+)
 from torch_corr import Direct, Problem, convert, corr2d, intercept
 
 KERNELS = not Direct().refusals(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
@@ -56,23 +65,24 @@ def test_intercepted(name: str, train: bool, halves: bool) -> None:
     assert_as_right(result, exact(name, train), yardstick(name, train, halves))
 
 
+def is_usual(train: bool, halves: bool, how: str, backend: str) -> bool:
+    """Every pair of mode, dtype and way, with one backend."""
+    return backend == "aot_eager" and (how == "converted") == (train != halves)
+
+
+@needs(COMPILERS, unless=is_usual)
 @each_network
 @each_mode
 @each_dtype
 @pytest.mark.parametrize("how", ["converted", "intercepted"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled(
-    name: str, train: bool, halves: bool, how: str, backend: str, request: pytest.FixtureRequest
-) -> None:
+def test_compiled(name: str, train: bool, halves: bool, how: str, backend: str) -> None:
     """Every pair of mode, dtype and way with one backend; with --compilers all of everything.
 
     The bound is nn.Conv2d's own scatter over data that differ by one rounding, about the float64
-    result, times a factor that is derived in networks.py.  Inductor sums in another order than
-    eager PyTorch, so nn.Conv2d's network is compiled by it too.
+    result, times a factor that is derived in support/networks.py.  Inductor sums in another order
+    than eager PyTorch, so nn.Conv2d's network is compiled by it too.
     """
-    usual = backend == "aot_eager" and (how == "converted") == (train != halves)
-    if not usual and not request.config.getoption("--compilers"):
-        pytest.skip("whole networks in every combination take an hour: --compilers")
     model, images = network(name)
     model = copy.deepcopy(model)
     around = intercept() if how == "intercepted" else None

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from laws import each_algorithm
 from torch import nn
 
+from support.laws import each_algorithm
 from torch_corr import Algorithm, Corr2d, LazyCorr2d, Unfold, corr2d
 
 MODES = ("zeros", "reflect", "replicate", "circular")

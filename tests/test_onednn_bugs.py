@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from laws import assert_right
 from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from support.laws import assert_right
 from torch_corr import MAPS, Aten, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
 from torch_corr.algorithms.aten import is_irregular

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import algorithm_id
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck
@@ -15,6 +14,7 @@ from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from support.laws import algorithm_id
 from torch_corr import Algorithm, Aten, Naive, Problem, corr2d
 from torch_corr.operators import asked_for, spelled
 from torch_corr.planning.plan import able_algorithms

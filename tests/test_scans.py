@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from support.needs import KERNELS, needs
 from torch_corr import native
 from torch_corr.algorithms.fft import scans
 from torch_corr.native import ISA_VARIABLE
@@ -94,7 +95,7 @@ def test_larger_operands_are_widened_in_parts(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(scans.norms(values), expected, rtol=1e-13, atol=0)
 
 
-@pytest.mark.skipif(not ISAS, reason="the kernels are not compiled here")
+@needs(KERNELS)
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -24,10 +24,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_bugs import BUGS, changed
-from laws import FLOATS, assert_right
 from torch import Tensor
 
+from support.kernel_bugs import BUGS, changed
+from support.laws import FLOATS, assert_right
+from support.maps import OPERANDS
+from support.needs import CUDA as ANY_CUDA
+from support.needs import FAST_TRITON, TRITON, TRITON_COMPILES, TRITON_RUNS, needs, only
 from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d
 from torch_corr.algorithms import CheckedFFT
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
@@ -55,21 +58,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
 ]
 
-runs = pytest.mark.skipif(
-    not (INTERPRETED or CUDA), reason="needs CUDA, or Triton's interpreter (TRITON_INTERPRET=1)"
-)
-compiles = pytest.mark.skipif(
-    not HAVE or INTERPRETED, reason="needs Triton, and that it is not interpreted"
-)
-on_cuda = pytest.mark.skipif(not CUDA, reason="needs CUDA and Triton")
+runs = needs(TRITON, TRITON_RUNS)
+compiles = needs(TRITON, TRITON_COMPILES)
+on_cuda = needs(ANY_CUDA, TRITON, TRITON_COMPILES)
+have = needs(TRITON)
 
 each_map = pytest.mark.parametrize("map", MAPS)
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
-OPERANDS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -119,18 +114,32 @@ ONE = "n2c2-x9x37-o2-k2x4-s1x2-p1,2x3,1-d2x3-g2"
 EACH = {Dot: MANY, Band: ONE}
 
 
+def problem_for(config: Config) -> Problem:
+    """A problem that is large enough for tails in every tile of a configuration."""
+    return Problem.parse(EACH.get(type(config), FEW))
+
+
+def is_able(config: Config, map: Any, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether a configuration is for its problem, as in the tests without TF32."""
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return config in Triton().configs(problem_for(config), map, dtype)
+
+
+def is_quick_interpreted(config: Config, dtype: torch.dtype) -> bool:
+    """float32, or one configuration of a kind."""
+    some_of_each = ("taps-4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16", "band-64x32")
+    return dtype == torch.float32 or config.name in some_of_each
+
+
 @runs
+@needs(FAST_TRITON, unless=is_quick_interpreted)
+@only(is_able)
 @each_config
 @each_map
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_every_configuration(config: Config, map: Any, dtype: torch.dtype) -> None:
     """Against the oracle; in the interpreter each in float32, one of a kind in the others."""
-    some_of_each = ("taps-4", "sums-4x4x4", "dot-64x16", "dot-64x16-k16", "band-64x32")
-    if not CUDA and dtype != torch.float32 and config.name not in some_of_each:
-        pytest.skip("in the interpreter one configuration of a kind is enough")
-    problem = Problem.parse(EACH.get(type(config), FEW))
-    if config not in Triton().configs(problem, map, dtype):
-        pytest.skip(f"{config.name} is not for {map} in {dtype}")
+    problem = problem_for(config)
     check(of(config, map), problem, map, some(problem, map, dtype))
 
 
@@ -147,7 +156,13 @@ def test_rows_of_sums_under_a_stride(name: str) -> None:
     assert_right(result, problem, **operands, algorithm=Triton())
 
 
+def rows_may_be_shared(map: str, case: str) -> bool:
+    """Rows that stride apart share nothing."""
+    return map == "forward" or Problem.parse(case).stride[0] == 1
+
+
 @runs
+@only(rows_may_be_shared)
 @pytest.mark.parametrize("map", ["forward", "grad_input"])
 @pytest.mark.parametrize(
     "case",
@@ -167,8 +182,6 @@ def test_rows_outside_are_left_out(map: Any, case: str, monkeypatch: pytest.Monk
     layouts; not where rows are in two blocks."""
     change(monkeypatch, triton_configs, "OWN_KERNEL", 0)
     problem = Problem.parse(case)
-    if map == "grad_input" and problem.stride[0] > 1:
-        pytest.skip("rows that stride apart share nothing")
     operands = some(problem, map, torch.float32)
     config = triton_configs.by_name("taps-8")
     launch = host.form_of(map, problem, *operands.values(), config).launches[0]
@@ -265,7 +278,13 @@ def test_problems_of_every_kind(data: st.DataObject, problem: Problem, map: Any)
     check(of(config, map), problem, map, operands)
 
 
+def is_quick_over_channels(name: str, case: str) -> bool:
+    """In the interpreter forty channels one by one take half a minute."""
+    return Problem.parse(case).group_in <= 8 or name.startswith("dot")
+
+
 @runs
+@needs(FAST_TRITON, unless=is_quick_over_channels)
 @pytest.mark.parametrize(
     "name", ["taps-1", "taps-4", "taps-8", "dot-64x16", "sums-1x4x4", "sums-4x4x4", "band-64x32"]
 )
@@ -289,8 +308,6 @@ def test_one_non_finite_number_reaches_only_its_windows(
         change(monkeypatch, triton_configs, "OWN_KERNEL", 0)
     problem = Problem.parse(case)
     config = next(each for each in CONFIGS if each.name == name)
-    if not CUDA and problem.group_in > 8 and not isinstance(config, Dot):
-        pytest.skip("in the interpreter forty channels one by one take half a minute")
     for map in MAPS:
         if config not in Triton().configs(problem, map, torch.float32):
             continue
@@ -363,7 +380,7 @@ def test_64_bits_are_taken_where_they_are_needed() -> None:
     assert triton_draft.passes_32_bits(far, torch.empty(1, 1, 3, 3, device="meta"))
 
 
-@pytest.mark.skipif(not HAVE, reason="needs Triton")
+@have
 def test_splits_that_end_past_32_bits_are_counted_in_64() -> None:
     """Though every pixel has a place in 32: wrapped, a lane would be live before the first."""
     problem = Problem.parse("n134217216c1-x4-o1-k1")
@@ -526,17 +543,13 @@ def geometry(launches: list[tuple[str, int, dict[str, Any]]]) -> list[Any]:
     return [(n, g, {k: v for k, v in e.items() if k not in operands}) for n, g, e in launches]
 
 
-have = pytest.mark.skipif(not HAVE, reason="needs Triton")
-
-
 @have
+@only(is_able)
 @each_config
 @each_map
 def test_a_call_like_an_earlier_one_specializes_nothing(config: Config, map: Any, jit: Jit) -> None:
     """The same launches with the same numbers, and the addresses of its own operands."""
-    problem = Problem.parse(EACH.get(type(config), FEW))
-    if config not in Triton().configs(problem, map, torch.float32):
-        pytest.skip(f"{config.name} is not for {map}")
+    problem = problem_for(config)
     launches = []
     for seed in range(3):
         operands = some(problem, map, torch.float32, seed)
@@ -1024,15 +1037,14 @@ def test_the_device_recomputes_what_fails_the_check(
 
 
 @runs
+@only(is_able)
 @each_config
 @each_map
 def test_kernels_store_nothing_where_there_is_no_doubt(
     config: Config, map: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every launch of every configuration; and all that it does where there is."""
-    problem, dtype = Problem.parse(EACH.get(type(config), FEW)), torch.float32
-    if config not in Triton().configs(problem, map, dtype):
-        pytest.skip(f"{config.name} is not for {map}")
+    problem, dtype = problem_for(config), torch.float32
     filled: list[Tensor] = []
 
     def fill(self: triton_form.Fresh, tensors: list[Tensor]) -> Tensor:
@@ -1050,18 +1062,29 @@ def test_kernels_store_nothing_where_there_is_no_doubt(
     assert torch.equal(again, getattr(sure, map)(problem, first, second))
 
 
+def launched_in_doubt(name: str) -> tuple[Config, Any]:
+    config = next(each for each in CONFIGS if each.name == name)
+    return config, "grad_weight" if isinstance(config, Sums) else "forward"
+
+
+def may_be_in_doubt(name: str, dtype: torch.dtype) -> bool:
+    from benchmarks.cubins import problem_of
+
+    config, map = launched_in_doubt(name)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return config in Triton().configs(problem_of(config), map, dtype)
+
+
 @compiles
+@only(may_be_in_doubt)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["taps-4", "taps-28", "sums-4x4x4", "dot-64x32-k16", "band-64x32"])
 def test_what_is_launched_in_doubt_compiles_as_well(name: str, dtype: torch.dtype) -> None:
     """No spills; matrix units where there are some without."""
     from benchmarks.cubins import compile_launch, launches_of, problem_of
 
-    config = next(each for each in CONFIGS if each.name == name)
-    map: Any = "grad_weight" if isinstance(config, Sums) else "forward"
+    config, map = launched_in_doubt(name)
     problem = problem_of(config)
-    if config not in Triton().configs(problem, map, dtype):
-        pytest.skip(f"{name} is not for {dtype}")
     doubt = torch.empty(1, dtype=torch.int32, device="meta")
     launches = (launches_of(problem, map, dtype, config, doubt=each) for each in (None, doubt))
     for plain, doubted in zip(*launches):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import (
+
+from support.laws import (
     COMPLEX,
     FLOATS,
     INTEGERS,
@@ -19,7 +20,6 @@ from laws import (
     name_of,
     promise,
 )
-
 from torch_corr import Algorithm, Problem, corr2d
 from torch_corr.testing import LAWS, Law, check_corr2d, operands, problems
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import planted
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import torch_corr
+from support import planted
 from torch_corr.testing import Normwise, Report, check, check_corr2d
 from torch_corr.testing.subject import spelling
 from torch_corr.testing.verify import ProgressBar, main
@@ -178,7 +178,7 @@ class Layer(nn.Module):
             "fn = functools.partial(fn, algorithm='fft')",
         ),
         (Layer.twice, "from test_verify import Layer\nfn = Layer.twice"),
-        (planted._operator, "from planted import _operator as fn"),
+        (planted._operator, "from support.planted import _operator as fn"),
         (torch.ops.aten.conv2d.default, "fn = torch.ops.aten.conv2d.default"),
         (torch.ops.aten.conv2d, "fn = torch.ops.aten.conv2d"),
     ],

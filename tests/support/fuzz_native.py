@@ -1,6 +1,6 @@
-"""Fuzz of the native entry points: python tests/fuzz_native.py [seconds] [seed]
+"""Fuzz of the native entry points: python tests/support/fuzz_native.py [seconds] [seed]
 
-Needs NumPy alone, so that it is quick under the sanitizers (tests/sanitize.sh).  Every
+Needs NumPy alone, so that it is quick under the sanitizers (tests/support/sanitize.sh).  Every
 geometry runs all three maps on every instruction set, on one thread and on three, into memory
 full of NaN, and must keep the form: <y, forward(x, w)> = <x, grad_input(y, w)> =
 <w, grad_weight(x, y)>.

@@ -2,7 +2,7 @@
 
 For the kit's command line; a peer that is not installed is not there:
 
-    PYTHONPATH=tests python -m torch_corr verify peers:kornia_filter2d \\
+    PYTHONPATH=tests python -m torch_corr verify support.peers:kornia_filter2d \\
         --limit max_groups=1 --limit max_channels=1 --limit max_one=0 \\
         --limit max_stride=1 --limit max_dilation=1 --limit max_padding=0
 """

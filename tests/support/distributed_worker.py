@@ -1,6 +1,6 @@
 """One of the processes that test_distributed.py starts; what it finds goes into a file.
 
-    python tests/distributed_worker.py RANK FOLDER
+    PYTHONPATH=tests python -m support.distributed_worker RANK FOLDER
 
 ``FOLDER`` is shared by all processes; they meet through a file in it, since a port that is free
 now may not be a moment later.
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from networks import DRAWS, shaken
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -31,6 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torch_corr import Aten, Problem, convert, corr2d
 from torch_corr.planning.plan import able_algorithms
+
+from .networks import DRAWS, shaken
 
 PROCESSES = 2
 STEPS = 5

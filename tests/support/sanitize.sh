@@ -1,9 +1,9 @@
 #!/bin/sh
-# The kernels under the address and undefined-behaviour sanitizers: tests/sanitize.sh [seconds] [seed]
+# The kernels under the address and undefined-behaviour sanitizers: tests/support/sanitize.sh [seconds] [seed]
 # Builds a copy of the package in a temporary directory and leaves the installed one alone; fuzzes
 # the native entry points with it, then holds `direct` to the laws.
 set -e
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 python -m pip install -q --no-deps --target "$site" -C cmake.define.TORCH_CORR_SANITIZE=ON \
@@ -11,7 +11,7 @@ python -m pip install -q --no-deps --target "$site" -C cmake.define.TORCH_CORR_S
 export PYTHONPATH="$site" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.so)"
 export LD_PRELOAD
-python "$root/tests/fuzz_native.py" "${1:-60}" "${2:-0}"
+python "$root/tests/support/fuzz_native.py" "${1:-60}" "${2:-0}"
 
 # From elsewhere, and without the finder of an editable installation: both would be found first.
 cd "$site"

@@ -32,7 +32,7 @@ FACTOR = 4
 DRAWS = 4
 CLASSES = 5
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def resnet() -> nn.Module:

@@ -1,10 +1,11 @@
 """Bugs planted in the Triton kernels, each with the test that must catch it.
 
-    TRITON_INTERPRET=1 python tests/kernel_bugs.py          every bug; exit code 1: one was missed
-    TRITON_INTERPRET=1 python tests/kernel_bugs.py period   those with the word in their name
+    TRITON_INTERPRET=1 python tests/support/kernel_bugs.py          every bug
+    TRITON_INTERPRET=1 python tests/support/kernel_bugs.py period   bugs with the word in their name
 
 A bug is one change to the text of a module.  The changed text is imported in the module's place by
 a process of its own, which runs the test; no file of the package is touched.
+Exit code 1: a bug was missed.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parent
-ALGORITHMS = TESTS.parent / "torch_corr" / "algorithms"
+TESTS = Path(__file__).parents[1]
+TRITON = TESTS.parent / "torch_corr" / "algorithms" / "triton"
 KERNELS = "kernels"
 
 
@@ -33,7 +34,7 @@ class Bug:
         old: text of the module that occurs once.
         new: what stands there instead.
         test: pytest's -k for the test that must fail.
-        module: of ``torch_corr.algorithms``.
+        module: of ``torch_corr.algorithms.triton``.
     """
 
     name: str
@@ -343,7 +344,7 @@ BUGS = (
         "result = result[0] if len(result) == 1 else result.sum(0)",
         "result = result[0]",
         f"{SPLIT} sums-4x4x4",
-        "triton",
+        "algorithm",
     ),
     Bug(
         "halves are summed as halves",
@@ -371,7 +372,7 @@ BUGS = (
         "(each.resolve_neg() for each in (first, *others))",
         "(first, *others)",
         "test_views_that_are_negated",
-        "triton",
+        "algorithm",
     ),
     Bug(
         "a kernel for aligned memory is launched on any",
@@ -392,14 +393,14 @@ BUGS = (
         "settings = may_use_tf32(dtype), interpreted()",
         "settings = False, interpreted()",
         "test_what_changes_between_calls",
-        "triton",
+        "algorithm",
     ),
     Bug(
         "any operand is taken to lie as the first that came",
         "first.stride(), second.stride(), settings)\n        result",
         "torch.empty(first.shape).stride(), second.stride(), settings)\n        result",
         "test_what_changes_between_calls",
-        "triton",
+        "algorithm",
     ),
     Bug(
         "a later launch has the constants in another order",
@@ -427,7 +428,7 @@ def changed(bug: Bug) -> str:
     Raises:
         ValueError: the text that the bug changes is not there, or not once.
     """
-    text = (ALGORITHMS / f"{bug.module}.py").read_text()
+    text = (TRITON / f"{bug.module}.py").read_text()
     if text.count(bug.old) != 1:
         raise ValueError(f"{bug.name!r}: its text occurs {text.count(bug.old)} times, not once")
     return text.replace(bug.old, bug.new)
@@ -449,7 +450,7 @@ def run_planted(module: str, file: str, test: str) -> int:
     """Run the test with the module from the file; pytest's exit code."""
     import pytest
 
-    sys.meta_path.insert(0, Planted(f"torch_corr.algorithms.{module}", Path(file)))
+    sys.meta_path.insert(0, Planted(f"torch_corr.algorithms.triton.{module}", Path(file)))
     quiet = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist")
     return int(pytest.main([*quiet, str(TESTS / "test_triton.py"), "-k", test]))
 

@@ -31,11 +31,6 @@ each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_
 each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=algorithm_id)
 
 
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="this PyTorch is built without oneDNN"
-)
-
-
 def conv2d_is_sound(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether F.conv2d is right on the CPU, and survives, whatever layout its operands have.
 

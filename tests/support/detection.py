@@ -1,4 +1,4 @@
-"""Fill the tables of docs/conformance.md: ``python tests/detection.py [SEEDS]``.
+"""Fill the tables of docs/conformance.md: ``PYTHONPATH=tests python -m support.detection [SEEDS]``.
 
 The laws as they stand, and whether each planted bug is caught by the law that names it, with
 several seeds.  Prints what it writes; exit code 1 if a bug was missed.
@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 import torch
-from planted import BUGS, Bug
 
 from torch_corr.testing import LAWS, Law, Verdict, check_corr2d
 
-PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
-_TABLE = r"(?<=<!-- {name}: python tests/detection.py -->\n).*?(?=<!-- end -->)"
+from .planted import BUGS, Bug
+
+PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
+_TABLE = r"(?<=<!-- {name}: PYTHONPATH=tests python -m support.detection -->\n).*?(?=<!-- end -->)"
 
 
 def main(seeds: int) -> int:

@@ -1,4 +1,6 @@
-"""Count false alarms for docs/conformance.md: ``python tests/false_alarms.py [EXAMPLES [WORD]]``.
+"""Count false alarms for docs/conformance.md.
+
+    PYTHONPATH=tests python -m support.false_alarms [EXAMPLES [WORD]]
 
 Right correlations are held against every law that speaks of them; each failure is a false alarm
 unless it is a finding of docs/what-the-kit-finds.md, whose laws are left out here.
@@ -12,16 +14,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import peers
 import torch
 import torch.nn.functional as F
-from laws import conv2d_is_sound
 from torch import Tensor
 
 from torch_corr import ALGORITHMS, corr2d
 from torch_corr.problem import Problem
 from torch_corr.testing import ErrorModel, check_corr2d, declared, problems
 from torch_corr.testing.check import Able, callers_limits
+
+from . import peers
+from .laws import conv2d_is_sound
 
 SMALLEST = Problem.parse("n1c1-x1-o1-k1")
 

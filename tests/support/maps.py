@@ -1,0 +1,32 @@
+"""The operands of one map by name, random ones, and what the oracle makes of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_corr import Problem
+from torch_corr.testing import Reference, oracle
+
+OPERANDS = {
+    "forward": ("input", "weight"),
+    "grad_input": ("output", "weight"),
+    "grad_weight": ("input", "output"),
+}
+
+
+def operands_of(map: str) -> tuple[str, ...]:
+    """The names of a map's two operands, in the order in which it takes them."""
+    return OPERANDS[map]
+
+
+def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
+    """Normally distributed operands of a map, in its order."""
+    return [
+        torch.randn(getattr(problem, f"{slot}_shape"), dtype=dtype) for slot in operands_of(map)
+    ]
+
+
+def reference(problem: Problem, map: str, operands: list[Tensor]) -> Reference:
+    """The exact result of a map, with the sum of the magnitudes of its products."""
+    return oracle(problem, **dict(zip(operands_of(map), operands)))
