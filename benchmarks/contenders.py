@@ -94,11 +94,11 @@ class Contender(ABC):
 class Ours(Contender):
     """``torch_corr``: one algorithm for all maps, or what ``auto`` plans for each."""
 
-    asked: AlgorithmLike = "auto"
+    requested: AlgorithmLike = "auto"
 
     @property
     def central(self) -> bool:
-        return not isinstance(self.asked, Algorithm)
+        return not isinstance(self.requested, Algorithm)
 
     def version(self) -> str:
         return torch_corr.__version__
@@ -106,51 +106,53 @@ class Ours(Contender):
     def refusals(
         self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
     ) -> tuple[str, ...]:
-        if work in CALLS and self.asked != "auto" and device.type == "cpu":
+        if work in CALLS and self.requested != "auto" and device.type == "cpu":
             return ("calls are timed for 'auto' alone",)
-        if not isinstance(self.asked, Algorithm):
+        if not isinstance(self.requested, Algorithm):
             return ()
-        if self.asked.name == "naive" and (
+        if self.requested.name == "naive" and (
             prod(problem.output_size) > NAIVE_PIXELS or problem.multiplications > NAIVE_PRODUCTS
         ):
             return ("one Python step per output pixel would take minutes here",)
-        return self.asked.refusals(problem, device, dtype)
+        return self.requested.refusals(problem, device, dtype)
 
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         if work in CALLS:
             return _calling(self._corr2d(problem), problem, work, operands)
         some = operands[GIVEN[work][0]]
-        measures = isinstance(self.asked, Auto) and self.asked.measure
+        measures = isinstance(self.requested, Auto) and self.requested.measure
         make = _measured_plan if measures else make_plan
         # As ``corr2d``, which looks how its operands lie.
-        last = self.asked == "auto" and is_channels_last(some)
-        asked = IN_CHANNELS_LAST if last else self.asked
-        plan = make(problem, some.device, some.dtype, asked)
+        last = self.requested == "auto" and is_channels_last(some)
+        requested = IN_CHANNELS_LAST if last else self.requested
+        plan = make(problem, some.device, some.dtype, requested)
         slots = operands.get("input"), operands.get("weight"), operands.get("output")
         chosen: Algorithm = getattr(plan, work)
         return Prepared(
             run=lambda: plan.run(*slots),
             tensors=lambda result: (result,),
-            chose="" if isinstance(self.asked, Algorithm) and self.asked is chosen else chosen.name,
+            chose=""
+            if isinstance(self.requested, Algorithm) and self.requested is chosen
+            else chosen.name,
             errors=declared(chosen),
         )
 
     def _corr2d(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
-        p, asked = problem, self.asked
+        p, requested = problem, self.requested
         (top, bottom), (left, right) = p.padding
         # As F.conv2d is called, where that can spell it.
         padding = (top, left) if (top, left) == (bottom, right) else p.padding
         return lambda x, w: corr2d(
-            x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=asked
+            x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=requested
         )
 
 
 @lru_cache(maxsize=64)
 def _measured_plan(
-    problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
+    problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
 ) -> Plan:
     """What was measured for this plan is forgotten, since plain ``auto`` would heed it."""
-    plan = make_plan(problem, device, dtype, asked)
+    plan = make_plan(problem, device, dtype, requested)
     torch_corr.wisdom.forget()
     return plan
 
@@ -276,8 +278,8 @@ def our_contenders(names: Sequence[str] | None = None) -> list[Contender]:
     """``auto``, ``auto-measured`` and every algorithm, or those named."""
     found: list[Contender] = [
         Ours("auto", "ours"),
-        Ours("auto-measured", "ours", asked=Auto(measure=True)),
-        *(Ours(each.name, "ours", asked=each) for each in ALGORITHMS),
+        Ours("auto-measured", "ours", requested=Auto(measure=True)),
+        *(Ours(each.name, "ours", requested=each) for each in ALGORITHMS),
     ]
     return named(found, names, "algorithm")
 

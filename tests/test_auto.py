@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from support.needs import KERNELS, needs
 from torch_corr import MAPS, Aten, Auto, Corr2d, Problem, Unfold, corr2d, explain, plan
-from torch_corr.operators import spelled
+from torch_corr.operators import encode_algorithm
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
-from torch_corr.planning.plan import forget_plans, make_plan
+from torch_corr.planning.plan import clear_plans, make_plan
 
 CPU = torch.device("cpu")
 
@@ -108,10 +108,10 @@ def test_many_threads_at_once() -> None:
         draw = torch.Generator().manual_seed(number)
         x = torch.randn(1, channels, 60, 61, generator=draw, dtype=torch.float64)
         w = torch.randn(channels, 1, kernel, kernel, generator=draw, dtype=torch.float64)
-        asked = Auto(measure=number % 2 == 0)
+        requested = Auto(measure=number % 2 == 0)
         return [
             (
-                corr2d(x + i, w, groups=channels, algorithm=asked),
+                corr2d(x + i, w, groups=channels, algorithm=requested),
                 F.conv2d(x + i, w, groups=channels),
             )
             for i in range(3)
@@ -149,9 +149,9 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """PyTorch lags in channels_last, and the quickest hands no layout on."""
     monkeypatch.setattr(Aten, "keeps_channels_last", lambda *_: False)
     monkeypatch.setattr(auto_module, "_quickest", lambda _: Unfold())
-    forget_plans()
+    clear_plans()
     yield
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
@@ -174,7 +174,7 @@ def test_whatever_is_taken_keeps_channels_last(backend: str | None, elsewhere: N
 def test_operators_promise_channels_last_where_it_was_asked_for(elsewhere: None) -> None:
     x, w = (each.detach() for each in in_channels_last())
     y = torch.randn(2, 8, 20, 24)
-    geometry = [1, 1], [3, 3, 3, 3], [1, 1], spelled(Auto(channels_last=True))
+    geometry = [1, 1], [3, 3, 3, 3], [1, 1], encode_algorithm(Auto(channels_last=True))
     operands = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (x, y)}
     extra = {"forward": (), "grad_input": ([20, 24],), "grad_weight": ([7, 7],)}
     for map in MAPS:

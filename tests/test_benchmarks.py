@@ -143,7 +143,7 @@ class Raises(Planted):
 def run(algorithm: Any, case: Case = SMALL, work: Work = "forward") -> Row:
     """The row of one algorithm of ours, beside PyTorch."""
     torch_row, row = measure.measure(
-        case, work, [PyTorch("torch", "torch"), Ours("planted", "ours", asked=algorithm)], BRIEF
+        case, work, [PyTorch("torch", "torch"), Ours("planted", "ours", requested=algorithm)], BRIEF
     )
     assert torch_row.verdict == "right", torch_row
     assert len(torch_row.samples) == 3
@@ -201,7 +201,7 @@ def test_a_slow_algorithm_shows(tmp_path: Path):
     rows = measure.measure(
         SMALL,
         "forward",
-        [PyTorch("torch", "torch"), Ours("auto", "ours", asked=Slow())],
+        [PyTorch("torch", "torch"), Ours("auto", "ours", requested=Slow())],
         BRIEF,
     )
     assert rows[1].seconds >= 0.01
@@ -403,8 +403,8 @@ def test_a_peer_that_cannot_be_imported_is_absent(monkeypatch: pytest.MonkeyPatc
 def test_every_algorithm_takes_part_and_auto_both_ways():
     names = [each.name for each in our_contenders()]
     assert names == ["auto", "auto-measured", *(each.name for each in ALGORITHMS)]
-    asked = [each.asked for each in our_contenders() if isinstance(each, Ours)]
-    assert asked == ["auto", Auto(measure=True), *ALGORITHMS]
+    requested = [each.requested for each in our_contenders() if isinstance(each, Ours)]
+    assert requested == ["auto", Auto(measure=True), *ALGORITHMS]
 
 
 def test_auto_does_not_heed_what_its_measuring_twin_found(monkeypatch: pytest.MonkeyPatch):

@@ -35,7 +35,7 @@ from torch_corr.planning.machine import (
     current_machine,
     machine_of,
 )
-from torch_corr.planning.plan import forget_plans, make_plan
+from torch_corr.planning.plan import clear_plans, make_plan
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.planning.wisdom import WISDOM, Key
 
@@ -131,7 +131,7 @@ def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> N
     """An algorithm that promises to cost nothing is found out by the stopwatch alone."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Aten(), Sleeper(pause=0.05)))
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
-    forget_plans()
+    clear_plans()
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Sleeper(pause=0.05)
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     assert measured.forward == Aten()
@@ -182,7 +182,7 @@ def test_wisdom_goes_through_a_file(tmp_path: Path) -> None:
 def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a plan was made before."""
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
-    forget_plans()
+    clear_plans()
     before = make_plan(SMALL, CPU, torch.float32, "auto").forward
     chosen = Unfold() if before != Unfold() else Aten()
     WISDOM.remember(Key.of(SMALL, "forward", CPU, torch.float32), {chosen.name: 1e-9})
@@ -214,7 +214,7 @@ def test_a_plan_that_wisdom_overtakes_is_not_kept() -> None:
     """Another thread measures while it is made."""
 
     def plan_slowly() -> int:
-        forget_plans()
+        clear_plans()
         made.append(len(made))
         return made[-1]
 
@@ -414,7 +414,7 @@ def test_what_a_device_does_not_state_is_told(
     assert "predicted for GB10 (no memory clock stated: 200 GB/s assumed)" in printed
     monkeypatch.setitem(DEVICES, "GB10", ((12, 1, 48, 0, 0, 0), DEVICES["GB10"][1]))
     pretend("GB10")
-    forget_plans()
+    clear_plans()
     printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
     assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
 
@@ -436,7 +436,7 @@ def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: An
     """The plan says what they are made of; without Triton nothing but PyTorch is foretold."""
     pretend("H100")
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
-    forget_plans()
+    clear_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
     words = str(plan)
@@ -448,12 +448,12 @@ def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: An
     (row,) = {line for line in words.splitlines() if "> aten" in line}
     assert row.split() == f"> aten {least:.3g} us predicted 0.0 MiB componentwise".split()
     WISDOM.remember(Key.of(problem, "forward", CUDA, torch.float16), {"aten": 2.0, "unfold": 1.0})
-    forget_plans()
+    clear_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert isinstance(plan.forward, Unfold)
     assert isinstance(plan.grad_input, Aten)
     WISDOM.forget()
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize("way", [Aten(), Triton()], ids=lambda each: each.name)
@@ -485,7 +485,7 @@ def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
         for map in MAPS:
             seen = {"fft, checked": 0.4, "triton taps-4": 4.0, "aten": 5.0}
             WISDOM.remember(Key.of(problem, map, CUDA, dtype), seen)
-    forget_plans()
+    clear_plans()
     plan = make_plan(problem, CUDA, dtype, "auto")
     for map in MAPS:
         chosen = getattr(plan, map)
@@ -496,11 +496,11 @@ def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
     plan = make_plan(problem, CUDA, dtype, Auto(error="componentwise"))
     assert not any(isinstance(getattr(plan, map), CheckedFFT) for map in MAPS)
     # Predicted with TF32, PyTorch is quicker than either.
-    forget_plans()
+    clear_plans()
     torch.backends.cudnn.allow_tf32 = True
     assert isinstance(make_plan(problem, CUDA, dtype, "auto").forward, Aten) or measured
     assert not with_triton
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize("spelling", ["n0c1-x64-o1-k9", "n1c0-x64-o1-k9"])
@@ -509,11 +509,11 @@ def test_on_cuda_nothing_is_looked_at_where_there_is_nothing(
 ) -> None:
     """No images, or no channels: to plan for them, to explain and to measure divides by neither."""
     problem = Problem.parse(spelling)
-    forget_plans()
-    for asked in ("auto", Auto(measure=True)):
-        plan = make_plan(problem, CUDA, torch.float32, asked)
+    clear_plans()
+    for requested in ("auto", Auto(measure=True)):
+        plan = make_plan(problem, CUDA, torch.float32, requested)
         assert str(plan).count("fft") >= 3
-    forget_plans()
+    clear_plans()
 
 
 def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
@@ -529,11 +529,11 @@ def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
     assert isinstance(Auto(workspace_limit=limit).choose("forward", problem, CUDA, dtype), Aten)
     monkeypatch.setattr(Triton, "workspace", taken)
     monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ("not today",))
-    forget_plans()
+    clear_plans()
     plan = make_plan(problem, CUDA, dtype, "auto")
     assert isinstance(plan.forward, Aten)
     assert "triton must recompute what fails its check, and refuses: not today" in str(plan)
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize("spelling", ["n24c64-x128-o64-k16", "n64c1-x1024-o1-k63-p31"])
@@ -541,14 +541,14 @@ def test_on_cuda_there_is_memory_for_both_results(spelling: str, with_triton: li
     """The transform's and Triton's: either way alone takes no more than it may."""
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse(spelling), torch.float64
-    forget_plans()
+    clear_plans()
     for limit in (Auto().workspace_limit, 16 * Auto().workspace_limit):
         plan = make_plan(problem, CUDA, dtype, Auto(workspace_limit=limit))
         for map in MAPS:
             chosen = getattr(plan, map)
             assert chosen.workspace(problem, map, CUDA, dtype) <= limit, map
     assert isinstance(plan.forward, CheckedFFT)
-    forget_plans()
+    clear_plans()
 
 
 def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
@@ -557,7 +557,7 @@ def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
     """In double precision TF32 does not matter; cuBLAS may not be deterministic."""
     problem = Problem.parse("n4c64-x128-o64-k32")
     monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
-    forget_plans()
+    clear_plans()
 
     def planned() -> tuple[Algorithm, str]:
         plan = make_plan(problem, CUDA, torch.float32, "auto")
@@ -577,7 +577,7 @@ def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
         torch.set_deterministic_debug_mode("error")
         assert isinstance(planned()[0], CheckedFFT)
         monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-        forget_plans()
+        clear_plans()
         taken, words = planned()
         assert not isinstance(taken, CheckedFFT)
         assert "unless CUBLAS_WORKSPACE_CONFIG is :4096:8 or :16:8" in words
@@ -585,7 +585,7 @@ def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
         assert isinstance(planned()[0], CheckedFFT)
     finally:
         torch.set_deterministic_debug_mode(mode)
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize("setting", ["tf32", "deterministic"])
@@ -599,7 +599,7 @@ def test_on_cuda_whatever_multiplies_matrices_keeps_to_those_settings(
     try:
         torch.set_deterministic_debug_mode("error" if setting == "deterministic" else "default")
         torch.backends.cuda.matmul.allow_tf32 = setting == "tf32"
-        forget_plans()
+        clear_plans()
         make_plan(Problem.parse("n4c64-x32-o64-k3"), CUDA, torch.float32, Auto(measure=True))
         assert "aten" in with_triton
         assert not {"unfold", "fft"} & {*with_triton}
@@ -613,15 +613,15 @@ def test_on_cuda_whatever_multiplies_matrices_keeps_to_those_settings(
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
         torch.set_deterministic_debug_mode(mode)
-        forget_plans()
+        clear_plans()
 
 
 def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str]) -> None:
     """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
-    forget_plans()
+    clear_plans()
     plan = make_plan(Problem.parse("n64c64-x256-o64-k4-p1,2x1,2"), CUDA, torch.float32, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Unfold}
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize(
@@ -645,12 +645,12 @@ def test_on_cuda_triton_is_foretold_where_pytorch_was_seen_to_be_slow(
 ) -> None:
     """As timed on an H200; nothing is measured for it."""
     torch.backends.cudnn.allow_tf32 = False
-    forget_plans()
+    clear_plans()
     plan = make_plan(Problem.parse(spelling), CUDA, dtype, "auto")
     assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
     assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
     assert not with_triton
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize(
@@ -741,7 +741,7 @@ def test_nothing_is_timed_while_a_graph_is_captured(
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     chosen = make_plan(problem, CUDA, torch.float32, Auto(measure=True))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    forget_plans()
+    clear_plans()
     assert make_plan(problem, CUDA, torch.float32, Auto(measure=True)) == chosen
 
 
@@ -800,7 +800,7 @@ def test_variants_are_measured_remembered_and_taken(
     """One by one, under spellings of their own; without wisdom there is only the algorithm."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Paused(),))
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
-    forget_plans()
+    clear_plans()
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused()
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     assert measured.forward == Paused(pause=0.0)
@@ -812,7 +812,7 @@ def test_variants_are_measured_remembered_and_taken(
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused()
     wisdom.load(tmp_path / "wisdom.json")
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused(pause=0.0)
-    forget_plans()
+    clear_plans()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "name": 1}'])

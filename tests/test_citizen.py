@@ -202,10 +202,10 @@ def test_hooks(algorithm: Algorithm | str) -> None:
 @pytest.mark.parametrize("kind", ["reentrant", "not", "selective"])
 def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
     """Recomputed in backward; under a policy that sees our operators as well."""
-    asked: list[str] = []
+    requested: list[str] = []
 
     def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        asked.append(str(operator))
+        requested.append(str(operator))
         return CheckpointPolicy.MUST_SAVE
 
     results = []
@@ -224,9 +224,9 @@ def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
             results.append((y, *gradients(y.square().sum(), (x, *net.parameters()))))
     close(*results)
     if kind == "selective":
-        assert any("conv" in each or "torch_corr.forward" in each for each in asked)
+        assert any("conv" in each or "torch_corr.forward" in each for each in requested)
         if algorithm not in ("auto", Aten()):
-            assert "torch_corr.forward.default" in asked
+            assert "torch_corr.forward.default" in requested
 
 
 @each_choice

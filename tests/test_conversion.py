@@ -96,7 +96,7 @@ def test_named_algorithm_runs_everywhere() -> None:
     model, spy = small_model(), Spy()
     convert(model, spy)
     model(torch.randn(1, 3, 9, 9, dtype=torch.float64))
-    assert spy.asked == ["forward"] * 4
+    assert spy.requested == ["forward"] * 4
 
 
 def test_a_model_that_is_a_convolution() -> None:
@@ -391,7 +391,7 @@ def test_compiled_before_and_after() -> None:
     for spy in spies:
         report = convert(captured, spy)
         torch.testing.assert_close(captured(x), expected)
-        assert spy.asked == ["forward"]
+        assert spy.requested == ["forward"]
         report.revert()
         assert torch.equal(captured(x), expected)
-        assert spy.asked == ["forward"]
+        assert spy.requested == ["forward"]

@@ -57,13 +57,13 @@ def test_every_way_to_call_goes_to_corr2d(call: Any) -> None:
     gradients = torch.autograd.grad(expected.square().sum(), variables)
     with intercept(spy):
         y = call(*variables)
-    assert spy.asked == ["forward"]
+    assert spy.requested == ["forward"]
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
     ours = torch.autograd.grad(y.square().sum(), variables)
     torch.testing.assert_close(ours, gradients, rtol=1e-12, atol=1e-12)
-    assert sorted(spy.asked) == ["forward", "grad_input", "grad_weight"]
+    assert sorted(spy.requested) == ["forward", "grad_input", "grad_weight"]
     call(*variables)
-    assert len(spy.asked) == 3
+    assert len(spy.requested) == 3
 
 
 def test_exported_programs_are_redirected() -> None:
@@ -71,7 +71,7 @@ def test_exported_programs_are_redirected() -> None:
     program = torch.export.export(layer, (x,)).module()
     with intercept(spy):
         y = program(x)
-    assert spy.asked == ["forward"]
+    assert spy.requested == ["forward"]
     torch.testing.assert_close(y, layer(x))
 
 
@@ -88,7 +88,7 @@ def test_who_asks_for_an_algorithm_gets_it() -> None:
         ):
             (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
             torch.autograd.backward(g.square().sum())  # which no mode is told of, so stays on
-    assert spy.asked == []
+    assert spy.requested == []
 
 
 class Doubled(Tensor):
@@ -112,9 +112,9 @@ def test_tensors_with_functions_of_their_own_keep_them() -> None:
     spy = Spy()
     with intercept(spy):
         y = F.conv2d(x.as_subclass(Doubled), w, groups=2)
-        assert spy.asked == []
+        assert spy.requested == []
         named = F.conv2d(x.as_subclass(Named), w, groups=2)
-    assert spy.asked == ["forward"]
+    assert spy.requested == ["forward"]
     assert type(named) is Named
     assert torch.equal(y.as_subclass(Tensor), 2 * F.conv2d(x, w, groups=2))
 
@@ -126,11 +126,11 @@ def test_nested_the_innermost_decides() -> None:
         with intercept(inner):
             y = F.conv2d(x, w, groups=2)
         F.conv2d(x, w, groups=2)
-        assert inner.asked == ["forward"]
-        assert outer.asked == ["forward"]
+        assert inner.requested == ["forward"]
+        assert outer.requested == ["forward"]
         y.sum().backward()
-    assert len(inner.asked) == 3
-    assert len(outer.asked) == 1
+    assert len(inner.requested) == 3
+    assert len(outer.requested) == 1
 
 
 def test_one_object_may_be_entered_again() -> None:
@@ -141,7 +141,7 @@ def test_one_object_may_be_entered_again() -> None:
     with block:
         F.conv2d(x, w, groups=2)
     F.conv2d(x, w, groups=2)
-    assert block.algorithm.asked == ["forward"] * 2
+    assert block.algorithm.requested == ["forward"] * 2
 
 
 def test_an_algorithm_made_of_conv2d_does_not_call_itself() -> None:
@@ -160,7 +160,7 @@ def test_left_by_an_error() -> None:
     with pytest.raises(RuntimeError, match="channels"), intercept(spy):
         F.conv2d(x, w, groups=3)
     F.conv2d(x, w, groups=2)
-    assert spy.asked == []
+    assert spy.requested == []
 
 
 def test_named_algorithms_refuse_as_ever() -> None:
@@ -200,9 +200,9 @@ def test_a_block_holds_for_its_thread_alone() -> None:
         thread = threading.Thread(target=F.conv2d, args=(x, w), kwargs={"groups": 2})
         thread.start()
         thread.join()
-        assert spy.asked == []
+        assert spy.requested == []
         F.conv2d(x, w, groups=2)
-    assert spy.asked == ["forward"]
+    assert spy.requested == ["forward"]
 
 
 def test_checkpointed_with_the_block_inside() -> None:
@@ -214,7 +214,7 @@ def test_checkpointed_with_the_block_inside() -> None:
             return F.conv2d(x, w, groups=2)
 
     checkpoint(redirected, x, w, use_reentrant=False).sum().backward()
-    assert sorted(spy.asked) == ["forward", "forward", "grad_input", "grad_weight"]
+    assert sorted(spy.requested) == ["forward", "forward", "grad_input", "grad_weight"]
 
 
 def test_checkpointed_with_the_block_around_it() -> None:
@@ -253,11 +253,11 @@ def test_under_torch_func() -> None:
     expected = per_sample(w, x)
     with intercept(spy):
         torch.testing.assert_close(per_sample(w, x), expected)
-    assert "grad_weight" in spy.asked
-    spy.asked.clear()
+    assert "grad_weight" in spy.requested
+    spy.requested.clear()
     inside = torch.func.vmap(torch.func.grad(redirected), (None, 0))
     torch.testing.assert_close(inside(w, x), expected)
-    assert "grad_weight" in spy.asked
+    assert "grad_weight" in spy.requested
 
 
 def test_converted_and_intercepted() -> None:
@@ -267,7 +267,7 @@ def test_converted_and_intercepted() -> None:
     convert(model, spy)
     with intercept("naive"):
         model(x)
-    assert spy.asked == ["forward"]
+    assert spy.requested == ["forward"]
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["block inside", "block outside"])

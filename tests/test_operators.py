@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from support.laws import algorithm_id
 from torch_corr import Algorithm, Aten, Naive, Problem, corr2d
-from torch_corr.operators import asked_for, spelled
+from torch_corr.operators import decode_algorithm, encode_algorithm
 from torch_corr.planning.plan import able_algorithms
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
@@ -117,8 +117,8 @@ def test_two_that_look_the_same_are_told_apart() -> None:
     one, two = Odd(1), Odd(2)
     assert repr(one) == repr(two)
     for algorithm in (one, two, Odd(2)):
-        assert asked_for(spelled(algorithm)) == algorithm
-    assert spelled(Odd(2)) == spelled(two) != spelled(one)
+        assert decode_algorithm(encode_algorithm(algorithm)) == algorithm
+    assert encode_algorithm(Odd(2)) == encode_algorithm(two) != encode_algorithm(one)
 
 
 def layer(algorithm: Algorithm | str, *values: Tensor) -> Tensor:

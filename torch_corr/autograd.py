@@ -56,20 +56,20 @@ from .operators import (
     WEIGHT,
     Deferred,
     Slots,
-    left_alone,
     open_slot,
     operate,
     plan_of,
     planned,
     run,
     run_gradients,
+    skip_dynamo,
     slots_of,
 )
 from .planning.plan import Plan
 from .problem import Problem, is_known_zero
 
 
-@left_alone
+@skip_dynamo
 def trilinear(
     plan: Plan | Deferred,
     input: Tensor | None = None,
@@ -109,7 +109,7 @@ class _Rules(Function):
     """The rules of differentiation; arguments are the plan and the three slots."""
 
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         """Open the operand's slot, and fill the one that was open with its gradient.
 
@@ -131,7 +131,7 @@ class _Rules(Function):
         return None, *gradients
 
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
         """The product rule: the form with one operand at a time replaced by its tangent."""
         operands = ctx.saved_tensors
@@ -145,7 +145,7 @@ class _Rules(Function):
 
 class Correlation(_Rules):
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def forward(
         ctx: Any,
         plan: Plan | Deferred,
@@ -160,7 +160,7 @@ class Correlation(_Rules):
 
 class CorrelationOfDuals(Correlation):
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def forward(
         ctx: Any,
         plan: Plan | Deferred,
@@ -172,7 +172,7 @@ class CorrelationOfDuals(Correlation):
         return Correlation.forward(ctx, plan, input, weight, output)
 
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
         tangent = _Rules.jvp(ctx, _, *tangents)
         # Left there, these would stand in for the saved tensors in backward, unnecessarily
@@ -183,7 +183,7 @@ class CorrelationOfDuals(Correlation):
 
 class CorrelationTransformed(_Rules):
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def forward(
         plan: Plan | Deferred,
         input: Tensor | None,
@@ -193,14 +193,14 @@ class CorrelationTransformed(_Rules):
         return run(plan, (input, weight, output))
 
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         plan, *slots = inputs
         _remember(ctx, plan, slots)
         ctx.save_for_forward(*slots)
 
     @staticmethod
-    @left_alone
+    @skip_dynamo
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], plan: Plan | Deferred, *slots: Tensor | None
     ) -> tuple[Tensor, int]:
@@ -261,7 +261,7 @@ def _mapped(
         _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
         for slot, (value, has) in enumerate(zip(slots, mapped))
     ]
-    larger = planned(problem, plan.device, plan.dtype, plan.asked)
+    larger = planned(problem, plan.device, plan.dtype, plan.requested)
     return _unfold(plan.problem, opened, axis, fill(larger, *operands), times)
 
 
@@ -399,7 +399,7 @@ def _unfold(problem: Problem, slot: int, axis: str, value: Tensor, times: int) -
     return split.movedim(position, 0).reshape(times, *_shape(problem, slot))
 
 
-@left_alone
+@skip_dynamo
 def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     """An operator above autograd: the rules, where there is something to differentiate."""
     operands = first, second
@@ -420,7 +420,7 @@ def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any)
     return result
 
 
-@left_alone
+@skip_dynamo
 def _map_over(
     map: MapName,
     info: Any,

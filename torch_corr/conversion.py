@@ -19,7 +19,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from .functional import corr2d, has_own_functions, is_traced_for_quantization
 from .modules import Corr2d
-from .operators import left_alone
+from .operators import skip_dynamo
 from .planning.plan import AlgorithmLike, find_algorithm
 from .problem import as_pair, resolve_padding
 
@@ -51,7 +51,7 @@ class ConvForward:
         """The converted layer; None after it was deleted."""
         return self._layer()
 
-    @left_alone
+    @skip_dynamo
     def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         layer = self._layer()
         if layer is None:

@@ -27,7 +27,7 @@ from .algorithms import Aten
 from .algorithms.aten import are_misread, conv2d, quick_in_channels_last
 from .algorithms.base import is_channels_last
 from .autograd import trilinear
-from .operators import Deferred, asked_for, left_alone, planned, spelled
+from .operators import Deferred, decode_algorithm, encode_algorithm, planned, skip_dynamo
 from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, Plan, autocasts, cached_plan, find_algorithm, make_plan
 from .planning.wisdom import WISDOM
@@ -151,21 +151,21 @@ def corr2d(
     if padding_mode == "zeros" and _is_left_to_pytorch(input, algorithm):
         numbers: Any = stride, padding, dilation, groups
         return torch.conv2d(input, weight, bias, *numbers)
-    input, weight, bias = _as_autocast_would(input, weight, bias)
+    input, weight, bias = _cast_as_autocast(input, weight, bias)
     _check_operands(input, weight, bias)
     images, filters = _with_all_axes(input), _with_all_axes(weight)
     shapes = _shape(images), _shape(filters)
     geometry = (as_pair("stride", stride), _hashable(padding), as_pair("dilation", dilation))
     if padding_mode != "zeros":
         images, shapes, geometry = _pad(images, shapes, *geometry, padding_mode)
-    asked = _standing_for(algorithm, images, filters)
+    requested = _resolve_algorithm(algorithm, images, filters)
     where = input.device, input.dtype
-    plan = _plan(*shapes, *geometry, as_int("groups", groups), *where, asked)
-    if asked == "auto" and _is_compiling() and quick_in_channels_last(plan.problem, *where):
+    plan = _plan(*shapes, *geometry, as_int("groups", groups), *where, requested)
+    if requested == "auto" and _is_compiling() and quick_in_channels_last(plan.problem, *where):
         plan = planned(plan.problem, *where, "aten")
     if bias is not None:
         _check_bias(bias, weight, plan.problem)
-    if _written_down():
+    if _is_exporting_or_tracing():
         if padding == "same" and max(plan.problem.stride) > 1 and is_tracing():
             _warn_of_one_size(plan.problem)
         result = _standard(plan.problem, images, filters, bias)
@@ -202,15 +202,15 @@ _INHERITED = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 has_own_functions._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _key_in_graph(asked: tuple[AlgorithmLike]) -> str:
+def _key_in_graph(requested: tuple[AlgorithmLike]) -> str:
     """The algorithm as a string, which is what a graph can hold.
 
     Dynamo calls this while it traces, which makes it the place to say that the call after it
     goes into the graph unseen; saying so at import would load all of Dynamo.
     """
     torch.compiler.allow_in_graph(_corr2d_in_graph)  # type: ignore[no-untyped-call]
-    (algorithm,) = asked
-    return spelled(algorithm)
+    (algorithm,) = requested
+    return encode_algorithm(algorithm)
 
 
 # What the decorator ``torch.compiler.assume_constant_result`` does.
@@ -242,7 +242,7 @@ def _corr2d_in_graph(
         dilation,
         groups,
         padding_mode=padding_mode,
-        algorithm=asked_for(key),
+        algorithm=decode_algorithm(key),
     )
 
 
@@ -344,9 +344,9 @@ def plan(
         >>> chosen.forward, chosen.grad_input, chosen.grad_weight
         (Aten(), Aten(), Aten())
     """
-    input, weight, _ = _as_autocast_would(input, weight, None)
+    input, weight, _ = _cast_as_autocast(input, weight, None)
     _check_operands(input, weight, None)
-    if algorithm == "auto" and any(map(_hands_on_channels_last, (input, weight))):
+    if algorithm == "auto" and any(map(_is_channels_last_image, (input, weight))):
         algorithm = IN_CHANNELS_LAST
     return _known_plan(
         _with_all_axes(input).shape,
@@ -380,7 +380,7 @@ def explain(
     print(plan(input, weight, stride, padding, dilation, groups, algorithm=algorithm))
 
 
-@left_alone
+@skip_dynamo
 def _conv2d_if_chosen(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor | None:
@@ -404,12 +404,12 @@ def _conv2d_if_chosen(
         if is_any_autocast():
             dtype = _dtype_under_autocast(input)
         shapes = input.shape, weight.shape
-        asked = *shapes, stride, padding, dilation, groups, device, dtype
-        chosen = _is_conv2d(*asked, "auto")
+        requested = *shapes, stride, padding, dilation, groups, device, dtype
+        chosen = _is_conv2d(*requested, "auto")
         # What was measured is of contiguous images, and says nothing of others.
         if not chosen or (len(WISDOM) and input.device.type == "cuda"):
-            if (layout := _standing_for_layout(input, weight)) is not None:
-                chosen = _is_conv2d(*asked, layout)
+            if (layout := _resolve_for_layout(input, weight)) is not None:
+                chosen = _is_conv2d(*requested, layout)
             if not chosen:
                 return None
         if are_misread(input, weight):
@@ -452,7 +452,7 @@ def _is_conv2d(
     dtype: torch.dtype,
     algorithm: AlgorithmLike,
 ) -> bool:
-    if _written_down():
+    if _is_exporting_or_tracing():
         raise TypeError("shapes are of tensors under jit.trace; an error, so as not to be kept")
     numbers = stride, padding, dilation, groups
     if any(isinstance(each, Tensor) for each in numbers):
@@ -466,7 +466,7 @@ def _is_conv2d(
     return make_plan(problem, device, dtype, algorithm).is_conv2d
 
 
-@left_alone
+@skip_dynamo
 def _plan(*arguments: Any) -> Plan | Deferred:
     """The plan for the arguments of :func:`_known_plan`, of which sizes may be symbols."""
     try:
@@ -495,19 +495,19 @@ def _known_plan(
     return make_plan(problem, device, dtype, algorithm)
 
 
-@left_alone
-def _standing_for(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -> AlgorithmLike:
+@skip_dynamo
+def _resolve_algorithm(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -> AlgorithmLike:
     """What is planned with, where nothing is computed or a layout is to be handed on."""
     if input.is_meta:
         return "auto"
-    if _written_down():
+    if _is_exporting_or_tracing():
         return "aten"
-    return (_standing_for_layout(input, weight) or "auto") if algorithm == "auto" else algorithm
+    return (_resolve_for_layout(input, weight) or "auto") if algorithm == "auto" else algorithm
 
 
-def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
+def _resolve_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
     """What stands for ``auto`` where an operand lies in channels_last, else None."""
-    if not any(map(_hands_on_channels_last, (input, weight))):
+    if not any(map(_is_channels_last_image, (input, weight))):
         return None
     # On a CPU nothing else is ever chosen, and of PyTorch's own compilers make more.
     # A plan that waits for the sizes must say itself that it does so.
@@ -515,19 +515,19 @@ def _standing_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
     return IN_CHANNELS_LAST if input.is_cuda or waits else "aten"
 
 
-@left_alone
+@skip_dynamo
 def _is_compiling() -> bool:
     """Whether a compiler is making a graph of operators, as it does of fake tensors."""
     return dispatch_stack_depth() > 0 and TracingContext.try_get() is not None
 
 
-@left_alone
-def _written_down() -> bool:
+@skip_dynamo
+def _is_exporting_or_tracing() -> bool:
     """Whether the program is being written for others to run: ``torch.export`` or a trace."""
     return torch.compiler.is_exporting() or is_tracing()
 
 
-@left_alone
+@skip_dynamo
 def _standard(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """PyTorch's own convolution, which every reader of an exported program knows."""
     if is_known_zero(problem.in_channels) or is_known_zero(problem.out_channels):
@@ -545,7 +545,7 @@ def _warn_of_one_size(problem: Problem) -> None:
     )
 
 
-@left_alone
+@skip_dynamo
 def _shape(value: Tensor) -> tuple[int, ...]:
     """The shape in numbers, or in symbols; under ``torch.jit.trace`` it would be of tensors."""
     state = get_tracing_state()
@@ -558,7 +558,7 @@ def _shape(value: Tensor) -> tuple[int, ...]:
         set_tracing_state(state)
 
 
-@left_alone
+@skip_dynamo
 def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
     """Whether images lie as oneDNN likes them, which PyTorch's own convolution alone reads.
 
@@ -571,7 +571,7 @@ def _is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
     return isinstance(found, Auto) or found.is_pytorch
 
 
-def _hands_on_channels_last(operand: Tensor) -> bool:
+def _is_channels_last_image(operand: Tensor) -> bool:
     """Whether an operand has PyTorch's channels_last layout, which goes on to the result.
 
     Not of integers, of which it refuses some problems.
@@ -583,8 +583,8 @@ def _hands_on_channels_last(operand: Tensor) -> bool:
     )
 
 
-@left_alone
-def _as_autocast_would(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
+@skip_dynamo
+def _cast_as_autocast(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
     """Operands in the dtype of autocast where that is on."""
     if not isinstance(input, Tensor) or not autocasts(input.device):
         return input, weight, bias
@@ -595,7 +595,7 @@ def _as_autocast_would(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, An
     return input, weight, bias
 
 
-@left_alone
+@skip_dynamo
 def _dtype_under_autocast(value: Tensor) -> torch.dtype:
     """The dtype in which autocast, if on, has an operand computed; float64 stays, as in conv2d."""
     cast = value.dtype in _AUTOCAST and autocasts(value.device)
@@ -606,18 +606,18 @@ _AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
 """What autocast casts."""
 
 
-@left_alone
+@skip_dynamo
 def _with_all_axes(value: Tensor) -> Tensor:
     """A 3-D or 2-D operand with the axes of length 1 that it leaves out."""
     return value if value.dim() == 4 else value[(None,) * (4 - value.dim())]
 
 
-@left_alone
+@skip_dynamo
 def _hashable(padding: Any) -> str | Sides:
     return padding if isinstance(padding, str) else as_sides(padding)
 
 
-@left_alone
+@skip_dynamo
 def _check_operands(input: Any, weight: Any, bias: Any) -> None:
     """That input, weight and bias are strided tensors of fitting rank, one dtype, one device."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
@@ -665,7 +665,7 @@ def _check_operands(input: Any, weight: Any, bias: Any) -> None:
             )
 
 
-@left_alone
+@skip_dynamo
 def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
     require(
         same_shape(_shape(bias), (problem.out_channels,)),
@@ -676,7 +676,7 @@ def _check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
     )
 
 
-@left_alone
+@skip_dynamo
 def _pad(
     input: Tensor,
     shapes: tuple[tuple[int, ...], tuple[int, ...]],

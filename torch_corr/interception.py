@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .functional import corr2d, has_own_functions
-from .operators import left_alone
+from .operators import skip_dynamo
 from .planning.plan import AlgorithmLike, find_algorithm
 
 
@@ -61,7 +61,7 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
         super().__init__()
         self.algorithm = algorithm
 
-    @left_alone
+    @skip_dynamo
     def __torch_function__(
         self,
         func: Callable[..., Any],

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from ._torch_compat import LazyConvXdMixin
 from .functional import PADDING_MODES, corr2d, wrap
-from .operators import left_alone
+from .operators import skip_dynamo
 from .planning.plan import AlgorithmLike, find_algorithm
 from .problem import (
     PADDING_NAMES,
@@ -132,7 +132,7 @@ class Corr2d(nn.Conv2d):
         # What ``nn.Conv2d`` gives to ``F.pad``, for code that reads it there.
         self._reversed_padding_repeated_twice = [*sides[1], *sides[0]]
 
-    @left_alone
+    @skip_dynamo
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._scripted(input, weight, bias)

@@ -51,11 +51,11 @@ OPERANDS = {map: tuple(_NAMES.index(slot) for slot in SLOTS[map][:2]) for map in
 _MAP_OF = {_NAMES.index(SLOTS[map][2]): map for map in MAPS}
 _PLAIN = (Tensor, Parameter)
 
-_LEFT_ALONE = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
+_SKIP = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def left_alone(function: _Function) -> _Function:
+def skip_dynamo(function: _Function) -> _Function:
     """Keep Dynamo out of a function that PyTorch calls, and out of whatever it calls in turn.
 
     Once a compiled function has left its graph, Dynamo looks at every Python function that runs.
@@ -64,7 +64,7 @@ def left_alone(function: _Function) -> _Function:
 
     What is called from within a graph Dynamo still takes into it.
     """
-    set_code_exec_strategy(function.__code__, _LEFT_ALONE)
+    set_code_exec_strategy(function.__code__, _SKIP)
     return function
 
 
@@ -74,33 +74,33 @@ class Deferred:
 
     Attributes:
         problem: the geometry, with symbols in it.
-        device, dtype, asked: as in :class:`~torch_corr.Plan`.
+        device, dtype, requested: as in :class:`~torch_corr.Plan`.
     """
 
     problem: Problem
     device: torch.device
     dtype: torch.dtype
-    asked: AlgorithmLike
+    requested: AlgorithmLike
 
 
 def planned(
-    problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
+    problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
 ) -> Plan | Deferred:
     """The plan for a problem, as :func:`make_plan`; deferred where sizes are symbols."""
     if problem.is_symbolic:
-        return Deferred(problem, device, dtype, asked)
-    return make_plan(problem, device, dtype, asked)
+        return Deferred(problem, device, dtype, requested)
+    return make_plan(problem, device, dtype, requested)
 
 
 def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
     """Fill the open slot: by the plan, or by an operator where somebody watches those."""
     map = _MAP_OF[open_slot(slots)]
     if isinstance(plan, Plan):
-        if not _watched(slots):
+        if not _needs_custom_op(slots):
             return _recorded(plan, map, slots)
         algorithm: Any = getattr(plan, map)
     else:
-        algorithm = find_algorithm(plan.asked)
+        algorithm = find_algorithm(plan.requested)
     if not getattr(algorithm, "is_pytorch", False) or is_distributed(slots):
         return operate(plan, *slots)
     operands = [slots[slot] for slot in OPERANDS[map]]
@@ -112,7 +112,7 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
             is_channels_last(each) for each in operands if each is not None
         ):
             # On a CPU the same algorithm, which keeps the layout.
-            plan = replace(plan, asked=Auto(channels_last=True))
+            plan = replace(plan, requested=Auto(channels_last=True))
         return operate(plan, *slots)
     # PyTorch's own operators need no hiding, and compilers do much with them.
     result: Tensor = getattr(algorithm, map)(problem, *operands)
@@ -127,7 +127,7 @@ def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | Non
     Args:
         slots: all three, the output's gradient in its slot.
     """
-    if not isinstance(plan, Plan) or not plan.has_both_gradients or _watched(slots):
+    if not isinstance(plan, Plan) or not plan.has_both_gradients or _needs_custom_op(slots):
         return None
     filled = [value for value in slots if value is not None]
     if not is_profiling():
@@ -146,7 +146,14 @@ def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
     operator: Callable[..., Tensor] = getattr(torch.ops.torch_corr, map)
     first, second = (slots[slot] for slot in OPERANDS[map])
     return operator(
-        first, second, p.groups, *extra, p.stride, padding, p.dilation, spelled(plan.asked)
+        first,
+        second,
+        p.groups,
+        *extra,
+        p.stride,
+        padding,
+        p.dilation,
+        encode_algorithm(plan.requested),
     )
 
 
@@ -155,7 +162,7 @@ def open_slot(slots: Slots) -> int:
     return INPUT if slots[INPUT] is None else WEIGHT if slots[WEIGHT] is None else OUTPUT
 
 
-def _watched(slots: Slots) -> bool:
+def _needs_custom_op(slots: Slots) -> bool:
     return dispatch_stack_depth() > 0 or any(
         value is not None and (type(value) not in _PLAIN or is_functorch_wrapped(value))
         for value in slots
@@ -170,26 +177,26 @@ def _recorded(plan: Plan, map: MapName, slots: Slots) -> Tensor:
         return plan.run(*slots)
 
 
-_asked: dict[str, AlgorithmLike] = {}
+_requested: dict[str, AlgorithmLike] = {}
 
 
-def spelled(asked: AlgorithmLike) -> str:
+def encode_algorithm(requested: AlgorithmLike) -> str:
     """What was asked for, as a string: operators take no algorithms.
 
     A name stands for itself, an :class:`~torch_corr.Algorithm` is kept under its ``repr``.
     """
-    find_algorithm(asked)
-    if isinstance(asked, str):
-        return asked
-    key = repr(asked)
-    while _asked.setdefault(key, asked) != asked:
+    find_algorithm(requested)
+    if isinstance(requested, str):
+        return requested
+    key = repr(requested)
+    while _requested.setdefault(key, requested) != requested:
         key += "'"  # another that looks the same
     return key
 
 
-def asked_for(key: str) -> AlgorithmLike:
-    """What :func:`spelled` made a string of."""
-    return _asked.get(key, key)
+def decode_algorithm(key: str) -> AlgorithmLike:
+    """What :func:`encode_algorithm` made a string of."""
+    return _requested.get(key, key)
 
 
 def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbers: Any) -> Problem:
@@ -250,27 +257,27 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
                 f"{slot} should be {shape_str(shape)}"  # noqa: B023
             ),
         )
-    return planned(problem, first.device, first.dtype, asked_for(key))
+    return planned(problem, first.device, first.dtype, decode_algorithm(key))
 
 
-@left_alone
+@skip_dynamo
 def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     plan = plan_of(map, first, second, *arguments)
     assert isinstance(plan, Plan)
     result = _recorded(plan, map, slots_of(map, first, second))
-    return result.contiguous(memory_format=_promised_layout(map, plan))
+    return result.contiguous(memory_format=_fake_layout(map, plan))
 
 
-@left_alone
-def _promise(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
+@skip_dynamo
+def _fake_impl(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     """What a capturer is told, and relies on: shape and layout of the result."""
     plan = plan_of(map, first, second, *arguments)
-    shape, layout = shape_of(plan.problem, SLOTS[map][2]), _promised_layout(map, plan)
+    shape, layout = shape_of(plan.problem, SLOTS[map][2]), _fake_layout(map, plan)
     return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
 
 
-def _promised_layout(map: MapName, plan: Plan | Deferred) -> torch.memory_format:
-    return layout_of(plan.asked, map) or torch.contiguous_format
+def _fake_layout(map: MapName, plan: Plan | Deferred) -> torch.memory_format:
+    return layout_of(plan.requested, map) or torch.contiguous_format
 
 
 def _flops(map: MapName, first: Any, second: Any, *arguments: Any, **_: Any) -> int:
@@ -292,7 +299,7 @@ for _map in MAPS:
         f"{_map}({_OPERANDS[_map]}, {_GEOMETRY}) -> Tensor", tags=torch.Tag.pt2_compliant_tag
     )
     LIBRARY.impl(_map, partial(_compute, _map), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"torch_corr::{_map}", partial(_promise, _map), lib=LIBRARY)
+    torch.library.register_fake(f"torch_corr::{_map}", partial(_fake_impl, _map), lib=LIBRARY)
     # At import, although PyTorch's module of formulas imports Triton, 200 ms where that is
     # installed: a FlopCounterMode copies the formulas when it is made, and silently counts what
     # comes later as nothing.

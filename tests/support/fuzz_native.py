@@ -125,9 +125,9 @@ def scans_planes(native, r: random.Random) -> None:
                 how = code, threads, isa
                 native.norms(x.ctypes.data, x.size, norms.ctypes.data, count, *how)
                 assert np.allclose(norms, exact, rtol=1e-12, atol=0, equal_nan=True), isa
-                asked = x.ctypes.data, x.size, least.ctypes.data, count
-                assert native.below(*asked, len(small), *how) == small, isa
-                assert native.below(*asked, len(small) - 1, *how) is None, isa
+                requested = x.ctypes.data, x.size, least.ctypes.data, count
+                assert native.below(*requested, len(small), *how) == small, isa
+                assert native.below(*requested, len(small) - 1, *how) is None, isa
 
 
 def axis(r: random.Random):

@@ -27,20 +27,20 @@ class Sees(TorchDispatchMode):
 class Spy(Unfold):
     """Unfold that notes the maps it is asked for."""
 
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
     # Plans are kept by equality, and one made for another spy would tell that one.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        self.asked.append("forward")
+        self.requested.append("forward")
         return super().forward(problem, input, weight)
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        self.asked.append("grad_input")
+        self.requested.append("grad_input")
         return super().grad_input(problem, output, weight)
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        self.asked.append("grad_weight")
+        self.requested.append("grad_weight")
         return super().grad_weight(problem, input, output)

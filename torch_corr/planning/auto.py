@@ -42,7 +42,7 @@ WORTH_A_CHOICE = 2**14
 SWITCH_RATIO = 0.82
 """Another algorithm is taken if its predicted time is below this part of the preferred one's."""
 
-HOPELESS = 20
+MEASURE_RATIO = 20
 """Times the least predicted time from which an algorithm is not even measured on a CPU."""
 
 REFERENCE = next(each for each in ALGORITHMS if each.is_reference)
@@ -270,7 +270,7 @@ class _Race:
         if self.rules.measure and self.device.type != "meta":
             with _measuring:
                 seen = WISDOM.seconds(self._key)
-                hopeful = _hopeful(able, self.device)
+                hopeful = _worth_measuring(able, self.device)
                 if new := [each for each in hopeful if each.spelling not in seen]:
                     _refuse_capture(self.problem, self.device)
                     times = time_algorithms(new, self.problem, self.map, self.device, self.dtype)
@@ -327,7 +327,7 @@ def _refuse_capture(problem: Problem, device: torch.device) -> None:
         )
 
 
-def _hopeful(race: Sequence[Candidate], device: torch.device) -> list[Algorithm]:
+def _worth_measuring(race: Sequence[Candidate], device: torch.device) -> list[Algorithm]:
     """Those whose predicted time is not beyond all hope: on a CPU predictions are good to a factor.
 
     On a device they are what it does at its peaks, which PyTorch's depthwise layers miss a hundred
@@ -335,7 +335,7 @@ def _hopeful(race: Sequence[Candidate], device: torch.device) -> list[Algorithm]
     """
     if device.type != "cpu":
         return [each.algorithm for each in race if not each.algorithm.is_reference]
-    limit = HOPELESS * min((each.seconds for each in race), default=0.0)
+    limit = MEASURE_RATIO * min((each.seconds for each in race), default=0.0)
     return [each.algorithm for each in race if each.seconds <= max(limit, 1e-3)]
 
 
@@ -350,15 +350,15 @@ def _quickest(race: Sequence[Candidate]) -> Algorithm:
     race = measured or race
     best = min(race, key=_seconds)
     if best.algorithm.error_class != "componentwise":
-        best = _unless_far_behind(
+        best = _prefer_unless_slower(
             best, [each for each in race if each.algorithm.error_class == "componentwise"]
         )
     if not measured:
-        best = _unless_far_behind(best, [each for each in race if each.algorithm.is_pytorch])
+        best = _prefer_unless_slower(best, [each for each in race if each.algorithm.is_pytorch])
     return best.algorithm
 
 
-def _unless_far_behind(best: Candidate, preferred: Sequence[Candidate]) -> Candidate:
+def _prefer_unless_slower(best: Candidate, preferred: Sequence[Candidate]) -> Candidate:
     """The quickest of the preferred where it is nearly as quick as the best, else that."""
     favourite = min(preferred, key=_seconds, default=best)
     return best if best.seconds <= SWITCH_RATIO * favourite.seconds else favourite

@@ -40,7 +40,7 @@ class Plan:
         problem: the geometry.
         device: where it runs.
         dtype: of the operands and the result.
-        asked: what the caller asked for, ``"auto"`` or an algorithm.
+        requested: what the caller asked for, ``"auto"`` or an algorithm.
         forward: computes (x, w) -> y.
         grad_input: computes (y, w) -> x.
         grad_weight: computes (x, y) -> w.
@@ -49,7 +49,7 @@ class Plan:
     problem: Problem
     device: torch.device
     dtype: torch.dtype
-    asked: AlgorithmLike
+    requested: AlgorithmLike
     forward: Algorithm
     grad_input: Algorithm
     grad_weight: Algorithm
@@ -69,7 +69,7 @@ class Plan:
         # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
         result = result.clone() if result._is_view() else result
         # A gradient may come in another layout than the images that it is of.
-        layout = layout_of(self.asked, "grad_weight" if weight is None else "forward")
+        layout = layout_of(self.requested, "grad_weight" if weight is None else "forward")
         return result.contiguous(memory_format=layout) if layout else result
 
     def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,17 +94,17 @@ class Plan:
 
     def able(self, problem: Problem) -> bool:
         """Whether what was asked for can run another problem of this device and dtype."""
-        asked = find_algorithm(self.asked)
-        if isinstance(asked, Auto):
+        requested = find_algorithm(self.requested)
+        if isinstance(requested, Auto):
             return bool(able_algorithms(problem, self.device, self.dtype))
-        return not asked.refusals(problem, self.device, self.dtype)
+        return not requested.refusals(problem, self.device, self.dtype)
 
     def __str__(self) -> str:
         """For each map every algorithm's time, workspace and error class, or why it is out."""
-        asked = find_algorithm(self.asked)
-        named = self.asked if isinstance(self.asked, str) else repr(self.asked)
+        requested = find_algorithm(self.requested)
+        named = self.requested if isinstance(self.requested, str) else repr(self.requested)
         lines = [f"{_where(self.problem, self.device, self.dtype)}, algorithm={named}"]
-        auto = asked if isinstance(asked, Auto) else Auto()
+        auto = requested if isinstance(requested, Auto) else Auto()
         for map in MAPS:
             survey = auto.survey(map, self.problem, self.device, self.dtype)
             lines.extend(table(map, survey, getattr(self, map)))
@@ -150,7 +150,7 @@ def _cuda_settings() -> tuple[bool, ...]:
     )
 
 
-def forget_plans() -> None:
+def clear_plans() -> None:
     """Make every plan anew from now on: what is known has changed.
 
     A plan that is being made meanwhile, in another thread, is kept for the revision before.
@@ -159,12 +159,12 @@ def forget_plans() -> None:
     _current = next(_revisions)
 
 
-WISDOM.on_change.append(forget_plans)
+WISDOM.on_change.append(clear_plans)
 
 
 @cached_plan
 def make_plan(
-    problem: Problem, device: torch.device, dtype: torch.dtype, asked: AlgorithmLike
+    problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
 ) -> Plan:
     """The plan for a problem: a named algorithm for all three maps, or what ``auto`` chooses.
 
@@ -172,15 +172,15 @@ def make_plan(
         RuntimeError: the named algorithm refuses the problem.
         NotImplementedError: no algorithm is able (a RuntimeError too, as in PyTorch).
         ValueError: no algorithm has that name.
-        TypeError: ``asked`` is neither a string nor an :class:`Algorithm`.
+        TypeError: ``requested`` is neither a string nor an :class:`Algorithm`.
     """
-    algorithm = find_algorithm(asked)
+    algorithm = find_algorithm(requested)
     if isinstance(algorithm, Auto):
         return Plan(
             problem,
             device,
             dtype,
-            asked,
+            requested,
             *(_chosen(algorithm, map, problem, device, dtype) for map in MAPS),
         )
     if sentences := algorithm.refusals(problem, device, dtype):
@@ -195,7 +195,7 @@ def make_plan(
                 ]
             )
         )
-    return Plan(problem, device, dtype, asked, algorithm, algorithm, algorithm)
+    return Plan(problem, device, dtype, requested, algorithm, algorithm, algorithm)
 
 
 def autocasts(device: torch.device) -> bool:
@@ -203,34 +203,34 @@ def autocasts(device: torch.device) -> bool:
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
-def layout_of(asked: AlgorithmLike, map: MapName) -> torch.memory_format | None:
+def layout_of(requested: AlgorithmLike, map: MapName) -> torch.memory_format | None:
     """The layout of a map's result that was asked for, if any was."""
-    last = isinstance(asked, Auto) and asked.channels_last and map != "grad_weight"
+    last = isinstance(requested, Auto) and requested.channels_last and map != "grad_weight"
     return torch.channels_last if last else None
 
 
-def find_algorithm(asked: AlgorithmLike) -> Auto | Algorithm:
+def find_algorithm(requested: AlgorithmLike) -> Auto | Algorithm:
     """The algorithm of a name, or what was asked for itself; :class:`Auto` for ``"auto"``.
 
     Raises:
         ValueError: no algorithm has that name.
         TypeError: neither a string nor an :class:`Auto` or :class:`Algorithm`.
     """
-    if isinstance(asked, (Auto, Algorithm)):
-        return asked
-    if not isinstance(asked, str):
+    if isinstance(requested, (Auto, Algorithm)):
+        return requested
+    if not isinstance(requested, str):
         raise TypeError(
-            f"algorithm must be a name, an Auto or an Algorithm, got {asked!r} of type "
-            f"{type(asked).__name__}"
+            f"algorithm must be a name, an Auto or an Algorithm, got {requested!r} of type "
+            f"{type(requested).__name__}"
         )
-    if asked == "auto":
+    if requested == "auto":
         return Auto()
     for algorithm in ALGORITHMS:
-        if algorithm.name == asked:
+        if algorithm.name == requested:
             return algorithm
     names = ("auto", *ALGORITHM_NAMES)
     raise ValueError(
-        f"unknown algorithm {asked!r}{did_you_mean(asked, names)}; use one of "
+        f"unknown algorithm {requested!r}{did_you_mean(requested, names)}; use one of "
         f"{', '.join(map(repr, names))}, or pass an Algorithm"
     )
 

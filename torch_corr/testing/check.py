@@ -258,7 +258,7 @@ def try_law(
             return
         if trial.trace:
             trial.trace.write_text(
-                Counterexample(law.name, "", case, subject.spelling, _promise(subject)).snippet
+                Counterexample(law.name, "", case, subject.spelling, _fake_impl(subject)).snippet
             )
         try:
             law.check(subject, case)
@@ -329,7 +329,7 @@ def _verdict(
     if found.worst is not None:
         case, violation = found.worst
         example = Counterexample(
-            law.name, str(violation), case, subject.spelling, _promise(subject)
+            law.name, str(violation), case, subject.spelling, _fake_impl(subject)
         )
         return Verdict(
             law.name,
@@ -354,7 +354,7 @@ def _verdict(
     )
 
 
-def _promise(subject: Subject) -> str:
+def _fake_impl(subject: Subject) -> str:
     """Python that makes the promise about rounding, without what it has by default."""
     model = subject.errors
     if not is_dataclass(model):

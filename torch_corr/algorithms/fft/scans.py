@@ -92,6 +92,6 @@ def _is_addressable(values: Tensor) -> bool:
 
 
 def _how(values: Tensor) -> tuple[Any, ...]:
-    asked = native.requested_isa()
-    isa = asked if asked in native.compiled.isas() else ""
+    requested = native.requested_isa()
+    isa = requested if requested in native.compiled.isas() else ""
     return FLOATS.index(values.dtype), torch.get_num_threads(), isa
