@@ -23,7 +23,7 @@ from torch.nn import functional as F
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
 from torch_corr.algorithms.base import is_channels_last
-from torch_corr.functional import IN_CHANNELS_LAST
+from torch_corr.dispatch.layout import IN_CHANNELS_LAST
 from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan
 from torch_corr.testing import ErrorModel, declared
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Triton, Unfold, corr2d
-from torch_corr import functional as functional_module
 from torch_corr.algorithms import Algorithm, CheckedFFT, Cost, MapName
 from torch_corr.algorithms.triton import algorithm as triton_module
 from torch_corr.algorithms.triton import form as triton_form
+from torch_corr.dispatch import fast_path
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import machine as machine_module
 from torch_corr.planning import plan as planner_module
@@ -695,7 +695,7 @@ def test_what_was_measured_of_contiguous_images_sends_no_others_to_conv2d(
     with FakeTensorMode():
         x = torch.empty(problem.input_shape, device=CUDA, memory_format=layout)
         w = torch.empty(problem.weight_shape, device=CUDA)
-    result: Any = functional_module._conv2d_if_chosen(x, w, None, 1, 15, 1, 384)
+    result: Any = fast_path.conv2d_if_chosen(x, w, None, 1, 15, 1, 384)
     assert (result == "conv2d") == (layout == torch.contiguous_format)
 
 

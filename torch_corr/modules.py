@@ -10,7 +10,8 @@ from torch.nn.functional import conv2d, pad
 from torch.nn.parameter import UninitializedParameter
 
 from ._torch_compat import LazyConvXdMixin
-from .functional import PADDING_MODES, corr2d, wrap
+from .dispatch.padding import PADDING_MODES, wrap
+from .functional import corr2d
 from .operators import skip_dynamo
 from .planning.plan import AlgorithmLike, find_algorithm
 from .problem import (

@@ -1,0 +1,45 @@
+"""Programs that are captured: by a compiler, by ``torch.export``, by ``torch.jit.trace``."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
+
+from .._torch_compat import TracingContext, dispatch_stack_depth, is_tracing
+from ..algorithms import Aten
+from ..algorithms.aten import conv2d
+from ..operators import skip_dynamo
+from ..problem import Problem, is_known_zero
+
+
+@skip_dynamo
+def is_compiling() -> bool:
+    """Whether a compiler is making a graph of operators, as it does of fake tensors."""
+    return dispatch_stack_depth() > 0 and TracingContext.try_get() is not None
+
+
+@skip_dynamo
+def is_exporting_or_tracing() -> bool:
+    """Whether the program is being written for others to run: ``torch.export`` or a trace."""
+    return torch.compiler.is_exporting() or is_tracing()
+
+
+@skip_dynamo
+def standard_conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own convolution, which every reader of an exported program knows."""
+    if is_known_zero(problem.in_channels) or is_known_zero(problem.out_channels):
+        return Aten().forward(problem, input, weight) + (0 if bias is None else bias[:, None, None])
+    return conv2d(problem, input, weight, bias)
+
+
+def warn_of_one_size(problem: Problem) -> None:
+    warnings.warn(
+        f"padding='same' with stride {problem.stride} depends on the input's size; torch.jit.trace "
+        f"keeps what is right for {problem.size[0]}x{problem.size[1]} pixels and pads other sizes "
+        f"the same; use torch.export, which keeps the formula",
+        TracerWarning,
+        stacklevel=4,
+    )

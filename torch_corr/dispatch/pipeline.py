@@ -1,0 +1,99 @@
+"""A call of ``corr2d``: normalise, validate, plan, run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._torch_compat import disable_current_modes, dispatch_stack_depth, is_tracing
+from ..algorithms.aten import quick_in_channels_last
+from ..autograd import trilinear
+from ..operators import Deferred, planned, skip_dynamo
+from ..planning.plan import AlgorithmLike, Plan, cached_plan, make_plan
+from ..problem import PaddingLike, Pair, Problem, Sides, SizeLike, as_int, as_pair
+from .autocast import cast_as_autocast
+from .capture import is_compiling, is_exporting_or_tracing, standard_conv2d, warn_of_one_size
+from .layout import is_left_to_pytorch, resolve_algorithm
+from .padding import fill_padding
+from .validation import (
+    check_bias,
+    check_operands,
+    hashable_padding,
+    plain_shape,
+    with_all_axes,
+)
+
+
+@skip_dynamo
+def correlate(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: SizeLike,
+    padding: PaddingLike,
+    dilation: SizeLike,
+    groups: int,
+    padding_mode: str,
+    algorithm: AlgorithmLike,
+) -> Tensor:
+    """:func:`~torch_corr.corr2d` of plain tensors."""
+    if padding_mode == "zeros" and is_left_to_pytorch(input, algorithm):
+        numbers: Any = stride, padding, dilation, groups
+        return torch.conv2d(input, weight, bias, *numbers)
+    # Normalise and validate.
+    input, weight, bias = cast_as_autocast(input, weight, bias)
+    check_operands(input, weight, bias)
+    images, filters = with_all_axes(input), with_all_axes(weight)
+    shapes = plain_shape(images), plain_shape(filters)
+    geometry = as_pair("stride", stride), hashable_padding(padding), as_pair("dilation", dilation)
+    if padding_mode != "zeros":
+        images, shapes, geometry = fill_padding(images, shapes, *geometry, padding_mode)
+    # Plan.
+    requested = resolve_algorithm(algorithm, images, filters)
+    where = input.device, input.dtype
+    plan = plan_call(*shapes, *geometry, as_int("groups", groups), *where, requested)
+    if requested == "auto" and is_compiling() and quick_in_channels_last(plan.problem, *where):
+        plan = planned(plan.problem, *where, "aten")
+    if bias is not None:
+        check_bias(bias, weight, plan.problem)
+    # Run.
+    if is_exporting_or_tracing():
+        if padding == "same" and max(plan.problem.stride) > 1 and is_tracing():
+            warn_of_one_size(plan.problem)
+        result = standard_conv2d(plan.problem, images, filters, bias)
+    else:
+        result = trilinear(plan, images, filters)
+        if bias is not None:
+            result = result + bias[:, None, None]
+    return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
+
+
+@skip_dynamo
+def plan_call(*arguments: Any) -> Plan | Deferred:
+    """The plan for the arguments of :func:`known_plan`, of which sizes may be symbols."""
+    try:
+        if dispatch_stack_depth() == 0:
+            return known_plan(*arguments)
+        with disable_current_modes():  # if it measures, then on tensors that are no fakes
+            return known_plan(*arguments)
+    except TypeError:  # a symbol has no hash
+        *geometry, device, dtype, algorithm = arguments
+        return planned(Problem.of(*geometry), device, dtype, algorithm)
+
+
+@cached_plan
+def known_plan(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    stride: Pair,
+    padding: str | Sides,
+    dilation: Pair,
+    groups: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    algorithm: AlgorithmLike,
+) -> Plan:
+    problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
+    return make_plan(problem, device, dtype, algorithm)
