@@ -505,7 +505,14 @@ class Jit:
             return lambda *values: self.launched.append((name, grid[0], dict(zip(names, values))))
 
         def specialize(grid: Any) -> Any:
-            def run(*arguments: Any, num_warps: int, num_stages: int, **constants: Any) -> Any:
+            def run(
+                *arguments: Any,
+                num_warps: int,
+                num_stages: int,
+                enable_fp_fusion: bool,
+                **constants: Any,
+            ) -> Any:
+                assert enable_fp_fusion  # Triton's default depends on its version
                 given = dict(zip(names, arguments)) | constants
                 assert sorted(given) == sorted(names)
                 self.compiled.append((name, constants))

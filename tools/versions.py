@@ -29,9 +29,9 @@ VERSIONS = ("2.11.0", "2.12.0", "2.13.0", "2.14.1", "2.15.0")
 INTRODUCTION = """\
 # Versions of PyTorch
 
-Written by `python tools/versions.py`. Each row is one run of the tests that it names, on a CPU,
-in an environment with that version of PyTorch. "Lines at import" counts what `import torch_corr`
-prints, warnings included.
+Written by `python tools/versions.py`. Each row is one run of the tests that it names, in an
+environment with that version of PyTorch. "Lines at import" counts what `import torch_corr` prints,
+warnings included.
 
 """
 
