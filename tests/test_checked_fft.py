@@ -297,6 +297,16 @@ def test_bounds_beyond_the_largest_number_certify_nothing(transforms: list[str])
     assert transforms == ["forward", "forward"]
 
 
+@pytest.mark.parametrize("units", [1, 2, 3, 4, 5, 100])
+def test_results_of_the_least_numbers_are_kept(units: int, transforms: list[str]) -> None:
+    """Only what the bound calls noise becomes zero."""
+    x = torch.full((1, 1, 64, 64), units * 2.0**-149)
+    w = torch.zeros(1, 1, 11, 11)
+    w[0, 0, 5, 5] = 1
+    assert torch.equal(corr2d(x, w, padding=5), x)
+    assert transforms == ["forward"]
+
+
 def test_zeros_stay_zero(transforms: list[str]) -> None:
     """A mask counts 4,900 windows; a receptive field has 961 pixels."""
     mask = torch.zeros(1, 1, 512, 512)

@@ -59,6 +59,9 @@ TALL_KERNELS = [
     ("n2c3-x13x20-o5-k22x1-p9x0", FLOAT),
     ("n2c16-x24x12-o1-k25x1-s2x1-p11x0", FLOAT),
     ("n2c32-x13x20-o32-k30x1-p14,15x0,0-g2", FLOAT),
+    # One column of output, which another rule makes a problem of stride 1.
+    ("n2c3-x14x2-o16-k36x1-s1x2-p18x0", FLOAT),
+    ("n3c3-x10x2-o8-k36x1-s1x2-p18,22x0,0", FLOAT),
 ]
 WRONG = [
     *TALL_KERNELS,

@@ -391,6 +391,8 @@ def _rewritten_once(
         gaps = rows if height > 1 else 1, columns if width > 1 else 1
         if problem.dilation != gaps:
             problem = replace(problem, dilation=gaps)
+    if map == "grad_weight" and down >= TALL and _covers_image(problem):
+        down, extra = 0, (*extra[:2], top, bottom)
     reach = problem.dilation[1] * (problem.kernel[1] - 1)
     if problem.stride[1] > 1 and not _any_symbol(*problem.size) and problem.output_size[1] == 1:
         # One window, which no step leaves.
@@ -399,8 +401,6 @@ def _rewritten_once(
         return _with_padding(problem, (down, 0), extra)
     if _needs_explicit_padding(problem, map, device, dtype) or _pads_too_far(problem, map, across):
         across, extra = 0, (left, right, *extra[2:])
-    if map == "grad_weight" and down >= TALL and _covers_image(problem):
-        down, extra = 0, (*extra[:2], top, bottom)
     return _with_padding(problem, (down, across), extra)
 
 

@@ -79,7 +79,8 @@ class Auto(Value):
             take the quickest; the times go into :data:`torch_corr.wisdom`.  Without it the
             choice is by wisdom where there is some, else by predicted time.
         error: ``"normwise"`` allows transforms with a check of each result: its error is at most
-            2**-14 (float32) or 2**-22 (float64) of the output's own sum |x||w|.
+            2**-14 (float32) or 2**-22 (float64) of the output's own sum |x||w|, unless its products
+            underflow.
             ``"componentwise"`` allows direct sums only, whose error is a few roundings of that.
         workspace_limit: bytes that a map may take beyond its operands and its result.
         channels_last: images lie in channels_last, and their results shall.  PyTorch hands that

@@ -4,11 +4,12 @@ Let y be one result of a map, S = sum |a||b| over its own products, y^ the trans
 a bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
 
 1.  |y^| >= (1 + 1/t) E.  Then S >= |y| >= |y^| - E >= E/t, so |y^ - y| <= E <= t S.
-2.  No product of its planes is smaller than p >= 2 E / t, zeros left out.  If y has a non-zero
-    product, S >= p >= 2 E / t.  If it has none, |y^| <= E.  So every |y^| <= E becomes 0: exact
-    in the second case, and an error of at most 2 E <= t S in the first.
+2.  No product of its planes is smaller than p >= 8 E / t, zeros left out.  If y has a non-zero
+    product, S >= p >= 8 E / t.  If it has none, |y^| <= E, and at most 4 E once it is rounded to a
+    number that may be subnormal.  So every |y^| <= 4 E becomes 0: exact in the second case, and an
+    error of at most 5 E <= t S in the first.
 
-If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above E or becomes 0.
+If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above 4 E or becomes 0.
 
 E is the bound of :mod:`.error_bound`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads
 every number of both operands.  It holds unless something underflows or overflows on the way.
@@ -123,12 +124,9 @@ def certify(
     """
     smallest = (of_planes(each, _smallest) for each in (first, second))
     products = _over_planes(problem, map, _least_of_products, *smallest)[..., None, None]
-    apart = products >= (2 * MARGIN / tolerance) * bounds
+    apart = products >= (8 * MARGIN / tolerance) * bounds
     moduli = result.abs()
-    # Numbers below the normal ones are rounded to multiples of the least, real and imaginary parts
-    # each by itself.
-    least = torch.finfo(moduli.dtype).tiny * torch.finfo(moduli.dtype).eps
-    noise = apart & (moduli <= (MARGIN * bounds).to(moduli.dtype) + 4 * least)
+    noise = apart & (moduli <= (4 * MARGIN * bounds).to(moduli.dtype))
     certified = apart | (moduli >= _thresholds(result, bounds, tolerance))
     return Certificate(torch.where(noise, 0, result), ~certified)
 

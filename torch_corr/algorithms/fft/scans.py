@@ -52,7 +52,9 @@ def below(values: Tensor, least: Tensor, most: int) -> Tensor | None:
         return None
     if not found:
         return least.new_empty((0, 4), dtype=torch.int64)
-    return torch.stack(torch.unravel_index(torch.tensor(found), values.shape), 1)
+    return torch.stack(
+        torch.unravel_index(torch.tensor(found, device=values.device), values.shape), 1
+    )
 
 
 def of_planes(values: Tensor, measure: Callable[..., Tensor]) -> Tensor:
