@@ -50,7 +50,11 @@ from .search import plan
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
-DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+def double_precision(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float32, complex128 for complex64; any other dtype stays."""
+    return {torch.float32: torch.float64, torch.complex64: torch.complex128}.get(dtype, dtype)
+
 
 FEW_TAPS = 81
 """Taps below which no transform is planned: planning one takes milliseconds, and of 2,565 maps
@@ -123,7 +127,7 @@ class FFT(Fitted):
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype to compute in."""
-        return DOUBLE.get(dtype, dtype) if self.double else dtype
+        return double_precision(dtype) if self.double else dtype
 
     def refusals(
         self, problem: Problem, device: torch.device, dtype: torch.dtype

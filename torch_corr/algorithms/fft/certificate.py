@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ..base import SLOTS, MapName
-from .algorithm import DOUBLE
+from .algorithm import double_precision
 from .scans import below, norms, of_planes
 
 TOLERANCES = {
@@ -246,7 +246,7 @@ def _sums(problem: Problem, map: MapName, first: Tensor, second: Tensor, points:
         others = second[batch, images[:, None]]
     image, channel = (each[:, :, None, None] for each in read)
     products = first[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    wide = DOUBLE.get(first.dtype, first.dtype)
+    wide = double_precision(first.dtype)
     products = products.to(wide).mul_(others.to(wide))
     outside = ~(rows_in[:, None, :, None] & columns_in[:, None, None, :])
     return products.masked_fill_(outside, 0).sum((1, 2, 3))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ... import native
 from ..base import FLOATS
-from .algorithm import DOUBLE
+from .algorithm import double_precision
 
 WIDENED = 2**19
 """Numbers in double precision at a time, 4 MiB that a cache holds; one plane may have more."""
@@ -63,7 +63,7 @@ def of_planes(values: Tensor, measure: Callable[..., Tensor]) -> Tensor:
     Args:
         measure: of a tensor along the axes ``dim``.
     """
-    wide = DOUBLE.get(values.dtype, values.dtype)
+    wide = double_precision(values.dtype)
     if values.numel() <= WIDENED:
         return measure(values.to(wide), dim=(2, 3))
     channels = max(1, WIDENED // values.shape[2:].numel())
