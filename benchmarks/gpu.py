@@ -179,7 +179,7 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
             "repeatability, graphs, streams, more than 2**31 pixels",
             max(1, min(3, cores // 4)),
             # Others compile for devices that are not there.
-            *("tests/test_triton.py", "-k", "not compile and not tables and not float32_is"),
+            *("tests/algorithms/test_triton.py", "-k", "not compile and not tables and not float32_is"),
         ),
         kit("triton", "--dtype", FLOATS),
         held("float32", "--dtypes", "float32"),
@@ -201,7 +201,7 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
             "triton laws",
             "the laws of the test suite on triton",
             max(1, min(6, cores - 8)),
-            *("-k", "cuda and triton", "--ignore", "tests/test_triton.py"),
+            *("-k", "cuda and triton", "--ignore", "tests/algorithms/test_triton.py"),
         ),
         # What follows is for time that is left, or for a second half hour.
         Step(

@@ -1,12 +1,15 @@
-"""corr2d is F.conv2d, and its derivatives are conv2d's, wherever conv2d can go.
+"""``corr2d`` computes what ``F.conv2d`` computes, with the same derivatives.
 
-Both are held to the oracle's bound elsewhere, so here they may differ by two bounds.
+Both are compared with the oracle's bound elsewhere, so here they may differ by two bounds.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -244,98 +247,6 @@ def test_layers_without_filters() -> None:
 
 
 @each_algorithm
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-@settings(max_examples=25)
-@given(data=st.data())
-def test_padding_modes(
-    data: st.DataObject, mode: str, algorithm: Algorithm, device: torch.device
-) -> None:
-    """Asymmetric padding in each mode is F.pad in that mode, then no padding."""
-    sides = tuple((data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(2))
-    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, device=device, requires_grad=True)
-    w = torch.randn(4, 1, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
-    (top, bottom), (left, right) = sides
-    padded = F.pad(x, (left, right, top, bottom), "constant" if mode == "zeros" else mode)
-    expected = F.conv2d(padded, w, None, 2, 0, 1, 2)
-    y = corr2d(x, w, None, 2, sides, 1, 2, padding_mode=mode, algorithm=algorithm)
-    torch.testing.assert_close(y, expected, rtol=1e-13, atol=1e-13)
-    ours, theirs = (torch.autograd.grad(each.square().sum(), (x, w)) for each in (y, expected))
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def tiled(x: Tensor, sides: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
-    """Circular padding by hand: the image many times over, cut out."""
-    times = [(max(side) - 1) // n + 1 for side, n in zip(sides, x.shape[-2:])]
-    many = x.repeat(1, 1, *(2 * t + 1 for t in times))
-    cut = [
-        slice(t * n - before, (t + 1) * n + after)
-        for t, n, (before, after) in zip(times, x.shape[-2:], sides)
-    ]
-    return many[..., cut[0], cut[1]]
-
-
-@each_algorithm
-@settings(max_examples=15)
-@given(data=st.data())
-def test_circular_padding_wraps_more_than_once(
-    algorithm: Algorithm, device: torch.device, data: st.DataObject
-) -> None:
-    """Beyond ``pad``, which repeats the image once; gradients too."""
-    sides = tuple((data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))) for _ in range(2))
-    x, w = (
-        torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
-        for shape in ((2, 2, data.draw(st.integers(1, 3)), 2), (4, 1, 1, 2))
-    )
-    expected = F.conv2d(tiled(x, sides), w, None, (1, 2), 0, 1, 2)
-    y = corr2d(x, w, None, (1, 2), sides, 1, 2, padding_mode="circular", algorithm=algorithm)
-    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
-    ours, theirs = (torch.autograd.grad(each.square().sum(), (x, w)) for each in (y, expected))
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_derivatives_through_many_wraps() -> None:
-    """Of the second order, forward mode, and under vmap."""
-    x, w = torch.randn(1, 1, 2, 1).double(), torch.randn(1, 1, 2, 3).double()
-
-    def function(x: Tensor, w: Tensor) -> Tensor:
-        return corr2d(x, w, padding=((5, 2), (3, 4)), padding_mode="circular", algorithm="naive")
-
-    x.requires_grad_(), w.requires_grad_()
-    assert torch.autograd.gradcheck(function, (x, w), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(function, (x, w))
-    xs = torch.randn(3, 1, 1, 2, 1).double()
-    expected = torch.stack([function(each, w) for each in xs])
-    torch.testing.assert_close(torch.func.vmap(function, (0, None))(xs, w), expected)
-
-
-def test_layers_wrap_more_than_once() -> None:
-    """nn.Conv2d refuses; converted it does not."""
-    arguments = {"padding": (3, 7), "padding_mode": "circular"}
-    theirs = torch.nn.Conv2d(2, 3, (2, 4), **arguments)
-    x = torch.randn(2, 2, 2, 3)
-    with pytest.raises(RuntimeError, match="wrapping around more than once"):
-        theirs(x)
-    expected = F.conv2d(tiled(x, ((3, 3), (7, 7))), theirs.weight, theirs.bias)
-    ours, lazy = Corr2d(2, 3, (2, 4), **arguments), LazyCorr2d(3, (2, 4), **arguments)
-    lazy(x)
-    for layer in (ours, lazy):
-        layer.load_state_dict(theirs.state_dict())
-    convert(theirs)
-    for layer in (ours, lazy, theirs):
-        torch.testing.assert_close(layer(x), expected)
-        torch.testing.assert_close(layer(x[0]), expected[0])
-
-
-@pytest.mark.parametrize("padding", ["same", "valid", "full"])
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-def test_named_padding_in_every_mode(padding: str, mode: str) -> None:
-    x, w = torch.randn(1, 1, 7, 8), torch.randn(1, 1, 3, 4)
-    sides = Problem.of(x.shape, w.shape, 2, padding).padding
-    named = corr2d(x, w, None, 2, padding, padding_mode=mode)
-    assert torch.equal(named, corr2d(x, w, None, 2, sides, padding_mode=mode))
-
-
-@each_algorithm
 def test_output_may_be_written_to(algorithm: Algorithm, device: torch.device) -> None:
     """As after conv2d, ``relu_`` on the output keeps the gradients right."""
     x = torch.randn(2, 4, 7, 8, dtype=torch.float64, device=device, requires_grad=True)
@@ -398,3 +309,49 @@ def test_integers_have_no_gradient_but_values(device: torch.device) -> None:
         assert y.dtype == torch.int32
         assert (y == 9).all()
         assert not y.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "stride"), [(torch.float32, 5, 64), (torch.bfloat16, 31, 97)], ids=str
+)
+def test_more_than_2_31_pixels(dtype: torch.dtype, kernel: int, stride: int) -> None:
+    """Of zeros, whose pages are not there until they are written; the last window is not zero."""
+    side = 46_400
+    try:
+        plane = np.zeros(side * side * dtype.itemsize, np.uint8)
+    except MemoryError:
+        pytest.skip("no room")
+    x = torch.from_numpy(plane).view(dtype).view(1, 1, side, side)
+    assert x.numel() > 2**31
+    rows = (side - kernel) // stride + 1
+    last = slice((rows - 1) * stride, (rows - 1) * stride + kernel)
+    small = torch.randint(-4, 5, (kernel, kernel)).to(dtype)
+    x[0, 0, last, last] = small
+    w = torch.randint(-4, 5, (1, 1, kernel, kernel)).to(dtype)
+    y = corr2d(x, w, stride=stride)
+    assert y.shape == (1, 1, rows, rows)
+    assert y[0, 0, -1, -1] == (small.double() * w[0, 0].double()).sum().to(dtype)
+    assert (y != 0).sum() <= 1
+    # All windows summed, of which the last alone sees anything.
+    gradient = torch.autograd.grad(corr2d(x, w.requires_grad_(), stride=stride).sum(), w)[0]
+    assert torch.equal(gradient[0, 0], small)
+
+
+def test_importing_the_package_needs_torch_alone() -> None:
+    """No hypothesis, no numpy, no matplotlib."""
+    code = (
+        "import sys\n"
+        "for name in ('hypothesis', 'numpy', 'matplotlib', 'PIL', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "import torch, torch_corr\n"
+        "print(torch_corr.corr2d(torch.ones(3, 3), torch.ones(2, 2)).tolist())\n"
+        "try:\n"
+        "    import torch_corr.testing\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[0] == "[[4.0, 4.0], [4.0, 4.0]]"
+    assert 'pip install "torch_corr[kit]"' in run.stdout

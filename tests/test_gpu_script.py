@@ -38,7 +38,7 @@ def test_no_minute_of_a_device_goes_into_compiling_for_others(tmp_path: Path) ->
     """Tests that do are left out, by a part of each one's name."""
     (step,) = (each for each in gpu.steps(tmp_path) if each.name == "triton tests")
     left_out = re.findall(r"not (\w+)", step.command[-1])
-    text = (Path(__file__).parent / "test_triton.py").read_text()
+    text = (Path(__file__).parent / "algorithms" / "test_triton.py").read_text()
     tests = re.findall(r"^def (test_\w+)(.*?)(?=^def|^@|\Z)", text, re.MULTILINE | re.DOTALL)
     compiling = [name for name, body in tests if "import compile_launch" in body]
     assert len(compiling) >= 3

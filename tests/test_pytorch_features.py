@@ -1,4 +1,4 @@
-"""Whatever PyTorch offers around nn.Conv2d works with Corr2d, and gives the same."""
+"""PyTorch features around ``nn.Conv2d`` give the same results with ``Corr2d``."""
 
 from __future__ import annotations
 
@@ -17,59 +17,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint
 from torch.utils.checkpoint import create_selective_checkpoint_contexts as selective
 
-from support.laws import algorithm_id
-from torch_corr import FFT, Algorithm, Aten, Corr2d, Problem, Unfold, corr2d
-from torch_corr.planning.plan import able_algorithms
-
-SMALLEST = Problem.parse("n1c1-x1-o1-k1")
-ABLE = able_algorithms(SMALLEST, torch.device("cpu"), torch.float64)
-CHOICES = ("auto", *ABLE, Unfold(workspace_limit=60_000))
-each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
+from support.laws import each_on_cpu
+from support.layers import close, images, step, twins
+from torch_corr import Algorithm, Aten, Corr2d, corr2d
 
 
-def twins(algorithm: Algorithm | str, **arguments: Any) -> tuple[Corr2d, nn.Conv2d]:
-    """Ours and PyTorch's, with the same weights."""
-    arguments = {"padding": 1, "groups": 2, "dtype": torch.float64, **arguments}
-    torch.manual_seed(0)
-    ours = Corr2d(4, 6, 3, **arguments, algorithm=algorithm)
-    torch.manual_seed(0)
-    return ours, nn.Conv2d(4, 6, 3, **arguments)
-
-
-def images(dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(2, 4, 7, 8, dtype=dtype, generator=torch.Generator().manual_seed(1))
-
-
-def close(ours: Any, theirs: Any) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
-def step(layer: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
-    """Output, and the gradients of the input and of the parameters."""
-    x = x.detach().clone().requires_grad_()
-    y = layer(x)
-    gradients = torch.autograd.grad(y.pow(2).sum(), (x, *layer.parameters()))
-    return y, *gradients
-
-
-@pytest.mark.parametrize(
-    "algorithm", [each for each in CHOICES if each != FFT()], ids=algorithm_id
-)  # which knows no halves
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype: torch.dtype, algorithm: Algorithm | str) -> None:
-    """The dtypes are conv2d's: halves for float32, float64 left alone, gradients as the leaves."""
-    for own in (torch.float32, torch.float64):
-        ours, theirs = twins(algorithm, dtype=own)
-        with torch.autocast("cpu", dtype=dtype):
-            got, expected = step(ours, images(own)), step(theirs, images(own))
-        for mine, other in zip(got, expected):
-            assert mine.dtype == other.dtype
-            largest = float(other.detach().abs().max())
-            bound = 1e-9 if own == torch.float64 else 8 * torch.finfo(dtype).eps
-            torch.testing.assert_close(mine, other, rtol=0, atol=bound * largest)
-
-
-@each_choice
+@each_on_cpu
 def test_grad_scaler(algorithm: Algorithm | str) -> None:
     """Scaled steps, one of which overflows and is left out."""
     layers = twins(algorithm)
@@ -85,33 +38,7 @@ def test_grad_scaler(algorithm: Algorithm | str) -> None:
     close(*(list(layer.parameters()) for layer in layers))
 
 
-@pytest.mark.parametrize("whose", ["images", "weights", "both"])
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("trained", [False, True])
-def test_channels_last_is_kept(trained: bool, groups: int, whose: str) -> None:
-    """As conv2d keeps it, of images or weights, in the output and in the input's gradient."""
-    results = []
-    for layer in twins("auto", groups=groups, dtype=torch.float32):
-        x = images(torch.float32)
-        if whose != "weights":
-            x = x.contiguous(memory_format=torch.channels_last)
-        if whose != "images":
-            layer.to(memory_format=torch.channels_last)
-        x.requires_grad_(trained)
-        y = layer(x)
-        made = [y]
-        if trained:
-            made += torch.autograd.grad(y.square().sum(), x)
-        results.append(made)
-    for mine, other in zip(*results):
-        torch.testing.assert_close(mine, other)
-        for format in (torch.channels_last, torch.contiguous_format):
-            assert mine.is_contiguous(memory_format=format) == other.is_contiguous(
-                memory_format=format
-            )
-
-
-@each_choice
+@each_on_cpu
 def test_initialised_later(algorithm: Algorithm | str) -> None:
     """Made on meta, by the context or by skip_init, then materialised and loaded."""
     full, _ = twins(algorithm)
@@ -130,7 +57,7 @@ def test_initialised_later(algorithm: Algorithm | str) -> None:
         close(layer(images()), full(images()))
 
 
-@each_choice
+@each_on_cpu
 def test_saved_whole_and_copied_shallow(algorithm: Algorithm | str) -> None:
     ours, theirs = twins(algorithm)
     file = io.BytesIO()
@@ -152,7 +79,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@each_choice
+@each_on_cpu
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_parametrized_weights(name: str, algorithm: Algorithm | str) -> None:
@@ -168,7 +95,7 @@ def test_parametrized_weights(name: str, algorithm: Algorithm | str) -> None:
         assert type(layers[0]) is Corr2d
 
 
-@each_choice
+@each_on_cpu
 def test_fused_with_a_batch_norm(algorithm: Algorithm | str) -> None:
     norm = nn.BatchNorm2d(6, dtype=torch.float64)
     norm.running_mean.uniform_()
@@ -179,7 +106,7 @@ def test_fused_with_a_batch_norm(algorithm: Algorithm | str) -> None:
     close(ours(images()), theirs(images()))
 
 
-@each_choice
+@each_on_cpu
 def test_hooks(algorithm: Algorithm | str) -> None:
     """Forward and backward hooks see and change what nn.Conv2d's do."""
     results = []
@@ -198,7 +125,7 @@ def test_hooks(algorithm: Algorithm | str) -> None:
     close(*results)
 
 
-@each_choice
+@each_on_cpu
 @pytest.mark.parametrize("kind", ["reentrant", "not", "selective"])
 def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
     """Recomputed in backward; under a policy that sees our operators as well."""
@@ -229,7 +156,7 @@ def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
             assert "torch_corr.forward.default" in requested
 
 
-@each_choice
+@each_on_cpu
 def test_saved_tensor_hooks(algorithm: Algorithm | str) -> None:
     """Saved elsewhere and brought back."""
     results = []
@@ -245,7 +172,7 @@ def test_saved_tensor_hooks(algorithm: Algorithm | str) -> None:
         close(step(twins(algorithm)[0], images()), step(twins(algorithm)[1], images()))
 
 
-@each_choice
+@each_on_cpu
 def test_what_conv2d_cannot_do_is_said(algorithm: Algorithm | str) -> None:
     """In-place writes to saved tensors, and a second backward: conv2d's own errors."""
     for layer in twins(algorithm):
@@ -266,7 +193,7 @@ def test_a_person_who_prints_a_result_reads_what_made_it() -> None:
     assert "grad_fn=<CorrelationBackward>" in repr(y)
 
 
-@each_choice
+@each_on_cpu
 def test_a_tensor_subclass_comes_back(algorithm: Algorithm | str) -> None:
     """As conv2d: results are of the subclass, through its ``__torch_function__``."""
 

@@ -2,8 +2,8 @@
 CUDA where it is.
 
     pip install -c constraints.txt -e ".[test,triton]"
-    TRITON_INTERPRET=1 pytest tests/test_triton.py     # every configuration, on the CPU
-    pytest tests/test_triton.py                        # compiled for sm_80 and sm_90
+    TRITON_INTERPRET=1 pytest tests/algorithms/test_triton.py     # every configuration, on the CPU
+    pytest tests/algorithms/test_triton.py                        # compiled for sm_80 and sm_90
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""What the laws do not ask of unfold: which rows its strips hold, and its blocks in the caches."""
+"""Unfold's strips of rows, its blocks and its workspace."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.memory import Peak
 from torch_corr import MAPS, Problem, Unfold
 from torch_corr.algorithms.unfold import algorithm as unfold
 from torch_corr.algorithms.unfold.strips import rows_read, rows_written
-from torch_corr.testing import problems
+from torch_corr.testing import operands, problems
 
 CPU = torch.device("cpu")
 
@@ -56,3 +57,47 @@ def test_blocks_fit_the_caches_or_repeat_few_rows(map: str) -> None:
         )
         assert unfold._strips_bytes(problem, map, torch.float32, (1, rows, columns)) <= most
         assert map == "grad_input" or 2 * rows > problem.kernel[0]
+
+
+def test_the_meter_measures() -> None:
+    with Peak() as peak:
+        a = torch.ones(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100)
+        assert peak.now == 4000, (peak.now, c.shape)
+    assert peak.most == 8000
+
+
+@pytest.mark.parametrize("limit", [40_000, 200_000])
+@settings(max_examples=40)
+@given(data=st.data(), problem=problems(max_batch=8, max_channels=8, max_size=24))
+def test_unfold_stays_within_its_limit(data: st.DataObject, problem: Problem, limit: int) -> None:
+    algorithm = Unfold(workspace_limit=limit)
+    if algorithm.refusals(problem, torch.device("cpu"), torch.float32):
+        return
+    x, w, y = data.draw(operands(problem, torch.float32, layouts=("contiguous",)))
+    pairs = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (x, y)}
+    for map in MAPS:
+        with Peak() as peak:
+            result = getattr(algorithm, map)(problem, *pairs[map])
+        stated = algorithm.workspace(problem, map, torch.device("cpu"), torch.float32)
+        assert peak.most - result.numel() * 4 <= stated
+        assert stated <= limit
+
+
+def test_a_whole_layer_in_a_sixteenth_of_its_columns() -> None:
+    problem = Problem.parse("n4c16-x64x64-o8-k5x5-p2")
+    columns = 4 * 16 * 25 * 64 * 64 * 4
+    x, w, y = (
+        torch.randn(shape)
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    small, large = Unfold(workspace_limit=columns // 16), Unfold(workspace_limit=4 * columns)
+    for map, pair in (("forward", (x, w)), ("grad_input", (y, w)), ("grad_weight", (x, y))):
+        with Peak() as peak:
+            result = getattr(small, map)(problem, *pair)
+        assert peak.most - result.numel() * 4 < columns // 16 + 2 * w.numel() * 4
+        torch.testing.assert_close(
+            result, getattr(large, map)(problem, *pair), rtol=1e-4, atol=1e-3
+        )

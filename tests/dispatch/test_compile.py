@@ -19,7 +19,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from support.laws import algorithm_id
+from support.laws import ABLE, algorithm_id
 from torch_corr import (
     Algorithm,
     Auto,
@@ -33,7 +33,6 @@ from torch_corr import (
     intercept,
     plan,
 )
-from torch_corr.planning.plan import able_algorithms
 from torch_corr.planning.wisdom import WISDOM, Key
 
 pytestmark = pytest.mark.filterwarnings(
@@ -48,7 +47,6 @@ class Mine(Naive):
     name = "mine"
 
 
-ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float64)
 CHOICES = ["auto", *(each.name for each in ABLE), Unfold(workspace_limit=50_000), Mine()]
 each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
 

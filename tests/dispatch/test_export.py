@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from support.laws import algorithm_id
-from torch_corr import Algorithm, Corr2d, Naive, Problem, Unfold, convolve2d, corr2d
-from torch_corr.planning.plan import able_algorithms
+from support.laws import each_on_cpu
+from torch_corr import Algorithm, Corr2d, Naive, convolve2d, corr2d
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning"),
@@ -31,10 +30,6 @@ GEOMETRIES = [
     ("same", 1, "circular"),
     (((1, 0), (13, 14)), 1, "circular"),
 ]
-ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
-each_choice = pytest.mark.parametrize(
-    "algorithm", ["auto", *ABLE, Unfold(workspace_limit=50_000)], ids=algorithm_id
-)
 each_geometry = pytest.mark.parametrize(("padding", "stride", "mode"), GEOMETRIES, ids=str)
 
 
@@ -74,7 +69,7 @@ def test_export_for_any_size(strict: bool, padding: Any, stride: int, mode: str)
     assert not any("torch_corr" in name for name in names)
 
 
-@each_choice
+@each_on_cpu
 def test_whatever_is_named_is_written_as_conv2d(algorithm: Algorithm | str) -> None:
     """Exported and traced: PyTorch's convolution once, and nothing of ours."""
     layer = Corr2d(4, 6, 3, stride=2, padding=1, groups=2, algorithm=algorithm)

@@ -1,18 +1,18 @@
-"""A plan says which algorithm runs each map, and that one runs."""
+"""A plan names the algorithm of each map, runs it and is cached."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 
-from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d, explain, plan
-from torch_corr.planning.plan import make_plan
+from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d
+from torch_corr.planning import plan as planner_module
+from torch_corr.planning.plan import clear_plans, make_plan
 
 CPU = torch.device("cpu")
+
+
 PROBLEM = Problem.parse("n1c2-x5x5-o2-k3x3")
 
 
@@ -71,51 +71,33 @@ def test_nobody_able_says_why_each_is_not() -> None:
         assert f"- {algorithm.name}: no bool here; it does float32" in str(caught.value)
 
 
-def test_a_plan_explains_itself() -> None:
-    """Every algorithm has a line in each map: what it takes, or why it refuses."""
-    x = torch.ones(1, 2, 5, 5, dtype=torch.int8)
-    text = str(plan(x, torch.ones(2, 2, 2, 2, dtype=torch.int8), dilation=2))
-    head, *lines = text.splitlines()
-    assert head.endswith("-d2x2-g1 on cpu/int8, algorithm=auto")
-    for algorithm in ALGORITHMS:
-        # One at least: who refuses may do so for several reasons.
-        assert sum(line[4:].startswith(f"{algorithm.name} ") for line in lines) >= len(MAPS)
-    assert sum("> unfold" in line for line in lines) == len(MAPS)
-    assert "aten      refuses: PyTorch has no dilated convolution in int8" in text
-
-
-def test_explain_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    x, w = torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2)
-    explain(x, w, algorithm="naive")
-    assert capsys.readouterr().out == f"{plan(x, w, algorithm='naive')}\n"
-
-
 def test_plans_are_made_once() -> None:
     arguments = PROBLEM, CPU, torch.float32, "auto"
     assert make_plan(*arguments) is make_plan(*arguments)
 
 
-def test_the_registry_is_one_ordered_tuple_with_the_reference_last() -> None:
-    assert isinstance(ALGORITHMS, tuple)
-    assert ALGORITHMS[-1] == Naive()
-    assert len({algorithm.name for algorithm in ALGORITHMS}) == len(ALGORITHMS)
+def test_a_plan_is_made_for_pytorchs_setting_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
+    made: list[bool] = []
+    planned = planner_module.cached_plan(lambda: made.append(True))
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for allowed in (True, False, True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            planned()
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+    assert len(made) == 2
 
 
-def test_importing_the_package_needs_torch_alone() -> None:
-    """No hypothesis, no numpy, no matplotlib."""
-    code = (
-        "import sys\n"
-        "for name in ('hypothesis', 'numpy', 'matplotlib', 'PIL', 'sklearn'):\n"
-        "    sys.modules[name] = None\n"
-        "import torch, torch_corr\n"
-        "print(torch_corr.corr2d(torch.ones(3, 3), torch.ones(2, 2)).tolist())\n"
-        "try:\n"
-        "    import torch_corr.testing\n"
-        "except ImportError as error:\n"
-        "    print(error)\n"
-    )
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.splitlines()[0] == "[[4.0, 4.0], [4.0, 4.0]]"
-    assert 'pip install "torch_corr[kit]"' in run.stdout
+def test_a_plan_that_wisdom_overtakes_is_not_kept() -> None:
+    """Another thread measures while it is made."""
+
+    def plan_slowly() -> int:
+        clear_plans()
+        made.append(len(made))
+        return made[-1]
+
+    made: list[int] = []
+    planned = planner_module.cached_plan(plan_slowly)
+    assert [planned(), planned()] == [0, 1]

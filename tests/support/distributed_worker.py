@@ -1,4 +1,4 @@
-"""One of the processes that test_distributed.py starts; what it finds goes into a file.
+"""One of the processes that tests/test_sharding.py starts; what it finds goes into a file.
 
     PYTHONPATH=tests python -m support.distributed_worker RANK FOLDER
 

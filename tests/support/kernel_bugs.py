@@ -452,7 +452,7 @@ def run_planted(module: str, file: str, test: str) -> int:
 
     sys.meta_path.insert(0, Planted(f"torch_corr.algorithms.triton.{module}", Path(file)))
     quiet = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist")
-    return int(pytest.main([*quiet, str(TESTS / "test_triton.py"), "-k", test]))
+    return int(pytest.main([*quiet, str(TESTS / "algorithms" / "test_triton.py"), "-k", test]))
 
 
 def main(words: list[str]) -> int:

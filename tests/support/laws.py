@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_corr import ALGORITHMS, Algorithm, Problem, Unfold
+from torch_corr.planning.plan import able_algorithms
 from torch_corr.testing import Componentwise, ErrorModel, declared, require_close, require_right
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -27,8 +28,13 @@ def name_of(algorithm: Algorithm | str) -> str:
 
 each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_id)
 
-# What most people run is none of them by name.
+# Most callers name no algorithm.
 each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=algorithm_id)
+
+# Those that run on the CPU of this machine.
+ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float64)
+ON_CPU = ("auto", *ABLE, UNDER_TEST[-1])
+each_on_cpu = pytest.mark.parametrize("algorithm", ON_CPU, ids=algorithm_id)
 
 
 def conv2d_is_sound(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:

@@ -22,5 +22,5 @@ import pytest, torch_corr.native._compiled
 print("laws with", torch_corr.native._compiled.__file__)
 sys.exit(pytest.main(sys.argv[1:]))
 ' -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
-    "$root/tests/test_values.py" "$root/tests/test_direct.py" \
+    "$root/tests/algorithms/test_laws.py" "$root/tests/algorithms/test_direct.py" \
     -k "test_laws and direct or test_edges or entry_points"

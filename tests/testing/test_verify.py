@@ -177,7 +177,7 @@ class Layer(nn.Module):
             "import functools\nfrom torch_corr.functional import corr2d as fn\n"
             "fn = functools.partial(fn, algorithm='fft')",
         ),
-        (Layer.twice, "from test_verify import Layer\nfn = Layer.twice"),
+        (Layer.twice, "from tests.testing.test_verify import Layer\nfn = Layer.twice"),
         (planted._operator, "from support.planted import _operator as fn"),
         (torch.ops.aten.conv2d.default, "fn = torch.ops.aten.conv2d.default"),
         (torch.ops.aten.conv2d, "fn = torch.ops.aten.conv2d"),

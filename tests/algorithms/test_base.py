@@ -1,0 +1,102 @@
+"""What every algorithm has in common: options, registry, workspace, no host synchronization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from torch_corr import (
+    ALGORITHMS,
+    FFT,
+    MAPS,
+    Aten,
+    Auto,
+    Direct,
+    Naive,
+    Problem,
+    Unfold,
+)
+from torch_corr.algorithms import Algorithm
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Listed(Unfold):
+    """An algorithm with an option that has no hash."""
+
+    numbers: Any = ()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Auto(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
+        (lambda: FFT(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
+        (lambda: Unfold(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
+        (lambda: Unfold(workspace_limit=1.5), TypeError, "workspace_limit must be an integer"),  # type: ignore[arg-type]
+        (
+            lambda: Auto(workspace_limit=torch.tensor(5)),
+            TypeError,
+            "workspace_limit=.* is a tensor",
+        ),  # type: ignore[arg-type]
+        (lambda: Unfold(workspace_limit=torch.tensor(5)), TypeError, "take its .item()"),  # type: ignore[arg-type]
+        (lambda: FFT(tile=torch.tensor(64)), TypeError, "tile=.* is a tensor"),  # type: ignore[arg-type]
+        (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),  # type: ignore[arg-type]
+        (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),  # type: ignore[arg-type]
+        (
+            lambda: Auto(measure=True, channels_last=True),
+            ValueError,
+            "contiguous images are timed.*leave one of the two out",
+        ),
+        (lambda: FFT(tile=0), ValueError, "tile=0 must be at least 1, or None"),
+        (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),  # type: ignore[arg-type]
+        (lambda: FFT(tile=64.0), TypeError, "tile must be an integer, got 64.0"),  # type: ignore[arg-type]
+        (lambda: Direct(isa=2), TypeError, "isa must be a string, as 'avx2', got 2"),  # type: ignore[arg-type]
+        (lambda: Listed(numbers=[1]), TypeError, r"numbers=\[1\]\) has an option that cannot be"),
+    ],
+)
+def test_options_that_are_none_are_refused_where_they_are_given(
+    make: Callable[[], object], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+@pytest.mark.parametrize("field", [{"error": "componentwize"}, {"workspace_limit": "1 GB"}])
+def test_options_that_make_no_sense(field: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)) as caught:
+        Auto(**field)
+    assert str(next(iter(field.values()))) in str(caught.value)
+
+
+@pytest.mark.parametrize("algorithm", [Aten(), FFT(), Unfold(), Naive()], ids=lambda a: a.name)
+@pytest.mark.parametrize("case", ["n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2", "n2c2-x70-o2-k31-p15-g2"])
+def test_no_map_asks_a_tensor_for_a_value(algorithm: Algorithm, case: str) -> None:
+    """A CUDA device would be waited for; on meta, where there are no values, it would raise."""
+    problem = Problem.parse(case)
+    x, w, y = (
+        torch.empty(shape, device="meta")
+        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    assert algorithm.forward(problem, x, w).shape == y.shape
+    assert algorithm.grad_input(problem, y, w).shape == x.shape
+    assert algorithm.grad_weight(problem, x, y).shape == w.shape
+
+
+def test_the_registry_is_one_ordered_tuple_with_the_reference_last() -> None:
+    assert isinstance(ALGORITHMS, tuple)
+    assert ALGORITHMS[-1] == Naive()
+    assert len({algorithm.name for algorithm in ALGORITHMS}) == len(ALGORITHMS)
+
+
+def test_every_algorithm_states_its_workspace() -> None:
+    problem = Problem.parse("n2c4-x9x8-o6-k3x2-s2x1-p1,0x2,1-g2")
+    for algorithm in ALGORITHMS:
+        for map in MAPS:
+            for dtype in (torch.float32, torch.float16):
+                assert algorithm.workspace(problem, map, torch.device("cpu"), dtype) >= 0

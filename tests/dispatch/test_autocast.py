@@ -1,0 +1,85 @@
+"""Autocast, with the dtypes of ``F.conv2d``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from support.laws import ON_CPU, algorithm_id
+from support.layers import images, step, twins
+from torch_corr import (
+    FFT,
+    Algorithm,
+    Corr2d,
+    corr2d,
+    plan,
+)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold", "naive"])
+def test_autocast_as_conv2d(algorithm: str) -> None:
+    """A net in bfloat16 with float32 weights; gradients in the weights' dtype."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(
+        Corr2d(4, 4, 3, algorithm=algorithm),
+        nn.ReLU(),
+        Corr2d(4, 4, 3, padding="same", algorithm=algorithm),
+    )
+    theirs = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, padding="same"))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, 9, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, expected = ours(x), theirs(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    y.float().sum().backward()
+    expected.float().sum().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters()):
+        assert mine.grad.dtype == torch.float32
+        torch.testing.assert_close(mine.grad, other.grad, rtol=3e-2, atol=0.3)
+
+
+def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
+    x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert corr2d(x.double(), w.double(), algorithm="unfold").dtype == torch.float64
+        y = corr2d(x, w, algorithm="unfold")
+    rounded = corr2d(x.bfloat16(), w.bfloat16(), algorithm="unfold")
+    assert torch.equal(y, rounded)
+
+
+def test_a_plan_under_autocast_is_of_the_dtype_that_is_computed_in() -> None:
+    """Of operands that autocast makes alike, as those of a network's second layer, too."""
+    x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert plan(x, w).dtype == plan(x.bfloat16(), w).dtype == torch.bfloat16
+        assert plan(x.double(), w.double()).dtype == torch.float64
+    assert plan(x, w).dtype == torch.float32
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "unfold"])
+def test_autocast_holds_under_vmap(algorithm: str) -> None:
+    """As for matmul, so that a network of both runs; conv2d stays in float32 there."""
+    xs, w = torch.randn(3, 1, 2, 6, 6), torch.randn(2, 2, 3, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = torch.func.vmap(lambda x: corr2d(x, w, algorithm=algorithm))(xs)
+        product = torch.func.vmap(lambda x: x @ w[0, 0, 0, :1].expand(6, 1))(xs)
+    assert y.dtype == product.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "algorithm", [each for each in ON_CPU if each != FFT()], ids=algorithm_id
+)  # which knows no halves
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype: torch.dtype, algorithm: Algorithm | str) -> None:
+    """The dtypes are conv2d's: halves for float32, float64 left alone, gradients as the leaves."""
+    for own in (torch.float32, torch.float64):
+        ours, theirs = twins(algorithm, dtype=own)
+        with torch.autocast("cpu", dtype=dtype):
+            got, expected = step(ours, images(own)), step(theirs, images(own))
+        for mine, other in zip(got, expected):
+            assert mine.dtype == other.dtype
+            largest = float(other.detach().abs().max())
+            bound = 1e-9 if own == torch.float64 else 8 * torch.finfo(dtype).eps
+            torch.testing.assert_close(mine, other, rtol=0, atol=bound * largest)

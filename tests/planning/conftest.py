@@ -1,0 +1,72 @@
+"""Fixtures of the planner's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from support.devices import DEVICES
+from torch_corr.algorithms.triton import algorithm as triton_module
+from torch_corr.planning import auto as auto_module
+from torch_corr.planning import machine as machine_module
+from torch_corr.planning import wisdom
+from torch_corr.planning.wisdom import WISDOM
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> Iterator[None]:
+    """And one thread: two that share a busy machine's core wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    wisdom.forget()
+    yield
+    wisdom.forget()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A CUDA device that is not there, by its properties."""
+    forget_refusals = triton_module._where_refusals.cache_clear
+
+    def there(name: str) -> None:
+        keys = "major", "minor", "multi_processor_count", "clock_rate", "memory_clock_rate"
+        values = DEVICES[name][0]
+        found = SimpleNamespace(name=name, **dict(zip((*keys, "memory_bus_width"), values)))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+        monkeypatch.setattr(torch.version, "hip", None)
+        monkeypatch.setattr(triton_module, "_launcher_refusals", lambda: ())
+        forget_refusals()
+        machine_module._device_machine.cache_clear()
+        machine_module.device_name.cache_clear()
+
+    before = torch.backends.cudnn.allow_tf32
+    yield there
+    torch.backends.cudnn.allow_tf32 = before
+    forget_refusals()
+    machine_module._device_machine.cache_clear()
+    machine_module.device_name.cache_clear()
+
+
+@pytest.fixture
+def with_triton(pretend: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """An H100 that is not there, with Triton; a list of what is timed, Triton the quickest."""
+    pretend("H100")
+    timed: list[str] = []
+
+    def times(algorithms: Any, *_: Any) -> dict[str, float]:
+        timed.extend(each.spelling for each in algorithms)
+        return {each.spelling: 2.0 - (each.name == "triton") for each in algorithms}
+
+    monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ())
+    monkeypatch.setattr(auto_module, "time_algorithms", times)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    WISDOM.forget()
+    yield timed
+    WISDOM.forget()

@@ -1,0 +1,281 @@
+"""What ``auto`` chooses on CUDA, with a device that exists only by its properties."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torch_corr import FFT, MAPS, Aten, Auto, Problem, Triton, Unfold
+from torch_corr.algorithms import Algorithm, CheckedFFT
+from torch_corr.algorithms.triton import algorithm as triton_module
+from torch_corr.dispatch import fast_path
+from torch_corr.planning import auto as auto_module
+from torch_corr.planning import plan as planner_module
+from torch_corr.planning.plan import clear_plans, make_plan
+from torch_corr.planning.wisdom import WISDOM, Key
+
+CUDA = torch.device("cuda")
+
+
+def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: Any) -> None:
+    """The plan says what they are made of; without Triton nothing but PyTorch is foretold."""
+    pretend("H100")
+    problem = Problem.parse("n8c64-x56-o64-k3-p1")
+    clear_plans()
+    plan = make_plan(problem, CUDA, torch.float16, "auto")
+    assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
+    words = str(plan)
+    assert "predicted for H100 by its clock, multiprocessors and memory bus" in words
+    # The definition's operations at the peak of halves, its bytes, and a call; no limit rules out
+    # what PyTorch copies on a CPU alone.
+    flops, moved = 2 * problem.multiplications, 2 * (2 * 8 * 64 * 56**2 + 64 * 64 * 9)
+    least = 1e6 * (flops / 989.4e12 + moved / 3.352e12) + 4
+    (row,) = {line for line in words.splitlines() if "> aten" in line}
+    assert row.split() == f"> aten {least:.3g} us predicted 0.0 MiB componentwise".split()
+    WISDOM.remember(Key.of(problem, "forward", CUDA, torch.float16), {"aten": 2.0, "unfold": 1.0})
+    clear_plans()
+    plan = make_plan(problem, CUDA, torch.float16, "auto")
+    assert isinstance(plan.forward, Unfold)
+    assert isinstance(plan.grad_input, Aten)
+    WISDOM.forget()
+    clear_plans()
+
+
+@pytest.mark.parametrize("measured", [False, True], ids=["foretold", "measured"])
+def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
+    measured: bool, with_triton: list[str]
+) -> None:
+    """A large dense kernel, in double precision, which matrix units of an H100 do at full rate."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse("n4c64-x128-o64-k32"), torch.float32
+    if measured:
+        for map in MAPS:
+            seen = {"fft, checked": 0.4, "triton taps-4": 4.0, "aten": 5.0}
+            WISDOM.remember(Key.of(problem, map, CUDA, dtype), seen)
+    clear_plans()
+    plan = make_plan(problem, CUDA, dtype, "auto")
+    for map in MAPS:
+        chosen = getattr(plan, map)
+        assert isinstance(chosen, CheckedFFT), str(plan)
+        assert not chosen.refusals(problem, CUDA, dtype)
+        assert chosen.workspace(problem, map, CUDA, dtype) <= Auto().workspace_limit
+    assert str(plan).count("normwise; each result is checked, else triton") == 3
+    plan = make_plan(problem, CUDA, dtype, Auto(error="componentwise"))
+    assert not any(isinstance(getattr(plan, map), CheckedFFT) for map in MAPS)
+    # Predicted with TF32, PyTorch is quicker than either.
+    clear_plans()
+    torch.backends.cudnn.allow_tf32 = True
+    assert isinstance(make_plan(problem, CUDA, dtype, "auto").forward, Aten) or measured
+    assert not with_triton
+    clear_plans()
+
+
+@pytest.mark.parametrize("spelling", ["n0c1-x64-o1-k9", "n1c0-x64-o1-k9"])
+def test_on_cuda_nothing_is_looked_at_where_there_is_nothing(
+    spelling: str, with_triton: list[str]
+) -> None:
+    """No images, or no channels: to plan for them, to explain and to measure divides by neither."""
+    problem = Problem.parse(spelling)
+    clear_plans()
+    for requested in ("auto", Auto(measure=True)):
+        plan = make_plan(problem, CUDA, torch.float32, requested)
+        assert str(plan).count("fft") >= 3
+    clear_plans()
+
+
+def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
+    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton refuses, or takes more memory than there may be; the host waits for neither."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse("n4c64-x128-o64-k16"), torch.float32
+    WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), {"fft, checked": 0.4, "aten": 5.0})
+    limit = FFT().workspace(problem, "forward", CUDA, dtype)
+    taken = Triton().workspace
+    monkeypatch.setattr(Triton, "workspace", lambda *_: limit + 1)
+    assert isinstance(Auto(workspace_limit=limit).choose("forward", problem, CUDA, dtype), Aten)
+    monkeypatch.setattr(Triton, "workspace", taken)
+    monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ("not today",))
+    clear_plans()
+    plan = make_plan(problem, CUDA, dtype, "auto")
+    assert isinstance(plan.forward, Aten)
+    assert "triton must recompute what fails its check, and refuses: not today" in str(plan)
+    clear_plans()
+
+
+@pytest.mark.parametrize("spelling", ["n24c64-x128-o64-k16", "n64c1-x1024-o1-k63-p31"])
+def test_on_cuda_there_is_memory_for_both_results(spelling: str, with_triton: list[str]) -> None:
+    """The transform's and Triton's: either way alone takes no more than it may."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse(spelling), torch.float64
+    clear_plans()
+    for limit in (Auto().workspace_limit, 16 * Auto().workspace_limit):
+        plan = make_plan(problem, CUDA, dtype, Auto(workspace_limit=limit))
+        for map in MAPS:
+            chosen = getattr(plan, map)
+            assert chosen.workspace(problem, map, CUDA, dtype) <= limit, map
+    assert isinstance(plan.forward, CheckedFFT)
+    clear_plans()
+
+
+def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
+    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In double precision TF32 does not matter; cuBLAS may not be deterministic."""
+    problem = Problem.parse("n4c64-x128-o64-k32")
+    monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
+    clear_plans()
+
+    def planned() -> tuple[Algorithm, str]:
+        plan = make_plan(problem, CUDA, torch.float32, "auto")
+        return plan.forward, str(plan)
+
+    torch.backends.cudnn.allow_tf32 = False
+    assert isinstance(planned()[0], CheckedFFT)
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert isinstance(planned()[0], CheckedFFT)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert isinstance(planned()[0], CheckedFFT)
+    mode = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("error")
+        assert isinstance(planned()[0], CheckedFFT)
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        clear_plans()
+        taken, words = planned()
+        assert not isinstance(taken, CheckedFFT)
+        assert "unless CUBLAS_WORKSPACE_CONFIG is :4096:8 or :16:8" in words
+        torch.set_deterministic_debug_mode("default")
+        assert isinstance(planned()[0], CheckedFFT)
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+    clear_plans()
+
+
+@pytest.mark.parametrize("setting", ["tf32", "deterministic"])
+def test_on_cuda_whatever_multiplies_matrices_keeps_to_those_settings(
+    setting: str, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unfold too: timed it would end in cuBLAS's error, and taken it would be TF32 unasked."""
+    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before, mode = torch.backends.cuda.matmul.allow_tf32, torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("error" if setting == "deterministic" else "default")
+        torch.backends.cuda.matmul.allow_tf32 = setting == "tf32"
+        clear_plans()
+        make_plan(Problem.parse("n4c64-x32-o64-k3"), CUDA, torch.float32, Auto(measure=True))
+        assert "aten" in with_triton
+        assert not {"unfold", "fft"} & {*with_triton}
+        # Products of halves are exact in TF32, float64 has none, and complex ones are as real ones.
+        allowed = setting == "tf32"
+        for dtype in (torch.float16, torch.float64):
+            assert bool(auto_module._against_products(dtype)) != allowed
+        torch.backends.cudnn.allow_tf32 = True
+        for dtype in (torch.float32, torch.complex64):
+            assert bool(auto_module._against_products(dtype)) != allowed
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.set_deterministic_debug_mode(mode)
+        clear_plans()
+
+
+def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str]) -> None:
+    """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
+    clear_plans()
+    plan = make_plan(Problem.parse("n64c64-x256-o64-k4-p1,2x1,2"), CUDA, torch.float32, "auto")
+    assert {type(getattr(plan, map)) for map in MAPS} == {Unfold}
+    clear_plans()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "dtype", "triton"),
+    [
+        ("n64c384-x32-o384-k31-p15-g384", torch.float16, MAPS),
+        ("n128c96-x56-o96-k7-p3-g96", torch.float32, MAPS),
+        ("n1c1-x2048-o1-k3", torch.float32, ("forward", "grad_weight")),
+        ("n16c64-x56-o64-k3-p1", torch.float64, MAPS),
+        ("n8c64-x56-o64-k3-p1", torch.float32, ()),
+        ("n64c512-x14-o512-k3-p1", torch.float16, ()),
+        # cuDNN has kernels for halves under small kernels; and for small layers the host's time
+        # counts.
+        ("n8c144-x56-o144-k3-p1-g144", torch.float16, ()),
+        ("n8c144-x56-o144-k3-p1-g144", torch.float32, ()),
+        ("n1c1-x64-o1-k5", torch.float32, ()),
+    ],
+)
+def test_on_cuda_triton_is_foretold_where_pytorch_was_seen_to_be_slow(
+    spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
+) -> None:
+    """As timed on an H200; nothing is measured for it."""
+    torch.backends.cudnn.allow_tf32 = False
+    clear_plans()
+    plan = make_plan(Problem.parse(spelling), CUDA, dtype, "auto")
+    assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
+    assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
+    assert not with_triton
+    clear_plans()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "dtype", "triton"),
+    [
+        ("n64c384-x32-o384-k31-p15-g384", torch.float32, MAPS),
+        ("n64c384-x32-o384-k31-p15-g384", torch.float16, MAPS),
+        ("n128c96-x56-o96-k7-p3-g96", torch.float32, MAPS),
+        # cuDNN has kernels for these as quick as memory; of the rest there nothing is known.
+        ("n128c96-x56-o96-k7-p3-g96", torch.float16, ("forward", "grad_input")),
+        ("n8c144-x56-o144-k3-p1-g144", torch.float32, ()),
+        ("n16c64-x56-o64-k3-p1", torch.float64, ()),
+        ("n1c1-x2048-o1-k3", torch.float32, ()),
+        # A small layer, for the host's sake.
+        ("n1c8-x16-o8-k7-p3-g8", torch.float32, ()),
+    ],
+)
+def test_in_channels_last_triton_takes_what_pytorch_was_seen_to_be_slow_at(
+    spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
+) -> None:
+    """As timed on an H200; what is known of contiguous images does not count."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem = Problem.parse(spelling)
+    for map in MAPS:
+        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"unfold": 1e-9, "aten": 1.0})
+    plan = make_plan(problem, CUDA, dtype, Auto(channels_last=True))
+    assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
+    assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
+    assert {type(getattr(make_plan(problem, CUDA, dtype, "auto"), map)) for map in MAPS} == {Unfold}
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_what_was_measured_of_contiguous_images_sends_no_others_to_conv2d(
+    layout: torch.memory_format, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call whose plan, made for how the images lie, has algorithms of ours in it."""
+    torch.backends.cudnn.allow_tf32 = False
+    problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
+    for map in MAPS:
+        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"aten": 1e-9, "triton taps-4": 1.0})
+    monkeypatch.setattr(torch, "conv2d", lambda *_: "conv2d")
+    with FakeTensorMode():
+        x = torch.empty(problem.input_shape, device=CUDA, memory_format=layout)
+        w = torch.empty(problem.weight_shape, device=CUDA)
+    result: Any = fast_path.conv2d_if_chosen(x, w, None, 1, 15, 1, 384)
+    assert (result == "conv2d") == (layout == torch.contiguous_format)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_on_cuda_nobody_is_left_unmeasured_for_its_prediction(
+    dtype: torch.dtype, with_triton: list[str]
+) -> None:
+    """PyTorch is predicted at matrix units' peak, 25 times ahead, where its own kernel runs."""
+    problem = Problem.parse("n64c384-x32-o384-k31-p15-g384")
+    plan = make_plan(problem, CUDA, dtype, Auto(measure=True))
+    assert {getattr(plan, map).name for map in MAPS} == {"triton"}
+    assert {"aten", "unfold", "triton"} <= {*with_triton}
+    assert "naive" not in with_triton

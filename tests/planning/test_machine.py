@@ -1,0 +1,118 @@
+"""The rates of CPUs and GPUs: calibrated, read from a device's properties, and used."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.devices import DEVICES
+from torch_corr import Aten, Problem, Triton
+from torch_corr.algorithms import Algorithm, Cost
+from torch_corr.planning.machine import (
+    SHIPPED,
+    Machine,
+    Rates,
+    calibration_path,
+    current_machine,
+    machine_of,
+)
+from torch_corr.planning.plan import clear_plans, make_plan
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+# -- machines -------------------------------------------------------------------------------------
+
+
+def test_a_calibration_is_read_where_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_CORR_MACHINE")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert calibration_path() == tmp_path / "torch_corr" / "machine.json"
+    mine = replace(SHIPPED, name="mine", float64=Rates(1e9, 2e9, 3e9, 4e9))
+    current_machine.cache_clear()
+    try:
+        assert current_machine() == SHIPPED
+        current_machine.cache_clear()
+        mine.save(calibration_path())
+        assert current_machine() == mine
+    finally:
+        current_machine.cache_clear()
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_device_is_known_by_its_own_figures(name: str, pretend: Any) -> None:
+    """To 1% what its maker states, of which nothing is written down but units and their width."""
+    pretend(name)
+    stated = DEVICES[name][1]
+    dtypes = (torch.float32, torch.float32, torch.bfloat16, torch.float64)
+    for tf32, dtype, flops in zip((False, True, True, True), dtypes, stated[1:]):
+        torch.backends.cudnn.allow_tf32 = tf32
+        rates = machine_of(CUDA, dtype).rates(dtype)
+        assert rates.matmul_flops == pytest.approx(flops, rel=0.01)
+        assert rates.bytes == pytest.approx(stated[0], rel=0.01)
+
+
+def test_what_a_device_does_not_state_is_told(
+    pretend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And predicted all the same: 'auto' asks for the times of every call."""
+    pretend("GB10")
+    problem = Problem.parse("n1c1-x64-o1-k3")
+    printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
+    assert "predicted for GB10 (no memory clock stated: 200 GB/s assumed)" in printed
+    monkeypatch.setitem(DEVICES, "GB10", ((12, 1, 48, 0, 0, 0), DEVICES["GB10"][1]))
+    pretend("GB10")
+    clear_plans()
+    printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
+    assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
+
+
+def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:
+    """Its own, private, limits of a device, for those it knows."""
+    limits = pytest.importorskip("torch.cuda._device_limits")
+    torch.backends.cudnn.allow_tf32 = True
+    for name in ("A100", "H100"):
+        pretend(name)
+        theirs = limits.GPULimits(CUDA)
+        for dtype in (torch.float32, torch.float16, torch.float64):
+            rates = machine_of(CUDA, dtype).rates(dtype)
+            assert rates.matmul_flops == pytest.approx(1e12 * theirs.get_tflops_per_second(dtype))
+            assert rates.bytes == theirs.get_memory_bandwidth_Bps()
+
+
+@pytest.mark.parametrize("way", [Aten(), Triton()], ids=lambda each: each.name)
+def test_what_no_matrix_unit_does_takes_as_long_where_those_are_quicker(
+    way: Algorithm, pretend: Any
+) -> None:
+    """ConvNeXt's layer in halves and with TF32, whose costs are told in quicker matrix products."""
+    pretend("H100")
+    problem = Problem.parse("n128c96-x56-o96-k7-p3-g96")
+
+    def seconds(dtype: torch.dtype, tf32: bool) -> float:
+        torch.backends.cudnn.allow_tf32 = tf32
+        cost = way.cost(problem, "forward", CUDA, dtype)._replace(bytes=0)
+        return machine_of(CUDA, dtype).seconds(cost, dtype)
+
+    whole = seconds(torch.float32, False)
+    assert seconds(torch.float16, False) == pytest.approx(whole, rel=0.1)
+    assert seconds(torch.float32, True) == pytest.approx(whole, rel=0.1)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "name": 1}'])
+def test_a_file_without_rates_says_the_way_out(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "machine.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"does not hold a machine's rates .* calibrate"):
+        Machine.load(path)
+
+
+def test_a_machine_twice_as_fast_predicts_half_the_time() -> None:
+    cost = Cost(1e9, 2e9, 3e9, 4)
+    rates = Rates(1e9, 1e9, 1e9, 1)
+    assert rates.seconds(cost) == 1 + 2 + 3 + 4
+    assert Rates(*(2 * rate for rate in rates)).seconds(cost) == 5

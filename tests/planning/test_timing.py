@@ -1,0 +1,75 @@
+"""Timing of algorithms on random operands."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from support.algorithms import Sleeper
+from torch_corr import Aten, Auto, Problem, Unfold, corr2d
+from torch_corr.planning import timing as stopwatch
+from torch_corr.planning.plan import clear_plans, make_plan
+from torch_corr.planning.timing import time_algorithms
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL = Problem.parse("n1c2-x9-o2-k3")
+
+
+def test_measuring_leaves_the_random_numbers_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_measuring_under_a_transform() -> None:
+    """The operands that are timed are none of the transform's."""
+    x, w = torch.randn(3, 1, 2, 9, 9), torch.randn(2, 2, 3, 3)
+    mapped = torch.func.vmap(lambda image: corr2d(image, w, algorithm=Auto(measure=True)))(x)
+    assert torch.allclose(mapped[1], corr2d(x[1], w), atol=1e-5)
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(
+    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = Problem.parse("n8c64-x56-o64-k3-p1")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"while a CUDA graph is captured.*once before"):
+        make_plan(problem, CUDA, torch.float32, Auto(measure=True))
+    assert not with_triton
+    assert isinstance(make_plan(problem, CUDA, torch.float32, "auto").forward, Aten)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    chosen = make_plan(problem, CUDA, torch.float32, Auto(measure=True))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    clear_plans()
+    assert make_plan(problem, CUDA, torch.float32, Auto(measure=True)) == chosen
+
+
+def test_the_stopwatch_tells_the_slow_from_the_quick() -> None:
+    times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
+    assert times["sleeper"] > times["unfold"] > 0
+
+
+def test_a_device_that_works_by_itself_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the time would be that of telling it what to do."""
+    heard: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: heard.append(str(where)))
+    for device, waits in (("mps", ["mps"]), ("xpu:1", ["xpu:1"]), ("cpu", []), ("meta", [])):
+        heard.clear()
+        stopwatch._timed(torch.device(device), lambda: heard.append("work"))  # type: ignore
+        assert heard == [*waits, "work", *waits]
+
+
+def test_what_takes_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stopwatch, "_LONG", 0.01)
+    runs: list[float] = []
+    slow = Sleeper(pause=0.02)
+    monkeypatch.setattr(
+        Sleeper, "forward", lambda self, *of: (runs.append(self.pause), Unfold().forward(*of))[1]
+    )
+    monkeypatch.setattr(stopwatch, "_timed", lambda device, work: (work(), runs[-1])[1])
+    quick = Sleeper(pause=0.001)
+    times = time_algorithms([quick, slow], SMALL, "forward", CPU, torch.float32)
+    assert times == {quick.spelling: 0.001, slow.spelling: 0.02}
+    assert runs.count(0.02) == 1 < runs.count(0.001)

@@ -1,0 +1,100 @@
+"""Wisdom: measurements that are saved, loaded and respected."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torch_corr import MAPS, Aten, Auto, Problem, Unfold
+from torch_corr.planning import auto as auto_module
+from torch_corr.planning import wisdom
+from torch_corr.planning.plan import clear_plans, make_plan
+from torch_corr.planning.wisdom import WISDOM, Key
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SMALL = Problem.parse("n1c2-x9-o2-k3")
+
+
+def test_wisdom_goes_through_a_file(tmp_path: Path) -> None:
+    make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
+    key = Key.of(SMALL, "forward", CPU, torch.float32)
+    times = dict(WISDOM.seconds(key))
+    assert min(times.values()) > 0
+    assert wisdom.save(tmp_path / "wisdom.json") == len(MAPS)
+    wisdom.forget()
+    assert WISDOM.seconds(key) == {}
+    assert wisdom.load(tmp_path / "wisdom.json") == len(MAPS)
+    assert WISDOM.seconds(key) == times
+
+
+def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a plan was made before."""
+    monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
+    clear_plans()
+    before = make_plan(SMALL, CPU, torch.float32, "auto").forward
+    chosen = Unfold() if before != Unfold() else Aten()
+    WISDOM.remember(Key.of(SMALL, "forward", CPU, torch.float32), {chosen.name: 1e-9})
+    wisdom.save(tmp_path / "wisdom.json")
+    wisdom.load(tmp_path / "wisdom.json")
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
+    # It holds for as many threads as there were.
+    torch.set_num_threads(2)
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == before
+    torch.set_num_threads(1)
+    assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "no JSON",
+        "[]",
+        "{}",
+        '{"format": 99, "entries": []}',
+        '{"format": 1, "entries": [{"problem": "n1"}]}',
+        '{"format": 1, "entries": 7}',
+    ],
+)
+def test_a_file_without_wisdom_is_refused_whole(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "wisdom.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"holds no wisdom .* torch_corr\.wisdom\.save"):
+        wisdom.load(path)
+    assert len(WISDOM) == 0
+
+
+def test_nothing_of_a_bad_file_is_taken(tmp_path: Path) -> None:
+    make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
+    path = tmp_path / "wisdom.json"
+    wisdom.save(path)
+    content = json.loads(path.read_text())
+    content["entries"][-1]["seconds"] = {"aten": -1.0}
+    path.write_text(json.dumps(content))
+    wisdom.forget()
+    with pytest.raises(ValueError, match="not all positive"):
+        wisdom.load(path)
+    assert len(WISDOM) == 0
+
+
+def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:
+    pretend("H100")
+    torch.backends.cudnn.allow_tf32 = True
+    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"
+    assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
+    assert Key.of(SMALL, "forward", CPU, torch.float32).dtype == "float32"
+    told = {d: Key.of(SMALL, "forward", CUDA, d).dtype for d in (torch.complex64, torch.complex128)}
+    assert [*told.values()] == ["complex64, convolutions in tf32", "complex128"]
+    torch.backends.cudnn.allow_tf32 = False
+    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "float32"
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        told = Key.of(SMALL, "forward", CUDA, torch.float32).dtype
+        assert told == "float32, products in tf32"
+        assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

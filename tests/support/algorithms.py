@@ -1,0 +1,44 @@
+"""Algorithms for tests of the planner."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_corr import Problem, Unfold
+from torch_corr.algorithms import Algorithm, Cost, MapName
+
+
+@dataclass(frozen=True)
+class Sleeper(Unfold):
+    """Unfold, after a pause: slow, and predicted to cost nothing."""
+
+    name = "sleeper"
+    pause: float = 0.002
+
+    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+        threading.Event().wait(self.pause)
+        return super().forward(problem, input, weight)
+
+    def cost(
+        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+    ) -> Cost:
+        return Cost()
+
+
+@dataclass(frozen=True)
+class Paused(Sleeper):
+    """An algorithm in two variants, of which the one that it takes itself is the slower."""
+
+    name = "paused"
+    pause: float = 0.02
+
+    @property
+    def spelling(self) -> str:
+        return self.name if self.pause == 0.02 else f"paused {self.pause}"
+
+    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+        return (Paused(pause=0.0),)
