@@ -23,10 +23,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.register_profile(
-    "wander",
-    settings.get_profile("laws"),
-    derandomize=False,
-    max_examples=1000,
+    "wander", settings.get_profile("laws"), derandomize=False, max_examples=1000
 )
 settings.load_profile("laws")
 

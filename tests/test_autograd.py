@@ -117,7 +117,7 @@ def test_third_order(algorithm: Algorithm | str, dtype: torch.dtype, device: tor
 
 @others
 @each_field
-def test_transforms_equal_conv2ds(
+def test_torch_func_transforms_equal_conv2d(
     algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
 ) -> None:
     """torch.func on corr2d gives what it gives on conv2d."""
@@ -148,7 +148,7 @@ def test_transforms_equal_conv2ds(
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (2, 1), (None, 4)])
 @given(data=st.data(), problem=problems(max_size=6, max_batch=2, max_channels=2, max_groups=2))
 @settings(max_examples=15)
-def test_vmap_is_a_loop(
+def test_vmap_equals_loop(
     data: st.DataObject,
     problem: Problem,
     in_dims: tuple[int | None, int | None],
@@ -182,9 +182,7 @@ def test_vmap_is_a_loop(
 
 
 @each_choice
-def test_vmap_nested_chunked_and_of_nothing(
-    algorithm: Algorithm | str, device: torch.device
-) -> None:
+def test_vmap_nested_chunked_and_empty(algorithm: Algorithm | str, device: torch.device) -> None:
     function = correlate(PROBLEM, algorithm)
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
     xs, ws = torch.stack([x, 2 * x, x + 1]), torch.stack([w, w - 1])
@@ -229,9 +227,7 @@ def test_batched_gradients(algorithm: Algorithm | str, device: torch.device) -> 
 
 
 @each_algorithm
-def test_the_older_vmap_reaches_threads_that_know_of_none(
-    algorithm: Algorithm, device: torch.device
-) -> None:
+def test_internal_vmap_works_in_other_threads(algorithm: Algorithm, device: torch.device) -> None:
     """As backward's on CUDA: only the operands tell at which level they are mapped."""
     _, w = some(PROBLEM, torch.float64, device)
     gs = torch.randn(3, *PROBLEM.output_shape, dtype=torch.float64, device=device)
@@ -248,7 +244,7 @@ def test_the_older_vmap_reaches_threads_that_know_of_none(
 
 
 @each_choice
-def test_dual_numbers_carry_reverse_mode(algorithm: Algorithm | str, device: torch.device) -> None:
+def test_reverse_over_forward(algorithm: Algorithm | str, device: torch.device) -> None:
     """A tangent can be differentiated backward (reverse over forward)."""
     x, w = some(PROBLEM, torch.float64, device)
     dx = torch.randn_like(x, requires_grad=True)
@@ -262,9 +258,7 @@ def test_dual_numbers_carry_reverse_mode(algorithm: Algorithm | str, device: tor
 
 
 @each_algorithm
-def test_only_what_is_needed_is_computed_and_kept(
-    algorithm: Algorithm | str, device: torch.device
-) -> None:
+def test_frozen_operand_costs_nothing(algorithm: Algorithm | str, device: torch.device) -> None:
     """A frozen weight costs no grad_weight and keeps no input; and the other way round."""
     calls: list[str] = []
 
@@ -294,7 +288,7 @@ def test_only_what_is_needed_is_computed_and_kept(
 
 
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
-def test_auto_keeps_no_more(leaf: bool) -> None:
+def test_auto_saves_only_needed_operands(leaf: bool) -> None:
     """Also where it may hand over to PyTorch, which keeps the operand that is trained as well.
 
     It does so for a leaf, as the weight of a first layer: that the graph holds anyway.
@@ -313,7 +307,7 @@ def test_auto_keeps_no_more(leaf: bool) -> None:
 
 
 @each_choice
-def test_a_bias_trained_alone_keeps_no_more(
+def test_bias_trained_alone_saves_no_operands(
     algorithm: Algorithm | str, device: torch.device
 ) -> None:
     """Its gradient needs neither operand; conv2d keeps both, also where it stands for auto."""
@@ -335,7 +329,7 @@ def _note(notes: list[Tensor], value: Tensor) -> Tensor:
     return value
 
 
-def test_nothing_is_kept_without_gradients() -> None:
+def test_nothing_is_saved_without_gradients() -> None:
     x = torch.randn(1, 1, 5, 5)
     alive = weakref.ref(x)
     y = corr2d(x, torch.ones(1, 1, 2, 2), algorithm="unfold")
@@ -347,7 +341,7 @@ def test_nothing_is_kept_without_gradients() -> None:
 
 @each_choice
 @pytest.mark.parametrize("dual", [False, True], ids=["reverse", "dual"])
-def test_writing_to_what_was_saved_is_an_error(
+def test_inplace_write_to_saved_operand_raises(
     algorithm: Algorithm | str, dual: bool, device: torch.device
 ) -> None:
     """As conv2d, even where forward mode was on as well."""
@@ -363,7 +357,7 @@ def test_writing_to_what_was_saved_is_an_error(
 
 
 @each_choice
-def test_a_gradient_that_is_known_to_be_zero(
+def test_efficient_zero_tensor_as_gradient(
     algorithm: Algorithm | str, device: torch.device
 ) -> None:
     """Autograd keeps no memory for such a tensor, from which a kernel could read."""

@@ -13,7 +13,7 @@ from torch_corr.planning import machine, wisdom
 from torch_corr.planning.machine import SHIPPED, Machine
 
 
-def test_explain_tells_of_every_algorithm_and_map(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_lists_every_algorithm_and_map(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "n1c1-x64-o1-k5", "--dtype", "bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(" on cpu/bfloat16, algorithm=auto")
@@ -34,7 +34,7 @@ def test_explain_tells_of_every_algorithm_and_map(capsys: pytest.CaptureFixture[
         (["n1c1-x4-o1-k3", "--algorithm", "fft", "--dtype", "int8"], "cannot run"),
     ],
 )
-def test_a_wrong_request_is_a_sentence_and_exit_code_2(
+def test_wrong_request_prints_sentence_and_exits_2(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["explain", *words]) == 2
@@ -43,7 +43,7 @@ def test_a_wrong_request_is_a_sentence_and_exit_code_2(
     assert not output.out
 
 
-def test_measure_times_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure_saves_wisdom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "kept.json"
     try:
         assert main(["measure", "n1c1-x12-o1-k3", "--save", str(kept)]) == 0
@@ -56,7 +56,7 @@ def test_measure_times_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[s
     wisdom.forget()
 
 
-def test_calibrate_saves_the_rates(
+def test_calibrate_saves_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new" / "machine.json"
@@ -71,7 +71,7 @@ def test_calibrate_saves_the_rates(
 
 
 @pytest.mark.parametrize("load", [0.4, 3.0, None])
-def test_calibrate_tells_of_a_busy_machine(
+def test_calibrate_warns_on_busy_machine(
     load: float | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -92,7 +92,7 @@ def test_calibrate_tells_of_a_busy_machine(
     assert ("load of 3.0 on 2 cores" in capsys.readouterr().err) == (load == 3.0)
 
 
-def test_where_nothing_can_be_written(
+def test_calibrate_reports_unwritable_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -70,7 +70,7 @@ def outcome(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold", Unfold(workspace_limit=40_000)], ids=str)
-def test_converted_model_is_the_same(algorithm: str | Algorithm) -> None:
+def test_converted_model_computes_the_same(algorithm: str | Algorithm) -> None:
     """Values, gradients, parameters, state and keys; before, between and after."""
     model, x = small_model(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
     expected, before = outcome(model, x), dict(model.named_parameters())
@@ -99,7 +99,7 @@ def test_named_algorithm_runs_everywhere() -> None:
     assert spy.requested == ["forward"] * 4
 
 
-def test_a_model_that_is_a_convolution() -> None:
+def test_model_that_is_one_convolution() -> None:
     layer = nn.Conv2d(1, 1, 3)
     report = convert(layer)
     assert algorithm_of(layer) == "auto"
@@ -111,7 +111,7 @@ def test_a_model_that_is_a_convolution() -> None:
     assert algorithm_of(layer) is None
 
 
-def test_hooks_training_flag_and_optimizer_stay() -> None:
+def test_convert_keeps_hooks_training_flag_and_optimizer() -> None:
     model, seen = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False)), []
     layer = model[0].eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -128,14 +128,14 @@ def test_hooks_training_flag_and_optimizer_stay() -> None:
     torch.testing.assert_close(layer.weight, before - 1)
 
 
-def test_a_module_met_twice_is_converted_once() -> None:
+def test_shared_module_is_converted_once() -> None:
     layer = nn.Conv2d(2, 2, 1)
     report = convert(nn.Sequential(layer, nn.ReLU(), layer))
     assert list(report.replaced) == ["0"]
 
 
 @pytest.mark.parametrize("make", [partial(nn.Conv2d, 3, 3, 1), partial(Pointwise, 3)])
-def test_copies_and_pickles_are_converted(make: Callable[[], nn.Conv2d]) -> None:
+def test_copies_and_pickles_of_converted_layers(make: Callable[[], nn.Conv2d]) -> None:
     """Each computes with its own weights and its own geometry."""
     layer = make()
     convert(layer, "unfold")
@@ -161,7 +161,7 @@ def test_copies_and_pickles_are_converted(make: Callable[[], nn.Conv2d]) -> None
         assert layer(x).shape == (1, 3, 4, 4)
 
 
-def test_a_shallow_copy() -> None:
+def test_shallow_copy_of_converted_layer() -> None:
     """It computes as the original does; orphaned it says so, and can be converted itself."""
     layer, x = nn.Conv2d(2, 2, 3), torch.randn(1, 2, 5, 5)
     convert(layer, "unfold")
@@ -176,7 +176,7 @@ def test_a_shallow_copy() -> None:
     assert algorithm_of(twin) == "naive"
 
 
-def test_a_deleted_model_frees_its_memory_at_once() -> None:
+def test_deleted_model_frees_its_memory_at_once() -> None:
     """A strong reference from the attribute to its layer would wait for the garbage collector."""
     layer = nn.Conv2d(2, 2, 3)
     report = convert(layer, "unfold")
@@ -190,7 +190,7 @@ def test_a_deleted_model_frees_its_memory_at_once() -> None:
         gc.enable()
 
 
-def test_a_layer_changed_later_computes_as_it_is_then() -> None:
+def test_converted_layer_uses_its_current_geometry() -> None:
     """As helpers do that trade stride for dilation."""
     layer, x = nn.Conv2d(2, 2, 3, stride=2), torch.randn(1, 2, 9, 9)
     convert(layer, "unfold")
@@ -215,7 +215,7 @@ def test_converted_twice_keeps_the_first_algorithm() -> None:
     assert list(convert(model).replaced) == ["0", "1.2", "2", "3"]
 
 
-def test_reverted_after_the_model_was_taken_apart() -> None:
+def test_revert_after_layers_were_replaced() -> None:
     """Layers that were replaced, given a forward of their own or deep-copied meanwhile."""
     model = small_model()
     report = convert(model, "unfold")
@@ -228,7 +228,7 @@ def test_reverted_after_the_model_was_taken_apart() -> None:
     assert algorithm_of(twin[0]) == "unfold"
 
 
-def test_parametrized_layers_stay_so_and_copies_are_left_alone() -> None:
+def test_convert_keeps_parametrizations_and_ignores_copies() -> None:
     layer = nn.Conv2d(2, 2, 3)
     parametrize.register_parametrization(layer, "weight", Twice())
     twin, x, kind = copy.deepcopy(layer), torch.randn(1, 2, 5, 5), type(layer)
@@ -250,7 +250,7 @@ def test_parametrized_layers_stay_so_and_copies_are_left_alone() -> None:
     assert type(layer) is nn.Conv2d
 
 
-def test_parametrization_removed_or_added_after() -> None:
+def test_parametrization_changed_after_conversion() -> None:
     removed, added = Pointwise(2), nn.Conv2d(2, 2, 1)
     parametrizations.weight_norm(removed)
     reports = convert(removed), convert(added)
@@ -264,7 +264,7 @@ def test_parametrization_removed_or_added_after() -> None:
     assert type(added).__bases__ == (nn.Conv2d,)
 
 
-def test_converting_does_not_run_a_parametrization() -> None:
+def test_convert_does_not_run_parametrizations() -> None:
     """spectral_norm takes a step each time that the weight is read in training."""
     layer = parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))
     before = layer.parametrizations.weight[0]._u.clone()
@@ -272,7 +272,7 @@ def test_converting_does_not_run_a_parametrization() -> None:
     assert torch.equal(layer.parametrizations.weight[0]._u, before)
 
 
-def test_norms_and_pruning_by_hooks() -> None:
+def test_convert_keeps_norms_and_pruning_hooks() -> None:
     x = torch.randn(1, 3, 5, 5)
     for change in (
         lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
@@ -341,7 +341,7 @@ def quantized() -> nn.Module:
         (lambda: torch.jit.script(nn.Conv2d(2, 2, 3)), "Conv2d is scripted"),
     ],
 )
-def test_left_alone_with_a_sentence(make: Any, sentence: str) -> None:
+def test_skipped_layers_have_a_reason(make: Any, sentence: str) -> None:
     model = nn.Sequential(make(), nn.Conv2d(2, 2, 1))
     skipped = model[0]
     kind, own = type(skipped), getattr(skipped, "algorithm", None)
@@ -355,7 +355,7 @@ def test_left_alone_with_a_sentence(make: Any, sentence: str) -> None:
     assert type(skipped) is kind
 
 
-def test_other_layers_are_not_mentioned() -> None:
+def test_report_ignores_other_layers() -> None:
     model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.Linear(1, 1))
     report = convert(model)
     assert not report.replaced
@@ -368,22 +368,19 @@ def test_other_layers_are_not_mentioned() -> None:
     [
         (torch.conv2d, "auto", TypeError, "got builtin_function_or_method; for functions"),
         (nn.Conv2d(1, 1, 1), "dirct", ValueError, "did you mean 'direct'"),
-        (
-            nn.Conv2d(1, 1, 1),
-            Unfold,
-            TypeError,
-            "must be a name, an Auto or an Algorithm",
-        ),
+        (nn.Conv2d(1, 1, 1), Unfold, TypeError, "must be a name, an Auto or an Algorithm"),
     ],
 )
-def test_errors(model: Any, algorithm: Any, error: type[Exception], sentence: str) -> None:
+def test_convert_refuses_wrong_arguments(
+    model: Any, algorithm: Any, error: type[Exception], sentence: str
+) -> None:
     with pytest.raises(error, match=sentence):
         convert(model, algorithm)
     assert "_conv_forward" not in getattr(model, "__dict__", {})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_before_and_after() -> None:
+def test_compiled_model_follows_convert_and_revert() -> None:
     """Compiled code notices that a layer was converted, with what, and that it was reverted."""
     model, spies = nn.Sequential(nn.Conv2d(2, 2, 3)), (Spy(), Spy())
     captured, x = torch.compile(model, fullgraph=True, backend="eager"), torch.randn(1, 2, 5, 5)

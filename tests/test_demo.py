@@ -64,7 +64,7 @@ def check_figure(path: Path) -> None:
         assert len(figure.convert("RGB").getcolors(1 << 24) or ()) > 200
 
 
-def test_whole_demo(tmp_path: Path) -> None:
+def test_demo_prints_results_and_writes_figure(tmp_path: Path) -> None:
     """Textbook, learning and portrait, headless, in a directory that is not the repository."""
     done = run_module("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -92,7 +92,7 @@ def test_whole_demo(tmp_path: Path) -> None:
     check_figure(tmp_path / "torch_corr_demo.png")
 
 
-def test_picture_given_and_figure_replaced(
+def test_demo_with_own_picture_replaces_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An odd name with a $ in it, and a figure that is there already."""
@@ -106,7 +106,7 @@ def test_picture_given_and_figure_replaced(
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "PIL"])
-def test_missing_package_is_named_with_its_cure(tmp_path: Path, missing: str) -> None:
+def test_missing_package_is_named_with_install_command(tmp_path: Path, missing: str) -> None:
     """The textbook's part needs torch alone and still runs."""
     (tmp_path / "ahead" / missing).mkdir(parents=True)
     (tmp_path / "ahead" / missing / "__init__.py").write_text(
@@ -161,11 +161,8 @@ def broken_files(folder: Path) -> dict[str, tuple[list[str], str]]:
         "a name with NUL",
     ],
 )
-def test_wrong_request_is_a_sentence_and_exit_code_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    case: str,
+def test_wrong_request_prints_sentence_and_exits_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
@@ -179,7 +176,7 @@ def test_wrong_request_is_a_sentence_and_exit_code_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_no_permission(
+def test_missing_permissions_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Refusals pretended, since the superuser, who runs many a CI, meets none."""
@@ -202,7 +199,7 @@ def test_no_permission(
         assert f"no permission to read {image}" in capsys.readouterr().err
 
 
-def test_wrong_number_is_not_passed_over(
+def test_demo_reports_wrong_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With the kernel flipped, the demo says that it computes wrongly."""
@@ -213,7 +210,7 @@ def test_wrong_number_is_not_passed_over(
     )
 
 
-def test_no_command_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_command_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main([])
     assert exit.value.code == 2
@@ -221,7 +218,7 @@ def test_no_command_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
-def test_every_kind_of_picture_keeps_its_brightness(tmp_path: Path, mode: str) -> None:
+def test_read_picture_keeps_brightness_in_every_mode(tmp_path: Path, mode: str) -> None:
     """Left half black, right half white, in whatever way the file spells it."""
     values = np.zeros((20, 24))
     values[:, 12:] = 1
@@ -239,7 +236,7 @@ def test_every_kind_of_picture_keeps_its_brightness(tmp_path: Path, mode: str) -
     torch.testing.assert_close(colour, expected, rtol=0, atol=0.01)
 
 
-def test_transparent_is_white_and_upright_is_up(tmp_path: Path) -> None:
+def test_read_picture_applies_transparency_and_orientation(tmp_path: Path) -> None:
     image = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 30, 5))
     image.save(tmp_path / "clear.png")
@@ -258,13 +255,13 @@ def test_transparent_is_white_and_upright_is_up(tmp_path: Path) -> None:
     assert colour[0, 0, 10:].max() == 0
 
 
-def test_large_picture_is_shrunk(tmp_path: Path) -> None:
+def test_read_picture_shrinks_large_pictures(tmp_path: Path) -> None:
     colour, size = demo.read_picture(picture(tmp_path / "large.png", (3000, 1500)))
     assert size == (3000, 1500)
     assert colour.shape == (1, 3, 512, 1024)
 
 
-def test_filters_show_what_their_names_say() -> None:
+def test_filters_find_edges_and_blur() -> None:
     """Black left, white right: one vertical edge, brighter to the right, and no horizontal."""
     colour = torch.zeros(1, 3, 24, 30)
     colour[..., 15:] = 1

@@ -59,7 +59,7 @@ def test_train_digits_reaches_its_goal(tmp_path: Path) -> None:
     check_plot(tmp_path / "train_digits.png")
 
 
-def test_another_algorithm_follows_the_same_curve(tmp_path: Path) -> None:
+def test_train_digits_with_unfold(tmp_path: Path) -> None:
     """Few steps of an algorithm that shares nothing with nn.Conv2d; the goal may be missed."""
     output = tmp_path / "plot.png"
     done = train_digits(
@@ -73,7 +73,7 @@ def test_another_algorithm_follows_the_same_curve(tmp_path: Path) -> None:
     check_plot(output)
 
 
-def test_replknet_learns_the_same_when_converted(tmp_path: Path) -> None:
+def test_replknet_step_has_equal_losses(tmp_path: Path) -> None:
     """A narrow one on small images, where nothing is won: its losses, not its speed."""
     done = run(REPLKNET_STEP, "--width", "4", "--image", "64", "--steps", "1", cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
@@ -95,7 +95,7 @@ def test_replknet_learns_the_same_when_converted(tmp_path: Path) -> None:
     ],
     ids=["algorithm", "epochs", "output", "replknet algorithm", "replknet batch"],
 )
-def test_wrong_arguments(
+def test_wrong_arguments_exit_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     example: Path,

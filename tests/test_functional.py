@@ -17,14 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support.laws import (
-    FLOATS,
-    UNDER_TEST,
-    algorithm_id,
-    assert_close,
-    each_algorithm,
-    promise,
-)
+from support.laws import FLOATS, UNDER_TEST, algorithm_id, assert_close, each_algorithm, promise
 from support.needs import ONEDNN, needs
 from torch_corr import (
     FFT,
@@ -59,7 +52,7 @@ def conv2d(problem: Problem, x: Tensor, w: Tensor, b: Tensor | None = None) -> T
 @others
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
 @given(data=st.data(), problem=problems())
-def test_values_and_gradients_are_conv2ds(
+def test_values_and_gradients_equal_conv2d(
     data: st.DataObject,
     problem: Problem,
     algorithm: Algorithm,
@@ -79,14 +72,7 @@ def test_values_and_gradients_are_conv2ds(
     x, w, g = (value.requires_grad_() for value in data.draw(operands(problem, dtype, device)))
     b = torch.ones(problem.out_channels, dtype=dtype, device=device, requires_grad=True)
     y = corr2d(
-        x,
-        w,
-        b,
-        problem.stride,
-        padding,
-        problem.dilation,
-        problem.groups,
-        algorithm=algorithm,
+        x, w, b, problem.stride, padding, problem.dilation, problem.groups, algorithm=algorithm
     )
     expected = conv2d(problem, x, w, b)
     forward = oracle(problem, input=x, weight=w)
@@ -109,7 +95,9 @@ def test_values_and_gradients_are_conv2ds(
 
 @each_algorithm
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_ranks(algorithm: Algorithm, dtype: torch.dtype, device: torch.device) -> None:
+def test_unbatched_and_matrix_inputs(
+    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
+) -> None:
     """Without a batch, and as the textbook writes it, two matrices."""
     if dtype not in (torch.float64, torch.float32) and algorithm == FFT():
         return
@@ -128,7 +116,7 @@ def test_ranks(algorithm: Algorithm, dtype: torch.dtype, device: torch.device) -
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
-def test_convolution_is_scipys_definition(size: tuple[int, int], kernel: tuple[int, int]) -> None:
+def test_full_convolution_is_its_definition(size: tuple[int, int], kernel: tuple[int, int]) -> None:
     """Full convolution: the sum over all ways to split an index; and it commutes."""
     a = torch.randint(-9, 10, size).double()
     k = torch.randint(-9, 10, kernel).double()
@@ -152,7 +140,7 @@ sizes = st.integers(1, 9)
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     mode=st.sampled_from(["valid", "same", "full"]),
 )
-def test_convolve2d_pads_as_scipy_does(
+def test_convolve2d_equals_scipy(
     shape: tuple[int, int],
     kernel: tuple[int, int],
     stride: tuple[int, int],
@@ -177,9 +165,7 @@ def test_convolve2d_pads_as_scipy_does(
 
 
 @given(shape=st.tuples(sizes, sizes), kernel=st.tuples(sizes, sizes))
-def test_corr2d_pads_as_scipys_correlate2d_does(
-    shape: tuple[int, int], kernel: tuple[int, int]
-) -> None:
+def test_corr2d_padding_equals_scipy(shape: tuple[int, int], kernel: tuple[int, int]) -> None:
     signal = pytest.importorskip("scipy.signal")
     x, w = torch.randint(-9, 10, shape).double(), torch.randint(-9, 10, kernel).double()
     for mode in ("same", "full"):
@@ -187,7 +173,7 @@ def test_corr2d_pads_as_scipys_correlate2d_does(
         assert corr2d(x, w, padding=mode).tolist() == expected.tolist()
 
 
-def test_odd_pixel_of_same_padding() -> None:
+def test_same_padding_of_even_kernel() -> None:
     """At the start in convolve2d, as in scipy; at the end in corr2d, as in conv2d."""
     x, w = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[1.0, 10]])
     assert convolve2d(x, w, padding="same").tolist() == [[1, 12, 23, 34]]
@@ -199,7 +185,7 @@ def test_odd_pixel_of_same_padding() -> None:
     assert corr2d(x, ones, stride=(1, 2), padding="same").tolist() == [[6, 7]]
 
 
-def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
+def test_zero_input_channels_return_bias(device: torch.device) -> None:
     """The definition's empty sum, where conv2d forgets the output's channels."""
     x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)
     b = torch.tensor([1.0, 2.0, 3.0], device=device)
@@ -211,7 +197,7 @@ def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_no_filters_give_no_channels(groups: int, device: torch.device) -> None:
+def test_zero_filters_return_zero_channels(groups: int, device: torch.device) -> None:
     """As the definition says, where conv2d refuses; the input's gradient is zero."""
     shapes = (2, 4, 7, 8), (0, 4 // groups, 3, 2), (0,)
     x, w, b = (torch.ones(each, device=device, requires_grad=True) for each in shapes)
@@ -232,7 +218,7 @@ def test_no_filters_give_no_channels(groups: int, device: torch.device) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_layers_without_filters() -> None:
+def test_layers_with_zero_filters() -> None:
     """nn.Conv2d makes one, with a warning as here, and refuses to run it."""
     theirs, x = torch.nn.Conv2d(4, 0, 3), torch.ones(2, 4, 7, 8)
     with pytest.raises(RuntimeError, match="expected weight to be at least"):
@@ -247,7 +233,9 @@ def test_layers_without_filters() -> None:
 
 
 @each_algorithm
-def test_output_may_be_written_to(algorithm: Algorithm, device: torch.device) -> None:
+def test_inplace_write_to_output_keeps_gradients(
+    algorithm: Algorithm, device: torch.device
+) -> None:
     """As after conv2d, ``relu_`` on the output keeps the gradients right."""
     x = torch.randn(2, 4, 7, 8, dtype=torch.float64, device=device, requires_grad=True)
     w = torch.randn(6, 2, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
@@ -258,7 +246,7 @@ def test_output_may_be_written_to(algorithm: Algorithm, device: torch.device) ->
 
 
 @pytest.mark.parametrize("stride", [2**30, 2**62])
-def test_a_stride_that_is_never_taken(stride: int) -> None:
+def test_huge_stride_with_one_output(stride: int) -> None:
     """One output is one output, whatever the step to the next would be."""
     x, w = torch.ones(1, 1, 3, 3, requires_grad=True), torch.ones(1, 1, 2, 2)
     ours = ("unfold", "naive")
@@ -271,7 +259,7 @@ def test_a_stride_that_is_never_taken(stride: int) -> None:
 
 @needs(ONEDNN)
 @pytest.mark.parametrize("algorithm", ["auto", "aten", Auto(), Aten()], ids=repr)
-def test_images_in_onednns_layout_go_to_conv2d(algorithm: Algorithm | Auto | str) -> None:
+def test_mkldnn_input_goes_to_conv2d(algorithm: Algorithm | Auto | str) -> None:
     """Opaque to everybody but PyTorch; a layer and the function, weights in either layout."""
     layer = Corr2d(4, 6, 3, padding=1, algorithm=algorithm)
     opaque = torch.randn(2, 4, 40, 41).to_mkldnn()
@@ -285,7 +273,7 @@ def test_images_in_onednns_layout_go_to_conv2d(algorithm: Algorithm | Auto | str
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_float16_is_summed_in_float32_under_auto(autocast: bool) -> None:
+def test_auto_sums_float16_in_float32(autocast: bool) -> None:
     """Gradients too; also where it is autocast that makes it float16.
 
     PyTorch adds each image's 841 in float16 to those before, and rounds each time.
@@ -300,7 +288,7 @@ def test_float16_is_summed_in_float32_under_auto(autocast: bool) -> None:
     assert gradient.item() == 16 * 29 * 29 == 13456
 
 
-def test_integers_have_no_gradient_but_values(device: torch.device) -> None:
+def test_integers_have_values_without_gradient(device: torch.device) -> None:
     x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
     problem = Problem.of(x.shape, w.shape)
     able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
@@ -337,7 +325,7 @@ def test_more_than_2_31_pixels(dtype: torch.dtype, kernel: int, stride: int) -> 
     assert torch.equal(gradient[0, 0], small)
 
 
-def test_importing_the_package_needs_torch_alone() -> None:
+def test_import_needs_only_torch() -> None:
     """No hypothesis, no numpy, no matplotlib."""
     code = (
         "import sys\n"

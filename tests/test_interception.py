@@ -50,7 +50,7 @@ EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even ke
 
 @EVERY_WAY
 @EVEN_SAME
-def test_every_way_to_call_goes_to_corr2d(call: Any) -> None:
+def test_every_call_of_conv2d_is_redirected(call: Any) -> None:
     """Forward and both gradients by the algorithm asked for, values those of conv2d."""
     variables, spy = operands(), Spy()
     expected = call(*variables)
@@ -75,7 +75,7 @@ def test_exported_programs_are_redirected() -> None:
     torch.testing.assert_close(y, layer(x))
 
 
-def test_who_asks_for_an_algorithm_gets_it() -> None:
+def test_corr2d_keeps_its_own_algorithm() -> None:
     """corr2d and Corr2d keep theirs, and so do their derivatives of any order."""
     x, w, _ = operands()
     spy, ours = Spy(), Corr2d(4, 6, 3, groups=2, dtype=torch.float64, algorithm="aten")
@@ -106,7 +106,7 @@ class Named(Tensor):
     """To which everything is as to any tensor."""
 
 
-def test_tensors_with_functions_of_their_own_keep_them() -> None:
+def test_subclasses_with_torch_function_are_not_redirected() -> None:
     """Their class may know conv2d, but not corr2d; those that inherit theirs are redirected."""
     x, w, _ = (value.detach() for value in operands())
     spy = Spy()
@@ -119,7 +119,7 @@ def test_tensors_with_functions_of_their_own_keep_them() -> None:
     assert torch.equal(y.as_subclass(Tensor), 2 * F.conv2d(x, w, groups=2))
 
 
-def test_nested_the_innermost_decides() -> None:
+def test_innermost_block_decides() -> None:
     x, w, _ = operands()
     outer, inner = Spy(), Spy()
     with intercept(outer):
@@ -133,7 +133,7 @@ def test_nested_the_innermost_decides() -> None:
     assert len(outer.requested) == 1
 
 
-def test_one_object_may_be_entered_again() -> None:
+def test_block_is_reentrant() -> None:
     x, w, _ = operands()
     block = intercept(Spy())
     with block, block:
@@ -144,7 +144,7 @@ def test_one_object_may_be_entered_again() -> None:
     assert block.algorithm.requested == ["forward"] * 2
 
 
-def test_an_algorithm_made_of_conv2d_does_not_call_itself() -> None:
+def test_algorithm_that_calls_conv2d_does_not_recurse() -> None:
     x, w, _ = operands()
     with intercept(CallsConv2d()):
         y = F.conv2d(x, w, groups=2)
@@ -154,7 +154,7 @@ def test_an_algorithm_made_of_conv2d_does_not_call_itself() -> None:
     torch.testing.assert_close(y, expected)
 
 
-def test_left_by_an_error() -> None:
+def test_block_ends_after_an_error() -> None:
     x, w, _ = operands()
     spy = Spy()
     with pytest.raises(RuntimeError, match="channels"), intercept(spy):
@@ -163,11 +163,8 @@ def test_left_by_an_error() -> None:
     assert spy.requested == []
 
 
-def test_named_algorithms_refuse_as_ever() -> None:
-    with (
-        pytest.raises(RuntimeError, match="algorithm 'fft' cannot run"),
-        intercept("fft"),
-    ):
+def test_named_algorithm_refuses() -> None:
+    with pytest.raises(RuntimeError, match="algorithm 'fft' cannot run"), intercept("fft"):
         F.conv2d(torch.ones(1, 1, 3, 3, dtype=torch.int64), torch.ones(1, 1, 2, 2).long())
 
 
@@ -178,12 +175,12 @@ def test_named_algorithms_refuse_as_ever() -> None:
         (None, TypeError, "algorithm must be a name, an Auto or an Algorithm"),
     ],
 )
-def test_errors(algorithm: Any, error: type[Exception], sentence: str) -> None:
+def test_wrong_arguments_are_refused(algorithm: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         intercept(algorithm)
 
 
-def test_other_functions_pass_through() -> None:
+def test_other_functions_are_unchanged() -> None:
     x = torch.randn(1, 2, 5, 5)
     with intercept("unfold"):
         for function in (F.relu, torch.sin, lambda x: x + 1, lambda x: F.max_pool2d(x, 2)):
@@ -193,7 +190,7 @@ def test_other_functions_pass_through() -> None:
     assert torch.equal(z, F.conv1d(x[0], torch.ones(2, 5, 1)))
 
 
-def test_a_block_holds_for_its_thread_alone() -> None:
+def test_block_applies_to_its_own_thread() -> None:
     x, w, _ = operands()
     spy = Spy()
     with intercept(spy):
@@ -205,7 +202,7 @@ def test_a_block_holds_for_its_thread_alone() -> None:
     assert spy.requested == ["forward"]
 
 
-def test_checkpointed_with_the_block_inside() -> None:
+def test_block_inside_checkpoint() -> None:
     x, w, _ = operands()
     spy = Spy()
 
@@ -217,7 +214,7 @@ def test_checkpointed_with_the_block_inside() -> None:
     assert sorted(spy.requested) == ["forward", "forward", "grad_input", "grad_weight"]
 
 
-def test_checkpointed_with_the_block_around_it() -> None:
+def test_block_around_checkpoint() -> None:
     """Computed again by conv2d: to the same gradients, or refused where it keeps other tensors."""
     x, w, _ = operands()
     narrow = torch.randn(2, 6, 1, 1, dtype=x.dtype, requires_grad=True)
@@ -236,7 +233,7 @@ def test_checkpointed_with_the_block_around_it() -> None:
             gradients(x.detach())  # of which the first gradient needs no weight
 
 
-def test_under_torch_func() -> None:
+def test_block_and_torch_func() -> None:
     """Per-sample gradients: grad under vmap, the block outside or inside."""
     x, w, _ = operands()
     x, w = x.detach(), w.detach()
@@ -260,7 +257,7 @@ def test_under_torch_func() -> None:
     assert "grad_weight" in spy.requested
 
 
-def test_converted_and_intercepted() -> None:
+def test_converted_layer_keeps_its_algorithm() -> None:
     """A converted layer keeps the algorithm that it was given."""
     x, spy = operands()[0], Spy()
     model = nn.Conv2d(4, 2, 3, dtype=torch.float64)
@@ -272,7 +269,7 @@ def test_converted_and_intercepted() -> None:
 
 @pytest.mark.parametrize("inside", [True, False], ids=["block inside", "block outside"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_captured_whole(inside: bool) -> None:
+def test_block_and_compile(inside: bool) -> None:
     """fullgraph: the block within the function, or around its call; no stale code outside."""
     x, w, b = operands()
 

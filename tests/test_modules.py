@@ -32,7 +32,7 @@ def pair(device: torch.device, **arguments: Any) -> tuple[nn.Conv2d, Corr2d]:
 @pytest.mark.parametrize("padding", [0, (2, 1), "same", "valid"], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_drops_in_for_nn_conv2d(
+def test_corr2d_replaces_nn_conv2d(
     bias: bool, padding: Any, mode: str, algorithm: Algorithm, device: torch.device
 ) -> None:
     """Same weights from a seed, same values, same gradients, batched and not."""
@@ -61,7 +61,7 @@ def test_drops_in_for_nn_conv2d(
             torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_state_goes_both_ways(device: torch.device) -> None:
+def test_state_dict_works_both_ways(device: torch.device) -> None:
     theirs, ours = pair(device)
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict(), assign=True)
@@ -82,7 +82,7 @@ def test_padding_beyond_nn_conv2d(padding: Any, mode: str) -> None:
     assert torch.equal(again(x), expected)
 
 
-def test_padding_is_kept_as_nn_conv2d_keeps_it() -> None:
+def test_padding_attributes_equal_nn_conv2d() -> None:
     for padding in (0, 1, (1, 2), "same", "valid"):
         theirs = nn.Conv2d(2, 2, 4, padding=padding, dilation=(1, 3))
         ours = Corr2d(2, 2, 4, padding=padding, dilation=(1, 3))
@@ -105,7 +105,7 @@ def test_copies_and_pickles(algorithm: Algorithm) -> None:
         assert torch.equal(twin(x), layer(x))
 
 
-def test_a_conv2d_becomes_a_corr2d() -> None:
+def test_assigning_class_turns_conv2d_into_corr2d() -> None:
     """By its class alone, as a model's layers are converted: ``auto`` until told otherwise."""
     layer = nn.Conv2d(2, 3, 3)
     x = torch.randn(1, 2, 5, 5)
@@ -125,7 +125,7 @@ def test_repr_names_the_algorithm() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_lazy_becomes_corr2d(bias: bool) -> None:
+def test_lazy_layer_becomes_corr2d(bias: bool) -> None:
     arguments = {"padding": ((1, 0), (0, 1)), "groups": 2, "bias": bias, "algorithm": "unfold"}
     lazy = LazyCorr2d(6, 3, **arguments)
     assert isinstance(lazy, nn.Conv2d)
@@ -142,7 +142,7 @@ def test_lazy_becomes_corr2d(bias: bool) -> None:
     assert lazy.state_dict().keys() == eager.state_dict().keys()
 
 
-def test_lazy_has_the_dtype_and_device_asked_for() -> None:
+def test_lazy_layer_respects_dtype_and_device() -> None:
     lazy = LazyCorr2d(2, 3, dtype=torch.float64)
     lazy(torch.ones(1, 1, 3, 3, dtype=torch.float64))
     assert lazy.weight.dtype == lazy.bias.dtype == torch.float64
@@ -150,14 +150,14 @@ def test_lazy_has_the_dtype_and_device_asked_for() -> None:
     assert LazyCorr2d(2, 3, device="meta").bias.device.type == "meta"
 
 
-def test_lazy_refuses_what_it_cannot_become() -> None:
+def test_lazy_layer_refuses_invalid_input() -> None:
     with pytest.raises(ValueError, match="divisible by groups"):
         LazyCorr2d(6, 3, groups=2)(torch.ones(1, 3, 5, 5))
     with pytest.raises(RuntimeError, match="Expected 3D"):
         LazyCorr2d(6, 3)(torch.ones(5, 5))
 
 
-def test_learns_like_nn_conv2d(device: torch.device) -> None:
+def test_training_equals_nn_conv2d(device: torch.device) -> None:
     """A few steps of SGD leave both layers with the same weights."""
     theirs, ours = pair(device, padding=1, algorithm="unfold")
     x = torch.randn(4, 4, 8, 8, dtype=torch.float64, device=device)

@@ -53,14 +53,14 @@ def test_opcheck(map: str, requires_grad: bool) -> None:
     torch.library.opcheck(getattr(torch.ops.torch_corr, map).default, calls(requires_grad)[map])
 
 
-def test_there_are_no_other_operators() -> None:
+def test_registered_operators() -> None:
     names = torch._C._dispatch_get_all_op_names()
     ours = {name for name in names if name.startswith("torch_corr::")}
     assert ours == {f"torch_corr::{map}" for map in calls()}
 
 
 @each_map
-def test_derivatives_of_an_operator(map: str) -> None:
+def test_derivatives_of_operators(map: str) -> None:
     """A captured graph may be differentiated again: the operators have the rules themselves."""
     first, second, *others = calls(True)[map]
     assert gradcheck(
@@ -73,7 +73,7 @@ def test_derivatives_of_an_operator(map: str) -> None:
 
 
 @each_map
-def test_vmap_of_an_operator(map: str) -> None:
+def test_vmap_of_operators(map: str) -> None:
     """And no derivative of torch.func, which is said."""
     first, second, *others = calls()[map]
 
@@ -93,7 +93,7 @@ def test_vmap_of_an_operator(map: str) -> None:
             transform()
 
 
-def test_operands_that_do_not_belong_together_are_refused() -> None:
+def test_mismatched_operands_are_refused() -> None:
     x, w, y = operands()
     with pytest.raises(RuntimeError, match=r"do not belong together.*output should be"):
         torch.ops.torch_corr.grad_weight(x, y[..., :1], GROUPS, [3, 2], *GEOMETRY)
@@ -101,7 +101,7 @@ def test_operands_that_do_not_belong_together_are_refused() -> None:
         torch.ops.torch_corr.forward(x, w, GROUPS, *GEOMETRY[:-1], "unfld")
 
 
-def test_two_that_look_the_same_are_told_apart() -> None:
+def test_encode_distinguishes_algorithms_with_equal_repr() -> None:
     class Odd(Naive):
         name = "odd"
 
@@ -126,7 +126,7 @@ def layer(algorithm: Algorithm | str, *values: Tensor) -> Tensor:
 
 
 @each_other
-def test_flops_are_two_for_each_product(algorithm: Algorithm) -> None:
+def test_flop_counter_counts_two_for_each_product(algorithm: Algorithm) -> None:
     x, w, _ = operands(True)
     with FlopCounterMode(display=False) as counter:
         y = layer(algorithm, x, w)
@@ -137,7 +137,7 @@ def test_flops_are_two_for_each_product(algorithm: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_pytorchs_own_is_counted_by_pytorch(algorithm: str) -> None:
+def test_flops_of_aten_equal_conv2d(algorithm: str) -> None:
     counts = []
     for function in (lambda *a: corr2d(*a, algorithm=algorithm), F.conv2d):
         with FlopCounterMode(display=False) as counter:
@@ -147,7 +147,7 @@ def test_pytorchs_own_is_counted_by_pytorch(algorithm: str) -> None:
 
 
 @each_other
-def test_the_profiler_names_what_runs(algorithm: Algorithm) -> None:
+def test_profiler_names_maps(algorithm: Algorithm) -> None:
     x, w, _ = operands(True)
     cpu = [torch.profiler.ProfilerActivity.CPU]
     # acc_events, or PyTorch before 2.13 warns of cycles that nobody asked for.
@@ -187,7 +187,7 @@ def test_meta_tensors(algorithm: Algorithm | str) -> None:
 
 
 @each_other
-def test_make_fx_gives_a_graph_that_differentiates(algorithm: Algorithm) -> None:
+def test_make_fx_graph_is_differentiable(algorithm: Algorithm) -> None:
     x, w, _ = operands()
     graph = make_fx(lambda x, w: layer(algorithm, x, w))(x, w)
     assert "torch_corr.forward" in graph.code

@@ -23,7 +23,7 @@ def test_spelling_parses_back(problem: Problem) -> None:
     assert hash(Problem.parse(str(problem))) == hash(problem)
 
 
-def test_spelling_says_every_field() -> None:
+def test_spelling_contains_every_field() -> None:
     problem = Problem(8, 64, (56, 57), 32, (3, 4), (1, 2), ((1, 2), (3, 4)), (1, 2), 2)
     assert str(problem) == SPELLING
     assert Problem.parse(SPELLING) == problem
@@ -41,13 +41,13 @@ def test_short_spellings() -> None:
 @pytest.mark.parametrize(
     "text", ["", "n1", "n1c1-x4x4-o1", "n1c1-x4x4-o1-k3x3-z1", "n-1c1-x4-o1-k1", SPELLING + "x"]
 )
-def test_what_spells_no_problem_is_refused(text: str) -> None:
+def test_parse_refuses_invalid_spellings(text: str) -> None:
     with pytest.raises(ValueError, match="does not spell a problem; write it as n8c64"):
         Problem.parse(text)
 
 
 @given(problem=problems(allow_empty=False))
-def test_output_size_is_conv2ds(problem: Problem) -> None:
+def test_output_size_equals_conv2d(problem: Problem) -> None:
     (top, bottom), (left, right) = problem.padding
     padded = F.pad(torch.zeros(problem.input_shape), (left, right, top, bottom))
     y = F.conv2d(
@@ -82,7 +82,7 @@ def test_same_gives_ceil_of_size_over_stride(
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # once a process
-def test_same_is_pytorchs_for_stride_1() -> None:
+def test_same_padding_equals_pytorch_for_stride_1() -> None:
     x, w = torch.randn(1, 1, 9, 10), torch.randn(1, 1, 4, 3)
     problem = Problem.of(x.shape, w.shape, padding="same", dilation=(1, 2))
     (top, bottom), (left, right) = problem.padding
@@ -91,7 +91,7 @@ def test_same_is_pytorchs_for_stride_1() -> None:
     torch.testing.assert_close(F.conv2d(padded, w, dilation=(1, 2)), expected)
 
 
-def test_full_makes_every_overlap_an_output() -> None:
+def test_full_padding_includes_every_overlap() -> None:
     problem = Problem.of((1, 1, 5, 7), (1, 1, 3, 2), padding="full", dilation=2)
     assert problem.output_size == (5 + 4, 7 + 2)
 
@@ -112,7 +112,7 @@ def test_spellings_of_padding(padding: object, sides: object) -> None:
     assert Problem.of((1, 1, 9, 9), (1, 1, 1, 1), padding=padding).padding == sides
 
 
-def test_a_tensor_is_a_number_but_a_bool_is_not() -> None:
+def test_as_pair_accepts_tensors_but_no_bools() -> None:
     assert as_pair("stride", torch.tensor(2)) == (2, 2)
     with pytest.raises(TypeError, match="stride must be an integer, got the bool True"):
         as_pair("stride", True)
@@ -152,14 +152,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), REFUSED, ids=lambda v: str(v)[:40])
-def test_no_invalid_problem_exists(
+def test_invalid_problems_are_refused(
     changes: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         valid(**changes)
 
 
-def test_a_problem_is_a_value() -> None:
+def test_problem_is_an_immutable_value() -> None:
     problem = valid()
     with pytest.raises(AttributeError):
         problem.batch = 2

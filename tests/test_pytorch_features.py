@@ -39,7 +39,7 @@ def test_grad_scaler(algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_initialised_later(algorithm: Algorithm | str) -> None:
+def test_layer_made_on_meta_is_materialized_later(algorithm: Algorithm | str) -> None:
     """Made on meta, by the context or by skip_init, then materialised and loaded."""
     full, _ = twins(algorithm)
     with torch.device("meta"):
@@ -58,7 +58,7 @@ def test_initialised_later(algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_saved_whole_and_copied_shallow(algorithm: Algorithm | str) -> None:
+def test_save_whole_layer_and_copy_shallowly(algorithm: Algorithm | str) -> None:
     ours, theirs = twins(algorithm)
     file = io.BytesIO()
     torch.save(ours, file)
@@ -96,7 +96,7 @@ def test_parametrized_weights(name: str, algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_fused_with_a_batch_norm(algorithm: Algorithm | str) -> None:
+def test_fusion_with_batch_norm(algorithm: Algorithm | str) -> None:
     norm = nn.BatchNorm2d(6, dtype=torch.float64)
     norm.running_mean.uniform_()
     norm.running_var.uniform_(0.5, 2)
@@ -173,7 +173,7 @@ def test_saved_tensor_hooks(algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_what_conv2d_cannot_do_is_said(algorithm: Algorithm | str) -> None:
+def test_autograd_errors_are_conv2ds(algorithm: Algorithm | str) -> None:
     """In-place writes to saved tensors, and a second backward: conv2d's own errors."""
     for layer in twins(algorithm):
         x = images().requires_grad_().clone()
@@ -187,14 +187,14 @@ def test_what_conv2d_cannot_do_is_said(algorithm: Algorithm | str) -> None:
             y.backward()
 
 
-def test_a_person_who_prints_a_result_reads_what_made_it() -> None:
+def test_repr_of_result_names_correlation_backward() -> None:
     weight = twins("unfold")[0].weight
     y = corr2d(images(), weight, groups=2, algorithm="unfold")
     assert "grad_fn=<CorrelationBackward>" in repr(y)
 
 
 @each_on_cpu
-def test_a_tensor_subclass_comes_back(algorithm: Algorithm | str) -> None:
+def test_tensor_subclass_is_kept(algorithm: Algorithm | str) -> None:
     """As conv2d: results are of the subclass, through its ``__torch_function__``."""
 
     class Tagged(Tensor):

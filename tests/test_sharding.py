@@ -62,7 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_five_steps_as_with_nn_conv2d(
+def test_distributed_training_equals_nn_conv2d(
     found: list[dict[str, Any]], scheme: str, algorithm: str
 ) -> None:
     """Exact is one process with the whole batch in float64; all processes end with one result."""
@@ -75,7 +75,7 @@ def test_five_steps_as_with_nn_conv2d(
         assert torch.equal(value, results[1][name])
 
 
-def test_converted_after_it_was_sharded(found: list[dict[str, Any]]) -> None:
+def test_convert_after_fully_shard(found: list[dict[str, Any]]) -> None:
     """The layer that is sharded itself stays so, through convert and revert."""
     images, targets = (value.double() for value in small_batch())
     expected = trained(small_network().double(), images, targets)
@@ -89,7 +89,9 @@ def test_converted_after_it_was_sharded(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(("number", "case"), list(enumerate(CASES)))
-def test_dtensors_keep_to_their_parts(found: list[dict[str, Any]], number: int, case: Case) -> None:
+def test_dtensor_results_need_no_communication(
+    found: list[dict[str, Any]], number: int, case: Case
+) -> None:
     """Values by the oracle, results split as the operands are, and not one communication."""
     x, w, y = case.operands()
     algorithm = "auto" if case.algorithm == "auto" else find_algorithm(case.algorithm)
@@ -110,7 +112,7 @@ def test_dtensors_keep_to_their_parts(found: list[dict[str, Any]], number: int, 
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_dtensors_are_placed_as_with_conv2d(found: list[dict[str, Any]], algorithm: str) -> None:
+def test_dtensor_placements_equal_conv2d(found: list[dict[str, Any]], algorithm: str) -> None:
     """With a bias; the output, three gradients and three second derivatives.
 
     PyTorch places its own alike, but its second derivative by the weight is wrong: it splits
@@ -126,7 +128,7 @@ def test_dtensors_are_placed_as_with_conv2d(found: list[dict[str, Any]], algorit
         torch.testing.assert_close(values, right, rtol=1e-12, atol=1e-12)
 
 
-def test_one_dtensor_and_one_plain_tensor_are_refused(found: list[dict[str, Any]]) -> None:
+def test_mixed_dtensor_and_tensor_are_refused(found: list[dict[str, Any]]) -> None:
     for each in found:
         for said in each["as conv2d"]["mixed"]:
             assert "mixed torch.Tensor and DTensor" in said

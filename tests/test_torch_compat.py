@@ -32,18 +32,18 @@ def test_private_name_exists(name: str) -> None:
         pytest.fail(f"{error}; what depends on it: {compat.PRIVATE[name]}")
 
 
-def test_every_use_is_stated() -> None:
+def test_private_names_state_their_use() -> None:
     assert all(compat.PRIVATE.values())
 
 
-def test_attributes_of_layers() -> None:
+def test_private_layer_attributes_exist() -> None:
     """The converter reads them, and they are on layers alone."""
     layer = nn.Conv2d(1, 1, 1)
     assert list(layer._reversed_padding_repeated_twice) == [0, 0, 0, 0]
     assert "weight" in layer._parameters
 
 
-def test_mark_of_constant_functions() -> None:
+def test_constant_functions_are_marked_for_dynamo() -> None:
     """Our functions that are constants to Dynamo have the mark that PyTorch's decorator sets."""
 
     def ours() -> int:
@@ -75,7 +75,7 @@ def test_public_replacements_agree() -> None:
         assert compat._fp32_precision("cuda", of) == compat.fp32_precision("cuda", of)
 
 
-def test_import_says_nothing() -> None:
+def test_import_prints_nothing() -> None:
     """Neither warnings nor PyTorch's log."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", "import torch_corr, torch_corr.testing"],
@@ -125,7 +125,7 @@ def _private_names(source: str) -> Iterator[str]:
         yield from (f"line {node.lineno}: {name}" for name in found if _is_private(name))
 
 
-def test_the_scan_finds_private_names() -> None:
+def test_scan_finds_private_names() -> None:
     source = """
 import torch._guards
 import torch

@@ -25,7 +25,7 @@ WIDE = [
 STRIDED = "n2c4-x9x8-o4-k3-s2-p1-g4"
 
 
-def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
+def test_copies_for_onednn_only_on_cpu() -> None:
     problem = Problem.parse("n1c8-x56-o8-k31-p15-g8")
     assert Aten().workspace(problem, "forward", CPU, torch.float32) > 0
     assert Aten().workspace(problem, "forward", torch.device("cuda"), torch.float32) == 0
@@ -33,7 +33,7 @@ def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
 
 @pytest.mark.parametrize("text", WIDE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
+def test_wide_padding_is_explicit(text: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(text)
     x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
     assert not Aten().runs_as_conv2d(problem, CPU, dtype)
@@ -41,7 +41,7 @@ def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
     assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
 
 
-def test_what_pytorch_is_quick_at_is_left_to_it() -> None:
+def test_fast_cases_run_as_conv2d() -> None:
     for text in ("n1c128-x56-o128-k13-p6-g128", "n1c1-x99-o1-k31-p15", "n4c32-x64-o32-k15-p7"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
@@ -61,7 +61,7 @@ def test_strided_depthwise_halves_are_rounded_once(map: str, dtype: torch.dtype)
     assert_right(result, problem, **slots, algorithm=Aten())
 
 
-def test_a_nan_stays_in_its_windows_where_padding_comes_first() -> None:
+def test_nan_stays_in_its_windows_with_explicit_padding() -> None:
     problem = Problem.parse("n1c2-x9x40-o2-k3x17-p1x8-g2")
     x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
     x[0, 1, 4, 3] = float("nan")
@@ -82,7 +82,7 @@ STEPPED_OVER = [
 @pytest.mark.parametrize("text", STEPPED_OVER)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_pixels_that_are_stepped_over_are_left_out(
+def test_grad_weight_of_strided_1x1_kernels(
     text: str, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
     problem = Problem.parse(text)
@@ -103,7 +103,7 @@ def test_pixels_that_are_stepped_over_are_left_out(
     ],
     ids=str,
 )
-def test_one_call_computes_both_gradients(text: str, dtype: torch.dtype, at_once: bool) -> None:
+def test_both_gradients_in_one_call(text: str, dtype: torch.dtype, at_once: bool) -> None:
     """To the bit what they are each by itself, where nothing is put around PyTorch's."""
     problem = Problem.parse(text)
     x, w, y = (
@@ -118,7 +118,7 @@ def test_one_call_computes_both_gradients(text: str, dtype: torch.dtype, at_once
 
 
 @pytest.mark.parametrize("wanted", ["both", "input", "weight", "graph"])
-def test_a_layer_asks_once_for_what_is_wanted(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_calls_pytorch_once(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a graph to be differentiated each map is by itself, as of one gradient."""
     calls: list[tuple[bool, bool]] = []
     backward = aten_module._backward
@@ -148,7 +148,7 @@ def test_a_layer_asks_once_for_what_is_wanted(wanted: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("padding", [1, ((1, 0), (0, 1))], ids=str)
-def test_a_profile_names_both_gradients_where_they_are_had_so(padding: Any) -> None:
+def test_profile_names_both_gradients(padding: Any) -> None:
     x, w = torch.randn(2, 4, 9, 8, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
     y = corr2d(x, w, padding=padding, algorithm="aten")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -160,7 +160,7 @@ def test_a_profile_names_both_gradients_where_they_are_had_so(padding: Any) -> N
 
 @pytest.mark.parametrize("last", [(True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("groups", [1, 6])
-def test_both_gradients_lie_as_conv2d_has_them(groups: int, last: tuple[bool, bool]) -> None:
+def test_layout_of_both_gradients_equals_conv2d(groups: int, last: tuple[bool, bool]) -> None:
     """By images and by what comes from above, in either layout."""
     x, gradient = (
         torch.randn(2, 6, 9, 8).contiguous(
@@ -195,9 +195,7 @@ class Inputs(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_device_is_asked_for_the_gradient_in_the_layout_of_the_output(
-    layout: torch.memory_format,
-) -> None:
+def test_grad_input_on_devices_has_layout_of_output(layout: torch.memory_format) -> None:
     """cuDNN computes in that of the input, and copies all to and from it."""
     problem = Problem.parse(STRIDED)
     y, w = (
@@ -225,9 +223,7 @@ class Backwards(TorchDispatchMode):
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize("channels", [8, 16])
-def test_few_channels_never_reach_the_kernel_that_writes_beyond_its_memory(
-    algorithm: str, channels: int
-) -> None:
+def test_few_channels_avoid_kernel_that_writes_out_of_bounds(algorithm: str, channels: int) -> None:
     """Seen from what PyTorch is asked for, since whether it dies of it is chance."""
     layer = Corr2d(channels, 16, 1, stride=2, algorithm=algorithm)
     x = torch.randn(3, channels, 16, 16).contiguous(memory_format=torch.channels_last)
@@ -246,7 +242,7 @@ def test_few_channels_never_reach_the_kernel_that_writes_beyond_its_memory(
     ],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_taps_that_meet_nothing_get_no_gradient(text: str, layout: torch.memory_format) -> None:
+def test_taps_outside_the_image_get_zero_gradient(text: str, layout: torch.memory_format) -> None:
     """Of oneDNN in bfloat16 they get what was left in memory."""
     problem = Problem.parse(text)
     x, y = (torch.ones(shape) for shape in (problem.input_shape, problem.output_shape))

@@ -50,10 +50,7 @@ PADDED_BEYOND_REACH = [
     ("n1c40-x4x2-o24-k1x2-s3x1-p0x4-g8", HALF),
     ("n3c18-x4x1-o2-k7x1-p6x1-g2", FLOAT),
 ]
-DILATION_OF_ONE_TAP = [
-    ("n1c20-x15x24-o13-k1-s3x2-d2x1", HALF),
-    ("n2c24-x9x16-o8-k1-s2-d2x1", HALF),
-]
+DILATION_OF_ONE_TAP = [("n1c20-x15x24-o13-k1-s3x2-d2x1", HALF), ("n2c24-x9x16-o8-k1-s2-d2x1", HALF)]
 TALL_KERNELS = [
     ("n3c16-x13x36-o1-k30x1-s1x4-p14x0", FLOAT),
     ("n2c3-x13x20-o5-k22x1-p9x0", FLOAT),
@@ -176,9 +173,7 @@ class Convolutions(TorchDispatchMode):
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("text", "dtype"), [*DEADLY, *PADDED_BEYOND_REACH, *ONE_COLUMN], ids=ids)
-def test_pytorch_is_not_asked_for_what_it_dies_of(
-    text: str, dtype: torch.dtype, algorithm: str
-) -> None:
+def test_crashing_problems_are_rewritten(text: str, dtype: torch.dtype, algorithm: str) -> None:
     """Seen from the call, since whether a process dies of it is chance."""
     problem, _ = operands(text, dtype, "last")
     x, w = (
@@ -213,7 +208,7 @@ class Backwards(TorchDispatchMode):
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("text", "dtype"), TALL_KERNELS, ids=ids)
-def test_no_weight_gradient_is_asked_for_of_a_kernel_that_covers_image_and_padding(
+def test_grad_weight_of_tall_kernels_is_rewritten(
     text: str, dtype: torch.dtype, algorithm: str
 ) -> None:
     """oneDNN writes beyond the weight there; seen from the call, since dying of it is chance."""
@@ -245,9 +240,7 @@ class Dtypes(TorchDispatchMode):
 @pytest.mark.parametrize(
     "text", ["n1c2-x4x62-o2-k6x19-s2x1-p7x0-g2", "n1c8-x5x49-o8-k2x15-p1x15-g8"]
 )
-def test_long_depthwise_kernels_are_not_left_to_a_code_generator_that_does_not_end(
-    text: str, algorithm: str
-) -> None:
+def test_long_depthwise_kernels_run_in_float32(text: str, algorithm: str) -> None:
     problem, (x, w, _) = operands(text, HALF, "last")
     with torch._subclasses.FakeTensorMode() as fake, Dtypes() as dtypes:
         called(problem, fake.from_tensor(x), fake.from_tensor(w), algorithm)
@@ -258,14 +251,14 @@ def test_long_depthwise_kernels_are_not_left_to_a_code_generator_that_does_not_e
 
 @pytest.mark.parametrize("text", LEFT_ALONE)
 @pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=ids)
-def test_common_layers_are_left_to_pytorch(text: str, dtype: torch.dtype) -> None:
+def test_common_layers_run_as_conv2d(text: str, dtype: torch.dtype) -> None:
     if dtype == HALF and not aten_module._ONEDNN_HAS_BFLOAT16:
         pytest.skip("oneDNN has no bfloat16 on this processor")
     assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
 
 
 @pytest.mark.parametrize(("text", "dtype"), [*WRONG, *DEADLY], ids=ids)
-def test_what_is_rewritten_is_not_handed_on_as_it_is(text: str, dtype: torch.dtype) -> None:
+def test_rewritten_problems_do_not_run_as_conv2d(text: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(text)
     assert not Aten().runs_as_conv2d(problem, CPU, dtype)
     assert Aten().runs_as_conv2d(problem, CPU, torch.float64) == (
@@ -312,7 +305,7 @@ def test_compiled(text: str, dynamic: bool, layout: str, algorithm: str) -> None
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_a_graph_for_many_widths_is_right_for_one_column_too(algorithm: str) -> None:
+def test_dynamic_graph_is_right_for_one_column(algorithm: str) -> None:
     """There the stride matters, and whether there is one column is not known to the graph."""
     w = torch.ones(1, 1, 2, 5).to(memory_format=torch.channels_last)
     captured = torch.compile(
@@ -328,7 +321,7 @@ def test_a_graph_for_many_widths_is_right_for_one_column_too(algorithm: str) -> 
         )
 
 
-def test_strided_layers_of_any_size_hand_channels_last_on() -> None:
+def test_dynamic_strided_layers_keep_channels_last() -> None:
     x = torch.randn(2, 6, 9, 8).to(memory_format=torch.channels_last)
     w = torch.randn(4, 6, 3, 3)
     captured = torch.compile(
@@ -373,7 +366,7 @@ def transposed(*shape: int) -> Tensor:
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dtype", [FLOAT, torch.float64, HALF], ids=ids)
-def test_strides_of_axes_of_length_1_mean_nothing(
+def test_strides_of_axes_of_length_1_are_ignored(
     dtype: torch.dtype, groups: int, algorithm: str
 ) -> None:
     """PyTorch reads such weights in a wrong order, or refuses them in backward."""
@@ -392,7 +385,7 @@ def test_strides_of_axes_of_length_1_mean_nothing(
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("dtype", "kernel"), [(torch.float64, 3), (FLOAT, 1)], ids=ids)
-def test_one_image_of_pixels(dtype: torch.dtype, kernel: int, algorithm: str) -> None:
+def test_permuted_hwc_image(dtype: torch.dtype, kernel: int, algorithm: str) -> None:
     """(H, W, C) as most files have it, made (1, C, H, W); groups and a channels_last weight."""
     image = torch.arange(9.0 * 9 * 12).view(9, 9, 12).remainder(7).to(dtype)
     x = image.permute(2, 0, 1).unsqueeze(0)
@@ -410,7 +403,7 @@ def test_one_image_of_pixels(dtype: torch.dtype, kernel: int, algorithm: str) ->
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_complex_weights_cut_from_channels_last_are_read_in_order(algorithm: str) -> None:
+def test_complex_weights_sliced_from_channels_last(algorithm: str) -> None:
     """PyTorch's copies of the two parts have an unusual stride along a kernel's single row."""
     x = torch.randint(-3, 4, (1, 1, 60, 6)).to(torch.complex64).permute(0, 3, 1, 2)
     w = (

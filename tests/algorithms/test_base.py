@@ -9,17 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_corr import (
-    ALGORITHMS,
-    FFT,
-    MAPS,
-    Aten,
-    Auto,
-    Direct,
-    Naive,
-    Problem,
-    Unfold,
-)
+from torch_corr import ALGORITHMS, FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold
 from torch_corr.algorithms import Algorithm
 
 CPU = torch.device("cpu")
@@ -60,7 +50,7 @@ class Listed(Unfold):
         (lambda: Listed(numbers=[1]), TypeError, r"numbers=\[1\]\) has an option that cannot be"),
     ],
 )
-def test_options_that_are_none_are_refused_where_they_are_given(
+def test_invalid_options_are_refused(
     make: Callable[[], object], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -68,7 +58,7 @@ def test_options_that_are_none_are_refused_where_they_are_given(
 
 
 @pytest.mark.parametrize("field", [{"error": "componentwize"}, {"workspace_limit": "1 GB"}])
-def test_options_that_make_no_sense(field: dict[str, Any]) -> None:
+def test_invalid_options_of_auto_are_named(field: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         Auto(**field)
     assert str(next(iter(field.values()))) in str(caught.value)
@@ -76,7 +66,7 @@ def test_options_that_make_no_sense(field: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("algorithm", [Aten(), FFT(), Unfold(), Naive()], ids=lambda a: a.name)
 @pytest.mark.parametrize("case", ["n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2", "n2c2-x70-o2-k31-p15-g2"])
-def test_no_map_asks_a_tensor_for_a_value(algorithm: Algorithm, case: str) -> None:
+def test_maps_run_on_meta_tensors(algorithm: Algorithm, case: str) -> None:
     """A CUDA device would be waited for; on meta, where there are no values, it would raise."""
     problem = Problem.parse(case)
     x, w, y = (
@@ -88,7 +78,7 @@ def test_no_map_asks_a_tensor_for_a_value(algorithm: Algorithm, case: str) -> No
     assert algorithm.grad_weight(problem, x, y).shape == w.shape
 
 
-def test_the_registry_is_one_ordered_tuple_with_the_reference_last() -> None:
+def test_registry_ends_with_the_reference() -> None:
     assert isinstance(ALGORITHMS, tuple)
     assert ALGORITHMS[-1] == Naive()
     assert len({algorithm.name for algorithm in ALGORITHMS}) == len(ALGORITHMS)

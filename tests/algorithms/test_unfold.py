@@ -17,9 +17,7 @@ CPU = torch.device("cpu")
 
 
 @given(problem=problems(), data=st.data())
-def test_strips_hold_the_rows_that_each_tap_meets_and_no_others(
-    problem: Problem, data: st.DataObject
-) -> None:
+def test_strips_hold_exactly_the_rows_of_each_tap(problem: Problem, data: st.DataObject) -> None:
     height, count = problem.size[0], problem.output_size[0]
     outputs = range(data.draw(st.integers(0, count - 1)), count)
     pixels = range(data.draw(st.integers(0, max(height - 1, 0))), height)
@@ -37,7 +35,7 @@ def test_strips_hold_the_rows_that_each_tap_meets_and_no_others(
     assert all(set(seen) == set(outputs) for seen in rows_read(problem, outputs).outputs)
 
 
-def test_a_large_dilation_takes_no_more_room_than_the_windows_themselves() -> None:
+def test_large_dilation_does_not_increase_workspace() -> None:
     near, far = (Problem.parse(f"n1c2-x4001x8-o2-k3x3-d{d}x1") for d in (1, 2000))
     for map in MAPS:
         assert Unfold().workspace(far, map, CPU, torch.float64) <= Unfold().workspace(
@@ -59,7 +57,7 @@ def test_blocks_fit_the_caches_or_repeat_few_rows(map: str) -> None:
         assert map == "grad_input" or 2 * rows > problem.kernel[0]
 
 
-def test_the_meter_measures() -> None:
+def test_peak_measures_memory() -> None:
     with Peak() as peak:
         a = torch.ones(1000)
         b = a + 1
@@ -72,7 +70,9 @@ def test_the_meter_measures() -> None:
 @pytest.mark.parametrize("limit", [40_000, 200_000])
 @settings(max_examples=40)
 @given(data=st.data(), problem=problems(max_batch=8, max_channels=8, max_size=24))
-def test_unfold_stays_within_its_limit(data: st.DataObject, problem: Problem, limit: int) -> None:
+def test_memory_stays_within_stated_workspace(
+    data: st.DataObject, problem: Problem, limit: int
+) -> None:
     algorithm = Unfold(workspace_limit=limit)
     if algorithm.refusals(problem, torch.device("cpu"), torch.float32):
         return
@@ -86,7 +86,7 @@ def test_unfold_stays_within_its_limit(data: st.DataObject, problem: Problem, li
         assert stated <= limit
 
 
-def test_a_whole_layer_in_a_sixteenth_of_its_columns() -> None:
+def test_layer_with_a_sixteenth_of_its_columns() -> None:
     problem = Problem.parse("n4c16-x64x64-o8-k5x5-p2")
     columns = 4 * 16 * 25 * 64 * 64 * 4
     x, w, y = (

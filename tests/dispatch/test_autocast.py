@@ -8,17 +8,11 @@ from torch import nn
 
 from support.laws import ON_CPU, algorithm_id
 from support.layers import images, step, twins
-from torch_corr import (
-    FFT,
-    Algorithm,
-    Corr2d,
-    corr2d,
-    plan,
-)
+from torch_corr import FFT, Algorithm, Corr2d, corr2d, plan
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold", "naive"])
-def test_autocast_as_conv2d(algorithm: str) -> None:
+def test_network_under_autocast_equals_conv2d(algorithm: str) -> None:
     """A net in bfloat16 with float32 weights; gradients in the weights' dtype."""
     torch.manual_seed(0)
     ours = nn.Sequential(
@@ -40,7 +34,7 @@ def test_autocast_as_conv2d(algorithm: str) -> None:
         torch.testing.assert_close(mine.grad, other.grad, rtol=3e-2, atol=0.3)
 
 
-def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
+def test_autocast_casts_float32_but_not_float64() -> None:
     x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert corr2d(x.double(), w.double(), algorithm="unfold").dtype == torch.float64
@@ -49,7 +43,7 @@ def test_autocast_leaves_float64_and_the_kernels_alone() -> None:
     assert torch.equal(y, rounded)
 
 
-def test_a_plan_under_autocast_is_of_the_dtype_that_is_computed_in() -> None:
+def test_plan_under_autocast_has_computed_dtype() -> None:
     """Of operands that autocast makes alike, as those of a network's second layer, too."""
     x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -59,7 +53,7 @@ def test_a_plan_under_autocast_is_of_the_dtype_that_is_computed_in() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_autocast_holds_under_vmap(algorithm: str) -> None:
+def test_autocast_under_vmap(algorithm: str) -> None:
     """As for matmul, so that a network of both runs; conv2d stays in float32 there."""
     xs, w = torch.randn(3, 1, 2, 6, 6), torch.randn(2, 2, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -72,7 +66,9 @@ def test_autocast_holds_under_vmap(algorithm: str) -> None:
     "algorithm", [each for each in ON_CPU if each != FFT()], ids=algorithm_id
 )  # which knows no halves
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype: torch.dtype, algorithm: Algorithm | str) -> None:
+def test_layer_dtypes_under_autocast_equal_conv2d(
+    dtype: torch.dtype, algorithm: Algorithm | str
+) -> None:
     """The dtypes are conv2d's: halves for float32, float64 left alone, gradients as the leaves."""
     for own in (torch.float32, torch.float64):
         ours, theirs = twins(algorithm, dtype=own)

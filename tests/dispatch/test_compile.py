@@ -81,7 +81,7 @@ def with_gradients(function: Callable[..., Tensor], *operands: Tensor) -> tuple[
     ],
     ids=lambda value: value if isinstance(value, str) else algorithm_id(value),
 )
-def test_ten_shapes_in_two_graphs(algorithm: Algorithm | str, backend: str) -> None:
+def test_ten_shapes_need_two_graphs(algorithm: Algorithm | str, backend: str) -> None:
     """One graph for the first shape, one for all others, forward and backward."""
     counter = CompileCounterWithBackend(backend)
 
@@ -97,7 +97,7 @@ def test_ten_shapes_in_two_graphs(algorithm: Algorithm | str, backend: str) -> N
     assert counter.frame_count == 2
 
 
-def test_aten_under_inductor_is_as_many_graphs_as_conv2d() -> None:
+def test_aten_under_inductor_needs_as_many_graphs_as_conv2d() -> None:
     """Who names PyTorch's own gets what inductor makes of it: perhaps a graph for each size."""
     counts = []
     for function in (F.conv2d, lambda *operands: corr2d(*operands, algorithm="aten")):
@@ -117,7 +117,7 @@ def test_aten_under_inductor_is_as_many_graphs_as_conv2d() -> None:
     [("full", 1), ("same", 1), ("same", 2), ("valid", 2), (((1, 0), (0, 2)), 2), ([1, 2], 1)],
     ids=str,
 )
-def test_every_padding_for_any_size(padding: Any, stride: int, algorithm: str) -> None:
+def test_dynamic_sizes_with_every_padding(padding: Any, stride: int, algorithm: str) -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     def function(x: Tensor, w: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def test_every_padding_for_any_size(padding: Any, stride: int, algorithm: str) -
     assert counter.frame_count == 1
 
 
-def test_convolve2d_is_one_graph_for_any_size() -> None:
+def test_convolve2d_with_dynamic_sizes() -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     def function(x: Tensor, w: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def test_convolve2d_is_one_graph_for_any_size() -> None:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold"])
-def test_no_filters(algorithm: str, dynamic: bool) -> None:
+def test_zero_filters(algorithm: str, dynamic: bool) -> None:
     def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return corr2d(x, w, b, padding=1, algorithm=algorithm)
 
@@ -200,7 +200,7 @@ PARTS: dict[str, tuple[Callable[[Tensor, Tensor, bool], Tensor], Tensor]] = {
 @pytest.mark.parametrize(
     ("part", "hint"), [*((part, False) for part in PARTS), ("rows", True), ("images", True)]
 )
-def test_sizes_that_depend_on_data(part: str, algorithm: str, hint: bool) -> None:
+def test_data_dependent_sizes(part: str, algorithm: str, hint: bool) -> None:
     """Values and gradients, in every kind of padding, in one graph."""
     take, which = PARTS[part]
 
@@ -220,7 +220,7 @@ def test_sizes_that_depend_on_data(part: str, algorithm: str, hint: bool) -> Non
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("part", ["rows", "one image", "images"])
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_borders_of_sizes_that_depend_on_data(mode: str, part: str) -> None:
+def test_data_dependent_sizes_with_padding_modes(mode: str, part: str) -> None:
     take, which = PARTS[part]
     paddings = [(1, 1), (1, ((1, 0), (0, 2))), (2, "same")]
     paddings += [(1, (11, 12))] if mode == "circular" else []
@@ -239,7 +239,7 @@ def test_borders_of_sizes_that_depend_on_data(mode: str, part: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_data_decide_in_one_graph(algorithm: str) -> None:
+def test_data_dependent_sizes_are_checked_at_run_time(algorithm: str) -> None:
     """Each size is planned and checked when it comes."""
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -257,7 +257,7 @@ def test_data_decide_in_one_graph(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_channels_and_taps_that_depend_on_data(algorithm: str) -> None:
+def test_data_dependent_channels_and_taps(algorithm: str) -> None:
     """conv2d with such channels cannot be captured; none at all sum to zero, as in eager."""
 
     def function(x: Tensor, w: Tensor, b: Tensor, mask: Tensor, taps: Tensor) -> Tensor:
@@ -273,7 +273,7 @@ def test_channels_and_taps_that_depend_on_data(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_channels_from_data_that_do_not_match(algorithm: str) -> None:
+def test_mismatched_data_dependent_channels_raise(algorithm: str) -> None:
     """Refused when they come, by an assertion in the graph."""
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -289,7 +289,7 @@ def test_channels_from_data_that_do_not_match(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["aten"])
-def test_inductor_where_sizes_depend_on_data(algorithm: str) -> None:
+def test_data_dependent_sizes_under_inductor(algorithm: str) -> None:
     def function(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
         return corr2d(x[mask], w, padding=1, algorithm=algorithm)
 
@@ -301,7 +301,7 @@ def test_inductor_where_sizes_depend_on_data(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold"])
-def test_vmap_over_an_axis_of_any_length(algorithm: str) -> None:
+def test_vmap_over_dynamic_axis(algorithm: str) -> None:
     """A length that is dynamic, and one that depends on data; conv2d is held to one length."""
 
     def function(xs: Tensor, w: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ def test_vmap_over_an_axis_of_any_length(algorithm: str) -> None:
     close(captured(xs, w, FIVE_OF_SEVEN), function(xs[FIVE_OF_SEVEN], w))
 
 
-def test_images_that_wrap_often_are_one_graph() -> None:
+def test_multiple_circular_wraps_share_a_graph() -> None:
     counter = CompileCounterWithBackend("aot_eager")
 
     def function(x: Tensor, w: Tensor) -> Tensor:
@@ -334,7 +334,7 @@ def test_images_that_wrap_often_are_one_graph() -> None:
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])
-def test_marked_dynamic(mode: str) -> None:
+def test_mark_dynamic(mode: str) -> None:
     """``mark_dynamic`` holds: nothing ties the graph to a size."""
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -352,7 +352,7 @@ def test_marked_dynamic(mode: str) -> None:
 
 @each_choice
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_no_more_is_saved_than_the_operands(algorithm: Algorithm | str, dynamic: bool) -> None:
+def test_only_operands_are_saved(algorithm: Algorithm | str, dynamic: bool) -> None:
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
     def captured(x: Tensor, w: Tensor) -> Tensor:
         return corr2d(x, w, padding=1, algorithm=algorithm)
@@ -372,7 +372,7 @@ def test_no_more_is_saved_than_the_operands(algorithm: Algorithm | str, dynamic:
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("groups", [1, 32])
-def test_auto_chooses_as_in_eager(groups: int, dynamic: bool) -> None:
+def test_auto_runs_the_same_algorithms_as_eager(groups: int, dynamic: bool) -> None:
     """The same algorithms run, map by map; what is PyTorch's own is traced into the graph."""
 
     def function(x: Tensor, w: Tensor) -> Tensor:
@@ -429,7 +429,7 @@ def transforms(function: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Callab
     ],
     ids=algorithm_id,
 )
-def test_transforms_inside(name: str, algorithm: str) -> None:
+def test_torch_func_inside_compiled_function(name: str, algorithm: str) -> None:
     """torch.func inside a compiled function gives what it gives on conv2d outside."""
     if name == "jacfwd" and torch.__version__ < "2.13":
         pytest.skip("PyTorch before 2.13 compiles no jacfwd by two arguments, of F.conv2d neither")
@@ -438,7 +438,7 @@ def test_transforms_inside(name: str, algorithm: str) -> None:
     close(captured(), transforms(F.conv2d)[name]())
 
 
-def test_transforms_inside_with_gradients_from_outside() -> None:
+def test_gradients_through_torch_func_inside() -> None:
     """Through a vmap and a jvp inside, whose other operand is differentiated outside."""
 
     def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -481,7 +481,7 @@ def test_per_sample_gradients_of_a_network(backend: str | None) -> None:
     close(captured(x), each(theirs, F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 
-def test_an_algorithm_made_inside_keeps_its_options() -> None:
+def test_algorithm_made_inside_keeps_its_options() -> None:
     """Dynamo must make the very one that the code spells, not one with the defaults."""
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -496,7 +496,7 @@ def test_an_algorithm_made_inside_keeps_its_options() -> None:
     assert str(eager.value).splitlines()[1] in str(inside.value)
 
 
-def test_an_algorithm_whose_class_is_there_again() -> None:
+def test_redefined_algorithm_class() -> None:
     """As where a notebook's cell runs again; a dataclass with slots is made twice, too."""
     x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
     for _ in range(2):
@@ -515,7 +515,7 @@ def test_an_algorithm_whose_class_is_there_again() -> None:
         close(captured(x, w), 3 * F.conv2d(x, w))
 
 
-def test_options_of_auto_made_inside() -> None:
+def test_auto_made_inside_keeps_its_options() -> None:
     """Among them measuring, for which the tensors of a capturer will not do."""
     x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
     for dynamic in (False, True):
@@ -530,7 +530,7 @@ def test_options_of_auto_made_inside() -> None:
     assert "fft" not in WISDOM.seconds(key)
 
 
-def test_another_algorithm_is_another_graph() -> None:
+def test_another_algorithm_needs_another_graph() -> None:
     layer = Corr2d(2, 2, 3, algorithm=Unfold(workspace_limit=10_000))
     counter = CompileCounterWithBackend("eager")
     captured = torch.compile(layer, fullgraph=True, backend=counter)
@@ -542,7 +542,7 @@ def test_another_algorithm_is_another_graph() -> None:
 
 
 @pytest.mark.parametrize("make", [Unfold, Mine, partial(Auto, error="componentwise")])
-def test_algorithms_that_are_equal_share_a_graph(make: Callable[[], Any]) -> None:
+def test_equal_algorithms_share_a_graph(make: Callable[[], Any]) -> None:
     """Each layer with one of its own, copies of layers, one made for a call: as with a name."""
     counter = CompileCounterWithBackend("eager")
     layers = [Corr2d(2, 2, 3, algorithm=make()) for _ in range(2)]
@@ -563,7 +563,7 @@ def test_algorithms_that_are_equal_share_a_graph(make: Callable[[], Any]) -> Non
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_a_compiler_is_left_what_it_lays_out_better(
+def test_small_depthwise_kernels_stay_with_the_compiler(
     kernel: int, dynamic: bool, backend: str
 ) -> None:
     """3x3 depthwise layers are PyTorch's in its graph, ours where the call is made as it stands.
@@ -599,7 +599,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["converted", "intercepted"])
-def test_layers_that_pytorch_runs_by_itself_get_no_graphs_of_their_own(how: str) -> None:
+def test_converted_layers_outside_graphs_stay_eager(how: str) -> None:
     """``compile()`` of a ``Sequential`` leaves that, and nn.Conv2d in it, to PyTorch.
 
     Else each layer would be a graph, of the same code for other sizes: beyond eight of them Dynamo
@@ -622,7 +622,7 @@ def test_layers_that_pytorch_runs_by_itself_get_no_graphs_of_their_own(how: str)
 
 
 @pytest.mark.parametrize("algorithm", [each for each in CHOICES if each != "fft"], ids=algorithm_id)
-def test_autocast_inside(algorithm: Algorithm | str) -> None:
+def test_autocast_inside_compiled_function(algorithm: Algorithm | str) -> None:
     def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -640,7 +640,7 @@ def test_autocast_inside(algorithm: Algorithm | str) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * scale)
 
 
-def test_autocast_inside_to_halves_that_an_algorithm_lacks() -> None:
+def test_autocast_inside_to_unsupported_dtype_raises() -> None:
     def inside(x: Tensor, w: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return corr2d(x, w, algorithm="fft")
@@ -651,7 +651,7 @@ def test_autocast_inside_to_halves_that_an_algorithm_lacks() -> None:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_channels_last_inside(dynamic: bool) -> None:
+def test_channels_last_is_kept(dynamic: bool) -> None:
     x, w = some((2, 32, 24, 24), (32, 1, 7, 7))
     x = x.contiguous(memory_format=torch.channels_last)
 
@@ -664,7 +664,7 @@ def test_channels_last_inside(dynamic: bool) -> None:
     close(y, F.conv2d(x, w, padding=3, groups=32))
 
 
-def test_two_and_three_axes_and_the_true_convolution() -> None:
+def test_unbatched_inputs_and_convolve2d() -> None:
     x, w = some((3, 6, 7), (4, 3, 3, 3))
 
     @torch.compile(fullgraph=True, backend="aot_eager")
@@ -688,7 +688,7 @@ def test_two_and_three_axes_and_the_true_convolution() -> None:
     ],
     ids=str,
 )
-def test_wrong_shapes_are_refused_inside(change: dict[str, Any], message: str) -> None:
+def test_wrong_shapes_are_refused(change: dict[str, Any], message: str) -> None:
     shapes = {"x": (2, 3, 6, 7), "w": (4, 3, 3, 3), "b": (4,), **change}
     captured = torch.compile(
         lambda x, w, b: corr2d(x, w, b, algorithm="fft"), fullgraph=True, backend="aot_eager"
@@ -697,7 +697,7 @@ def test_wrong_shapes_are_refused_inside(change: dict[str, Any], message: str) -
         captured(*some(*shapes.values()))
 
 
-def test_a_size_that_does_not_fit_is_refused_when_it_comes() -> None:
+def test_dynamic_size_that_does_not_fit_is_refused() -> None:
     """A graph for any size checks each size that it gets."""
     captured = torch.compile(
         lambda x, w: corr2d(x, w, algorithm="unfold"), backend="aot_eager", dynamic=True
@@ -710,7 +710,7 @@ def test_a_size_that_does_not_fit_is_refused_when_it_comes() -> None:
 
 @each_choice
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_backward_inside_a_function_that_left_its_graph(algorithm: Algorithm | str) -> None:
+def test_backward_inside_compiled_function_adds_no_graph(algorithm: Algorithm | str) -> None:
     """Dynamo then looks at all Python that autograd calls; none of ours becomes a graph."""
     (w,) = some((6, 2, 3, 3))
     w.requires_grad_()
@@ -735,7 +735,7 @@ def test_backward_inside_a_function_that_left_its_graph(algorithm: Algorithm | s
 
 
 @each_choice
-def test_vmap_of_a_compiled_function(algorithm: Algorithm | str) -> None:
+def test_vmap_of_compiled_function(algorithm: Algorithm | str) -> None:
     """Dynamo leaves that to eager PyTorch, and so does it with what vmap calls."""
     captured = torch.compile(
         lambda x, w: corr2d(x, w, groups=2, algorithm=algorithm), backend="aot_eager"
@@ -747,7 +747,7 @@ def test_vmap_of_a_compiled_function(algorithm: Algorithm | str) -> None:
         close(vmap(captured, (0, None))(xs, w), expected)
 
 
-def test_training_is_nn_conv2ds() -> None:
+def test_compiled_training_equals_nn_conv2d() -> None:
     """Steps of SGD through a compiled model leave nn.Conv2d's weights."""
     nets = []
     for make in (nn.Conv2d, lambda *a, **k: Corr2d(*a, **k, algorithm="direct")):

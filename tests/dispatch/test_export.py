@@ -70,7 +70,7 @@ def test_export_for_any_size(strict: bool, padding: Any, stride: int, mode: str)
 
 
 @each_on_cpu
-def test_whatever_is_named_is_written_as_conv2d(algorithm: Algorithm | str) -> None:
+def test_every_algorithm_is_exported_as_conv2d(algorithm: Algorithm | str) -> None:
     """Exported and traced: PyTorch's convolution once, and nothing of ours."""
     layer = Corr2d(4, 6, 3, stride=2, padding=1, groups=2, algorithm=algorithm)
     x = torch.randn(2, 4, 10, 11)
@@ -86,7 +86,7 @@ def test_whatever_is_named_is_written_as_conv2d(algorithm: Algorithm | str) -> N
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-def test_export_keeps_the_formula_of_same_with_a_stride(strict: bool) -> None:
+def test_export_same_padding_with_stride_for_any_size(strict: bool) -> None:
     """Odd and even sizes pad differently, in one program."""
     net = network("same", 2)
     program = torch.export.export(
@@ -102,7 +102,7 @@ def test_export_keeps_the_formula_of_same_with_a_stride(strict: bool) -> None:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
 @pytest.mark.parametrize("part", ["rows", "images"])
-def test_export_with_sizes_that_depend_on_data(part: str, strict: bool) -> None:
+def test_export_with_data_dependent_sizes(part: str, strict: bool) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -143,7 +143,7 @@ def test_trace(padding: Any, stride: int, mode: str) -> None:
     assert "PythonOp" not in str(traced.inlined_graph)
 
 
-def test_trace_warns_where_it_holds_for_one_size() -> None:
+def test_trace_for_one_size_warns() -> None:
     with pytest.warns(torch.jit.TracerWarning, match="keeps what is right for 10x11 pixels"):
         torch.jit.trace(network("same", 2), torch.randn(2, 4, 10, 11))
 
@@ -159,7 +159,7 @@ def test_script(padding: Any, stride: int, mode: str) -> None:
     assert type(net[0]) is Corr2d
 
 
-def test_script_says_what_it_cannot_take() -> None:
+def test_script_refuses_unsupported_padding_and_functions() -> None:
     scripted = torch.jit.script(network("same", 2))
     with pytest.raises(torch.jit.Error, match="padding='same' with a stride depends on the input"):
         scripted(torch.randn(2, 4, 10, 11))
@@ -171,7 +171,7 @@ def test_script_says_what_it_cannot_take() -> None:
         torch.jit.script(caller)
 
 
-def test_symbolic_trace_sees_one_leaf() -> None:
+def test_symbolic_trace_records_corr2d() -> None:
     net = network(((1, 0), (2, 3)))
     traced = torch.fx.symbolic_trace(net)
     calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
@@ -180,7 +180,7 @@ def test_symbolic_trace_sees_one_leaf() -> None:
     assert torch.equal(traced(x), net(x))
 
 
-def test_symbolic_trace_keeps_convolve2d() -> None:
+def test_symbolic_trace_of_convolve2d() -> None:
     """With its kernel flipped: a weight that is an argument is no tensor while tracing."""
     traced = torch.fx.symbolic_trace(lambda x, w: convolve2d(x, w, padding="same"))
     x, w = torch.randn(2, 4, 9, 8), torch.randn(3, 4, 2, 3)
@@ -221,7 +221,7 @@ def test_onnx(padding: Any, stride: int, convolutions: list[str]) -> None:
     [("same", 2, "zeros"), (((1, 0), (13, 14)), 1, "circular")],
     ids=str,
 )
-def test_onnx_keeps_formulas_of_the_size(padding: Any, stride: int, mode: str) -> None:
+def test_onnx_for_any_size(padding: Any, stride: int, mode: str) -> None:
     """Of "same" with a stride, and of an image that is repeated as often as it takes."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -255,13 +255,13 @@ def test_aot_inductor_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_no_filters_give_no_channels_there_too() -> None:
+def test_export_with_zero_filters() -> None:
     layer, x = Corr2d(4, 0, 3), torch.randn(2, 4, 5, 6)
     assert torch.export.export(layer, (x,)).module()(x).shape == (2, 0, 3, 4)
     assert torch.jit.trace(layer, x)(x).shape == (2, 0, 3, 4)
 
 
-def test_no_channels_are_zeros_there_too() -> None:
+def test_export_with_zero_channels() -> None:
     """As eager: a correlation over no channel is the bias."""
 
     class Net(nn.Module):

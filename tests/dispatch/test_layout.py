@@ -47,7 +47,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
-def test_whatever_is_taken_keeps_channels_last(backend: str | None, elsewhere: None) -> None:
+def test_other_algorithms_keep_channels_last(backend: str | None, elsewhere: None) -> None:
     """In the output and the input's gradient, although the gradient comes contiguous."""
     x, w = in_channels_last()
 
@@ -63,7 +63,7 @@ def test_whatever_is_taken_keeps_channels_last(backend: str | None, elsewhere: N
     torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=8))
 
 
-def test_operators_promise_channels_last_where_it_was_asked_for(elsewhere: None) -> None:
+def test_operators_return_requested_channels_last(elsewhere: None) -> None:
     x, w = (each.detach() for each in in_channels_last())
     y = torch.randn(2, 8, 20, 24)
     geometry = [1, 1], [3, 3, 3, 3], [1, 1], encode_algorithm(Auto(channels_last=True))
@@ -76,7 +76,7 @@ def test_operators_promise_channels_last_where_it_was_asked_for(elsewhere: None)
         assert operator(*arguments).is_contiguous() == (map == "grad_weight")
 
 
-def test_explain_tells_of_channels_last(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_mentions_channels_last(capsys: pytest.CaptureFixture[str]) -> None:
     """What runs, and why nothing else does."""
     x, w = in_channels_last()
     explain(x, w, padding=3, groups=8)
@@ -90,7 +90,7 @@ def test_explain_tells_of_channels_last(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("whose", ["images", "weights", "both"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("trained", [False, True])
-def test_channels_last_is_kept(trained: bool, groups: int, whose: str) -> None:
+def test_layouts_equal_conv2d(trained: bool, groups: int, whose: str) -> None:
     """As conv2d keeps it, of images or weights, in the output and in the input's gradient."""
     results = []
     for layer in twins("auto", groups=groups, dtype=torch.float32):

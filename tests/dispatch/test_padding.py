@@ -9,24 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support.laws import (
-    each_algorithm,
-)
-from torch_corr import (
-    Algorithm,
-    Corr2d,
-    LazyCorr2d,
-    Problem,
-    convert,
-    corr2d,
-)
+from support.laws import each_algorithm
+from torch_corr import Algorithm, Corr2d, LazyCorr2d, Problem, convert, corr2d
 
 
 @each_algorithm
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @settings(max_examples=25)
 @given(data=st.data())
-def test_padding_modes(
+def test_padding_modes_equal_f_pad(
     data: st.DataObject, mode: str, algorithm: Algorithm, device: torch.device
 ) -> None:
     """Asymmetric padding in each mode is F.pad in that mode, then no padding."""
@@ -72,7 +63,7 @@ def test_circular_padding_wraps_more_than_once(
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_derivatives_through_many_wraps() -> None:
+def test_derivatives_of_multiple_wraps() -> None:
     """Of the second order, forward mode, and under vmap."""
     x, w = torch.randn(1, 1, 2, 1).double(), torch.randn(1, 1, 2, 3).double()
 
@@ -87,7 +78,7 @@ def test_derivatives_through_many_wraps() -> None:
     torch.testing.assert_close(torch.func.vmap(function, (0, None))(xs, w), expected)
 
 
-def test_layers_wrap_more_than_once() -> None:
+def test_layers_with_circular_padding_wrap_more_than_once() -> None:
     """nn.Conv2d refuses; converted it does not."""
     arguments = {"padding": (3, 7), "padding_mode": "circular"}
     theirs = torch.nn.Conv2d(2, 3, (2, 4), **arguments)

@@ -109,7 +109,7 @@ def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exceptio
 
 @pytest.mark.parametrize(("case", "changes", "message"), REFUSED, ids=[row[0] for row in REFUSED])
 @pytest.mark.parametrize("function", [corr2d, convolve2d])
-def test_refused_as_conv2d_refuses(
+def test_corr2d_refuses_what_conv2d_refuses(
     function: Callable[..., Any], case: str, changes: dict[str, Any], message: str
 ) -> None:
     arguments = {"input": X, "weight": W, **changes}
@@ -123,7 +123,7 @@ def test_refused_as_conv2d_refuses(
         assert type(ours) is type(theirs) or (type(ours) is RuntimeError and case == "bools")
 
 
-def test_no_filters_are_refused_for_other_reasons_alone() -> None:
+def test_zero_filters_are_validated() -> None:
     none = torch.ones(0, 4, 3, 2)
     assert corr2d(X, none, B[:0]).shape == (2, 0, 5, 7)
     for arguments, message in (
@@ -170,7 +170,7 @@ def test_unknown_names() -> None:
         corr2d(X, W, padding_mode=None)
 
 
-def test_a_named_algorithm_refuses_in_sentences() -> None:
+def test_refusal_of_named_algorithm() -> None:
     with pytest.raises(RuntimeError) as caught:
         corr2d(X, W, algorithm=Unfold(workspace_limit=100))
     message = str(caught.value)
@@ -193,12 +193,12 @@ def test_a_named_algorithm_refuses_in_sentences() -> None:
         ("replicate", -1, "padding must be at least 0"),
     ],
 )
-def test_borders_that_cannot_be_filled(mode: str, padding: Any, message: str) -> None:
+def test_padding_beyond_what_the_mode_can_fill(mode: str, padding: Any, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         corr2d(X, W, padding=padding, padding_mode=mode)
 
 
-def test_no_pixels_to_fill_from() -> None:
+def test_padding_of_empty_images() -> None:
     for mode in ("replicate", "circular"):
         with pytest.raises(RuntimeError, match=f"padding_mode='{mode}' can fill from 0 pixels"):
             corr2d(X[:, :, :0], W, padding=2, padding_mode=mode)
@@ -228,21 +228,21 @@ MODULE_REFUSED = [
 
 @pytest.mark.parametrize(("changes", "message"), MODULE_REFUSED, ids=lambda v: str(v)[:30])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_refused_as_nn_conv2d_refuses(changes: dict[str, Any], message: str) -> None:
+def test_layer_refuses_what_nn_conv2d_refuses(changes: dict[str, Any], message: str) -> None:
     arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, **changes}
     theirs = refusal(lambda: nn.Conv2d(**arguments)(X))
     with pytest.raises(type(theirs), match=message):
         Corr2d(**arguments)
 
 
-def test_module_refuses_unknown_algorithms_when_made() -> None:
+def test_layer_refuses_unknown_algorithms_when_made() -> None:
     with pytest.raises(ValueError, match="did you mean 'naive'"):
         Corr2d(1, 1, 1, algorithm="naiv")
     with pytest.raises(ValueError, match="out_channels=5 is not divisible by groups=2"):
         LazyCorr2d(5, 3, groups=2)
 
 
-def test_nothing_is_half_done() -> None:
+def test_refused_call_changes_nothing() -> None:
     """A refused call leaves operands and gradients as they were."""
     x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
     with pytest.raises(RuntimeError):
@@ -253,7 +253,7 @@ def test_nothing_is_half_done() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_what_is_no_strided_tensor_of_a_known_dtype() -> None:
+def test_mkldnn_and_quantized_operands_are_refused() -> None:
     quantized = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
     for value in (X.to_mkldnn(), quantized):
         assert isinstance(refusal(corr2d, value, value, algorithm="unfold"), RuntimeError)
@@ -261,7 +261,7 @@ def test_what_is_no_strided_tensor_of_a_known_dtype() -> None:
 
 
 @needs(ONEDNN)
-def test_onednns_layout_is_refused_where_pytorch_does_not_compute() -> None:
+def test_mkldnn_input_is_refused_where_conv2d_cannot_run() -> None:
     opaque = X.to_mkldnn()
     for more in ({"algorithm": "unfold"}, {"padding": 1, "padding_mode": "reflect"}):
         with pytest.raises(RuntimeError, match=r"input has layout torch._mkldnn.*input\.to_dense"):
@@ -273,7 +273,7 @@ def test_onednns_layout_is_refused_where_pytorch_does_not_compute() -> None:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_nested_tensors(algorithm: str) -> None:
+def test_nested_tensors_are_refused(algorithm: str) -> None:
     images = torch.nested.nested_tensor([torch.ones(3, 5, 5), torch.ones(3, 4, 6)])
     weight = torch.ones(2, 3, 2, 2)
     with pytest.raises(NotImplementedError):
@@ -284,7 +284,7 @@ def test_nested_tensors(algorithm: str) -> None:
 
 @pytest.mark.parametrize("which", ["input", "weight"])
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_quantized_tensors(algorithm: str, which: str) -> None:
+def test_quantized_tensors_are_refused(algorithm: str, which: str) -> None:
     operands = {"input": torch.ones(1, 3, 5, 5), "weight": torch.ones(2, 3, 2, 2)}
     operands[which] = torch.quantize_per_tensor(operands[which], 0.1, 0, torch.qint8)
     with pytest.raises((NotImplementedError, RuntimeError)):
@@ -294,7 +294,7 @@ def test_quantized_tensors(algorithm: str, which: str) -> None:
         corr2d(**operands, algorithm=algorithm)
 
 
-def test_third_party_algorithms_are_held_to_their_own_refusals() -> None:
+def test_custom_algorithms_have_their_own_refusals() -> None:
     class Squares(Naive):
         name = "squares"
 
@@ -307,12 +307,12 @@ def test_third_party_algorithms_are_held_to_their_own_refusals() -> None:
         corr2d(X, W, algorithm=Squares())
 
 
-def test_plan_refuses_as_corr2d_does() -> None:
+def test_plan_refuses_what_corr2d_refuses() -> None:
     with pytest.raises(RuntimeError, match="ranks 2 and 4"):
         plan(X[0, 0], W)
 
 
-def test_signature_is_conv2ds() -> None:
+def test_signatures_extend_conv2d() -> None:
     """Positional arguments in conv2d's order, so that one replaces the other as it stands."""
     ours = list(inspect.signature(corr2d).parameters)
     assert ours[:7] == ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]

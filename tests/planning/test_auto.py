@@ -13,24 +13,12 @@ from torch import Tensor
 
 from support.algorithms import Paused, Sleeper
 from support.needs import KERNELS, needs
-from torch_corr import (
-    FFT,
-    MAPS,
-    Aten,
-    Auto,
-    Direct,
-    Naive,
-    Problem,
-    Unfold,
-    corr2d,
-)
+from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold, corr2d
 from torch_corr.algorithms import Algorithm, MapName
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
 from torch_corr.planning.auto import SWITCH_RATIO, Candidate, _quickest
-from torch_corr.planning.machine import (
-    SHIPPED,
-)
+from torch_corr.planning.machine import SHIPPED
 from torch_corr.planning.plan import clear_plans, make_plan
 from torch_corr.planning.wisdom import WISDOM, Key
 
@@ -47,14 +35,14 @@ def candidate(algorithm: Algorithm, seconds: float, source: Any = "predicted") -
     return Candidate(algorithm, (), 0, seconds, source)
 
 
-def test_the_least_predicted_time_is_taken_unless_pytorch_is_close() -> None:
+def test_shortest_prediction_wins_unless_aten_is_close() -> None:
     clear = [candidate(Aten(), 1.0), candidate(Unfold(), SWITCH_RATIO - 0.01)]
     close = [candidate(Aten(), 1.0), candidate(Unfold(), SWITCH_RATIO + 0.01)]
     assert _quickest(clear) == Unfold()
     assert _quickest(close) == Aten()
 
 
-def test_a_transform_is_taken_where_it_is_clearly_ahead() -> None:
+def test_fft_must_be_clearly_faster() -> None:
     """Measured or not: its error is worse."""
     for source in ("predicted", "measured"):
         clear = [candidate(Unfold(), 1.0, source), candidate(FFT(), SWITCH_RATIO - 0.01, source)]
@@ -63,7 +51,7 @@ def test_a_transform_is_taken_where_it_is_clearly_ahead() -> None:
         assert _quickest(close) == Unfold()
 
 
-def test_a_measured_time_beats_any_prediction() -> None:
+def test_measured_time_beats_predictions() -> None:
     race = [candidate(Aten(), 1.0, "measured"), candidate(Unfold(), 0.1)]
     assert _quickest(race) == Aten()
     assert _quickest([*race, candidate(Naive(), 0.99, "measured")]) == Naive()
@@ -71,7 +59,7 @@ def test_a_measured_time_beats_any_prediction() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("map", MAPS)
-def test_red_green_and_blue_are_not_left_to_blocks_of_sixteen(
+def test_depthwise_rgb_does_not_run_aten(
     map: MapName, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's kernels take as long for 3 channels, each filtered by itself, as for 16."""
@@ -83,7 +71,7 @@ def test_red_green_and_blue_are_not_left_to_blocks_of_sixteen(
     assert not isinstance(chosen, Aten)
 
 
-def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurement_corrects_wrong_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     """An algorithm that promises to cost nothing is found out by the stopwatch alone."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Aten(), Sleeper(pause=0.05)))
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
@@ -96,7 +84,7 @@ def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> N
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Aten()
 
 
-def test_componentwise_never_takes_a_transform() -> None:
+def test_componentwise_error_excludes_fft() -> None:
     loose, strict = Auto(), Auto(error="componentwise")
     for map in MAPS:
         names = {
@@ -114,7 +102,7 @@ def test_componentwise_never_takes_a_transform() -> None:
         assert free["fft, checked"] == ()
 
 
-def test_the_workspace_limit_is_kept() -> None:
+def test_auto_respects_workspace_limit() -> None:
     """By the algorithms that have one, and by leaving out those that go past it."""
     auto = Auto(workspace_limit=2**20)
     for map in MAPS:
@@ -126,9 +114,7 @@ def test_the_workspace_limit_is_kept() -> None:
         assert chosen.workspace(LARGE_KERNEL, map, CPU, torch.float32) <= 2**20
 
 
-def test_variants_are_measured_remembered_and_taken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_measured_variant_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One by one, under spellings of their own; without wisdom there is only the algorithm."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Paused(),))
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
@@ -157,13 +143,13 @@ def test_variants_are_measured_remembered_and_taken(
         ("n1c4-x8-o4-k3-p1", ("aten", "aten", "aten")),
     ],
 )
-def test_each_map_gets_what_is_ahead(case: str, chosen: tuple[str, ...]) -> None:
+def test_choice_for_each_map(case: str, chosen: tuple[str, ...]) -> None:
     made = make_plan(Problem.parse(case), CPU, torch.float32, "auto")
     assert (made.forward.name, made.grad_input.name, made.grad_weight.name) == chosen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_large_depthwise_layer_is_conv2d(dtype: torch.dtype) -> None:
+def test_large_depthwise_layer_equals_conv2d(dtype: torch.dtype) -> None:
     """With bias and gradients, on the general path."""
     x = torch.randn(2, 24, 40, 40, dtype=dtype, requires_grad=True)
     w = torch.randn(24, 1, 9, 9, dtype=dtype, requires_grad=True)
@@ -174,7 +160,7 @@ def test_a_large_depthwise_layer_is_conv2d(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_many_threads_at_once() -> None:
+def test_concurrent_threads_plan_and_measure() -> None:
     """Each plans, measures and computes problems of its own, and gets them right."""
     problems = [(c, k) for c in (1, 2, 5) for k in (3, 5, 11)]
 

@@ -20,7 +20,7 @@ from torch_corr.planning.wisdom import WISDOM, Key
 CUDA = torch.device("cuda")
 
 
-def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: Any) -> None:
+def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend: Any) -> None:
     """The plan says what they are made of; without Triton nothing but PyTorch is foretold."""
     pretend("H100")
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
@@ -45,7 +45,7 @@ def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: An
 
 
 @pytest.mark.parametrize("measured", [False, True], ids=["foretold", "measured"])
-def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
+def test_large_kernel_takes_checked_fft_with_triton_fallback(
     measured: bool, with_triton: list[str]
 ) -> None:
     """A large dense kernel, in double precision, which matrix units of an H100 do at full rate."""
@@ -74,7 +74,7 @@ def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
 
 
 @pytest.mark.parametrize("spelling", ["n0c1-x64-o1-k9", "n1c0-x64-o1-k9"])
-def test_on_cuda_nothing_is_looked_at_where_there_is_nothing(
+def test_empty_problem_is_planned_without_division_by_zero(
     spelling: str, with_triton: list[str]
 ) -> None:
     """No images, or no channels: to plan for them, to explain and to measure divides by neither."""
@@ -86,7 +86,7 @@ def test_on_cuda_nothing_is_looked_at_where_there_is_nothing(
     clear_plans()
 
 
-def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
+def test_checked_fft_needs_a_fallback(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton refuses, or takes more memory than there may be; the host waits for neither."""
@@ -107,7 +107,9 @@ def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
 
 
 @pytest.mark.parametrize("spelling", ["n24c64-x128-o64-k16", "n64c1-x1024-o1-k63-p31"])
-def test_on_cuda_there_is_memory_for_both_results(spelling: str, with_triton: list[str]) -> None:
+def test_checked_fft_and_fallback_respect_workspace_limit(
+    spelling: str, with_triton: list[str]
+) -> None:
     """The transform's and Triton's: either way alone takes no more than it may."""
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse(spelling), torch.float64
@@ -121,7 +123,7 @@ def test_on_cuda_there_is_memory_for_both_results(spelling: str, with_triton: li
     clear_plans()
 
 
-def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
+def test_fft_respects_deterministic_mode_and_ignores_tf32(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In double precision TF32 does not matter; cuBLAS may not be deterministic."""
@@ -159,7 +161,7 @@ def test_on_cuda_a_transform_keeps_to_the_settings_of_convolutions(
 
 
 @pytest.mark.parametrize("setting", ["tf32", "deterministic"])
-def test_on_cuda_whatever_multiplies_matrices_keeps_to_those_settings(
+def test_matrix_products_respect_tf32_and_deterministic_mode(
     setting: str, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unfold too: timed it would end in cuBLAS's error, and taken it would be TF32 unasked."""
@@ -186,7 +188,7 @@ def test_on_cuda_whatever_multiplies_matrices_keeps_to_those_settings(
         clear_plans()
 
 
-def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str]) -> None:
+def test_cuda_plan_respects_workspace_limit(with_triton: list[str]) -> None:
     """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
     clear_plans()
     plan = make_plan(Problem.parse("n64c64-x256-o64-k4-p1,2x1,2"), CUDA, torch.float32, "auto")
@@ -210,7 +212,7 @@ def test_on_cuda_what_is_foretold_may_take_too_much_memory(with_triton: list[str
         ("n1c1-x64-o1-k5", torch.float32, ()),
     ],
 )
-def test_on_cuda_triton_is_foretold_where_pytorch_was_seen_to_be_slow(
+def test_triton_is_predicted_faster_where_pytorch_measured_slow(
     spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
 ) -> None:
     """As timed on an H200; nothing is measured for it."""
@@ -238,7 +240,7 @@ def test_on_cuda_triton_is_foretold_where_pytorch_was_seen_to_be_slow(
         ("n1c8-x16-o8-k7-p3-g8", torch.float32, ()),
     ],
 )
-def test_in_channels_last_triton_takes_what_pytorch_was_seen_to_be_slow_at(
+def test_triton_in_channels_last_where_pytorch_measured_slow(
     spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
 ) -> None:
     """As timed on an H200; what is known of contiguous images does not count."""
@@ -253,7 +255,7 @@ def test_in_channels_last_triton_takes_what_pytorch_was_seen_to_be_slow_at(
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_what_was_measured_of_contiguous_images_sends_no_others_to_conv2d(
+def test_wisdom_of_contiguous_images_ignored_in_channels_last(
     layout: torch.memory_format, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call whose plan, made for how the images lie, has algorithms of ours in it."""
@@ -270,7 +272,7 @@ def test_what_was_measured_of_contiguous_images_sends_no_others_to_conv2d(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_on_cuda_nobody_is_left_unmeasured_for_its_prediction(
+def test_slow_prediction_does_not_prevent_measurement(
     dtype: torch.dtype, with_triton: list[str]
 ) -> None:
     """PyTorch is predicted at matrix units' peak, 25 times ahead, where its own kernel runs."""

@@ -7,21 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch_corr import (
-    ALGORITHMS,
-    MAPS,
-    Auto,
-    Direct,
-    Problem,
-    explain,
-    plan,
-)
+from torch_corr import ALGORITHMS, MAPS, Auto, Direct, Problem, explain, plan
 from torch_corr.algorithms.triton import algorithm as triton_module
 from torch_corr.algorithms.triton import form as triton_form
-from torch_corr.planning.machine import (
-    SHIPPED,
-    machine_of,
-)
+from torch_corr.planning.machine import SHIPPED, machine_of
 from torch_corr.planning.plan import make_plan
 from torch_corr.planning.wisdom import WISDOM, Key
 
@@ -29,7 +18,7 @@ CPU = torch.device("cpu")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
-def test_the_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the rates that are shipped, two threads and the compiled kernels; without Triton."""
     problem = Problem.parse("n1c1-x1024-o1-k51-p25")
     if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
@@ -44,7 +33,7 @@ def test_the_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> N
     assert f"$ python -m torch_corr explain n1c1-x1024-o1-k51-p25\n{printed}\n```" in page
 
 
-def test_a_printed_plan_shows_the_times_by_which_it_was_made() -> None:
+def test_printed_plan_shows_times_of_its_choice() -> None:
     """Nothing is timed a second time, by which the quickest might become another."""
     plan = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     keys = [Key.of(SMALL, map, CPU, torch.float32) for map in MAPS]
@@ -56,7 +45,7 @@ def test_a_printed_plan_shows_the_times_by_which_it_was_made() -> None:
         assert f"  > {getattr(plan, key.map).spelling}" in printed
 
 
-def test_a_plan_explains_itself() -> None:
+def test_plan_lists_every_algorithm_and_map() -> None:
     """Every algorithm has a line in each map: what it takes, or why it refuses."""
     x = torch.ones(1, 2, 5, 5, dtype=torch.int8)
     text = str(plan(x, torch.ones(2, 2, 2, 2, dtype=torch.int8), dilation=2))

@@ -27,9 +27,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # -- machines -------------------------------------------------------------------------------------
 
 
-def test_a_calibration_is_read_where_it_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calibration_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CORR_MACHINE")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert calibration_path() == tmp_path / "torch_corr" / "machine.json"
@@ -45,7 +43,7 @@ def test_a_calibration_is_read_where_it_was_written(
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_a_device_is_known_by_its_own_figures(name: str, pretend: Any) -> None:
+def test_gpu_rates_match_data_sheets(name: str, pretend: Any) -> None:
     """To 1% what its maker states, of which nothing is written down but units and their width."""
     pretend(name)
     stated = DEVICES[name][1]
@@ -57,9 +55,7 @@ def test_a_device_is_known_by_its_own_figures(name: str, pretend: Any) -> None:
         assert rates.bytes == pytest.approx(stated[0], rel=0.01)
 
 
-def test_what_a_device_does_not_state_is_told(
-    pretend: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_assumed_rates_are_explained(pretend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """And predicted all the same: 'auto' asks for the times of every call."""
     pretend("GB10")
     problem = Problem.parse("n1c1-x64-o1-k3")
@@ -72,7 +68,7 @@ def test_what_a_device_does_not_state_is_told(
     assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
 
 
-def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:
+def test_gpu_rates_match_pytorchs_device_limits(pretend: Any) -> None:
     """Its own, private, limits of a device, for those it knows."""
     limits = pytest.importorskip("torch.cuda._device_limits")
     torch.backends.cudnn.allow_tf32 = True
@@ -86,9 +82,7 @@ def test_pytorch_computes_the_same_peaks(pretend: Any) -> None:
 
 
 @pytest.mark.parametrize("way", [Aten(), Triton()], ids=lambda each: each.name)
-def test_what_no_matrix_unit_does_takes_as_long_where_those_are_quicker(
-    way: Algorithm, pretend: Any
-) -> None:
+def test_depthwise_cost_is_independent_of_matrix_units(way: Algorithm, pretend: Any) -> None:
     """ConvNeXt's layer in halves and with TF32, whose costs are told in quicker matrix products."""
     pretend("H100")
     problem = Problem.parse("n128c96-x56-o96-k7-p3-g96")
@@ -104,14 +98,14 @@ def test_what_no_matrix_unit_does_takes_as_long_where_those_are_quicker(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "name": 1}'])
-def test_a_file_without_rates_says_the_way_out(tmp_path: Path, content: str) -> None:
+def test_file_without_rates_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "machine.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"does not hold a machine's rates .* calibrate"):
         Machine.load(path)
 
 
-def test_a_machine_twice_as_fast_predicts_half_the_time() -> None:
+def test_doubled_rates_halve_the_time() -> None:
     cost = Cost(1e9, 2e9, 3e9, 4)
     rates = Rates(1e9, 1e9, 1e9, 1)
     assert rates.seconds(cost) == 1 + 2 + 3 + 4

@@ -35,7 +35,7 @@ class Loud(Naive):
         return super().grad_weight(problem, input, output)
 
 
-def test_the_algorithm_that_is_asked_for_runs() -> None:
+def test_requested_algorithm_computes_all_maps() -> None:
     """All three maps of it, once each: an instance of one's own, no registration."""
     Loud.heard.clear()
     x = torch.randn(PROBLEM.input_shape, requires_grad=True)
@@ -44,7 +44,7 @@ def test_the_algorithm_that_is_asked_for_runs() -> None:
     assert sorted(Loud.heard) == [(map, str(PROBLEM)) for map in sorted(MAPS)]
 
 
-def test_each_map_may_have_its_own() -> None:
+def test_plan_with_one_algorithm_for_each_map() -> None:
     mixed = Plan(PROBLEM, CPU, torch.float64, "auto", Unfold(), Naive(), Loud())
     Loud.heard.clear()
     x, w, y = (
@@ -57,26 +57,26 @@ def test_each_map_may_have_its_own() -> None:
     assert Loud.heard == [("grad_weight", str(PROBLEM))]
 
 
-def test_auto_takes_the_first_that_is_able_of_small_problems() -> None:
+def test_auto_takes_first_able_algorithm_for_small_problems() -> None:
     assert make_plan(PROBLEM, CPU, torch.float32, "auto").forward == ALGORITHMS[0]
     dilated = Problem.parse("n1c2-x5x5-o2-k2x2-d2")
     chosen = make_plan(dilated, CPU, torch.int8, "auto").forward
     assert chosen == next(a for a in ALGORITHMS if not a.refusals(dilated, CPU, torch.int8))
 
 
-def test_nobody_able_says_why_each_is_not() -> None:
+def test_no_able_algorithm_lists_all_refusals() -> None:
     with pytest.raises(NotImplementedError) as caught:
         make_plan(PROBLEM, CPU, torch.bool, "auto")
     for algorithm in ALGORITHMS:
         assert f"- {algorithm.name}: no bool here; it does float32" in str(caught.value)
 
 
-def test_plans_are_made_once() -> None:
+def test_plans_are_cached() -> None:
     arguments = PROBLEM, CPU, torch.float32, "auto"
     assert make_plan(*arguments) is make_plan(*arguments)
 
 
-def test_a_plan_is_made_for_pytorchs_setting_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_plan_depends_on_tf32_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
     made: list[bool] = []
     planned = planner_module.cached_plan(lambda: made.append(True))
@@ -90,7 +90,7 @@ def test_a_plan_is_made_for_pytorchs_setting_of_tf32(monkeypatch: pytest.MonkeyP
     assert len(made) == 2
 
 
-def test_a_plan_that_wisdom_overtakes_is_not_kept() -> None:
+def test_plan_made_while_caches_are_cleared_is_not_cached() -> None:
     """Another thread measures while it is made."""
 
     def plan_slowly() -> int:

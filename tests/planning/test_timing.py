@@ -15,7 +15,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
-def test_measuring_leaves_the_random_numbers_alone() -> None:
+def test_measuring_keeps_random_state() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -23,14 +23,14 @@ def test_measuring_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_measuring_under_a_transform() -> None:
+def test_measuring_under_vmap() -> None:
     """The operands that are timed are none of the transform's."""
     x, w = torch.randn(3, 1, 2, 9, 9), torch.randn(2, 2, 3, 3)
     mapped = torch.func.vmap(lambda image: corr2d(image, w, algorithm=Auto(measure=True)))(x)
     assert torch.allclose(mapped[1], corr2d(x[1], w), atol=1e-5)
 
 
-def test_nothing_is_timed_while_a_graph_is_captured(
+def test_no_timing_during_cuda_graph_capture(
     with_triton: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
@@ -46,12 +46,12 @@ def test_nothing_is_timed_while_a_graph_is_captured(
     assert make_plan(problem, CUDA, torch.float32, Auto(measure=True)) == chosen
 
 
-def test_the_stopwatch_tells_the_slow_from_the_quick() -> None:
+def test_slow_algorithm_has_longer_time() -> None:
     times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
     assert times["sleeper"] > times["unfold"] > 0
 
 
-def test_a_device_that_works_by_itself_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_synchronizes_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the time would be that of telling it what to do."""
     heard: list[str] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: heard.append(str(where)))
@@ -61,7 +61,7 @@ def test_a_device_that_works_by_itself_is_waited_for(monkeypatch: pytest.MonkeyP
         assert heard == [*waits, "work", *waits]
 
 
-def test_what_takes_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_algorithm_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "_LONG", 0.01)
     runs: list[float] = []
     slow = Sleeper(pause=0.02)

@@ -19,7 +19,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
-def test_wisdom_goes_through_a_file(tmp_path: Path) -> None:
+def test_wisdom_round_trips_through_file(tmp_path: Path) -> None:
     make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     key = Key.of(SMALL, "forward", CPU, torch.float32)
     times = dict(WISDOM.seconds(key))
@@ -31,7 +31,9 @@ def test_wisdom_goes_through_a_file(tmp_path: Path) -> None:
     assert WISDOM.seconds(key) == times
 
 
-def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_wisdom_replaces_cached_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where a plan was made before."""
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
     clear_plans()
@@ -59,7 +61,7 @@ def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         '{"format": 1, "entries": 7}',
     ],
 )
-def test_a_file_without_wisdom_is_refused_whole(tmp_path: Path, content: str) -> None:
+def test_file_without_wisdom_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "wisdom.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"holds no wisdom .* torch_corr\.wisdom\.save"):
@@ -67,7 +69,7 @@ def test_a_file_without_wisdom_is_refused_whole(tmp_path: Path, content: str) ->
     assert len(WISDOM) == 0
 
 
-def test_nothing_of_a_bad_file_is_taken(tmp_path: Path) -> None:
+def test_bad_entry_rejects_whole_file(tmp_path: Path) -> None:
     make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     path = tmp_path / "wisdom.json"
     wisdom.save(path)
@@ -80,7 +82,7 @@ def test_nothing_of_a_bad_file_is_taken(tmp_path: Path) -> None:
     assert len(WISDOM) == 0
 
 
-def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:
+def test_key_distinguishes_tf32(pretend: Any) -> None:
     pretend("H100")
     torch.backends.cudnn.allow_tf32 = True
     assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"

@@ -45,7 +45,7 @@ def reads_tf32(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 @pytest.mark.parametrize(("tile", "taps"), [(1, 3), (2, 3), (4, 3), (6, 3), (2, 5), (5, 2)])
-def test_the_matrices_of_winograd_correlate_exactly(tile: int, taps: int) -> None:
+def test_winograd_matrices_are_exact(tile: int, taps: int) -> None:
     A, G, B = transforms(tile, taps)
     x = [Fraction(7 * i * i % 11 - 5) for i in range(tile + taps - 1)]
     w = [Fraction(3 * i - 4) for i in range(taps)]
@@ -67,9 +67,7 @@ def test_the_matrices_of_winograd_correlate_exactly(tile: int, taps: int) -> Non
     ],
     ids=["winograd", "winograd in halves", "any", "tf32"],
 )
-def test_a_promise_that_is_kept_raises_no_alarm(
-    fn: Callable[..., Tensor], errors: str, dtype: torch.dtype
-) -> None:
+def test_kept_promise_passes(fn: Callable[..., Tensor], errors: str, dtype: torch.dtype) -> None:
     """In all three maps; but in laws of exact bits, which only direct sums keep."""
     laws = ["values", "gradients", "second_order", "trilinear", "linearity", "bias", "batch"]
     if fn is reads_tf32:
@@ -82,7 +80,7 @@ def test_a_promise_that_is_kept_raises_no_alarm(
 @pytest.mark.parametrize(
     ("fn", "errors"), [(wino, "componentwise"), (wino, "tf32"), (reads_tf32, "componentwise")]
 )
-def test_a_stronger_promise_is_not_kept(fn: Callable[..., Tensor], errors: str) -> None:
+def test_stronger_promise_fails(fn: Callable[..., Tensor], errors: str) -> None:
     """Winograd's errors are not those of sums; small integers tell it from TF32."""
     report = check_corr2d(fn, errors=errors, laws=["values"], problems=THREE_BY_THREE)
     assert report.failed_laws() == ("values",)
@@ -94,7 +92,7 @@ def test_a_stronger_promise_is_not_kept(fn: Callable[..., Tensor], errors: str) 
     ids=repr,
 )
 @pytest.mark.parametrize("map", MAPS)
-def test_no_bound_is_vacuous(errors: ErrorModel, map: str) -> None:
+def test_bounds_are_tight(errors: ErrorModel, map: str) -> None:
     """It is far below the largest result, and a hundredth too much breaks it."""
     problem = Problem.parse("n2c4-x16x16-o4-k3-p1")
     generator = torch.Generator().manual_seed(0)
@@ -124,7 +122,7 @@ def test_either_is_the_larger_of_two() -> None:
     assert torch.equal(torch.maximum(*bounds[:2]), bounds[2])
 
 
-def test_a_bound_of_some_elements_is_theirs() -> None:
+def test_bound_of_selected_elements() -> None:
     """``Reference.at`` picks elements, for results too large to be compared whole."""
     problem = Problem.parse("n2c3-x9x8-o4-k3-p1")
     x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
@@ -138,7 +136,7 @@ def test_a_bound_of_some_elements_is_theirs() -> None:
         assert torch.equal(errors.bound(problem, some, (x, w, None), x.dtype), bound[at])
 
 
-def test_an_algorithm_is_held_to_what_it_declares() -> None:
+def test_declared_error_models() -> None:
     class Rough(Naive):
         error_class = "normwise"
 

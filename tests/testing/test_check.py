@@ -15,18 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_corr.testing import (
-    CLAIMS,
-    LAWS,
-    Case,
-    NonConformance,
-    check_corr2d,
-    find_law,
-    problems,
-)
+from torch_corr.testing import CLAIMS, LAWS, Case, NonConformance, check_corr2d, find_law, problems
 
 
-def test_report_prints_a_table_and_turns_into_json() -> None:
+def test_report_as_table_and_json() -> None:
     report = check_corr2d(
         F.conv2d,
         dtypes=[torch.float32, torch.int64],
@@ -48,7 +40,7 @@ def test_report_prints_a_table_and_turns_into_json() -> None:
         report.raise_if_failed()
 
 
-def test_counterexample_is_a_program_that_fails() -> None:
+def test_counterexample_is_a_failing_program() -> None:
     report = check_corr2d(F.conv2d, laws=["zero_sizes"], examples=5)
     (failure,) = report.failures
     assert failure.counterexample is not None
@@ -63,7 +55,7 @@ def test_counterexample_is_a_program_that_fails() -> None:
     assert "has shape (1, 0, 1, 1), not (1, 1, 1, 1)" in run.stderr
 
 
-def test_a_crash_leaves_the_case_that_it_died_of(tmp_path: Path) -> None:
+def test_trace_keeps_the_case_of_a_crash(tmp_path: Path) -> None:
     program = (
         "import os; from pathlib import Path; from torch_corr.testing import check_corr2d\n"
         f"trace = Path({str(tmp_path / 'x')!r})\n"
@@ -74,7 +66,7 @@ def test_a_crash_leaves_the_case_that_it_died_of(tmp_path: Path) -> None:
     assert "recheck('accepts', fn, case)" in (tmp_path / "x").read_text()
 
 
-def test_a_case_prints_as_itself() -> None:
+def test_case_repr_round_trips() -> None:
     case = Case(
         "n1c2-x5x4-o2-k3x2-s2x1-p1,1x0,0-d1x2-g2", "float16", layouts=("offset",) * 3, seed=7
     )
@@ -105,7 +97,7 @@ def test_refusals_are_not_passes() -> None:
         (lambda y: y.to_sparse(), "output has layout torch.sparse_coo, not torch.strided"),
     ],
 )
-def test_whatever_comes_back_is_a_verdict(spoil: Callable[[Tensor], Any], said: str) -> None:
+def test_wrong_return_values_are_failures(spoil: Callable[[Tensor], Any], said: str) -> None:
     """Every law speaks, and the first says what came back."""
 
     def fn(*args: Any, **keywords: Any) -> Any:
@@ -120,7 +112,7 @@ def test_whatever_comes_back_is_a_verdict(spoil: Callable[[Tensor], Any], said: 
     assert {"values", "gradients", "batch", "threads"} - set(report.failed_laws()) <= {"threads"}
 
 
-def test_an_error_that_cannot_be_printed_is_a_refusal() -> None:
+def test_error_without_printable_message_is_a_refusal() -> None:
     class Mute(Exception):  # noqa: N818
         def __str__(self) -> str:
             raise ValueError("no words")
@@ -133,14 +125,14 @@ def test_an_error_that_cannot_be_printed_is_a_refusal() -> None:
     assert report.verdicts[0].reason == "Mute: its message cannot be printed"
 
 
-def test_a_budget_holds_also_where_everything_fails() -> None:
+def test_budget_holds_when_everything_fails() -> None:
     began = monotonic()
     report = check_corr2d(lambda *_, **__: None, budget=2, examples=10**6)
     assert monotonic() - began < 60  # alone 3; shrinking all without end takes 130
     assert "values" in report.failed_laws()
 
 
-def test_nothing_to_draw_is_no_pass() -> None:
+def test_empty_strategy_does_not_pass() -> None:
     nothing = problems().filter(lambda problem: False)
     report = check_corr2d(F.conv2d, laws=["values"], problems=nothing, examples=3)
     (verdict,) = report.verdicts
@@ -150,7 +142,7 @@ def test_nothing_to_draw_is_no_pass() -> None:
     assert "nothing was tried" in str(report)
 
 
-def test_a_narrower_callable_is_held_to_what_it_is_for() -> None:
+def test_narrower_callable_passes_with_limits() -> None:
     """No groups and no stride: such arguments are never passed."""
 
     def narrow(x, w, bias=None, padding=0):

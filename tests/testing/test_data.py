@@ -12,15 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from torch_corr import Problem
-from torch_corr.testing import (
-    DATA,
-    LAYOUTS,
-    Case,
-    in_layout,
-    litter,
-    make_operands,
-    poisoned,
-)
+from torch_corr.testing import DATA, LAYOUTS, Case, in_layout, litter, make_operands, poisoned
 from torch_corr.testing.laws import find_law
 
 PROBLEM = Problem.parse("n2c4-x6x7-o6-k3x2-p1-g2")
@@ -61,7 +53,7 @@ def test_every_kind_of_data_and_layout_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64, torch.float64])
-def test_each_kind_of_data_holds_what_it_says(dtype: torch.dtype) -> None:
+def test_kinds_of_data(dtype: torch.dtype) -> None:
     tiny = torch.finfo(dtype).tiny
     of = {data: make_operands(PROBLEM, dtype, data=data, seed=3) for data in DATA}
 
@@ -90,7 +82,7 @@ def test_each_kind_of_data_holds_what_it_says(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.complex128], ids=str)
-def test_each_layout_is_what_it_says(dtype: torch.dtype) -> None:
+def test_layouts(dtype: torch.dtype) -> None:
     value = make_operands(PROBLEM, dtype, data="integers")[0]
     lying = {layout: in_layout(value, layout) for layout in LAYOUTS}
     for layout, other in lying.items():
@@ -108,7 +100,7 @@ def test_each_layout_is_what_it_says(dtype: torch.dtype) -> None:
     assert around.isnan() if dtype != torch.int8 else around == 127
 
 
-def test_strides_say_which_layout_it_is_where_the_shape_does_not() -> None:
+def test_layouts_of_one_channel_or_pixel() -> None:
     """``contiguous(memory_format=...)`` returns a gray image, or a single pixel, as it is."""
     gray, pixel = torch.ones(2, 1, 3, 4), torch.ones(2, 5, 1, 1)
     assert in_layout(gray, "channels_last").stride() == (12, 1, 4, 1)
@@ -119,7 +111,7 @@ def test_strides_say_which_layout_it_is_where_the_shape_does_not() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc to fill memory")
 @pytest.mark.parametrize("size", [4, 60, 1000, 2**16, 2**20])
-def test_memory_that_is_not_torchs_own_is_poisoned_too(size: int) -> None:
+def test_malloc_memory_is_poisoned(size: int) -> None:
     """As kernels take it for their scratch."""
 
     def fresh(size: int) -> torch.Tensor:

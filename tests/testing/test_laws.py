@@ -43,12 +43,12 @@ def _recheck_often(bug: Bug, case: Case) -> None:
         recheck(bug.law, bug.fn, case, errors=bug.errors)
 
 
-def test_there_are_bugs_enough_and_one_for_each_law() -> None:
+def test_every_law_has_a_planted_bug() -> None:
     assert len(BUGS) >= 25
     assert {bug.law for bug in BUGS} == {law.name for law in LAWS}
 
 
-def test_the_tables_of_the_docs_are_in_step() -> None:
+def test_tables_in_docs_are_current() -> None:
     """As far as they do not depend on a run; ``python -m support.detection`` writes them."""
     page = detection.PAGE.read_text()
     for law in LAWS:
@@ -64,16 +64,14 @@ def test_the_tables_of_the_docs_are_in_step() -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype",
-    [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int8],
-    ids=str,
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int8], ids=str
 )
-def test_no_false_alarm_on_what_the_bugs_are_planted_in(dtype: torch.dtype) -> None:
+def test_correct_correlation_passes(dtype: torch.dtype) -> None:
     check_corr2d(right, dtypes=[dtype], claims=["forward_mode"], examples=15).raise_if_failed()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_no_false_alarm_on_conv2d(dtype: torch.dtype) -> None:
+def test_conv2d_passes(dtype: torch.dtype) -> None:
     report = check_corr2d(
         F.conv2d,
         dtypes=[dtype],
@@ -86,7 +84,7 @@ def test_no_false_alarm_on_conv2d(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_no_false_alarm_on_a_fourier_transform_that_promises_no_more(dtype: torch.dtype) -> None:
+def test_fft_passes_as_normwise(dtype: torch.dtype) -> None:
     fourier = next(bug.fn for bug in BUGS if bug.name == "fourier_that_claims_to_be_direct")
     report = check_corr2d(
         fourier,
@@ -98,7 +96,7 @@ def test_no_false_alarm_on_a_fourier_transform_that_promises_no_more(dtype: torc
     report.raise_if_failed()
 
 
-def test_no_filters_may_be_refused_but_not_wrong() -> None:
+def test_zero_filters_may_be_refused_but_not_wrong() -> None:
     def refuses(input: Tensor, weight: Tensor, *others: Any, **more: Any) -> Tensor:
         if weight.shape[0] == 0:
             raise RuntimeError("expected weight to be at least 1 at dimension 0")
@@ -115,7 +113,7 @@ def test_no_filters_may_be_refused_but_not_wrong() -> None:
         check_corr2d(invents, laws=["zero_sizes"], examples=5).raise_if_failed()
 
 
-def test_a_gradient_that_exists_only_beside_the_other_is_found() -> None:
+def test_gradient_that_needs_both_operands_is_found() -> None:
     def fn(x: Tensor, w: Tensor, *args: Any, **keywords: Any) -> Tensor:
         y = F.conv2d(x, w, *args, **keywords)
         return y if x.requires_grad and w.requires_grad else y.detach()

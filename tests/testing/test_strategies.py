@@ -12,10 +12,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from torch_corr import Problem
-from torch_corr.testing import (
-    problems,
-    tensors_for,
-)
+from torch_corr.testing import problems, tensors_for
 from torch_corr.testing.check import callers_problems, draw, rounds
 from torch_corr.testing.laws.gradients import cut
 
@@ -120,7 +117,7 @@ def _drawn_kinds(strategy: st.SearchStrategy[Problem], examples: int, seed: int)
 
 
 @given(problem=callers_problems())
-def test_what_gradcheck_gets_is_small(problem: Problem) -> None:
+def test_gradcheck_problems_are_small(problem: Problem) -> None:
     """A Jacobian of a whole image takes minutes."""
     small = cut(problem)
     assert max(small.output_size) <= 24  # a window of 40 pixels over its padding, in steps of 2
@@ -162,12 +159,12 @@ def test_problems_can_be_narrowed(problem: Problem) -> None:
         ({"max_kernel": 2.5}, "max_kernel must be an integer of at least 1, got 2.5"),
     ],
 )
-def test_limits_that_leave_nothing_are_refused(limits: dict[str, int], message: str) -> None:
+def test_invalid_limits_are_refused(limits: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         problems(**limits)
 
 
-def test_a_counterexample_prints_as_a_problem_to_paste() -> None:
+def test_counterexample_prints_a_problem_to_paste() -> None:
     smallest = find(problems(allow_empty=False), lambda p: p.stride[0] > 1 and p.groups == 2)
     assert eval(repr(smallest)) == smallest
     assert Problem.parse(str(smallest)) == smallest

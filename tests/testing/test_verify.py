@@ -36,7 +36,7 @@ def run(program: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 # The command line ------------------------------------------------------------------------
 
 
-def test_the_command_of_the_readme(tmp_path: Path) -> None:
+def test_verify_command_writes_report(tmp_path: Path) -> None:
     """A callable of the current folder, a failing law, a budget, JSON."""
     (tmp_path / "mine.py").write_text(
         "import torch.nn.functional as F\n"
@@ -56,7 +56,7 @@ def test_the_command_of_the_readme(tmp_path: Path) -> None:
     assert "Violation: output" in shown.stderr
 
 
-def test_exit_codes_and_narrowing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([CONV2D, *QUICK, "--dtype", "float32,float64"]) == 0
     assert "values   ok 9     ok 9" in capsys.readouterr().out
     algorithm = "torch_corr:corr2d", "--with", "algorithm=unfold"
@@ -91,7 +91,7 @@ def test_exit_codes_and_narrowing(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_asked_for_wrongly_is_told(
+def test_wrong_options_are_explained(
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
@@ -107,7 +107,7 @@ def test_what_is_asked_for_wrongly_is_told(
         raise AssertionError(capsys.readouterr().err)
 
 
-def test_the_progress_bar_goes_from_nothing_to_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_goes_from_0_to_all(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
     check_corr2d(F.conv2d, laws=["accepts", "values"], examples=1, progress=bar)
     lines = [line for line in capsys.readouterr().err.split("\r") if "/2" in line]
@@ -116,7 +116,7 @@ def test_the_progress_bar_goes_from_nothing_to_all(capsys: pytest.CaptureFixture
     assert lines[-1].startswith("\033[K[########################] 2/2")
 
 
-def test_a_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_limits_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that moves a hundredth of a second at each look; each law gets a case."""
     clock = itertools.count()
     monkeypatch.setattr(check, "monotonic", lambda: next(clock) / 100)
@@ -130,7 +130,7 @@ def test_a_budget_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 # From a project of its own ---------------------------------------------------------------
 
 
-def test_three_lines_in_an_empty_project(tmp_path: Path) -> None:
+def test_conformance_tests_in_another_project(tmp_path: Path) -> None:
     (tmp_path / "my_kernels.py").write_text(
         "import torch.nn.functional as F\n"
         "def conv2d(x, w, **kwargs):\n    return F.conv2d(x, w.flip(-1), **kwargs)\n"
@@ -184,7 +184,7 @@ class Layer(nn.Module):
     ],
     ids=["builtin", "function", "partial", "method", "operator", "overload", "packet"],
 )
-def test_a_printed_program_makes_the_callable(call: Callable[..., Any], program: str) -> None:
+def test_spelling_recreates_the_callable(call: Callable[..., Any], program: str) -> None:
     assert spelling(call).startswith(program)
     names: dict[str, Any] = {"torch": torch}
     exec(spelling(call), names)
@@ -192,12 +192,12 @@ def test_a_printed_program_makes_the_callable(call: Callable[..., Any], program:
     assert same or names["fn"].keywords == call.keywords  # type: ignore[attr-defined]
 
 
-def test_what_cannot_be_imported_leaves_a_blank() -> None:
+def test_spelling_of_unimportable_callable_is_a_comment() -> None:
     for call in (lambda x, w: x, Layer(), SimpleNamespace(__call__=len)):
         assert spelling(call).startswith("# fn is the callable: ")
 
 
-def test_a_printed_program_holds_the_callable_to_its_own_promise() -> None:
+def test_printed_program_keeps_error_model() -> None:
     report = check_corr2d(
         planted.right, dtypes=torch.float16, errors=Normwise(1e-6), laws=["values"]
     )
@@ -225,12 +225,14 @@ def test_a_printed_program_holds_the_callable_to_its_own_promise() -> None:
     ],
     ids=str,
 )
-def test_check_corr2d_refuses(change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_check_corr2d_refuses_wrong_arguments(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         check_corr2d(**{"fn": F.conv2d, **change})
 
 
-def test_a_report_of_nothing_is_no_pass() -> None:
+def test_empty_report_does_not_pass() -> None:
     report = check_corr2d(F.conv2d, able=lambda *_: False, laws=["values"], examples=2)
     assert isinstance(report, Report)
     assert not report.passed
