@@ -18,8 +18,8 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from support.laws import UNDER_TEST, algorithm_id, each_algorithm, each_choice
-from torch_corr import Algorithm, Aten, Corr2d, Problem, corr2d
+from support.laws import algorithm_id, each_algorithm, each_choice
+from torch_corr import ALGORITHMS, Algorithm, Aten, Corr2d, Problem, corr2d
 from torch_corr.autograd import trilinear
 from torch_corr.planning.plan import make_plan
 from torch_corr.testing import operands, problems
@@ -27,7 +27,7 @@ from torch_corr.testing import operands, problems
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
 each_field = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 others = pytest.mark.parametrize(
-    "algorithm", [each for each in UNDER_TEST if each != Aten()], ids=algorithm_id
+    "algorithm", [each for each in ALGORITHMS if each != Aten()], ids=algorithm_id
 )
 
 

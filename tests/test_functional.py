@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support.laws import FLOATS, UNDER_TEST, algorithm_id, assert_close, each_algorithm, promise
+from support.laws import FLOATS, algorithm_id, assert_close, each_algorithm, promise
 from support.needs import ONEDNN, needs
 from torch_corr import (
+    ALGORITHMS,
     FFT,
     Algorithm,
     Aten,
@@ -36,7 +37,7 @@ from torch_corr.testing import error_bound, operands, oracle, problems
 
 # aten is conv2d itself.
 others = pytest.mark.parametrize(
-    "algorithm", ["auto", *(each for each in UNDER_TEST if each != Aten())], ids=algorithm_id
+    "algorithm", ["auto", *(each for each in ALGORITHMS if each != Aten())], ids=algorithm_id
 )
 
 
@@ -51,6 +52,7 @@ def conv2d(problem: Problem, x: Tensor, w: Tensor, b: Tensor | None = None) -> T
 
 @others
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
+@settings(max_examples=20)
 @given(data=st.data(), problem=problems())
 def test_values_and_gradients_equal_conv2d(
     data: st.DataObject,
@@ -190,7 +192,7 @@ def test_zero_input_channels_return_bias(device: torch.device) -> None:
     x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)
     b = torch.tensor([1.0, 2.0, 3.0], device=device)
     problem = Problem.of(x.shape, w.shape)
-    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    able = [each for each in ALGORITHMS if not each.refusals(problem, device, x.dtype)]
     for algorithm in ("auto", *able):
         y = corr2d(x, w, b, algorithm=algorithm)
         assert torch.equal(y, b[:, None, None].expand(2, 3, 3, 3))
@@ -205,7 +207,7 @@ def test_zero_filters_return_zero_channels(groups: int, device: torch.device) ->
         F.conv2d(x, w, b, groups=groups)
     problem = Problem.of(x.shape, w.shape, groups=groups)
     assert Problem.parse(str(problem)) == problem
-    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    able = [each for each in ALGORITHMS if not each.refusals(problem, device, x.dtype)]
     for algorithm in ("auto", Auto(measure=True), *able):
         y = corr2d(x, w, b, (1, 2), 1, 1, groups, algorithm=algorithm)
         assert y.shape == (2, 0, 7, 5)
@@ -291,7 +293,7 @@ def test_auto_sums_float16_in_float32(autocast: bool) -> None:
 def test_integers_have_values_without_gradient(device: torch.device) -> None:
     x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
     problem = Problem.of(x.shape, w.shape)
-    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    able = [each for each in ALGORITHMS if not each.refusals(problem, device, x.dtype)]
     for algorithm in ("auto", *able):
         y = corr2d(x, w, torch.tensor([5], dtype=torch.int32), algorithm=algorithm)
         assert y.dtype == torch.int32

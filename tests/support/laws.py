@@ -14,8 +14,8 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-# Every algorithm of the library, and unfold with so little room that it works in many blocks.
-UNDER_TEST = (*ALGORITHMS, Unfold(workspace_limit=40_000))
+# So little room that unfold works in many blocks.
+IN_BLOCKS = Unfold(workspace_limit=40_000)
 
 
 def algorithm_id(algorithm: Algorithm | str) -> str:
@@ -26,14 +26,14 @@ def name_of(algorithm: Algorithm | str) -> str:
     return algorithm if isinstance(algorithm, str) else algorithm.name
 
 
-each_algorithm = pytest.mark.parametrize("algorithm", UNDER_TEST, ids=algorithm_id)
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=algorithm_id)
 
 # Most callers name no algorithm.
-each_choice = pytest.mark.parametrize("algorithm", ["auto", *UNDER_TEST], ids=algorithm_id)
+each_choice = pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS], ids=algorithm_id)
 
 # Those that run on the CPU of this machine.
 ABLE = able_algorithms(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float64)
-ON_CPU = ("auto", *ABLE, UNDER_TEST[-1])
+ON_CPU = ("auto", *ABLE)
 each_on_cpu = pytest.mark.parametrize("algorithm", ON_CPU, ids=algorithm_id)
 
 

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,15 +21,7 @@ from torch.autograd import Function
 from torch_corr.problem import Problem
 
 
-def right(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
+def right(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
     """The correlation, with nothing wrong."""
     return assemble(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
 
@@ -80,113 +73,114 @@ def assemble(
             seen = tap(p, image, u, v).reshape(p.batch, p.groups, p.group_in, *p.output_size)
             for c in range(p.group_in):
                 y = y + seen[:, :, None, c] * kernel[None, :, :, c, u, v, None, None]
-    y = y.reshape(p.output_shape)
-    if bias is not None:
-        y = y + bias.to(dtype)[:, None, None]
-    return y.to(x.dtype)
+    return add(y.reshape(p.output_shape), bias).to(x.dtype)
+
+
+def add(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
+def shaped(p: Problem, x: Tensor, w: Tensor, **changes: Any) -> Problem:
+    """The problem of other operands, or with another stride."""
+    geometry = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation, **changes}
+    return Problem.of(x.shape, w.shape, groups=p.groups, **geometry)
 
 
 @dataclass(frozen=True)
 class Bug:
-    """A wrong correlation, and the law that should say so.
+    """A wrong correlation, and the law that finds it.
 
     Attributes:
         law: its name.
-        dtype: in which to look.
+        dtype: of the operands that show the bug.
         claims: laws that the callable claims.
         errors: what it promises about rounding.
+        what: what is wrong, in a line.
     """
 
     fn: Callable[..., Tensor]
     law: str
-    dtype: torch.dtype = torch.float32
-    claims: tuple[str, ...] = ()
-    errors: str = "componentwise"
-    name: str = ""
-
-    @property
-    def what(self) -> str:
-        """What is wrong, in a line."""
-        return (getattr(self.fn, "_init_fn", self.fn).__doc__ or "").split("\n")[0]
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            object.__setattr__(self, "name", self.fn.__name__)
+    dtype: torch.dtype
+    claims: tuple[str, ...]
+    errors: str
+    name: str
+    what: str
 
 
 BUGS: list[Bug] = []
 
 
-def bug(
+def plant(
     law: str,
+    name: str,
+    what: str,
+    change: Callable[..., Tensor],
     dtype: torch.dtype = torch.float32,
     claims: tuple[str, ...] = (),
     errors: str = "componentwise",
-) -> Any:
+) -> None:
     """Make a bug of ``change(p, x, w, bias) -> y``."""
 
-    def plant(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def fn(
-            x: Tensor,
-            w: Tensor,
-            bias: Tensor | None = None,
-            stride: Any = 1,
-            padding: Any = 0,
-            dilation: Any = 1,
-            groups: int = 1,
-        ) -> Tensor:
-            return change(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
+    def fn(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        return change(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
 
-        fn.__name__, fn.__doc__ = change.__name__, change.__doc__
-        BUGS.append(Bug(fn, law, dtype, claims, errors))
-        return fn
-
-    return plant
+    fn.__name__ = name
+    BUGS.append(Bug(fn, law, dtype, claims, errors, name, what))
 
 
-def raw(law: str, dtype: torch.dtype = torch.float32) -> Any:
+def bug(law: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+    """The same for a function, whose docstring says what is wrong."""
+
+    def decorate(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        plant(law, change.__name__, change.__doc__, change, dtype, **more)
+        return change
+
+    return decorate
+
+
+def raw(law: str) -> Any:
     """Make a bug of a callable with the whole signature."""
 
-    def plant(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        BUGS.append(Bug(fn, law, dtype))
+    def decorate(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        BUGS.append(Bug(fn, law, torch.float32, (), "componentwise", fn.__name__, fn.__doc__))
         return fn
 
-    return plant
+    return decorate
+
+
+def plant_all(*rows: tuple[Any, ...]) -> None:
+    """Make a bug of each row, the arguments of :func:`plant`."""
+    for row in rows:
+        plant(*row)
+
+
+def cast(b: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if b is None else b.to(dtype)
+
+
+def through(dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Operands and sums in another dtype."""
+
+    def change(p, x, w, b, spoil=lambda y: y):
+        return spoil(assemble(p, x.to(dtype), w.to(dtype), cast(b, dtype))).to(x.dtype)
+
+    return change
 
 
 # --- values
 
 
-@bug("values")
-def kernel_flipped(p, x, w, b):
-    """Convolution instead of correlation."""
-    return assemble(p, x, w.flip(-2, -1), b)
-
-
-@bug("values")
-def kernel_transposed_when_square(p, x, w, b):
-    """Rows and columns of the kernel swapped, where the shape does not tell."""
-    return assemble(p, x, w.mT if p.kernel[0] == p.kernel[1] else w, b)
-
-
-@bug("accepts")
-def strides_swapped(p, x, w, b):
-    """The stride of the rows is used for the columns, and the other way round."""
-    q = Problem.of(x.shape, w.shape, p.stride[::-1], p.padding, p.dilation, p.groups)
-    return assemble(q, x, w, b)
-
-
-def one_late(axis: int) -> Callable[[Problem, Tensor], Tensor]:
-    """Padding of which the last line stands first."""
+def one_late(axis: int) -> Callable[..., Tensor]:
+    """Padding whose last line comes first."""
 
     def pad(p: Problem, x: Tensor) -> Tensor:
         image = pad_zeros(p, x)
         return image.roll(1, 2 + axis) if p.padding[axis][1] else image
 
-    return pad
+    return lambda p, x, w, b: assemble(p, x, w, b, pad=pad)
 
 
-def one_missing(axis: int) -> Callable[[Problem, Tensor], Tensor]:
+def one_missing(axis: int) -> Callable[..., Tensor]:
     """Padding whose first line behind the image still holds the image's last."""
 
     def pad(p: Problem, x: Tensor) -> Tensor:
@@ -194,95 +188,43 @@ def one_missing(axis: int) -> Callable[[Problem, Tensor], Tensor]:
         last = p.padding[axis][0] + p.size[axis] - 1
         if p.padding[axis][1] == 0:
             return image
-        line = image.narrow(2 + axis, last, 1)
-        behind = image.shape[2 + axis] - last - 2
-        return torch.cat(
-            [image.narrow(2 + axis, 0, last + 1), line, image.narrow(2 + axis, last + 2, behind)],
-            2 + axis,
-        )
+        lines = list(image.split(1, 2 + axis))
+        lines[last + 1] = lines[last]
+        return torch.cat(lines, 2 + axis)
 
-    return pad
+    return lambda p, x, w, b: assemble(p, x, w, b, pad=pad)
 
 
-@bug("values")
-def padding_off_by_one_at_the_top(p, x, w, b):
-    """One zero row too many at the top, one too few at the bottom."""
-    return assemble(p, x, w, b, pad=one_late(0))
+def tail_dropped(axis: int, block: int) -> Callable[..., Tensor]:
+    """Outputs beyond the last whole block along an axis are zero."""
+
+    def change(p, x, w, b):
+        length = p.output_size[axis]
+        kept = torch.arange(length) < (length - length % block if length > block else length)
+        y = assemble(p, x, w, b)
+        return y * (kept if axis else kept[:, None]).to(y.dtype)
+
+    return change
 
 
-@bug("values")
-def padding_off_by_one_at_the_left(p, x, w, b):
-    """One zero column too many at the left, one too few at the right."""
-    return assemble(p, x, w, b, pad=one_late(1))
+def weight_cut(kept: Callable[[Problem], Tensor]) -> Callable[..., Tensor]:
+    """Only some channels or taps are summed."""
+    return lambda p, x, w, b: assemble(p, x, w * kept(p).to(w.dtype), b)
 
 
-@bug("values")
-def padding_off_by_one_at_the_bottom(p, x, w, b):
-    """The first row of padding at the bottom still holds the last row of the image."""
-    return assemble(p, x, w, b, pad=one_missing(0))
-
-
-@bug("values")
-def padding_off_by_one_at_the_right(p, x, w, b):
-    """The first column of padding at the right still holds the last column of the image."""
-    return assemble(p, x, w, b, pad=one_missing(1))
-
-
-@bug("values")
-def row_tail_dropped(p, x, w, b):
-    """Rows of the output beyond the last whole block of four are left zero."""
-    y, tail = assemble(p, x, w, b), p.output_size[0] % 4
-    keep = p.output_size[0] - tail if p.output_size[0] > 4 else p.output_size[0]
-    return y * (torch.arange(p.output_size[0])[:, None] < keep).to(y.dtype)
-
-
-@bug("values")
-def column_tail_dropped(p, x, w, b):
-    """Columns of the output beyond the last whole vector of sixteen are left zero."""
-    y, tail = assemble(p, x, w, b), p.output_size[1] % 16
-    keep = p.output_size[1] - tail if p.output_size[1] > 16 else p.output_size[1]
-    return y * (torch.arange(p.output_size[1]) < keep).to(y.dtype)
-
-
-@bug("values")
-def column_tail_of_a_wide_block_dropped(p, x, w, b):
-    """Columns of the output beyond the last whole block of sixty-four are left zero."""
-    y, tail = assemble(p, x, w, b), p.output_size[1] % 64
-    keep = p.output_size[1] - tail if p.output_size[1] > 64 else p.output_size[1]
-    return y * (torch.arange(p.output_size[1]) < keep).to(y.dtype)
-
-
-@bug("values")
-def channels_beyond_a_block_dropped(p, x, w, b):
-    """Input channels beyond 128 are not summed."""
-    return assemble(p, x, w * (torch.arange(p.group_in) < 128)[:, None, None].to(w.dtype), b)
-
-
-@bug("values")
-def channel_tail_dropped(p, x, w, b):
-    """Input channels beyond the last whole block of eight are not summed."""
+def whole_eights(p: Problem) -> Tensor:
     keep = p.group_in - p.group_in % 8 if p.group_in > 8 else p.group_in
-    return assemble(p, x, w * (torch.arange(p.group_in) < keep)[:, None, None].to(w.dtype), b)
+    return (torch.arange(p.group_in) < keep)[:, None, None]
 
 
-@bug("values")
-def depthwise_tail_dropped(p, x, w, b):
-    """Channels of a depthwise layer beyond the last whole vector of sixteen are left zero."""
+def depthwise_tail(p, x, w, b):
     y, whole = assemble(p, x, w, b), p.out_channels // 16 * 16
     if p.group_in > 1 or p.groups == 1 or not whole:
         return y
     return y * (torch.arange(p.out_channels) < whole)[:, None, None].to(y.dtype)
 
 
-@bug("values")
-def taps_beyond_a_row_of_eight_dropped(p, x, w, b):
-    """Taps beyond the eighth of a row are not summed."""
-    return assemble(p, x, w * (torch.arange(p.kernel[1]) < 8).to(w.dtype), b)
-
-
-@bug("values")
-def column_tail_dropped_in_training(p, x, w, b):
-    """Where gradients are asked for, columns beyond the last whole vector of eight are zero."""
+def training_tail(p, x, w, b):
     y = assemble(p, x, w, b)
     if p.output_size[1] <= 8 or not (x.requires_grad or w.requires_grad):
         return y
@@ -290,57 +232,82 @@ def column_tail_dropped_in_training(p, x, w, b):
     return y - (y * ~kept).detach()
 
 
-@bug("values")
-def dilation_ignored_on_columns(p, x, w, b):
-    """The shape uses the dilation of the columns, the taps do not."""
-
-    def dense(p, image, u, v):
-        return tap(p, image.roll(v * (p.dilation[1] - 1), 3), u, v)
-
-    return assemble(p, x, w, b, tap=dense)
+def dense_columns(p, image, u, v):
+    return tap(p, image.roll(v * (p.dilation[1] - 1), 3), u, v)
 
 
-@bug("values", torch.float16)
-def summed_in_float16(p, x, w, b):
-    """Products of halves are summed in halves."""
+def in_own_dtype(p, x, w, b):
     return assemble(p, x, w, b, accumulate=lambda dtype: dtype)
 
 
-@bug("values", torch.bfloat16)
-def summed_in_bfloat16(p, x, w, b):
-    """Products of bfloat16 are summed in bfloat16."""
-    return assemble(p, x, w, b, accumulate=lambda dtype: dtype)
+def tf32(value: Tensor) -> Tensor:
+    kept = (value.detach().view(torch.int32) & ~0x1FFF).view(torch.float32)
+    return value + (kept - value).detach()
 
 
-@bug("values", torch.int64)
-def int64_through_float64(p, x, w, b):
-    """int64 goes through float64, which has 53 digits."""
-    y = assemble(p, x.double(), w.double(), None if b is None else b.double())
-    return y.to(x.dtype)
+def strides_swapped(p, x, w, b):
+    return assemble(shaped(p, x, w, stride=p.stride[::-1]), x, w, b)
 
 
-@bug("values", torch.int64)
-def int64_through_int32(p, x, w, b):
-    """int64 is summed in 32 bits."""
-    y = assemble(p, x.int(), w.int(), None if b is None else b.int())
-    return y.to(x.dtype)
-
-
-@bug("values", torch.float64)
-def summed_in_float32(p, x, w, b):
-    """float64 goes through float32, as on hardware without it."""
-    return assemble(p, x, w, b, accumulate=lambda _: torch.float32)
-
-
-@bug("values")
-def operands_rounded_to_tf32(p, x, w, b):
-    """Operands lose 13 digits, as in TF32."""
-
-    def tf32(value):
-        kept = (value.detach().view(torch.int32) & ~0x1FFF).view(torch.float32)
-        return value + (kept - value).detach()
-
-    return assemble(p, tf32(x), tf32(w), b)
+# fmt: off
+plant_all(
+    ("values", "kernel_flipped", "Convolution instead of correlation.",
+     lambda p, x, w, b: assemble(p, x, w.flip(-2, -1), b)),
+    ("values", "kernel_transposed_when_square",
+     "Rows and columns of the kernel swapped, if it is square.",
+     lambda p, x, w, b: assemble(p, x, w.mT if p.kernel[0] == p.kernel[1] else w, b)),
+    ("values", "padding_off_by_one_at_the_top",
+     "One zero row too many at the top, one too few at the bottom.", one_late(0)),
+    ("values", "padding_off_by_one_at_the_left",
+     "One zero column too many at the left, one too few at the right.", one_late(1)),
+    ("values", "padding_off_by_one_at_the_bottom",
+     "The first row of padding at the bottom still holds the last row of the image.",
+     one_missing(0)),
+    ("values", "padding_off_by_one_at_the_right",
+     "The first column of padding at the right still holds the last column of the image.",
+     one_missing(1)),
+    ("values", "row_tail_dropped",
+     "Rows of the output beyond the last whole block of four are zero.",
+     tail_dropped(0, 4)),
+    ("values", "column_tail_dropped",
+     "Columns of the output beyond the last whole vector of sixteen are zero.",
+     tail_dropped(1, 16)),
+    ("values", "column_tail_of_a_wide_block_dropped",
+     "Columns of the output beyond the last whole block of sixty-four are zero.",
+     tail_dropped(1, 64)),
+    ("values", "channels_beyond_a_block_dropped", "Input channels beyond 128 are not summed.",
+     weight_cut(lambda p: (torch.arange(p.group_in) < 128)[:, None, None])),
+    ("values", "channel_tail_dropped",
+     "Input channels beyond the last whole block of eight are not summed.",
+     weight_cut(whole_eights)),
+    ("values", "depthwise_tail_dropped",
+     "Channels of a depthwise layer beyond the last whole vector of sixteen are zero.",
+     depthwise_tail),
+    ("values", "taps_beyond_a_row_of_eight_dropped",
+     "Taps beyond the eighth of a row are not summed.",
+     weight_cut(lambda p: torch.arange(p.kernel[1]) < 8)),
+    ("values", "column_tail_dropped_in_training",
+     "With gradients, columns beyond the last whole vector of eight are zero.", training_tail),
+    ("values", "dilation_ignored_on_columns",
+     "The shape uses the dilation of the columns, the taps do not.",
+     partial(assemble, tap=dense_columns)),
+    ("values", "summed_in_float16",
+     "Products of halves are summed in halves.", in_own_dtype, torch.float16),
+    ("values", "summed_in_bfloat16", "Products of bfloat16 are summed in bfloat16.",
+     in_own_dtype, torch.bfloat16),
+    ("values", "int64_through_float64", "int64 goes through float64, which has 53 digits.",
+     through(torch.float64), torch.int64),
+    ("values", "int64_through_int32",
+     "int64 is summed in 32 bits.", through(torch.int32), torch.int64),
+    ("values", "summed_in_float32", "float64 goes through float32, as on hardware without it.",
+     partial(assemble, accumulate=lambda _: torch.float32), torch.float64),
+    ("values", "operands_rounded_to_tf32", "Operands lose 13 digits, as in TF32.",
+     lambda p, x, w, b: assemble(p, tf32(x), tf32(w), b)),
+    ("accepts", "strides_swapped",
+     "The stride of the rows is used for the columns, and the other way round.",
+     strides_swapped),
+)
+# fmt: on
 
 
 @bug("values")
@@ -352,7 +319,7 @@ def fourier_that_claims_to_be_direct(p, x, w, b):
     spectrum = torch.fft.rfft2(image)[:, None] * torch.fft.rfft2(w, image.shape[2:]).conj()
     y = torch.fft.irfft2(spectrum.sum(2), image.shape[2:])
     y = y[..., : p.output_size[0], : p.output_size[1]]
-    return y if b is None else y + b[:, None, None]
+    return add(y, b)
 
 
 @bug("values", errors="normwise")
@@ -365,7 +332,7 @@ def fourier_wraps_around(p, x, w, b):
     spectrum = torch.fft.rfft2(x, size)[:, None] * torch.fft.rfft2(w, size).conj()
     y = torch.fft.irfft2(spectrum.sum(2), size).roll((top, left), (2, 3))
     y = y[..., : p.output_size[0], : p.output_size[1]]
-    return y if b is None else y + b[:, None, None]
+    return add(y, b)
 
 
 # F(4, 3) as published: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 4.3.
@@ -413,34 +380,67 @@ def winograd(
     if tiles is not None:
         y = torch.cat([y[:, :, : 4 * tiles], 0 * y[:, :, 4 * tiles :]], 2)
     y = y[..., : p.output_size[0], : p.output_size[1]]
-    if b is not None:
-        y = y + b.to(dtype)[:, None, None]
-    return y.to(x.dtype)
+    return add(y, b).to(x.dtype)
 
 
-@bug("values")
-def winograd_that_claims_to_be_direct(p, x, w, b):
-    """Winograd's F(4x4, 3x3), whose errors are relative to the tile, promising better."""
-    return winograd(p, x, w, b)
+def mean_bias_gradient(p, x, w, b):
+    if b is None:
+        return assemble(p, x, w)
+    held = b / max(p.batch, 1)
+    return assemble(p, x, w, held + (b - held).detach())
 
 
-@bug("values", errors="winograd")
-def winograd_forgets_the_last_tiles(p, x, w, b):
-    """Rows of the last tiles are zero, when they are not full."""
-    return winograd(p, x, w, b, tiles=p.output_size[0] // 4 or None)
-
-
-@bug("values", torch.int8)
-def integers_saturate(p, x, w, b):
-    """int8 sums stop at 127 instead of wrapping around."""
-    y = assemble(p, x.long(), w.long(), None if b is None else b.long())
-    return y.clamp(-128, 127).to(x.dtype)
-
-
-@bug("accepts", torch.bfloat16)
-def result_in_float32(p, x, w, b):
-    """bfloat16 comes back as float32."""
-    return assemble(p, x.float(), w.float(), None if b is None else b.float())
+# fmt: off
+plant_all(
+    ("values", "winograd_that_claims_to_be_direct",
+     "Winograd's F(4x4, 3x3), whose errors are relative to the tile, promising better.", winograd),
+    ("values", "winograd_forgets_the_last_tiles",
+     "Rows of the last tiles are zero, when they are not full.",
+     lambda p, x, w, b: winograd(p, x, w, b, tiles=p.output_size[0] // 4 or None),
+     torch.float32, (), "winograd"),
+    ("values", "integers_saturate", "int8 sums stop at 127 instead of wrapping around.",
+     lambda p, x, w, b: through(torch.int64)(p, x, w, b, lambda y: y.clamp(-128, 127)), torch.int8),
+    ("accepts", "result_in_float32", "bfloat16 comes back as float32.",
+     lambda p, x, w, b: assemble(p, x.float(), w.float(), cast(b, torch.float32)), torch.bfloat16),
+    ("bias", "bias_added_once_a_group", "The bias is added by every group.",
+     lambda p, x, w, b: assemble(p, x, w, None if b is None else b * p.groups)),
+    ("bias", "bias_gradient_is_the_mean", "The gradient of the bias is averaged over the batch.",
+     mean_bias_gradient),
+    ("bias", "bias_stands_in_the_way_of_the_weight", "With a bias, the weight gets no gradient.",
+     lambda p, x, w, b: assemble(p, x, w if b is None else w.detach(), b)),
+    ("bias", "bias_without_a_gradient", "The bias is detached on the way.",
+     lambda p, x, w, b: assemble(p, x, w, None if b is None else b.detach())),
+    ("bias", "weight_stands_in_the_way_of_the_bias",
+     "The bias gets a gradient of zeros where the weight gets one.",
+     lambda p, x, w, b:
+        assemble(p, x, w, 0 * b + b.detach() if b is not None and w.requires_grad else b)),
+    ("bias", "bias_read_as_dense",
+     "The bias' numbers are read one behind the other, whatever its stride.",
+     lambda p, x, w, b: assemble(p, x, w, b if b is None else b.as_strided(b.shape, (1,)))),
+    ("zero_sizes", "no_channels_give_no_channels",
+     "An output without channels where there are none in the input, as F.conv2d.",
+     lambda p, x, w, b: assemble(p, x, w, b)[:, : None if p.in_channels else 0]),
+    ("batch", "later_images_read_the_first",
+     "The stride of the batch is forgotten: every image is the first.",
+     lambda p, x, w, b: assemble(p, x[:1].expand_as(x) if p.batch else x, w, b)),
+    ("linearity", "large_pixels_clipped",
+     "Pixels beyond 6 are clipped, as a quantised kernel would.",
+     lambda p, x, w, b: assemble(p, x.clamp(-6, 6), w, b)),
+    ("translation", "first_row_counts_half",
+     "The first row of the image is weighted as if half of it lay outside.",
+     lambda p, x, w, b: assemble(p, torch.cat([x[:, :, :1] / 2, x[:, :, 1:]], 2), w, b)),
+    ("differentiable", "no_gradient_for_the_weight", "The weight is detached on the way.",
+     lambda p, x, w, b: assemble(p, x, w.detach(), b)),
+    ("non_finite", "infinity_counts_as_the_largest_number",
+     "Infinities are clipped to what is finite.",
+     lambda p, x, w, b: assemble(p, torch.where(x.isinf(), x.sign() * 1e29, x), w, b)),
+    ("non_finite", "padding_by_multiplication",
+     "Outside of the image is the image times zero: NaN and infinity come along.",
+     partial(assemble, pad=lambda p, x: pad_zeros(p, x) + x.sum() * 0)),
+    ("non_finite", "nan_swallowed", "NaN in the image counts as zero.",
+     lambda p, x, w, b: assemble(p, torch.where(x.isnan(), torch.zeros_like(x), x), w, b)),
+)
+# fmt: on
 
 
 @bug("accepts")
@@ -449,57 +449,6 @@ def refuses_even_kernels(p, x, w, b):
     if p.kernel[0] % 2 == 0:
         raise NotImplementedError("even kernels")
     return assemble(p, x, w, b)
-
-
-@bug("bias")
-def bias_added_once_a_group(p, x, w, b):
-    """The bias is added by every group."""
-    return assemble(p, x, w, None if b is None else b * p.groups)
-
-
-@bug("bias")
-def bias_gradient_is_the_mean(p, x, w, b):
-    """The gradient of the bias is averaged over the batch."""
-    y = assemble(p, x, w)
-    if b is None:
-        return y
-    held = b / max(p.batch, 1)
-    return y + (held + (b - held).detach())[:, None, None]
-
-
-@bug("bias")
-def bias_stands_in_the_way_of_the_weight(p, x, w, b):
-    """With a bias, the weight gets no gradient."""
-    return assemble(p, x, w if b is None else w.detach(), b)
-
-
-@bug("bias")
-def bias_without_a_gradient(p, x, w, b):
-    """The bias is detached on the way."""
-    return assemble(p, x, w, None if b is None else b.detach())
-
-
-@bug("bias")
-def weight_stands_in_the_way_of_the_bias(p, x, w, b):
-    """The bias gets a gradient of zeros where the weight gets one."""
-    if b is not None and w.requires_grad:
-        b = 0 * b + b.detach()
-    return assemble(p, x, w, b)
-
-
-@bug("bias")
-def bias_read_as_dense(p, x, w, b):
-    """The bias' numbers are read one behind the other, whatever its stride."""
-    if b is not None and b.stride() != (1,):
-        b = b.as_strided(b.shape, (1,))
-    return assemble(p, x, w, b)
-
-
-@bug("zero_sizes")
-def no_channels_give_no_channels(p, x, w, b):
-    """An output without channels where there are none in the input, as F.conv2d."""
-    y = assemble(p, x, w, b)
-    return y if p.in_channels else y[:, :0]
 
 
 @bug("zero_sizes")
@@ -516,7 +465,7 @@ def pixel_numbers_in_int32(p, x, w, b):
     stride = tuple((s + 2**31) % 2**32 - 2**31 for s in p.stride)
     if min(stride) < 1:
         stride = tuple(max(s, 1) for s in stride)
-    return assemble(Problem.of(x.shape, w.shape, stride, p.padding, p.dilation, p.groups), x, w, b)
+    return assemble(shaped(p, x, w, stride=stride), x, w, b)
 
 
 # --- structure
@@ -528,13 +477,7 @@ def groups_interleaved(p, x, w, b):
     y = assemble(p, x, w)
     y = y.reshape(p.batch, p.groups, p.group_out, *p.output_size).transpose(1, 2)
     y = y.reshape(p.output_shape)
-    return y if b is None else y + b[:, None, None]
-
-
-@bug("batch")
-def later_images_read_the_first(p, x, w, b):
-    """The stride of the batch is forgotten: every image is the first."""
-    return assemble(p, x[:1].expand_as(x) if p.batch else x, w, b)
+    return add(y, b)
 
 
 @bug("batch_invariance", claims=("batch_invariance",))
@@ -546,39 +489,33 @@ def order_of_sums_depends_on_the_batch(p, x, w, b):
     columns = columns.reshape(p.batch, p.groups, -1, columns.shape[-1]).flip(2)
     kernel = w.reshape(1, p.groups, p.group_out, -1).flip(3)
     y = (kernel @ columns).reshape(p.output_shape)
-    return y if b is None else y + b[:, None, None]
-
-
-@bug("linearity")
-def large_pixels_clipped(p, x, w, b):
-    """Pixels beyond 6 are clipped, as a quantised kernel would."""
-    return assemble(p, x.clamp(-6, 6), w, b)
-
-
-@bug("translation")
-def first_row_counts_half(p, x, w, b):
-    """The first row of the image is weighted as if half of it lay outside."""
-    scale = torch.ones(p.size[0], dtype=x.dtype)
-    scale[:1] = 0.5
-    return assemble(p, x * scale[:, None], w, b)
+    return add(y, b)
 
 
 # --- gradients
 
 
-class _Wrong(Function):
-    """The right forward with a given pullback."""
+class _Custom(Function):
+    """A function of tensors with its own rules for derivatives.
+
+    ``backward(needs, *values, gradient)`` and ``jvp(*values, *tangents)``.
+    """
 
     @staticmethod
-    def forward(ctx, p, pullback, x, w):
-        ctx.p, ctx.pullback = p, pullback
-        ctx.save_for_backward(x, w)
-        return assemble(p, x, w)
+    def forward(ctx, forward, backward, jvp, *values):
+        ctx.backward_rule, ctx.jvp_rule = backward, jvp
+        ctx.save_for_backward(*values)
+        ctx.save_for_forward(*values)
+        return forward(*values)
 
     @staticmethod
     def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return None, None, *ctx.pullback(ctx.p, x, w, g)
+        needs = ctx.needs_input_grad[3:]
+        return None, None, None, *ctx.backward_rule(needs, *ctx.saved_tensors, g)
+
+    @staticmethod
+    def jvp(ctx, _, __, ___, *tangents):
+        return ctx.jvp_rule(*ctx.saved_tensors, *tangents)
 
 
 def adjoints(p, x, w, g, create_graph=True):
@@ -591,17 +528,26 @@ def adjoints(p, x, w, g, create_graph=True):
         return torch.autograd.grad(assemble(p, a, b), (a, b), g, create_graph=create_graph)
 
 
-def with_pullback(pullback: Callable[..., Any]) -> Callable[..., Tensor]:
-    def change(p, x, w, b):
-        y = _Wrong.apply(p, pullback, x, w)
-        return y if b is None else y + b[:, None, None]
-
-    change.__name__, change.__doc__ = pullback.__name__, pullback.__doc__
-    return change
+def pulled_back(pullback: Callable[..., Any], p: Problem, x: Tensor, w: Tensor) -> Tensor:
+    """The right forward with a given ``pullback(p, x, w, gradient)``."""
+    backward = lambda _, x, w, g: pullback(p, x, w, g)  # noqa: E731
+    return _Custom.apply(partial(assemble, p), backward, None, x, w)
 
 
-@bug("gradients")
-@with_pullback
+def pullback(law: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Make a bug of a pullback."""
+
+    def decorate(wrong: Callable[..., Any]) -> Callable[..., Any]:
+        def change(p, x, w, b):
+            return add(pulled_back(wrong, p, x, w), b)
+
+        plant(law, wrong.__name__, wrong.__doc__, change, dtype)
+        return wrong
+
+    return decorate
+
+
+@pullback("gradients")
 def pixels_behind_the_last_window_get_the_wrong_gradient(p, x, w, g):
     """grad_input as a transposed convolution without output padding: the rest is repeated."""
     grad_input, grad_weight = adjoints(p, x, w, g)
@@ -612,72 +558,49 @@ def pixels_behind_the_last_window_get_the_wrong_gradient(p, x, w, g):
     return grad_input, grad_weight
 
 
-@bug("gradients")
-@with_pullback
+@pullback("gradients")
 def grad_weight_of_the_first_image_only(p, x, w, g):
     """grad_weight forgets to sum over the batch."""
     grad_input, _ = adjoints(p, x, w, g)
-    alone = Problem.of(x[:1].shape, w.shape, p.stride, p.padding, p.dilation, p.groups)
+    alone = shaped(p, x[:1], w)
     return grad_input, adjoints(alone, x[:1], w, g[:1])[1]
 
 
-@bug("gradients", torch.complex64)
-@with_pullback
+@pullback("gradients", torch.complex64)
 def conjugate_missing(p, x, w, g):
     """Complex gradients without conjugation of the other operand."""
     return adjoints(p, x.conj(), w.conj(), g)
 
 
-@bug("gradients", torch.float16)
-@with_pullback
+@pullback("gradients", torch.float16)
 def grad_weight_summed_in_float16(p, x, w, g):
     """The weight's gradient is summed over the images in halves."""
     grad_input, grad_weight = adjoints(p, x, w, g)
-    alone = Problem.of(x[:1].shape, w.shape, p.stride, p.padding, p.dilation, p.groups)
+    alone = shaped(p, x[:1], w)
     for n in range(p.batch):
         part = adjoints(alone, x[n : n + 1], w, g[n : n + 1])[1]
         grad_weight = part if n == 0 else grad_weight + part
     return grad_input, grad_weight
 
 
-class _MixedUp(Function):
-    """Asks after the wrong operand's need of a gradient."""
-
-    @staticmethod
-    def forward(ctx, p, x, w):
-        ctx.p = p
-        ctx.save_for_backward(x, w)
-        return assemble(p, x, w)
-
-    @staticmethod
-    def backward(ctx, g):
-        grad_input, grad_weight = adjoints(ctx.p, *ctx.saved_tensors, g)
-        _, needs_input, needs_weight = ctx.needs_input_grad
-        zero = torch.zeros_like
-        return (
-            None,
-            grad_input if needs_weight else zero(grad_input),
-            grad_weight if needs_input else zero(grad_weight),
-        )
-
-
 @bug("frozen_operands")
 def frozen_operand_takes_the_gradient(p, x, w, b):
     """A gradient is computed only if the other operand wants one."""
-    y = _MixedUp.apply(p, x, w)
-    return y if b is None else y + b[:, None, None]
+
+    def mixed_up(needs, x, w, g):
+        return [each if need else 0 * each for each, need in zip(adjoints(p, x, w, g), needs[::-1])]
+
+    return add(_Custom.apply(partial(assemble, p), mixed_up, None, x, w), b)
 
 
-@bug("second_order", torch.complex64)
-@with_pullback
+@pullback("second_order", torch.complex64)
 def second_conjugate_missing(p, x, w, g):
     """Complex gradients are right, but their own gradients see the operand unconjugated."""
     held = w.conj().detach()
     return adjoints(p, x, w + (held - w.conj()), g)
 
 
-@bug("second_order")
-@with_pullback
+@pullback("second_order")
 def gradients_without_gradients(p, x, w, g):
     """The backward pass is hidden from autograd (once_differentiable)."""
     return adjoints(p, x.detach(), w.detach(), g.detach(), create_graph=False)
@@ -689,30 +612,18 @@ def negated_in_the_weight(p, x, w, g):
     return adjoints(p, x, w, g)[0] * 0 + adjoints(p, x, negated, g)[0], adjoints(p, x, w, g)[1]
 
 
-@bug("second_order")
-@with_pullback
+@pullback("second_order")
 def second_derivative_has_the_wrong_sign(p, x, w, g):
     """The gradient's own gradient in the weight is negated."""
     return negated_in_the_weight(p, x, w, g)
-
-
-class _AddedOnce(Function):
-    """y + bias, whose gradient is a number to autograd, not a sum over the output's."""
-
-    @staticmethod
-    def forward(ctx, y, b):
-        return y + b[:, None, None]
-
-    @staticmethod
-    def backward(ctx, g):
-        return g, g.detach().sum((0, 2, 3))
 
 
 @bug("second_order_bias")
 def bias_gradient_without_a_gradient(p, x, w, b):
     """The bias' gradient is hidden from autograd."""
     y = assemble(p, x, w)
-    return y if b is None else _AddedOnce.apply(y, b)
+    hidden = lambda _, y, b, g: (g, g.detach().sum((0, 2, 3)))  # noqa: E731
+    return y if b is None else _Custom.apply(add, hidden, None, y, b)
 
 
 @bug("second_order_bias")
@@ -720,79 +631,41 @@ def second_derivative_has_the_wrong_sign_beside_a_bias(p, x, w, b):
     """With a bias, the gradient's own gradient in the weight is negated."""
     if b is None:
         return assemble(p, x, w)
-    return _Wrong.apply(p, negated_in_the_weight, x, w) + b[:, None, None]
+    return add(pulled_back(negated_in_the_weight, p, x, w), b)
 
 
-@bug("finite_differences", torch.float64)
-@with_pullback
+@pullback("finite_differences", torch.float64)
 def gradient_a_little_too_large(p, x, w, g):
     """Off by one part in a hundred."""
     grad_input, grad_weight = adjoints(p, x, w, g)
     return grad_input * 1.01, grad_weight
 
 
-@bug("trilinear")
-@with_pullback
+@pullback("trilinear")
 def gradients_of_the_flipped_kernel(p, x, w, g):
     """The adjoint of convolution under the forward of correlation."""
     grad_input, grad_weight = adjoints(p, x, w.flip(-2, -1), g)
     return grad_input, grad_weight.flip(-2, -1)
 
 
-@bug("differentiable")
-def no_gradient_for_the_weight(p, x, w, b):
-    """The weight is detached on the way."""
-    return assemble(p, x, w.detach(), b)
-
-
-class _HalfATangent(Function):
-    @staticmethod
-    def forward(ctx, p, x, w):
-        ctx.p = p
-        ctx.save_for_forward(x, w)
-        ctx.save_for_backward(x, w)
-        return assemble(p, x, w)
-
-    @staticmethod
-    def backward(ctx, g):
-        return None, *adjoints(ctx.p, *ctx.saved_tensors, g)
-
-    @staticmethod
-    def jvp(ctx, _, dx, dw):
-        x, w = ctx.saved_tensors
-        return assemble(ctx.p, x.detach() * 0 if dx is None else dx, w)
-
-
 @bug("forward_mode", claims=("forward_mode",))
 def tangent_of_the_weight_forgotten(p, x, w, b):
     """Forward mode knows the image's tangent alone."""
-    y = _HalfATangent.apply(p, x, w)
-    return y if b is None else y + b[:, None, None]
 
+    def half(x, w, dx, _):
+        return assemble(p, x.detach() * 0 if dx is None else dx, w)
 
-class _Unmoved(Function):
-    """y + bias, as if the output did not move with the bias."""
-
-    @staticmethod
-    def forward(ctx, y, b):
-        ctx.save_for_forward(y)
-        return y + b[:, None, None]
-
-    @staticmethod
-    def backward(ctx, g):
-        return g, g.sum((0, 2, 3))
-
-    @staticmethod
-    def jvp(ctx, dy, _):
-        (y,) = ctx.saved_tensors
-        return torch.zeros_like(y) if dy is None else dy
+    backward = lambda _, x, w, g: adjoints(p, x, w, g)  # noqa: E731
+    return add(_Custom.apply(partial(assemble, p), backward, half, x, w), b)
 
 
 @bug("forward_mode", claims=("forward_mode",))
 def tangent_of_the_bias_forgotten(p, x, w, b):
     """Forward mode does not know that the output moves with the bias."""
     y = assemble(p, x, w)
-    return y if b is None else _Unmoved.apply(y, b)
+    backward = lambda _, y, b, g: (g, g.sum((0, 2, 3)))  # noqa: E731
+    unmoved = lambda y, b, dy, _: torch.zeros_like(y) if dy is None else dy  # noqa: E731
+    return y if b is None else _Custom.apply(add, backward, unmoved, y, b)
 
 
 # --- memory
@@ -813,8 +686,7 @@ def storage_offset_ignored(p, x, w, b):
     return assemble(p, x, w + (start - w).detach() if w.storage_offset() else w, b)
 
 
-@bug("gradient_memory_formats")
-@with_pullback
+@pullback("gradient_memory_formats")
 def expanded_gradient_read_as_dense(p, x, w, g):
     """A gradient with strides of zero (from ``sum().backward()``) is read as if it had none."""
     if g.numel() > 1 and set(g.stride()) == {0}:
@@ -858,22 +730,19 @@ def skips_padding_first(axis: int, steps: int, groups: bool = False) -> Callable
     return pullback
 
 
-@bug("gradients")
-@with_pullback
+@pullback("gradients")
 def grad_weight_skips_columns_that_see_padding(p, x, w, g):
     """With stride and dilation, grad_weight skips columns whose first tap alone meets padding."""
     return skips_padding_first(axis=1, steps=28)(p, x, w, g)
 
 
-@bug("gradients")
-@with_pullback
+@pullback("gradients")
 def grad_weight_skips_rows_that_see_padding(p, x, w, g):
     """With stride and dilation, grad_weight skips rows whose first tap alone meets padding."""
     return skips_padding_first(axis=0, steps=16)(p, x, w, g)
 
 
-@bug("gradients")
-@with_pullback
+@pullback("gradients")
 def grad_input_wraps_beyond_the_reach_of_the_kernel(p, x, w, g):
     """Where padding is longer than the window, grad_input of 33 columns or more is shifted."""
     grad_input, grad_weight = adjoints(p, x, w, g)
@@ -899,8 +768,7 @@ def lies_channels_last(value: Tensor) -> bool:
     return value.stride() == last != first
 
 
-@bug("gradient_memory_formats", torch.bfloat16)
-@with_pullback
+@pullback("gradient_memory_formats", torch.bfloat16)
 def grad_weight_wrong_in_channels_last_with_dilated_rows(p, x, w, g):
     """In channels_last, grad_weight of wide rows under a dilation reads the wrong row."""
     grad_input, grad_weight = adjoints(p, x, w, g)
@@ -910,8 +778,7 @@ def grad_weight_wrong_in_channels_last_with_dilated_rows(p, x, w, g):
     return grad_input, grad_weight
 
 
-@bug("gradient_memory_formats")
-@with_pullback
+@pullback("gradient_memory_formats")
 def gradient_in_channels_last_read_as_contiguous(p, x, w, g):
     """One channel of gradients whose strides are those of channels_last is read transposed."""
     if g.shape[1] == 1 and lies_channels_last(g):
@@ -919,8 +786,7 @@ def gradient_in_channels_last_read_as_contiguous(p, x, w, g):
     return adjoints(p, x, w, g)
 
 
-@bug("gradient_memory_formats")
-@with_pullback
+@pullback("gradient_memory_formats")
 def grad_weight_of_one_column_in_channels_last(p, x, w, g):
     """grad_weight sees only the first row of a gradient in channels_last that has one column."""
     grad_input, grad_weight = adjoints(p, x, w, g)
@@ -942,16 +808,16 @@ def reads_beyond(axis: int, p: Problem, x: Tensor, w: Tensor, b: Tensor | None) 
     )
 
 
-@bug("memory_formats")
-def one_column_reads_beyond_the_image(p, x, w, b):
-    """One column of outputs, of a gray image in channels_last with a column stride, is misread."""
-    return reads_beyond(1, p, x, w, b)
-
-
-@bug("memory_formats")
-def one_row_reads_beyond_the_image(p, x, w, b):
-    """One row of outputs, of a gray image in channels_last with a row stride, is misread."""
-    return reads_beyond(0, p, x, w, b)
+# fmt: off
+plant_all(
+    ("memory_formats", "one_column_reads_beyond_the_image",
+     "One column of outputs, of a gray image in channels_last with a column stride, is misread.",
+     partial(reads_beyond, 1)),
+    ("memory_formats", "one_row_reads_beyond_the_image",
+     "One row of outputs, of a gray image in channels_last with a row stride, is misread.",
+     partial(reads_beyond, 0)),
+)
+# fmt: on
 
 
 @bug("memory_formats")
@@ -969,29 +835,6 @@ def sliced_channels_read_as_all(p, x, w, b):
     if p.in_channels > 1 and x.stride(1) > 1 and x.stride(3) > x.stride(1) * p.in_channels:
         x = x.flip(1)
     return assemble(p, x, w, b)
-
-
-@bug("non_finite")
-def infinity_counts_as_the_largest_number(p, x, w, b):
-    """Infinities are clipped to what is finite."""
-    most = torch.finfo(x.dtype).max
-    return assemble(p, torch.where(x.isinf(), x.clamp(-most, most) / 1e9, x), w, b)
-
-
-@bug("non_finite")
-def padding_by_multiplication(p, x, w, b):
-    """Outside of the image is the image times zero: NaN and infinity come along."""
-
-    def pad(p, x):
-        return pad_zeros(p, x) + x.sum() * 0
-
-    return assemble(p, x, w, b, pad=pad)
-
-
-@bug("non_finite")
-def nan_swallowed(p, x, w, b):
-    """NaN in the image counts as zero."""
-    return assemble(p, torch.where(x.isnan(), torch.zeros_like(x), x), w, b)
 
 
 @bug("non_finite")
@@ -1100,15 +943,7 @@ def surplus_channels_ignored(x: Tensor, w: Tensor, groups: int = 1, **rest: Any)
 
 
 @raw("spellings")
-def same_with_the_odd_pixel_first(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
+def same_with_the_odd_pixel_first(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """padding="same" puts the odd pixel before the image instead of behind it."""
     if padding == "same":
         steps = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * 2
@@ -1151,4 +986,14 @@ def _(input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), 
     return input.new_empty(p.output_shape)
 
 
-BUGS.append(Bug(_operator, "opcheck", name="fake_of_the_wrong_shape"))
+BUGS.append(
+    Bug(
+        _operator,
+        "opcheck",
+        torch.float32,
+        (),
+        "componentwise",
+        "fake_of_the_wrong_shape",
+        "The operator's fake forgets the stride.",
+    )
+)

@@ -8,23 +8,14 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from torch_corr import Problem
-from torch_corr.testing import DATA, LAYOUTS, Case, in_layout, litter, make_operands, poisoned
+from torch_corr.testing import DATA, LAYOUTS, in_layout, litter, make_operands, poisoned
+from torch_corr.testing.check import draw, rounds
 from torch_corr.testing.laws import find_law
 
 PROBLEM = Problem.parse("n2c4-x6x7-o6-k3x2-p1-g2")
-
-
-drawn = settings(
-    max_examples=300,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def test_every_kind_of_data_and_layout_is_drawn() -> None:
@@ -32,16 +23,14 @@ def test_every_kind_of_data_and_layout_is_drawn() -> None:
     kinds: Counter[str] = Counter()
     values, formats = find_law("values"), find_law("memory_formats")
 
-    @drawn
-    @given(
-        of_values=values.cases(st.just(PROBLEM), torch.float32, "cpu"),
-        of_formats=formats.cases(st.just(PROBLEM), torch.float32, "cpu"),
-    )
-    def count(of_values: Case, of_formats: Case) -> None:
-        kinds[of_values.data] += 1
-        kinds.update(f"{slot} {each}" for slot, each in zip("xwy", of_formats.layouts))
+    def count(data: st.DataObject) -> None:
+        problem = st.just(PROBLEM)
+        kinds[data.draw(values.cases(problem, torch.float32, "cpu")).data] += 1
+        layouts = data.draw(formats.cases(problem, torch.float32, "cpu")).layouts
+        kinds.update(f"{slot} {each}" for slot, each in zip("xwy", layouts))
 
-    count()
+    for number, size in enumerate(rounds(300)):
+        draw(count, size, (0, number))()
     assert set(values.data) == set(DATA) - {"special"}
     assert find_law("non_finite").data == ("integers", "special")
     for data in values.data:
