@@ -1,4 +1,4 @@
-"""Every test runs on every device there is, with fresh memory poisoned."""
+"""Every test runs on every device, with uninitialised memory poisoned."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, settings
 
 from support.needs import COMPILERS, CUDA, HERE, NOTHING_TO_TEST, lacks, needs
 
-# The first call into torch takes seconds, so no deadline; the same examples every time, so
-# that a red run can be run again.  --wander draws new ones each time.
+# No deadline, because the first call into torch takes seconds.  The same examples every time,
+# so that a failure can be repeated; --wander draws new ones each time.
 settings.register_profile(
     "laws",
     deadline=None,
@@ -28,7 +28,7 @@ settings.register_profile(
 settings.load_profile("laws")
 
 
-# Whatever the user has calibrated: tests plan for the machine that ships.
+# Tests plan for the shipped machine, whatever the user has calibrated.
 os.environ["TORCH_CORR_MACHINE"] = os.devnull + ".none"
 
 # cuBLAS repeats its results only with this, and PyTorch warns where determinism is asked for.
@@ -69,14 +69,14 @@ def pytest_pycollect_makeitem(collector: pytest.Collector) -> Generator[None, An
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A worker of xdist tells the process that prints the summary."""
+    """A worker of xdist sends its count to the process that prints the summary."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = dict(session.config.stash[LEFT_OUT])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Every worker collects the same tests: any one's count will do."""
+    """Every worker collects the same tests, so one count is enough."""
     if hasattr(node, "workeroutput"):
         node.config.stash[LEFT_OUT] = Counter(node.workeroutput.get("left_out", {}))
 
@@ -96,7 +96,7 @@ def pytest_terminal_summary(
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=needs(CUDA))])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Each device in turn; TF32 off, so that float32 is float32 everywhere."""
+    """Each device in turn, without TF32, which would make float32 inexact."""
     if request.param == "cuda":
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -114,7 +114,7 @@ def _poison() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _process_settings() -> Iterator[None]:
-    """Benchmarks flush subnormals and set the threads for all that runs after them."""
+    """Restore what benchmarks change for the whole process."""
     threads = torch.get_num_threads()
     yield
     torch.set_flush_denormal(False)

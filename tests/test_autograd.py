@@ -1,4 +1,4 @@
-"""Derivatives of every order and direction, for every algorithm: one set of rules."""
+"""Derivatives of every order and mode, for every algorithm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.func import functional_call, functionalize, grad, hessian, jacfwd, ja
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from support.laws import algorithm_id, each_algorithm, each_choice
-from torch_corr import ALGORITHMS, Algorithm, Aten, Corr2d, Problem, corr2d
+from torch_corr import ALGORITHMS, Aten, Corr2d, Problem, corr2d
 from torch_corr.autograd import trilinear
 from torch_corr.planning.plan import make_plan
 from torch_corr.testing import operands, problems
@@ -31,8 +31,8 @@ others = pytest.mark.parametrize(
 )
 
 
-def correlate(problem: Problem, algorithm: Algorithm | str):
-    def function(x: Tensor, w: Tensor) -> Tensor:
+def correlate(problem, algorithm):
+    def function(x, w):
         return corr2d(
             x,
             w,
@@ -47,17 +47,17 @@ def correlate(problem: Problem, algorithm: Algorithm | str):
     return function
 
 
-def conv2d(problem: Problem):
+def conv2d(problem):
     (top, bottom), (left, right) = problem.padding
 
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x, w):
         padded = F.pad(x, (left, right, top, bottom))
         return F.conv2d(padded, w, None, problem.stride, 0, problem.dilation, problem.groups)
 
     return function
 
 
-def some(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def some(problem, dtype, device):
     generator = torch.Generator().manual_seed(0)
     x, w = (
         torch.randn(shape, dtype=dtype, generator=generator).to(device).requires_grad_()
@@ -68,10 +68,8 @@ def some(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[Te
 
 @each_choice
 @each_field
-def test_gradcheck_in_every_mode(
-    algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Reverse, forward, both batched, against finite differences of the forward."""
+def test_gradcheck_in_every_mode(algorithm, dtype, device):
+    """Reverse and forward mode, plain and batched, against finite differences."""
     assert gradcheck(
         correlate(PROBLEM, algorithm),
         some(PROBLEM, dtype, device),
@@ -84,9 +82,7 @@ def test_gradcheck_in_every_mode(
 
 @each_choice
 @each_field
-def test_second_order_in_every_mode(
-    algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_second_order_in_every_mode(algorithm, dtype, device):
     """Reverse over reverse and forward over reverse."""
     assert gradgradcheck(
         correlate(PROBLEM, algorithm),
@@ -100,11 +96,11 @@ def test_second_order_in_every_mode(
 
 @each_choice
 @each_field
-def test_third_order(algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device) -> None:
-    """Third derivatives equal conv2d's; of a cubic of the output, so that none vanishes."""
+def test_third_order(algorithm, dtype, device):
+    """Of a cubic function of the output, so that no third derivative is zero."""
     x, w = some(PROBLEM, dtype, device)
 
-    def third(function) -> tuple[Tensor, ...]:
+    def third(function):
         loss = (function(x, w).abs() ** 3).sum()
         for _ in range(2):
             gradients = torch.autograd.grad(loss, (x, w), create_graph=True)
@@ -117,15 +113,12 @@ def test_third_order(algorithm: Algorithm | str, dtype: torch.dtype, device: tor
 
 @others
 @each_field
-def test_torch_func_transforms_equal_conv2d(
-    algorithm: Algorithm | str, dtype: torch.dtype, device: torch.device
-) -> None:
-    """torch.func on corr2d gives what it gives on conv2d."""
+def test_torch_func_transforms_equal_conv2d(algorithm, dtype, device):
     x, w = (value.detach() for value in some(PROBLEM, dtype, device))
     dx, dw = torch.randn_like(x), torch.randn_like(w)
 
     def results(function):
-        def loss(x: Tensor, w: Tensor) -> Tensor:
+        def loss(x, w):
             return (function(x, w).abs() ** 3).sum()
 
         yield jvp(function, (x, w), (dx, dw))
@@ -148,14 +141,8 @@ def test_torch_func_transforms_equal_conv2d(
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (2, 1), (None, 4)])
 @given(data=st.data(), problem=problems(max_size=6, max_batch=2, max_channels=2, max_groups=2))
 @settings(max_examples=15)
-def test_vmap_equals_loop(
-    data: st.DataObject,
-    problem: Problem,
-    in_dims: tuple[int | None, int | None],
-    algorithm: Algorithm | str,
-    device: torch.device,
-) -> None:
-    """Over the input, the weight, or both, on any axis, with gradients through it."""
+def test_vmap_equals_loop(data, problem, in_dims, algorithm, device):
+    """Over the input, the weight or both, along any axis, with gradients."""
     x, w, _ = data.draw(operands(problem, torch.float64, device))
     times = 3
     x, w = (
@@ -182,7 +169,7 @@ def test_vmap_equals_loop(
 
 
 @each_choice
-def test_vmap_nested_chunked_and_empty(algorithm: Algorithm | str, device: torch.device) -> None:
+def test_vmap_nested_chunked_and_empty(algorithm, device):
     function = correlate(PROBLEM, algorithm)
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
     xs, ws = torch.stack([x, 2 * x, x + 1]), torch.stack([w, w - 1])
@@ -196,14 +183,14 @@ def test_vmap_nested_chunked_and_empty(algorithm: Algorithm | str, device: torch
 
 
 @each_choice
-def test_per_sample_gradients(algorithm: Algorithm | str, device: torch.device) -> None:
+def test_per_sample_gradients(algorithm, device):
     """The gradient of each sample's own loss, in one call."""
     layer = Corr2d(4, 6, 3, padding=1, groups=2, algorithm=algorithm, dtype=torch.float64)
     layer.to(device)
     x = torch.randn(3, 4, 5, 5, dtype=torch.float64, device=device)
     parameters = {name: value.detach() for name, value in layer.named_parameters()}
 
-    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+    def loss(parameters, sample):
         return functional_call(layer, parameters, (sample,)).square().sum()
 
     each = vmap(grad(loss), (None, 0))(parameters, x)
@@ -213,7 +200,7 @@ def test_per_sample_gradients(algorithm: Algorithm | str, device: torch.device) 
 
 
 @each_choice
-def test_batched_gradients(algorithm: Algorithm | str, device: torch.device) -> None:
+def test_batched_gradients(algorithm, device):
     """``is_grads_batched`` and vectorized jacobians, also with create_graph."""
     x, w = some(PROBLEM, torch.float64, device)
     y = correlate(PROBLEM, algorithm)(x, w)
@@ -227,13 +214,13 @@ def test_batched_gradients(algorithm: Algorithm | str, device: torch.device) -> 
 
 
 @each_algorithm
-def test_internal_vmap_works_in_other_threads(algorithm: Algorithm, device: torch.device) -> None:
-    """As backward's on CUDA: only the operands tell at which level they are mapped."""
+def test_internal_vmap_works_in_other_threads(algorithm, device):
+    """Backward runs in other threads on CUDA; there only the operands know their vmap level."""
     _, w = some(PROBLEM, torch.float64, device)
     gs = torch.randn(3, *PROBLEM.output_shape, dtype=torch.float64, device=device)
     plan = make_plan(PROBLEM, device, torch.float64, algorithm)
 
-    def elsewhere(g: Tensor) -> Tensor:
+    def elsewhere(g):
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(trilinear, plan, None, w.detach(), g).result()
 
@@ -244,8 +231,7 @@ def test_internal_vmap_works_in_other_threads(algorithm: Algorithm, device: torc
 
 
 @each_choice
-def test_reverse_over_forward(algorithm: Algorithm | str, device: torch.device) -> None:
-    """A tangent can be differentiated backward (reverse over forward)."""
+def test_reverse_over_forward(algorithm, device):
     x, w = some(PROBLEM, torch.float64, device)
     dx = torch.randn_like(x, requires_grad=True)
     results = []
@@ -258,16 +244,16 @@ def test_reverse_over_forward(algorithm: Algorithm | str, device: torch.device) 
 
 
 @each_algorithm
-def test_frozen_operand_costs_nothing(algorithm: Algorithm | str, device: torch.device) -> None:
-    """A frozen weight costs no grad_weight and keeps no input; and the other way round."""
+def test_frozen_operand_costs_nothing(algorithm, device):
+    """A frozen weight needs no grad_weight and saves no input; and vice versa."""
     calls: list[str] = []
 
     class Counting(type(algorithm)):
-        def grad_input(self, *args: object) -> Tensor:
+        def grad_input(self, *args):
             calls.append("grad_input")
             return super().grad_input(*args)
 
-        def grad_weight(self, *args: object) -> Tensor:
+        def grad_weight(self, *args):
             calls.append("grad_weight")
             return super().grad_weight(*args)
 
@@ -288,10 +274,9 @@ def test_frozen_operand_costs_nothing(algorithm: Algorithm | str, device: torch.
 
 
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
-def test_auto_saves_only_needed_operands(leaf: bool) -> None:
-    """Also where it may hand over to PyTorch, which keeps the operand that is trained as well.
-
-    It does so for a leaf, as the weight of a first layer: that the graph holds anyway.
+def test_auto_saves_only_needed_operands(leaf):
+    """conv2d saves both operands, so ``auto`` calls it only if the trained operand is a leaf,
+    which the graph holds anyway.
     """
     for trained, bias in ((0, None), (1, None), (0, torch.ones(4, dtype=torch.float64))):
         operands = [value.detach() for value in some(PROBLEM, torch.float64, torch.device("cpu"))]
@@ -307,10 +292,8 @@ def test_auto_saves_only_needed_operands(leaf: bool) -> None:
 
 
 @each_choice
-def test_bias_trained_alone_saves_no_operands(
-    algorithm: Algorithm | str, device: torch.device
-) -> None:
-    """Its gradient needs neither operand; conv2d keeps both, also where it stands for auto."""
+def test_bias_trained_alone_saves_no_operands(algorithm, device):
+    """conv2d saves both operands, also when ``auto`` calls it."""
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
     b = torch.ones(4, dtype=torch.float64, device=device, requires_grad=True)
     kept: list[int] = []
@@ -324,12 +307,12 @@ def test_bias_trained_alone_saves_no_operands(
     assert kept == [2 if algorithm == "auto" else 0, 2]
 
 
-def _note(notes: list[Tensor], value: Tensor) -> Tensor:
+def _note(notes, value):
     notes.append(value)
     return value
 
 
-def test_nothing_is_saved_without_gradients() -> None:
+def test_nothing_is_saved_without_gradients():
     x = torch.randn(1, 1, 5, 5)
     alive = weakref.ref(x)
     y = corr2d(x, torch.ones(1, 1, 2, 2), algorithm="unfold")
@@ -341,10 +324,8 @@ def test_nothing_is_saved_without_gradients() -> None:
 
 @each_choice
 @pytest.mark.parametrize("dual", [False, True], ids=["reverse", "dual"])
-def test_inplace_write_to_saved_operand_raises(
-    algorithm: Algorithm | str, dual: bool, device: torch.device
-) -> None:
-    """As conv2d, even where forward mode was on as well."""
+def test_inplace_write_to_saved_operand_raises(algorithm, dual, device):
+    """As with conv2d, also in forward mode."""
     x, w = some(PROBLEM, torch.float64, device)
     x = x.clone()
     with forward_ad.dual_level():
@@ -357,10 +338,8 @@ def test_inplace_write_to_saved_operand_raises(
 
 
 @each_choice
-def test_efficient_zero_tensor_as_gradient(
-    algorithm: Algorithm | str, device: torch.device
-) -> None:
-    """Autograd keeps no memory for such a tensor, from which a kernel could read."""
+def test_efficient_zero_tensor_as_gradient(algorithm, device):
+    """Such a tensor has no memory that a kernel could read."""
     x, w = (value.requires_grad_() for value in some(PROBLEM, torch.float64, device))
     y = correlate(PROBLEM, algorithm)(x, w)
     zero = torch._efficientzerotensor(y.shape, dtype=y.dtype, device=device)
@@ -369,12 +348,12 @@ def test_efficient_zero_tensor_as_gradient(
 
 
 @each_choice
-def test_functionalize(algorithm: Algorithm | str, device: torch.device) -> None:
-    """Writes around a correlation become copies, also within a grad, a vmap and a jvp."""
+def test_functionalize(algorithm, device):
+    """In-place writes around a correlation become copies, also under grad, vmap and jvp."""
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
 
     def results(function):
-        def written(x: Tensor) -> Tensor:
+        def written(x):
             y = function(x.clone().mul_(2), w)
             y.view(-1).add_(1)
             return y.sin()
@@ -395,11 +374,11 @@ def test_functionalize(algorithm: Algorithm | str, device: torch.device) -> None
 
 
 @each_choice
-def test_autograd_functional(algorithm: Algorithm | str, device: torch.device) -> None:
+def test_autograd_functional(algorithm, device):
     x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
 
     def results(function):
-        def loss(x: Tensor, w: Tensor) -> Tensor:
+        def loss(x, w):
             return function(x, w).pow(3).sum()
 
         functional = torch.autograd.functional

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ from torch_corr.planning import machine, wisdom
 from torch_corr.planning.machine import SHIPPED, Machine
 
 
-def test_explain_lists_every_algorithm_and_map(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_lists_every_algorithm_and_map(capsys):
     assert main(["explain", "n1c1-x64-o1-k5", "--dtype", "bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(" on cpu/bfloat16, algorithm=auto")
@@ -34,16 +33,14 @@ def test_explain_lists_every_algorithm_and_map(capsys: pytest.CaptureFixture[str
         (["n1c1-x4-o1-k3", "--algorithm", "fft", "--dtype", "int8"], "cannot run"),
     ],
 )
-def test_wrong_request_prints_sentence_and_exits_2(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_request_prints_sentence_and_exits_2(words, sentence, capsys):
     assert main(["explain", *words]) == 2
     output = capsys.readouterr()
     assert sentence in output.err
     assert not output.out
 
 
-def test_measure_saves_wisdom(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure_saves_wisdom(tmp_path, capsys):
     kept = tmp_path / "kept.json"
     try:
         assert main(["measure", "n1c1-x12-o1-k3", "--save", str(kept)]) == 0
@@ -56,9 +53,7 @@ def test_measure_saves_wisdom(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     wisdom.forget()
 
 
-def test_calibrate_saves_rates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_calibrate_saves_rates(tmp_path, monkeypatch, capsys):
     path = tmp_path / "new" / "machine.json"
     monkeypatch.setenv("TORCH_CORR_MACHINE", str(path))
     monkeypatch.setattr(machine, "_seconds", lambda work, times=1: (work(), 0.5)[1])
@@ -71,15 +66,10 @@ def test_calibrate_saves_rates(
 
 
 @pytest.mark.parametrize("load", [0.4, 3.0, None])
-def test_calibrate_warns_on_busy_machine(
-    load: float | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Beside another process this one measured an eighth of a machine's transforms."""
+def test_calibrate_warns_on_busy_machine(load, tmp_path, monkeypatch, capsys):
+    """Beside another process, calibration measured an eighth of the real rate."""
 
-    def loads() -> tuple[float, float, float]:
+    def loads():
         if load is None:
             raise OSError("unobtainable")
         return load, 0.0, 0.0
@@ -92,9 +82,7 @@ def test_calibrate_warns_on_busy_machine(
     assert ("load of 3.0 on 2 cores" in capsys.readouterr().err) == (load == 3.0)
 
 
-def test_calibrate_reports_unwritable_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_calibrate_reports_unwritable_path(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCH_CORR_MACHINE", str(tmp_path / "file" / "machine.json"))
     monkeypatch.setattr(commands, "calibrate", lambda: SHIPPED)

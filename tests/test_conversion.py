@@ -1,4 +1,4 @@
-"""convert: the same layers, classes, parameters and hooks; another algorithm, and back."""
+"""convert changes the algorithm, keeps classes, parameters and hooks, and can be reverted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import gc
 import io
 import pickle
 import weakref
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -17,36 +15,36 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from support.spies import Spy
-from torch_corr import Algorithm, Corr2d, LazyCorr2d, Unfold, convert
+from torch_corr import Corr2d, LazyCorr2d, Unfold, convert
 
 
 class Pointwise(nn.Conv2d):
     """A subclass that computes as nn.Conv2d does."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels):
         super().__init__(channels, channels, 1)
         self.scale = 2
 
-    def extra_repr(self) -> str:
+    def extra_repr(self):
         return f"scale={self.scale}"
 
 
 class Flipped(nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input):
         return super().forward(input.flip(-1))
 
 
 class Padded(nn.Conv2d):
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _conv_forward(self, input, weight, bias):
         return super()._conv_forward(nn.functional.pad(input, (1, 1)), weight, bias)
 
 
 class Twice(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
+    def forward(self, weight):
         return 2 * weight
 
 
-def small_model() -> nn.Sequential:
+def small_model():
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"),
@@ -56,12 +54,12 @@ def small_model() -> nn.Sequential:
     ).double()
 
 
-def algorithm_of(layer: nn.Module) -> Any:
+def algorithm_of(layer):
     """The algorithm of a converted layer; None of any other."""
     return getattr(vars(layer).get("_conv_forward"), "algorithm", None)
 
 
-def outcome(model: nn.Module, x: Tensor) -> list[Tensor]:
+def outcome(model, x):
     """The output and every gradient."""
     model.zero_grad()
     y = model(x)
@@ -70,8 +68,8 @@ def outcome(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold", Unfold(workspace_limit=40_000)], ids=str)
-def test_converted_model_computes_the_same(algorithm: str | Algorithm) -> None:
-    """Values, gradients, parameters, state and keys; before, between and after."""
+def test_converted_model_computes_the_same(algorithm):
+    """Values, gradients, parameters and state: converted and reverted."""
     model, x = small_model(), torch.randn(2, 3, 9, 9, dtype=torch.float64)
     expected, before = outcome(model, x), dict(model.named_parameters())
     unchanged = repr(model), list(model.state_dict())
@@ -92,14 +90,14 @@ def test_converted_model_computes_the_same(algorithm: str | Algorithm) -> None:
         assert torch.equal(mine, other)
 
 
-def test_named_algorithm_runs_everywhere() -> None:
+def test_named_algorithm_runs_everywhere():
     model, spy = small_model(), Spy()
     convert(model, spy)
     model(torch.randn(1, 3, 9, 9, dtype=torch.float64))
     assert spy.requested == ["forward"] * 4
 
 
-def test_model_that_is_one_convolution() -> None:
+def test_model_that_is_one_convolution():
     layer = nn.Conv2d(1, 1, 3)
     report = convert(layer)
     assert algorithm_of(layer) == "auto"
@@ -111,7 +109,7 @@ def test_model_that_is_one_convolution() -> None:
     assert algorithm_of(layer) is None
 
 
-def test_convert_keeps_hooks_training_flag_and_optimizer() -> None:
+def test_convert_keeps_hooks_training_flag_and_optimizer():
     model, seen = nn.Sequential(nn.Conv2d(1, 1, 3, bias=False)), []
     layer = model[0].eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -128,15 +126,15 @@ def test_convert_keeps_hooks_training_flag_and_optimizer() -> None:
     torch.testing.assert_close(layer.weight, before - 1)
 
 
-def test_shared_module_is_converted_once() -> None:
+def test_shared_module_is_converted_once():
     layer = nn.Conv2d(2, 2, 1)
     report = convert(nn.Sequential(layer, nn.ReLU(), layer))
     assert list(report.replaced) == ["0"]
 
 
 @pytest.mark.parametrize("make", [partial(nn.Conv2d, 3, 3, 1), partial(Pointwise, 3)])
-def test_copies_and_pickles_of_converted_layers(make: Callable[[], nn.Conv2d]) -> None:
-    """Each computes with its own weights and its own geometry."""
+def test_copies_and_pickles_of_converted_layers(make):
+    """Each has its own weights and geometry."""
     layer = make()
     convert(layer, "unfold")
     x = torch.randn(1, 3, 4, 4)
@@ -161,8 +159,8 @@ def test_copies_and_pickles_of_converted_layers(make: Callable[[], nn.Conv2d]) -
         assert layer(x).shape == (1, 3, 4, 4)
 
 
-def test_shallow_copy_of_converted_layer() -> None:
-    """It computes as the original does; orphaned it says so, and can be converted itself."""
+def test_shallow_copy_of_converted_layer():
+    """It uses the original, raises once that is deleted, and can be converted itself."""
     layer, x = nn.Conv2d(2, 2, 3), torch.randn(1, 2, 5, 5)
     convert(layer, "unfold")
     expected = layer(x)
@@ -176,8 +174,8 @@ def test_shallow_copy_of_converted_layer() -> None:
     assert algorithm_of(twin) == "naive"
 
 
-def test_deleted_model_frees_its_memory_at_once() -> None:
-    """A strong reference from the attribute to its layer would wait for the garbage collector."""
+def test_deleted_model_frees_its_memory_at_once():
+    """A strong reference to the layer would wait for the garbage collector."""
     layer = nn.Conv2d(2, 2, 3)
     report = convert(layer, "unfold")
     layer(torch.randn(1, 2, 5, 5))
@@ -190,8 +188,8 @@ def test_deleted_model_frees_its_memory_at_once() -> None:
         gc.enable()
 
 
-def test_converted_layer_uses_its_current_geometry() -> None:
-    """As helpers do that trade stride for dilation."""
+def test_converted_layer_uses_its_current_geometry():
+    """Some libraries replace stride by dilation."""
     layer, x = nn.Conv2d(2, 2, 3, stride=2), torch.randn(1, 2, 9, 9)
     convert(layer, "unfold")
     layer.stride, layer.dilation, layer.padding = (1, 1), (2, 2), (1, 2)
@@ -199,8 +197,8 @@ def test_converted_layer_uses_its_current_geometry() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_converted_twice_keeps_the_first_algorithm() -> None:
-    """So one layer may have an algorithm of its own: it is converted first."""
+def test_converted_twice_keeps_the_first_algorithm():
+    """So a single layer can get another algorithm: it is converted first."""
     model = small_model()
     first, second = convert(model[0], "unfold"), convert(model, "naive")
     assert second.skipped["0"] == (
@@ -215,8 +213,8 @@ def test_converted_twice_keeps_the_first_algorithm() -> None:
     assert list(convert(model).replaced) == ["0", "1.2", "2", "3"]
 
 
-def test_revert_after_layers_were_replaced() -> None:
-    """Layers that were replaced, given a forward of their own or deep-copied meanwhile."""
+def test_revert_after_layers_were_replaced():
+    """Or got their own forward, or were copied."""
     model = small_model()
     report = convert(model, "unfold")
     twin = copy.deepcopy(model)
@@ -228,7 +226,7 @@ def test_revert_after_layers_were_replaced() -> None:
     assert algorithm_of(twin[0]) == "unfold"
 
 
-def test_convert_keeps_parametrizations_and_ignores_copies() -> None:
+def test_convert_keeps_parametrizations_and_ignores_copies():
     layer = nn.Conv2d(2, 2, 3)
     parametrize.register_parametrization(layer, "weight", Twice())
     twin, x, kind = copy.deepcopy(layer), torch.randn(1, 2, 5, 5), type(layer)
@@ -250,7 +248,7 @@ def test_convert_keeps_parametrizations_and_ignores_copies() -> None:
     assert type(layer) is nn.Conv2d
 
 
-def test_parametrization_changed_after_conversion() -> None:
+def test_parametrization_changed_after_conversion():
     removed, added = Pointwise(2), nn.Conv2d(2, 2, 1)
     parametrizations.weight_norm(removed)
     reports = convert(removed), convert(added)
@@ -264,15 +262,15 @@ def test_parametrization_changed_after_conversion() -> None:
     assert type(added).__bases__ == (nn.Conv2d,)
 
 
-def test_convert_does_not_run_parametrizations() -> None:
-    """spectral_norm takes a step each time that the weight is read in training."""
+def test_convert_does_not_run_parametrizations():
+    """In training spectral_norm updates its state each time the weight is read."""
     layer = parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))
     before = layer.parametrizations.weight[0]._u.clone()
     convert(layer)
     assert torch.equal(layer.parametrizations.weight[0]._u, before)
 
 
-def test_convert_keeps_norms_and_pruning_hooks() -> None:
+def test_convert_keeps_norms_and_pruning_hooks():
     x = torch.randn(1, 3, 5, 5)
     for change in (
         lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
@@ -284,14 +282,14 @@ def test_convert_keeps_norms_and_pruning_hooks() -> None:
         torch.testing.assert_close(layer(x), expected)
 
 
-def qat_convolution() -> nn.Module:
+def qat_convolution():
     from torch.ao.nn.qat import Conv2d
     from torch.ao.quantization import get_default_qat_qconfig
 
     return Conv2d(2, 2, 3, qconfig=get_default_qat_qconfig())
 
 
-def with_a_patched_forward() -> nn.Module:
+def with_a_patched_forward():
     layer = nn.Conv2d(2, 2, 3)
     layer.forward = lambda x: nn.functional.conv2d(x, layer.weight)
     return layer
@@ -299,23 +297,23 @@ def with_a_patched_forward() -> nn.Module:
 
 class Packed(Tensor):
     @classmethod
-    def __torch_function__(cls, *arguments: Any, **keywords: Any) -> Any:
+    def __torch_function__(cls, *arguments, **keywords):
         return super().__torch_function__(*arguments, **keywords)
 
 
-def with_a_weight_of_another_kind() -> nn.Module:
+def with_a_weight_of_another_kind():
     layer = nn.Conv2d(2, 2, 3)
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Packed))
     return layer
 
 
-def with_its_padding_set_later() -> nn.Module:
+def with_its_padding_set_later():
     layer = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
-    layer.padding = (2, 2)  # it pads by 1 all the same
+    layer.padding = (2, 2)  # it still pads by 1
     return layer
 
 
-def quantized() -> nn.Module:
+def quantized():
     from torch.ao.nn.quantized import Conv2d
 
     return Conv2d(2, 2, 3)
@@ -341,7 +339,7 @@ def quantized() -> nn.Module:
         (lambda: torch.jit.script(nn.Conv2d(2, 2, 3)), "Conv2d is scripted"),
     ],
 )
-def test_skipped_layers_have_a_reason(make: Any, sentence: str) -> None:
+def test_skipped_layers_have_a_reason(make, sentence):
     model = nn.Sequential(make(), nn.Conv2d(2, 2, 1))
     skipped = model[0]
     kind, own = type(skipped), getattr(skipped, "algorithm", None)
@@ -355,7 +353,7 @@ def test_skipped_layers_have_a_reason(make: Any, sentence: str) -> None:
     assert type(skipped) is kind
 
 
-def test_report_ignores_other_layers() -> None:
+def test_report_ignores_other_layers():
     model = nn.Sequential(nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(1, 1, 1), nn.Linear(1, 1))
     report = convert(model)
     assert not report.replaced
@@ -371,17 +369,14 @@ def test_report_ignores_other_layers() -> None:
         (nn.Conv2d(1, 1, 1), Unfold, TypeError, "must be a name, an Auto or an Algorithm"),
     ],
 )
-def test_convert_refuses_wrong_arguments(
-    model: Any, algorithm: Any, error: type[Exception], sentence: str
-) -> None:
+def test_convert_refuses_wrong_arguments(model, algorithm, error, sentence):
     with pytest.raises(error, match=sentence):
         convert(model, algorithm)
     assert "_conv_forward" not in getattr(model, "__dict__", {})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_model_follows_convert_and_revert() -> None:
-    """Compiled code notices that a layer was converted, with what, and that it was reverted."""
+def test_compiled_model_follows_convert_and_revert():
     model, spies = nn.Sequential(nn.Conv2d(2, 2, 3)), (Spy(), Spy())
     captured, x = torch.compile(model, fullgraph=True, backend="eager"), torch.randn(1, 2, 5, 5)
     expected = captured(x)

@@ -1,4 +1,4 @@
-"""The demo as a person meets it: its numbers, its figure, and its sentences when it cannot."""
+"""The demo: its numbers, its figure and its error messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch_corr.__main__ import main
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
+def _one_thread():
     """As in :func:`run_module`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -28,16 +27,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def run_module(
-    *arguments: str, cwd: Path, ahead: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_module(*arguments, cwd, ahead=None):
     """``python -m torch_corr`` in another directory; packages in ``ahead`` hide installed ones."""
     path = [str(ahead)] if ahead else []
     path += [str(Path(torch_corr.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         [sys.executable, "-m", "torch_corr", *arguments],
         cwd=cwd,
-        # One thread: two wait for each other many times over when the machine is busy.
+        # Two threads wait for each other on a busy machine.
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
@@ -49,14 +46,14 @@ def run_module(
     )
 
 
-def picture(path: Path, size: tuple[int, int] = (40, 30)) -> Path:
+def picture(path, size=(40, 30)):
     """A file with a picture whose brightness rises from left to right."""
     columns = np.linspace(0, 255, size[0]).astype(np.uint8)
     Image.fromarray(np.tile(columns, (size[1], 1))).convert("RGB").save(path)
     return path
 
 
-def check_figure(path: Path) -> None:
+def check_figure(path):
     with Image.open(path) as figure:
         assert figure.format == "PNG"
         assert figure.width >= 1000
@@ -64,8 +61,8 @@ def check_figure(path: Path) -> None:
         assert len(figure.convert("RGB").getcolors(1 << 24) or ()) > 200
 
 
-def test_demo_prints_results_and_writes_figure(tmp_path: Path) -> None:
-    """Textbook, learning and portrait, headless, in a directory that is not the repository."""
+def test_demo_prints_results_and_writes_figure(tmp_path):
+    """All parts, without a display, in another directory."""
     done = run_module("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -92,10 +89,8 @@ def test_demo_prints_results_and_writes_figure(tmp_path: Path) -> None:
     check_figure(tmp_path / "torch_corr_demo.png")
 
 
-def test_demo_with_own_picture_replaces_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An odd name with a $ in it, and a figure that is there already."""
+def test_demo_with_own_picture_replaces_figure(tmp_path, capsys):
+    """A file name with a $, and a figure that exists already."""
     image, output = picture(tmp_path / "my $picture.png"), tmp_path / "figure.PNG"
     output.write_bytes(b"old")
     assert main(["demo", str(image), "--output", str(output)]) == 0
@@ -106,8 +101,8 @@ def test_demo_with_own_picture_replaces_figure(
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "PIL"])
-def test_missing_package_is_named_with_install_command(tmp_path: Path, missing: str) -> None:
-    """The textbook's part needs torch alone and still runs."""
+def test_missing_package_is_named_with_install_command(tmp_path, missing):
+    """The textbook part needs only torch and still runs."""
     (tmp_path / "ahead" / missing).mkdir(parents=True)
     (tmp_path / "ahead" / missing / "__init__.py").write_text(
         f"raise ModuleNotFoundError({missing!r}, name={missing!r})"
@@ -122,8 +117,8 @@ def test_missing_package_is_named_with_install_command(tmp_path: Path, missing: 
     )
 
 
-def broken_files(folder: Path) -> dict[str, tuple[list[str], str]]:
-    """Requests that cannot be met: the arguments, and what the message must say."""
+def broken_files(folder):
+    """Wrong requests: the arguments, and part of the message."""
     good = picture(folder / "good.jpg", (400, 300))
     (folder / "text.jpg").write_text("not an image")
     (folder / "empty.png").touch()
@@ -161,9 +156,7 @@ def broken_files(folder: Path) -> dict[str, tuple[list[str], str]]:
         "a name with NUL",
     ],
 )
-def test_wrong_request_prints_sentence_and_exits_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
-) -> None:
+def test_wrong_request_prints_sentence_and_exits_2(tmp_path, monkeypatch, capsys, case):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
     arguments, sentence = broken_files(tmp_path)[case]
@@ -176,12 +169,10 @@ def test_wrong_request_prints_sentence_and_exits_2(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_missing_permissions_are_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Refusals pretended, since the superuser, who runs many a CI, meets none."""
+def test_missing_permissions_are_reported(tmp_path, monkeypatch, capsys):
+    """The errors are simulated, because CI may run as root."""
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     image, output = str(picture(tmp_path / "good.png")), str(tmp_path / "figure.png")
@@ -199,10 +190,8 @@ def test_missing_permissions_are_reported(
         assert f"no permission to read {image}" in capsys.readouterr().err
 
 
-def test_demo_reports_wrong_results(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the kernel flipped, the demo says that it computes wrongly."""
+def test_demo_reports_wrong_results(monkeypatch, capsys):
+    """With a flipped kernel."""
     monkeypatch.setattr(demo, "corr2d", torch_corr.convolve2d)
     assert main(["demo"]) == 1
     assert "corr2d(X, K) is [[5.0, 11.0], [23.0, 29.0]] here, and [[19.0, 25.0]" in (
@@ -210,7 +199,7 @@ def test_demo_reports_wrong_results(
     )
 
 
-def test_missing_command_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_command_exits_2(capsys):
     with pytest.raises(SystemExit) as exit:
         main([])
     assert exit.value.code == 2
@@ -218,8 +207,8 @@ def test_missing_command_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "LA", "RGBA", "I;16", "I", "F"])
-def test_read_picture_keeps_brightness_in_every_mode(tmp_path: Path, mode: str) -> None:
-    """Left half black, right half white, in whatever way the file spells it."""
+def test_read_picture_keeps_brightness_in_every_mode(tmp_path, mode):
+    """The left half is black, the right half white."""
     values = np.zeros((20, 24))
     values[:, 12:] = 1
     depth = {"I;16": (np.uint16, 65535), "I": (np.int32, 65535), "F": (np.float32, 1)}
@@ -236,7 +225,7 @@ def test_read_picture_keeps_brightness_in_every_mode(tmp_path: Path, mode: str) 
     torch.testing.assert_close(colour, expected, rtol=0, atol=0.01)
 
 
-def test_read_picture_applies_transparency_and_orientation(tmp_path: Path) -> None:
+def test_read_picture_applies_transparency_and_orientation(tmp_path):
     image = Image.new("RGBA", (30, 20), (0, 0, 0, 0))
     image.paste((255, 0, 0, 255), (0, 0, 30, 5))
     image.save(tmp_path / "clear.png")
@@ -245,7 +234,7 @@ def test_read_picture_applies_transparency_and_orientation(tmp_path: Path) -> No
     assert colour[0, :, 19, 0].tolist() == [1, 1, 1]
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the file's left is the picture's top
+    exif[0x0112] = 6  # the camera was rotated: the file's left is the picture's top
     image = Image.new("L", (30, 20))
     image.paste(255, (0, 0, 10, 20))
     image.save(tmp_path / "turned.png", exif=exif)
@@ -255,14 +244,14 @@ def test_read_picture_applies_transparency_and_orientation(tmp_path: Path) -> No
     assert colour[0, 0, 10:].max() == 0
 
 
-def test_read_picture_shrinks_large_pictures(tmp_path: Path) -> None:
+def test_read_picture_shrinks_large_pictures(tmp_path):
     colour, size = demo.read_picture(picture(tmp_path / "large.png", (3000, 1500)))
     assert size == (3000, 1500)
     assert colour.shape == (1, 3, 512, 1024)
 
 
-def test_filters_find_edges_and_blur() -> None:
-    """Black left, white right: one vertical edge, brighter to the right, and no horizontal."""
+def test_filters_find_edges_and_blur():
+    """One vertical edge, brighter to the right."""
     colour = torch.zeros(1, 3, 24, 30)
     colour[..., 15:] = 1
     horizontal, vertical, blur = demo.apply_filters(colour)
@@ -270,7 +259,7 @@ def test_filters_find_edges_and_blur() -> None:
     slope = torch.zeros(30)
     slope[14:16] = 0.5
     torch.testing.assert_close(vertical.picture, slope.expand(1, 24, 30))
-    # The blurred step is the bell's integral; half way where the step was.
+    # The blurred step is the integral of the Gaussian, one half at the step.
     places = (torch.arange(30) - 14.5) / demo.SIGMA / 2**0.5
     expected = (1 + torch.erf(places)) / 2
     torch.testing.assert_close(blur.picture, expected.expand(3, 24, 30), rtol=0, atol=0.01)

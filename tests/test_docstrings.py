@@ -1,4 +1,4 @@
-"""The examples in the docstrings say what happens."""
+"""The examples in docstrings run and print what they say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", ["torch_corr", *MODULES])
-def test_docstring_examples(name: str) -> None:
+def test_docstring_examples(name):
     if name.endswith("triton.kernels"):
         pytest.importorskip("triton", reason="the kernels are written in it")
     module = importlib.import_module(name)
@@ -27,6 +27,6 @@ def test_docstring_examples(name: str) -> None:
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
 
-def test_there_are_examples() -> None:
+def test_there_are_examples():
     found = doctest.DocTestFinder().find(torch_corr.functional)
     assert sum(len(test.examples) for test in found) >= 3

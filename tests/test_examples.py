@@ -20,7 +20,7 @@ TRAIN_DIGITS = EXAMPLES / "train_digits.py"
 REPLKNET_STEP = EXAMPLES / "replknet_step.py"
 
 
-def run(example: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(example, *arguments, cwd):
     path = [str(Path(torch_corr.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         [sys.executable, str(example), *arguments],
@@ -35,20 +35,20 @@ def run(example: Path, *arguments: str, cwd: Path) -> subprocess.CompletedProces
 train_digits = partial(run, TRAIN_DIGITS)
 
 
-def largest_difference(text: str) -> float:
+def largest_difference(text):
     found = re.search(r"Largest difference of the two losses at any step: (\S+)", text)
     assert found is not None, text
     return float(found[1])
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path):
     with Image.open(path) as plot:
         assert plot.format == "PNG"
         assert plot.width >= 1000
         assert len(plot.convert("RGB").getcolors(1 << 24) or ()) > 100
 
 
-def test_train_digits_reaches_its_goal(tmp_path: Path) -> None:
+def test_train_digits_reaches_its_goal(tmp_path):
     done = train_digits("--compare", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     accuracy = re.search(r"Corr2d: ([\d.]+)% of 360 test digits right", done.stdout)
@@ -59,8 +59,8 @@ def test_train_digits_reaches_its_goal(tmp_path: Path) -> None:
     check_plot(tmp_path / "train_digits.png")
 
 
-def test_train_digits_with_unfold(tmp_path: Path) -> None:
-    """Few steps of an algorithm that shares nothing with nn.Conv2d; the goal may be missed."""
+def test_train_digits_with_unfold(tmp_path):
+    """In so few steps it may miss its goal."""
     output = tmp_path / "plot.png"
     done = train_digits(
         *("--compare", "--epochs", "2", "--algorithm", "unfold", "--output", str(output)),
@@ -73,8 +73,8 @@ def test_train_digits_with_unfold(tmp_path: Path) -> None:
     check_plot(output)
 
 
-def test_replknet_step_has_equal_losses(tmp_path: Path) -> None:
-    """A narrow one on small images, where nothing is won: its losses, not its speed."""
+def test_replknet_step_has_equal_losses(tmp_path):
+    """A narrow network on small images, where conversion saves no time."""
     done = run(REPLKNET_STEP, "--width", "4", "--image", "64", "--steps", "1", cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     assert (done.returncode == 1) == ("The goal is 3 times as fast" in done.stderr)
@@ -95,13 +95,7 @@ def test_replknet_step_has_equal_losses(tmp_path: Path) -> None:
     ],
     ids=["algorithm", "epochs", "output", "replknet algorithm", "replknet batch"],
 )
-def test_wrong_arguments_exit_2(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    example: Path,
-    arguments: list[str],
-    sentence: str,
-) -> None:
+def test_wrong_arguments_exit_2(monkeypatch, capsys, example, arguments, sentence):
     monkeypatch.setattr(sys, "argv", [str(example), *arguments])
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(example), run_name="__main__")

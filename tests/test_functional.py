@@ -15,14 +15,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from support.laws import FLOATS, algorithm_id, assert_close, each_algorithm, promise
 from support.needs import ONEDNN, needs
 from torch_corr import (
     ALGORITHMS,
     FFT,
-    Algorithm,
     Aten,
     Auto,
     Corr2d,
@@ -41,7 +39,7 @@ others = pytest.mark.parametrize(
 )
 
 
-def conv2d(problem: Problem, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+def conv2d(problem, x, w, b=None):
     (top, bottom), (left, right) = problem.padding
     # F.conv2d is wrong where one channel has the strides of channels_last, which ``contiguous``
     # leaves as they are; see docs/what-the-kit-finds.md.
@@ -54,17 +52,11 @@ def conv2d(problem: Problem, x: Tensor, w: Tensor, b: Tensor | None = None) -> T
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
 @settings(max_examples=20)
 @given(data=st.data(), problem=problems())
-def test_values_and_gradients_equal_conv2d(
-    data: st.DataObject,
-    problem: Problem,
-    algorithm: Algorithm,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
+def test_values_and_gradients_equal_conv2d(data, problem, algorithm, dtype, device):
     if 0 in (problem.in_channels, problem.out_channels, *problem.size):
         return  # conv2d has no channels in its output there, or refuses
     if algorithm == "auto" and data.draw(st.booleans()):
-        # Symmetric padding is what leads to torch.conv2d itself.
+        # Only symmetric padding goes to torch.conv2d itself.
         (top, _), (left, _) = problem.padding
         larger = problem.size[0] + problem.padding[0][1], problem.size[1] + problem.padding[1][1]
         problem = replace(problem, size=larger, padding=((top, top), (left, left)))
@@ -97,10 +89,7 @@ def test_values_and_gradients_equal_conv2d(
 
 @each_algorithm
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_unbatched_and_matrix_inputs(
-    algorithm: Algorithm, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Without a batch, and as the textbook writes it, two matrices."""
+def test_unbatched_and_matrix_inputs(algorithm, dtype, device):
     if dtype not in (torch.float64, torch.float32) and algorithm == FFT():
         return
     x = torch.randn(3, 7, 8, dtype=dtype, device=device)
@@ -118,8 +107,8 @@ def test_unbatched_and_matrix_inputs(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
-def test_full_convolution_is_its_definition(size: tuple[int, int], kernel: tuple[int, int]) -> None:
-    """Full convolution: the sum over all ways to split an index; and it commutes."""
+def test_full_convolution_is_its_definition(size, kernel):
+    """Each element sums over all ways to split its index; convolution commutes."""
     a = torch.randint(-9, 10, size).double()
     k = torch.randint(-9, 10, kernel).double()
     whole = convolve2d(a, k, padding="full")
@@ -142,24 +131,15 @@ sizes = st.integers(1, 9)
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     mode=st.sampled_from(["valid", "same", "full"]),
 )
-def test_convolve2d_equals_scipy(
-    shape: tuple[int, int],
-    kernel: tuple[int, int],
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
-    mode: str,
-) -> None:
-    """Kernels larger than the image too, wrapped around more than once where that is asked for.
-
-    A stride samples scipy's result, dilation spreads taps.
-    """
+def test_convolve2d_equals_scipy(shape, kernel, stride, dilation, mode):
+    """With kernels larger than the image, circular padding, strides and dilation."""
     signal = pytest.importorskip("scipy.signal")
     x = torch.randint(-9, 10, shape).double()
     w = torch.randint(-9, 10, kernel).double()
     spread = torch.zeros([d * (k - 1) + 1 for k, d in zip(kernel, dilation)], dtype=torch.float64)
     spread[:: dilation[0], :: dilation[1]] = w
     if mode == "valid" and any(k > n for k, n in zip(spread.shape, shape)):
-        return  # scipy then swaps image and kernel, or refuses
+        return  # scipy swaps image and kernel, or refuses
     for border, ours in (("fill", "zeros"), ("wrap", "circular")):
         expected = signal.convolve2d(x.numpy(), spread.numpy(), mode, border)
         y = convolve2d(x, w, None, stride, mode, dilation, padding_mode=ours)
@@ -167,7 +147,7 @@ def test_convolve2d_equals_scipy(
 
 
 @given(shape=st.tuples(sizes, sizes), kernel=st.tuples(sizes, sizes))
-def test_corr2d_padding_equals_scipy(shape: tuple[int, int], kernel: tuple[int, int]) -> None:
+def test_corr2d_padding_equals_scipy(shape, kernel):
     signal = pytest.importorskip("scipy.signal")
     x, w = torch.randint(-9, 10, shape).double(), torch.randint(-9, 10, kernel).double()
     for mode in ("same", "full"):
@@ -175,8 +155,8 @@ def test_corr2d_padding_equals_scipy(shape: tuple[int, int], kernel: tuple[int, 
         assert corr2d(x, w, padding=mode).tolist() == expected.tolist()
 
 
-def test_same_padding_of_even_kernel() -> None:
-    """At the start in convolve2d, as in scipy; at the end in corr2d, as in conv2d."""
+def test_same_padding_of_even_kernel():
+    """The odd pixel comes first in convolve2d, as in scipy, and last in corr2d, as in conv2d."""
     x, w = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[1.0, 10]])
     assert convolve2d(x, w, padding="same").tolist() == [[1, 12, 23, 34]]
     assert convolve2d(x, w, stride=(1, 2), padding="same").tolist() == [[1, 23]]
@@ -187,8 +167,8 @@ def test_same_padding_of_even_kernel() -> None:
     assert corr2d(x, ones, stride=(1, 2), padding="same").tolist() == [[6, 7]]
 
 
-def test_zero_input_channels_return_bias(device: torch.device) -> None:
-    """The definition's empty sum, where conv2d forgets the output's channels."""
+def test_zero_input_channels_return_bias(device):
+    """conv2d returns no channels."""
     x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)
     b = torch.tensor([1.0, 2.0, 3.0], device=device)
     problem = Problem.of(x.shape, w.shape)
@@ -199,8 +179,8 @@ def test_zero_input_channels_return_bias(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_zero_filters_return_zero_channels(groups: int, device: torch.device) -> None:
-    """As the definition says, where conv2d refuses; the input's gradient is zero."""
+def test_zero_filters_return_zero_channels(groups, device):
+    """conv2d refuses.  The input's gradient is zero."""
     shapes = (2, 4, 7, 8), (0, 4 // groups, 3, 2), (0,)
     x, w, b = (torch.ones(each, device=device, requires_grad=True) for each in shapes)
     with pytest.raises(RuntimeError, match="expected weight to be at least"):
@@ -220,8 +200,8 @@ def test_zero_filters_return_zero_channels(groups: int, device: torch.device) ->
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_layers_with_zero_filters() -> None:
-    """nn.Conv2d makes one, with a warning as here, and refuses to run it."""
+def test_layers_with_zero_filters():
+    """nn.Conv2d makes such a layer with a warning, and refuses to run it."""
     theirs, x = torch.nn.Conv2d(4, 0, 3), torch.ones(2, 4, 7, 8)
     with pytest.raises(RuntimeError, match="expected weight to be at least"):
         theirs(x)
@@ -235,10 +215,7 @@ def test_layers_with_zero_filters() -> None:
 
 
 @each_algorithm
-def test_inplace_write_to_output_keeps_gradients(
-    algorithm: Algorithm, device: torch.device
-) -> None:
-    """As after conv2d, ``relu_`` on the output keeps the gradients right."""
+def test_inplace_write_to_output_keeps_gradients(algorithm, device):
     x = torch.randn(2, 4, 7, 8, dtype=torch.float64, device=device, requires_grad=True)
     w = torch.randn(6, 2, 3, 2, dtype=torch.float64, device=device, requires_grad=True)
     kwargs = {"stride": 2, "padding": ((1, 0), (2, 1)), "groups": 2, "algorithm": algorithm}
@@ -248,8 +225,7 @@ def test_inplace_write_to_output_keeps_gradients(
 
 
 @pytest.mark.parametrize("stride", [2**30, 2**62])
-def test_huge_stride_with_one_output(stride: int) -> None:
-    """One output is one output, whatever the step to the next would be."""
+def test_huge_stride_with_one_output(stride):
     x, w = torch.ones(1, 1, 3, 3, requires_grad=True), torch.ones(1, 1, 2, 2)
     ours = ("unfold", "naive")
     for algorithm in ours if stride > 2**40 else ("auto", "aten", *ours):
@@ -261,8 +237,8 @@ def test_huge_stride_with_one_output(stride: int) -> None:
 
 @needs(ONEDNN)
 @pytest.mark.parametrize("algorithm", ["auto", "aten", Auto(), Aten()], ids=repr)
-def test_mkldnn_input_goes_to_conv2d(algorithm: Algorithm | Auto | str) -> None:
-    """Opaque to everybody but PyTorch; a layer and the function, weights in either layout."""
+def test_mkldnn_input_goes_to_conv2d(algorithm):
+    """Only PyTorch can read this layout."""
     layer = Corr2d(4, 6, 3, padding=1, algorithm=algorithm)
     opaque = torch.randn(2, 4, 40, 41).to_mkldnn()
     with torch.no_grad():
@@ -275,10 +251,10 @@ def test_mkldnn_input_goes_to_conv2d(algorithm: Algorithm | Auto | str) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_auto_sums_float16_in_float32(autocast: bool) -> None:
-    """Gradients too; also where it is autocast that makes it float16.
+def test_auto_sums_float16_in_float32(autocast):
+    """In gradients and under autocast too.
 
-    PyTorch adds each image's 841 in float16 to those before, and rounds each time.
+    PyTorch sums the 841 products of each image in float16.
     """
     dtype = torch.float32 if autocast else torch.float16
     x = torch.ones(16, 1, 29, 29, dtype=dtype)
@@ -290,7 +266,7 @@ def test_auto_sums_float16_in_float32(autocast: bool) -> None:
     assert gradient.item() == 16 * 29 * 29 == 13456
 
 
-def test_integers_have_values_without_gradient(device: torch.device) -> None:
+def test_integers_have_values_without_gradient(device):
     x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
     problem = Problem.of(x.shape, w.shape)
     able = [each for each in ALGORITHMS if not each.refusals(problem, device, x.dtype)]
@@ -304,8 +280,8 @@ def test_integers_have_values_without_gradient(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("dtype", "kernel", "stride"), [(torch.float32, 5, 64), (torch.bfloat16, 31, 97)], ids=str
 )
-def test_more_than_2_31_pixels(dtype: torch.dtype, kernel: int, stride: int) -> None:
-    """Of zeros, whose pages are not there until they are written; the last window is not zero."""
+def test_more_than_2_31_pixels(dtype, kernel, stride):
+    """Pages of zeros take no memory until they are written; only the last window is not zero."""
     side = 46_400
     try:
         plane = np.zeros(side * side * dtype.itemsize, np.uint8)
@@ -322,13 +298,12 @@ def test_more_than_2_31_pixels(dtype: torch.dtype, kernel: int, stride: int) -> 
     assert y.shape == (1, 1, rows, rows)
     assert y[0, 0, -1, -1] == (small.double() * w[0, 0].double()).sum().to(dtype)
     assert (y != 0).sum() <= 1
-    # All windows summed, of which the last alone sees anything.
+    # Only the last of all windows contains anything.
     gradient = torch.autograd.grad(corr2d(x, w.requires_grad_(), stride=stride).sum(), w)[0]
     assert torch.equal(gradient[0, 0], small)
 
 
-def test_import_needs_only_torch() -> None:
-    """No hypothesis, no numpy, no matplotlib."""
+def test_import_needs_only_torch():
     code = (
         "import sys\n"
         "for name in ('hypothesis', 'numpy', 'matplotlib', 'PIL', 'sklearn'):\n"

@@ -1,9 +1,8 @@
-"""intercept: every call of conv2d inside goes to corr2d, and no call of ours does."""
+"""intercept redirects every call of conv2d to corr2d, and no call of corr2d itself."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import pytest
 import torch
@@ -13,17 +12,17 @@ from torch.func import functional_call
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 from support.spies import Spy
-from torch_corr import Corr2d, Problem, Unfold, convert, corr2d, intercept
+from torch_corr import Corr2d, Unfold, convert, corr2d, intercept
 
 
 class CallsConv2d(Unfold):
-    """An algorithm of someone's own, made of the function that is intercepted."""
+    """An algorithm that calls the intercepted function."""
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, problem, input, weight):
         return F.conv2d(input, weight, groups=problem.groups)
 
 
-def operands() -> tuple[Tensor, Tensor, Tensor]:
+def operands():
     torch.manual_seed(0)
     shapes = (2, 4, 7, 8), (6, 2, 3, 2), (6,)
     return tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
@@ -50,8 +49,8 @@ EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even ke
 
 @EVERY_WAY
 @EVEN_SAME
-def test_every_call_of_conv2d_is_redirected(call: Any) -> None:
-    """Forward and both gradients by the algorithm asked for, values those of conv2d."""
+def test_every_call_of_conv2d_is_redirected(call):
+    """The algorithm computes the output and both gradients."""
     variables, spy = operands(), Spy()
     expected = call(*variables)
     gradients = torch.autograd.grad(expected.square().sum(), variables)
@@ -66,7 +65,7 @@ def test_every_call_of_conv2d_is_redirected(call: Any) -> None:
     assert len(spy.requested) == 3
 
 
-def test_exported_programs_are_redirected() -> None:
+def test_exported_programs_are_redirected():
     x, spy = operands()[0], Spy()
     program = torch.export.export(layer, (x,)).module()
     with intercept(spy):
@@ -75,8 +74,8 @@ def test_exported_programs_are_redirected() -> None:
     torch.testing.assert_close(y, layer(x))
 
 
-def test_corr2d_keeps_its_own_algorithm() -> None:
-    """corr2d and Corr2d keep theirs, and so do their derivatives of any order."""
+def test_corr2d_keeps_its_own_algorithm():
+    """Also in derivatives of any order."""
     x, w, _ = operands()
     spy, ours = Spy(), Corr2d(4, 6, 3, groups=2, dtype=torch.float64, algorithm="aten")
     with intercept(spy):
@@ -87,27 +86,25 @@ def test_corr2d_keeps_its_own_algorithm() -> None:
             ours(x),
         ):
             (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-            torch.autograd.backward(g.square().sum())  # which no mode is told of, so stays on
+            torch.autograd.backward(g.square().sum())  # the mode stays on during backward
     assert spy.requested == []
 
 
 class Doubled(Tensor):
-    """To which a convolution is something else."""
+    """A subclass that overrides conv2d."""
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
         result = super().__torch_function__(func, types, args, kwargs)
         return result * 2 if func is torch.conv2d else result
 
 
 class Named(Tensor):
-    """To which everything is as to any tensor."""
+    """A subclass that overrides nothing."""
 
 
-def test_subclasses_with_torch_function_are_not_redirected() -> None:
-    """Their class may know conv2d, but not corr2d; those that inherit theirs are redirected."""
+def test_subclasses_with_torch_function_are_not_redirected():
+    """They may override conv2d but do not know corr2d."""
     x, w, _ = (value.detach() for value in operands())
     spy = Spy()
     with intercept(spy):
@@ -119,7 +116,7 @@ def test_subclasses_with_torch_function_are_not_redirected() -> None:
     assert torch.equal(y.as_subclass(Tensor), 2 * F.conv2d(x, w, groups=2))
 
 
-def test_innermost_block_decides() -> None:
+def test_innermost_block_decides():
     x, w, _ = operands()
     outer, inner = Spy(), Spy()
     with intercept(outer):
@@ -133,7 +130,7 @@ def test_innermost_block_decides() -> None:
     assert len(outer.requested) == 1
 
 
-def test_block_is_reentrant() -> None:
+def test_block_is_reentrant():
     x, w, _ = operands()
     block = intercept(Spy())
     with block, block:
@@ -144,7 +141,7 @@ def test_block_is_reentrant() -> None:
     assert block.algorithm.requested == ["forward"] * 2
 
 
-def test_algorithm_that_calls_conv2d_does_not_recurse() -> None:
+def test_algorithm_that_calls_conv2d_does_not_recurse():
     x, w, _ = operands()
     with intercept(CallsConv2d()):
         y = F.conv2d(x, w, groups=2)
@@ -154,7 +151,7 @@ def test_algorithm_that_calls_conv2d_does_not_recurse() -> None:
     torch.testing.assert_close(y, expected)
 
 
-def test_block_ends_after_an_error() -> None:
+def test_block_ends_after_an_error():
     x, w, _ = operands()
     spy = Spy()
     with pytest.raises(RuntimeError, match="channels"), intercept(spy):
@@ -163,7 +160,7 @@ def test_block_ends_after_an_error() -> None:
     assert spy.requested == []
 
 
-def test_named_algorithm_refuses() -> None:
+def test_named_algorithm_refuses():
     with pytest.raises(RuntimeError, match="algorithm 'fft' cannot run"), intercept("fft"):
         F.conv2d(torch.ones(1, 1, 3, 3, dtype=torch.int64), torch.ones(1, 1, 2, 2).long())
 
@@ -175,12 +172,12 @@ def test_named_algorithm_refuses() -> None:
         (None, TypeError, "algorithm must be a name, an Auto or an Algorithm"),
     ],
 )
-def test_wrong_arguments_are_refused(algorithm: Any, error: type[Exception], sentence: str) -> None:
+def test_wrong_arguments_are_refused(algorithm, error, sentence):
     with pytest.raises(error, match=sentence):
         intercept(algorithm)
 
 
-def test_other_functions_are_unchanged() -> None:
+def test_other_functions_are_unchanged():
     x = torch.randn(1, 2, 5, 5)
     with intercept("unfold"):
         for function in (F.relu, torch.sin, lambda x: x + 1, lambda x: F.max_pool2d(x, 2)):
@@ -190,7 +187,7 @@ def test_other_functions_are_unchanged() -> None:
     assert torch.equal(z, F.conv1d(x[0], torch.ones(2, 5, 1)))
 
 
-def test_block_applies_to_its_own_thread() -> None:
+def test_block_applies_to_its_own_thread():
     x, w, _ = operands()
     spy = Spy()
     with intercept(spy):
@@ -202,11 +199,11 @@ def test_block_applies_to_its_own_thread() -> None:
     assert spy.requested == ["forward"]
 
 
-def test_block_inside_checkpoint() -> None:
+def test_block_inside_checkpoint():
     x, w, _ = operands()
     spy = Spy()
 
-    def redirected(x: Tensor, w: Tensor) -> Tensor:
+    def redirected(x, w):
         with intercept(spy):
             return F.conv2d(x, w, groups=2)
 
@@ -214,15 +211,15 @@ def test_block_inside_checkpoint() -> None:
     assert sorted(spy.requested) == ["forward", "forward", "grad_input", "grad_weight"]
 
 
-def test_block_around_checkpoint() -> None:
-    """Computed again by conv2d: to the same gradients, or refused where it keeps other tensors."""
+def test_block_around_checkpoint():
+    """conv2d recomputes: the gradients are equal, or PyTorch refuses if it saved other tensors."""
     x, w, _ = operands()
     narrow = torch.randn(2, 6, 1, 1, dtype=x.dtype, requires_grad=True)
 
-    def network(x: Tensor) -> Tensor:
+    def network(x):
         return F.conv2d(F.conv2d(x, w, groups=2), narrow)
 
-    def gradients(x: Tensor) -> tuple[Tensor, ...]:
+    def gradients(x):
         y = checkpoint(network, x, use_reentrant=False)
         return torch.autograd.grad(y.square().sum(), (w, narrow))
 
@@ -230,18 +227,18 @@ def test_block_around_checkpoint() -> None:
     with intercept("unfold"):
         torch.testing.assert_close(gradients(x), expected, rtol=1e-12, atol=1e-12)
         with pytest.raises(CheckpointError):
-            gradients(x.detach())  # of which the first gradient needs no weight
+            gradients(x.detach())  # the gradient of the first layer needs no weight
 
 
-def test_block_and_torch_func() -> None:
-    """Per-sample gradients: grad under vmap, the block outside or inside."""
+def test_block_and_torch_func():
+    """Per-sample gradients, with the block outside or inside."""
     x, w, _ = operands()
     x, w = x.detach(), w.detach()
 
-    def loss(w: Tensor, x: Tensor) -> Tensor:
+    def loss(w, x):
         return F.conv2d(x[None], w, groups=2).square().sum()
 
-    def redirected(w: Tensor, x: Tensor) -> Tensor:
+    def redirected(w, x):
         with intercept(spy):
             return loss(w, x)
 
@@ -257,8 +254,7 @@ def test_block_and_torch_func() -> None:
     assert "grad_weight" in spy.requested
 
 
-def test_converted_layer_keeps_its_algorithm() -> None:
-    """A converted layer keeps the algorithm that it was given."""
+def test_converted_layer_keeps_its_algorithm():
     x, spy = operands()[0], Spy()
     model = nn.Conv2d(4, 2, 3, dtype=torch.float64)
     convert(model, spy)
@@ -269,16 +265,16 @@ def test_converted_layer_keeps_its_algorithm() -> None:
 
 @pytest.mark.parametrize("inside", [True, False], ids=["block inside", "block outside"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_block_and_compile(inside: bool) -> None:
-    """fullgraph: the block within the function, or around its call; no stale code outside."""
+def test_block_and_compile(inside):
+    """The block is inside the compiled function or around its call."""
     x, w, b = operands()
 
-    def call(x: Tensor) -> Tensor:
+    def call(x):
         return (
             F.conv2d(x, w, b, padding=1, groups=2).relu() + layer(F.pad(x, (1, 1, 1, 1)))[..., :9]
         )
 
-    def redirected(x: Tensor) -> Tensor:
+    def redirected(x):
         with intercept():
             return call(x)
 

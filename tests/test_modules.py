@@ -1,23 +1,22 @@
-"""Corr2d is an nn.Conv2d: same arguments, weights, state, results; and more padding."""
+"""Corr2d has the arguments, weights, state and results of nn.Conv2d, and more padding."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from support.laws import each_algorithm
-from torch_corr import Algorithm, Corr2d, LazyCorr2d, Unfold, corr2d
+from torch_corr import Corr2d, LazyCorr2d, Unfold, corr2d
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def pair(device: torch.device, **arguments: Any) -> tuple[nn.Conv2d, Corr2d]:
+def pair(device, **arguments):
     """Both layers from one seed."""
     algorithm = arguments.pop("algorithm", "auto")
     arguments = {"kernel_size": (3, 2), "device": device, "dtype": torch.float64, **arguments}
@@ -32,10 +31,7 @@ def pair(device: torch.device, **arguments: Any) -> tuple[nn.Conv2d, Corr2d]:
 @pytest.mark.parametrize("padding", [0, (2, 1), "same", "valid"], ids=str)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-def test_corr2d_replaces_nn_conv2d(
-    bias: bool, padding: Any, mode: str, algorithm: Algorithm, device: torch.device
-) -> None:
-    """Same weights from a seed, same values, same gradients, batched and not."""
+def test_corr2d_replaces_nn_conv2d(bias, padding, mode, algorithm, device):
     theirs, ours = pair(
         device,
         padding=padding,
@@ -61,7 +57,7 @@ def test_corr2d_replaces_nn_conv2d(
             torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
 
 
-def test_state_dict_works_both_ways(device: torch.device) -> None:
+def test_state_dict_works_both_ways(device):
     theirs, ours = pair(device)
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict(), assign=True)
@@ -70,7 +66,7 @@ def test_state_dict_works_both_ways(device: torch.device) -> None:
 
 @pytest.mark.parametrize("padding", [((1, 0), (2, 3)), ((2, 2), (1, 1)), "full", "same"], ids=str)
 @pytest.mark.parametrize("mode", MODES)
-def test_padding_beyond_nn_conv2d(padding: Any, mode: str) -> None:
+def test_padding_beyond_nn_conv2d(padding, mode):
     layer = Corr2d(4, 6, 3, stride=2, padding=padding, padding_mode=mode)
     x = torch.randint(-8, 9, (1, 4, 7, 8)).float()
     with torch.no_grad():  # sums of integers are the same in every order, the bias first or last
@@ -82,7 +78,7 @@ def test_padding_beyond_nn_conv2d(padding: Any, mode: str) -> None:
     assert torch.equal(again(x), expected)
 
 
-def test_padding_attributes_equal_nn_conv2d() -> None:
+def test_padding_attributes_equal_nn_conv2d():
     for padding in (0, 1, (1, 2), "same", "valid"):
         theirs = nn.Conv2d(2, 2, 4, padding=padding, dilation=(1, 3))
         ours = Corr2d(2, 2, 4, padding=padding, dilation=(1, 3))
@@ -94,7 +90,7 @@ def test_padding_attributes_equal_nn_conv2d() -> None:
 
 
 @each_algorithm
-def test_copies_and_pickles(algorithm: Algorithm) -> None:
+def test_copies_and_pickles(algorithm):
     layer = Corr2d(2, 2, 3, algorithm=algorithm)
     file = io.BytesIO()
     torch.save(layer, file)
@@ -105,8 +101,8 @@ def test_copies_and_pickles(algorithm: Algorithm) -> None:
         assert torch.equal(twin(x), layer(x))
 
 
-def test_assigning_class_turns_conv2d_into_corr2d() -> None:
-    """By its class alone, as a model's layers are converted: ``auto`` until told otherwise."""
+def test_assigning_class_turns_conv2d_into_corr2d():
+    """Its algorithm is ``auto``."""
     layer = nn.Conv2d(2, 3, 3)
     x = torch.randn(1, 2, 5, 5)
     expected = layer(x)
@@ -115,7 +111,7 @@ def test_assigning_class_turns_conv2d_into_corr2d() -> None:
     assert layer.algorithm == "auto"
 
 
-def test_repr_names_the_algorithm() -> None:
+def test_repr_names_the_algorithm():
     plain = "(2, 3, kernel_size=(3, 3), stride=(1, 1)"
     assert repr(Corr2d(2, 3, 3)) == f"Corr2d{plain})"
     assert repr(Corr2d(2, 3, 3, algorithm="unfold")) == f"Corr2d{plain}, algorithm='unfold')"
@@ -125,7 +121,7 @@ def test_repr_names_the_algorithm() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_lazy_layer_becomes_corr2d(bias: bool) -> None:
+def test_lazy_layer_becomes_corr2d(bias):
     arguments = {"padding": ((1, 0), (0, 1)), "groups": 2, "bias": bias, "algorithm": "unfold"}
     lazy = LazyCorr2d(6, 3, **arguments)
     assert isinstance(lazy, nn.Conv2d)
@@ -142,7 +138,7 @@ def test_lazy_layer_becomes_corr2d(bias: bool) -> None:
     assert lazy.state_dict().keys() == eager.state_dict().keys()
 
 
-def test_lazy_layer_respects_dtype_and_device() -> None:
+def test_lazy_layer_respects_dtype_and_device():
     lazy = LazyCorr2d(2, 3, dtype=torch.float64)
     lazy(torch.ones(1, 1, 3, 3, dtype=torch.float64))
     assert lazy.weight.dtype == lazy.bias.dtype == torch.float64
@@ -150,15 +146,14 @@ def test_lazy_layer_respects_dtype_and_device() -> None:
     assert LazyCorr2d(2, 3, device="meta").bias.device.type == "meta"
 
 
-def test_lazy_layer_refuses_invalid_input() -> None:
+def test_lazy_layer_refuses_invalid_input():
     with pytest.raises(ValueError, match="divisible by groups"):
         LazyCorr2d(6, 3, groups=2)(torch.ones(1, 3, 5, 5))
     with pytest.raises(RuntimeError, match="Expected 3D"):
         LazyCorr2d(6, 3)(torch.ones(5, 5))
 
 
-def test_training_equals_nn_conv2d(device: torch.device) -> None:
-    """A few steps of SGD leave both layers with the same weights."""
+def test_training_equals_nn_conv2d(device):
     theirs, ours = pair(device, padding=1, algorithm="unfold")
     x = torch.randn(4, 4, 8, 8, dtype=torch.float64, device=device)
     for layer in (theirs, ours):

@@ -1,13 +1,10 @@
-"""torch_corr's operators keep what PyTorch asks of operators, and whoever watches sees them."""
+"""The operators of torch_corr satisfy opcheck, and PyTorch's tools see them."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import gradcheck
 from torch.func import grad, jvp, vmap
@@ -15,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.laws import algorithm_id
-from torch_corr import Algorithm, Aten, Naive, Problem, corr2d
+from torch_corr import Aten, Naive, Problem, corr2d
 from torch_corr.operators import decode_algorithm, encode_algorithm
 from torch_corr.planning.plan import able_algorithms
 
@@ -26,7 +23,7 @@ OTHERS = [each for each in ABLE if each != Aten()]
 each_other = pytest.mark.parametrize("algorithm", OTHERS, ids=algorithm_id)
 
 
-def operands(requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def operands(requires_grad=False):
     generator = torch.Generator().manual_seed(0)
     x, w, y = (
         torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=requires_grad)
@@ -35,7 +32,7 @@ def operands(requires_grad: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     return x, w, y
 
 
-def calls(requires_grad: bool = False) -> dict[str, tuple[Any, ...]]:
+def calls(requires_grad=False):
     x, w, y = operands(requires_grad)
     return {
         "forward": (x, w, GROUPS, *GEOMETRY),
@@ -49,19 +46,19 @@ each_map = pytest.mark.parametrize("map", ["forward", "grad_input", "grad_weight
 
 @each_map
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_opcheck(map: str, requires_grad: bool) -> None:
+def test_opcheck(map, requires_grad):
     torch.library.opcheck(getattr(torch.ops.torch_corr, map).default, calls(requires_grad)[map])
 
 
-def test_registered_operators() -> None:
+def test_registered_operators():
     names = torch._C._dispatch_get_all_op_names()
     ours = {name for name in names if name.startswith("torch_corr::")}
     assert ours == {f"torch_corr::{map}" for map in calls()}
 
 
 @each_map
-def test_derivatives_of_operators(map: str) -> None:
-    """A captured graph may be differentiated again: the operators have the rules themselves."""
+def test_derivatives_of_operators(map):
+    """A captured graph can be differentiated again."""
     first, second, *others = calls(True)[map]
     assert gradcheck(
         lambda a, b: getattr(torch.ops.torch_corr, map)(a, b, *others),
@@ -73,11 +70,11 @@ def test_derivatives_of_operators(map: str) -> None:
 
 
 @each_map
-def test_vmap_of_operators(map: str) -> None:
-    """And no derivative of torch.func, which is said."""
+def test_vmap_of_operators(map):
+    """They refuse the derivatives of torch.func."""
     first, second, *others = calls()[map]
 
-    def function(a: Tensor, b: Tensor) -> Tensor:
+    def function(a, b):
         return getattr(torch.ops.torch_corr, map)(a, b, *others)
 
     firsts = torch.stack([first, 2 * first, first - 1])
@@ -93,7 +90,7 @@ def test_vmap_of_operators(map: str) -> None:
             transform()
 
 
-def test_mismatched_operands_are_refused() -> None:
+def test_mismatched_operands_are_refused():
     x, w, y = operands()
     with pytest.raises(RuntimeError, match=r"do not belong together.*output should be"):
         torch.ops.torch_corr.grad_weight(x, y[..., :1], GROUPS, [3, 2], *GEOMETRY)
@@ -101,17 +98,17 @@ def test_mismatched_operands_are_refused() -> None:
         torch.ops.torch_corr.forward(x, w, GROUPS, *GEOMETRY[:-1], "unfld")
 
 
-def test_encode_distinguishes_algorithms_with_equal_repr() -> None:
+def test_encode_distinguishes_algorithms_with_equal_repr():
     class Odd(Naive):
         name = "odd"
 
-        def __init__(self, secret: int) -> None:
+        def __init__(self, secret):
             object.__setattr__(self, "secret", secret)
 
-        def __eq__(self, other: object) -> bool:
-            return isinstance(other, Odd) and other.secret == self.secret  # type: ignore[attr-defined]
+        def __eq__(self, other):
+            return isinstance(other, Odd) and other.secret == self.secret
 
-        def __hash__(self) -> int:
+        def __hash__(self):
             return 0
 
     one, two = Odd(1), Odd(2)
@@ -121,12 +118,12 @@ def test_encode_distinguishes_algorithms_with_equal_repr() -> None:
     assert encode_algorithm(Odd(2)) == encode_algorithm(two) != encode_algorithm(one)
 
 
-def layer(algorithm: Algorithm | str, *values: Tensor) -> Tensor:
+def layer(algorithm, *values):
     return corr2d(*values, None, (2, 1), ((1, 2), (0, 1)), (1, 2), 2, algorithm=algorithm)
 
 
 @each_other
-def test_flop_counter_counts_two_for_each_product(algorithm: Algorithm) -> None:
+def test_flop_counter_counts_two_for_each_product(algorithm):
     x, w, _ = operands(True)
     with FlopCounterMode(display=False) as counter:
         y = layer(algorithm, x, w)
@@ -137,7 +134,7 @@ def test_flop_counter_counts_two_for_each_product(algorithm: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_flops_of_aten_equal_conv2d(algorithm: str) -> None:
+def test_flops_of_aten_equal_conv2d(algorithm):
     counts = []
     for function in (lambda *a: corr2d(*a, algorithm=algorithm), F.conv2d):
         with FlopCounterMode(display=False) as counter:
@@ -147,10 +144,10 @@ def test_flops_of_aten_equal_conv2d(algorithm: str) -> None:
 
 
 @each_other
-def test_profiler_names_maps(algorithm: Algorithm) -> None:
+def test_profiler_names_maps(algorithm):
     x, w, _ = operands(True)
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    # acc_events, or PyTorch before 2.13 warns of cycles that nobody asked for.
+    # Without acc_events PyTorch before 2.13 warns about cycles.
     with torch.profiler.profile(activities=cpu, acc_events=True) as profile:
         layer(algorithm, x, w).sum().backward()
     names = {event.key for event in profile.key_averages()}
@@ -160,8 +157,8 @@ def test_profiler_names_maps(algorithm: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", *OTHERS], ids=algorithm_id)
-def test_fake_tensors(algorithm: Algorithm | str) -> None:
-    """Shapes, strides, dtype and device without a computation, in and out of the mode."""
+def test_fake_tensors(algorithm):
+    """Inside and outside the mode."""
     x, w, _ = operands(True)
     real = layer(algorithm, x, w)
     with FakeTensorMode() as mode:
@@ -177,8 +174,7 @@ def test_fake_tensors(algorithm: Algorithm | str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", *OTHERS], ids=algorithm_id)
-def test_meta_tensors(algorithm: Algorithm | str) -> None:
-    """Any algorithm will do, since nothing is computed."""
+def test_meta_tensors(algorithm):
     leaves = [value.detach().to("meta").requires_grad_() for value in operands()[:2]]
     y = layer(algorithm, *leaves)
     gradients = torch.autograd.grad(y.sum(), leaves)
@@ -187,7 +183,7 @@ def test_meta_tensors(algorithm: Algorithm | str) -> None:
 
 
 @each_other
-def test_make_fx_graph_is_differentiable(algorithm: Algorithm) -> None:
+def test_make_fx_graph_is_differentiable(algorithm):
     x, w, _ = operands()
     graph = make_fx(lambda x, w: layer(algorithm, x, w))(x, w)
     assert "torch_corr.forward" in graph.code

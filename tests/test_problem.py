@@ -1,4 +1,4 @@
-"""A Problem is right when made, spells itself, and sizes its output as arithmetic says."""
+"""A Problem is valid once it is made, prints and parses, and computes its output size."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SPELLING = "n8c64-x56x57-o32-k3x4-s1x2-p1,2x3,4-d1x2-g2"
 
 
 @given(problem=problems())
-def test_spelling_parses_back(problem: Problem) -> None:
+def test_spelling_parses_back(problem):
     assert Problem.parse(str(problem)) == problem
     assert hash(Problem.parse(str(problem))) == hash(problem)
 
 
-def test_spelling_contains_every_field() -> None:
+def test_spelling_contains_every_field():
     problem = Problem(8, 64, (56, 57), 32, (3, 4), (1, 2), ((1, 2), (3, 4)), (1, 2), 2)
     assert str(problem) == SPELLING
     assert Problem.parse(SPELLING) == problem
 
 
-def test_short_spellings() -> None:
+def test_short_spellings():
     full = Problem.parse("n1c2-x9x9-o4-k3x3-s1x1-p1,1x1,1-d1x1-g1")
     assert Problem.parse("n1c2-x9-o4-k3-p1") == full
     assert Problem.parse("n1c2-x9-o4-k3-psame") == full
@@ -41,13 +41,13 @@ def test_short_spellings() -> None:
 @pytest.mark.parametrize(
     "text", ["", "n1", "n1c1-x4x4-o1", "n1c1-x4x4-o1-k3x3-z1", "n-1c1-x4-o1-k1", SPELLING + "x"]
 )
-def test_parse_refuses_invalid_spellings(text: str) -> None:
+def test_parse_refuses_invalid_spellings(text):
     with pytest.raises(ValueError, match="does not spell a problem; write it as n8c64"):
         Problem.parse(text)
 
 
 @given(problem=problems(allow_empty=False))
-def test_output_size_equals_conv2d(problem: Problem) -> None:
+def test_output_size_equals_conv2d(problem):
     (top, bottom), (left, right) = problem.padding
     padded = F.pad(torch.zeros(problem.input_shape), (left, right, top, bottom))
     y = F.conv2d(
@@ -66,10 +66,8 @@ axis = st.tuples(st.integers(1, 40), st.integers(1, 7), st.integers(1, 5), st.in
 
 
 @given(rows=axis, columns=axis)
-def test_same_gives_ceil_of_size_over_stride(
-    rows: tuple[int, int, int, int], columns: tuple[int, int, int, int]
-) -> None:
-    """And is balanced, the odd pixel at the end, none padded in vain."""
+def test_same_gives_ceil_of_size_over_stride(rows, columns):
+    """The odd pixel comes last."""
     size, kernel, stride, dilation = zip(rows, columns)
     sides = resolve_padding("same", size, kernel, stride, dilation)
     problem = Problem(1, 1, size, 1, kernel, stride, sides, dilation)
@@ -82,7 +80,7 @@ def test_same_gives_ceil_of_size_over_stride(
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # once a process
-def test_same_padding_equals_pytorch_for_stride_1() -> None:
+def test_same_padding_equals_pytorch_for_stride_1():
     x, w = torch.randn(1, 1, 9, 10), torch.randn(1, 1, 4, 3)
     problem = Problem.of(x.shape, w.shape, padding="same", dilation=(1, 2))
     (top, bottom), (left, right) = problem.padding
@@ -91,7 +89,7 @@ def test_same_padding_equals_pytorch_for_stride_1() -> None:
     torch.testing.assert_close(F.conv2d(padded, w, dilation=(1, 2)), expected)
 
 
-def test_full_padding_includes_every_overlap() -> None:
+def test_full_padding_includes_every_overlap():
     problem = Problem.of((1, 1, 5, 7), (1, 1, 3, 2), padding="full", dilation=2)
     assert problem.output_size == (5 + 4, 7 + 2)
 
@@ -108,17 +106,17 @@ def test_full_padding_includes_every_overlap() -> None:
         ("valid", ((0, 0), (0, 0))),
     ],
 )
-def test_spellings_of_padding(padding: object, sides: object) -> None:
+def test_spellings_of_padding(padding, sides):
     assert Problem.of((1, 1, 9, 9), (1, 1, 1, 1), padding=padding).padding == sides
 
 
-def test_as_pair_accepts_tensors_but_no_bools() -> None:
+def test_as_pair_accepts_tensors_but_no_bools():
     assert as_pair("stride", torch.tensor(2)) == (2, 2)
     with pytest.raises(TypeError, match="stride must be an integer, got the bool True"):
         as_pair("stride", True)
 
 
-def valid(**changes: object) -> Problem:
+def valid(**changes):
     fields = {"batch": 1, "in_channels": 4, "size": (5, 6), "out_channels": 6, "kernel": (3, 2)}
     return Problem(**{**fields, **changes})
 
@@ -152,14 +150,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), REFUSED, ids=lambda v: str(v)[:40])
-def test_invalid_problems_are_refused(
-    changes: dict[str, object], error: type[Exception], message: str
-) -> None:
+def test_invalid_problems_are_refused(changes, error, message):
     with pytest.raises(error, match=message):
         valid(**changes)
 
 
-def test_problem_is_an_immutable_value() -> None:
+def test_problem_is_an_immutable_value():
     problem = valid()
     with pytest.raises(AttributeError):
         problem.batch = 2

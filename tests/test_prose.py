@@ -43,7 +43,7 @@ FILES = ("*.md", ".ci/run", "docs/*.md", "benchmarks/*.md", "examples/*.md")
 SOURCES = ("torch_corr", "tests", "benchmarks", "examples")
 
 
-def checked_files() -> list[Path]:
+def checked_files():
     """Documents first, then the sources in Python and C++; not this file."""
     found = [path for pattern in FILES for path in sorted(ROOT.glob(pattern))]
     for folder in SOURCES:
@@ -55,7 +55,7 @@ def checked_files() -> list[Path]:
     return found
 
 
-def findings(text: str) -> list[str]:
+def findings(text):
     """``line N: phrase`` for each banned phrase; names such as ``test_of_which`` count too."""
     text = text.replace("_", " ")
     return [
@@ -64,27 +64,27 @@ def findings(text: str) -> list[str]:
     ]
 
 
-def prose(path: Path) -> str:
+def prose(path):
     """The text of a file; in documents without names in backticks."""
     text = path.read_text(encoding="utf-8")
     return re.sub(r"`[^`\n]*`", "", text) if path.suffix == ".md" else text
 
 
-def counts() -> dict[str, list[str]]:
+def counts():
     """The findings of each file that has some, by its path."""
     found = {path.relative_to(ROOT).as_posix(): findings(prose(path)) for path in checked_files()}
     return {name: lines for name, lines in found.items() if lines}
 
 
-def allowances() -> dict[str, int]:
+def allowances():
     return dict(json.loads(TABLE.read_text(encoding="utf-8")))
 
 
-def write(table: dict[str, int]) -> None:
+def write(table):
     TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def test_no_file_exceeds_its_allowance() -> None:
+def test_no_file_exceeds_its_allowance():
     """The failure lists all of a file's findings, old ones too."""
     allowed = allowances()
     for name, lines in counts().items():
@@ -95,14 +95,14 @@ def test_no_file_exceeds_its_allowance() -> None:
         )
 
 
-def test_allowances_only_shrink() -> None:
+def test_allowances_only_shrink():
     """An allowance is lowered with each word that is removed, so it does not come back."""
     found = counts()
     high = [name for name, number in allowances().items() if number > len(found.get(name, ()))]
     assert not high, f"fewer banned words than allowed; run python tests/test_prose.py: {high}"
 
 
-def test_documents_have_no_banned_words() -> None:
+def test_documents_have_no_banned_words():
     documents = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run")
     for name in (*documents, *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))):
         assert name not in allowances()
@@ -117,11 +117,11 @@ def test_documents_have_no_banned_words() -> None:
         "what is\n// foretold",
     ],
 )
-def test_banned_words_are_found(text: str) -> None:
+def test_banned_words_are_found(text):
     assert len(findings(text)) == 1
 
 
-def test_other_words_are_allowed() -> None:
+def test_other_words_are_allowed():
     assert not findings("Recommended: amend the commit; the latest of 3 machines, which is fast.")
 
 

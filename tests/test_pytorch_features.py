@@ -19,12 +19,12 @@ from torch.utils.checkpoint import create_selective_checkpoint_contexts as selec
 
 from support.laws import each_on_cpu
 from support.layers import close, images, step, twins
-from torch_corr import Algorithm, Aten, Corr2d, corr2d
+from torch_corr import Aten, Corr2d, corr2d
 
 
 @each_on_cpu
-def test_grad_scaler(algorithm: Algorithm | str) -> None:
-    """Scaled steps, one of which overflows and is left out."""
+def test_grad_scaler(algorithm):
+    """One of the steps overflows and is skipped."""
     layers = twins(algorithm)
     for layer in layers:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -39,8 +39,7 @@ def test_grad_scaler(algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_layer_made_on_meta_is_materialized_later(algorithm: Algorithm | str) -> None:
-    """Made on meta, by the context or by skip_init, then materialised and loaded."""
+def test_layer_made_on_meta_is_materialized_later(algorithm):
     full, _ = twins(algorithm)
     with torch.device("meta"):
         empty, _ = twins(algorithm)
@@ -58,7 +57,7 @@ def test_layer_made_on_meta_is_materialized_later(algorithm: Algorithm | str) ->
 
 
 @each_on_cpu
-def test_save_whole_layer_and_copy_shallowly(algorithm: Algorithm | str) -> None:
+def test_save_whole_layer_and_copy_shallowly(algorithm):
     ours, theirs = twins(algorithm)
     file = io.BytesIO()
     torch.save(ours, file)
@@ -82,7 +81,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 @each_on_cpu
 @pytest.mark.parametrize("name", WRAPPERS)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_parametrized_weights(name: str, algorithm: Algorithm | str) -> None:
+def test_parametrized_weights(name, algorithm):
     layers = twins(algorithm)
     results = []
     for layer in layers:
@@ -96,7 +95,7 @@ def test_parametrized_weights(name: str, algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_fusion_with_batch_norm(algorithm: Algorithm | str) -> None:
+def test_fusion_with_batch_norm(algorithm):
     norm = nn.BatchNorm2d(6, dtype=torch.float64)
     norm.running_mean.uniform_()
     norm.running_var.uniform_(0.5, 2)
@@ -107,8 +106,7 @@ def test_fusion_with_batch_norm(algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_hooks(algorithm: Algorithm | str) -> None:
-    """Forward and backward hooks see and change what nn.Conv2d's do."""
+def test_hooks(algorithm):
     results = []
     for layer in twins(algorithm):
         seen: list[Any] = []
@@ -127,11 +125,11 @@ def test_hooks(algorithm: Algorithm | str) -> None:
 
 @each_on_cpu
 @pytest.mark.parametrize("kind", ["reentrant", "not", "selective"])
-def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
-    """Recomputed in backward; under a policy that sees our operators as well."""
+def test_checkpointing(kind, algorithm):
+    """A selective policy sees our operators too."""
     requested: list[str] = []
 
-    def policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    def policy(_, operator, *args, **kwargs):
         requested.append(str(operator))
         return CheckpointPolicy.MUST_SAVE
 
@@ -157,8 +155,7 @@ def test_checkpointing(kind: str, algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_saved_tensor_hooks(algorithm: Algorithm | str) -> None:
-    """Saved elsewhere and brought back."""
+def test_saved_tensor_hooks(algorithm):
     results = []
     for layer in twins(algorithm):
         with torch.autograd.graph.saved_tensors_hooks(
@@ -173,8 +170,7 @@ def test_saved_tensor_hooks(algorithm: Algorithm | str) -> None:
 
 
 @each_on_cpu
-def test_autograd_errors_are_conv2ds(algorithm: Algorithm | str) -> None:
-    """In-place writes to saved tensors, and a second backward: conv2d's own errors."""
+def test_autograd_errors_are_conv2ds(algorithm):
     for layer in twins(algorithm):
         x = images().requires_grad_().clone()
         y = layer(x)
@@ -187,15 +183,14 @@ def test_autograd_errors_are_conv2ds(algorithm: Algorithm | str) -> None:
             y.backward()
 
 
-def test_repr_of_result_names_correlation_backward() -> None:
+def test_repr_of_result_names_correlation_backward():
     weight = twins("unfold")[0].weight
     y = corr2d(images(), weight, groups=2, algorithm="unfold")
     assert "grad_fn=<CorrelationBackward>" in repr(y)
 
 
 @each_on_cpu
-def test_tensor_subclass_is_kept(algorithm: Algorithm | str) -> None:
-    """As conv2d: results are of the subclass, through its ``__torch_function__``."""
+def test_tensor_subclass_is_kept(algorithm):
 
     class Tagged(Tensor):
         pass

@@ -1,4 +1,4 @@
-"""Two processes: DDP and FSDP2 train as with nn.Conv2d, DTensors keep to their part of a batch."""
+"""Two processes: DDP and FSDP2 train as with nn.Conv2d, and DTensors need no communication."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from support.distributed_worker import (
     CASES,
     PROCESSES,
     SCHEMES,
-    Case,
     small_batch,
     small_layer,
     small_network,
@@ -36,8 +34,8 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each process found; started once for all tests."""
+def found(tmp_path_factory):
+    """The results of each process, which start once for all tests."""
     folder = tmp_path_factory.mktemp("processes")
     ranks = range(PROCESSES)
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
@@ -62,10 +60,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_distributed_training_equals_nn_conv2d(
-    found: list[dict[str, Any]], scheme: str, algorithm: str
-) -> None:
-    """Exact is one process with the whole batch in float64; all processes end with one result."""
+def test_distributed_training_equals_nn_conv2d(found, scheme, algorithm):
+    """The exact result is one process in float64; all processes get the same parameters."""
     images, targets = (value.double() for value in small_batch())
     expected = trained(small_network().double(), images, targets)
     allowed = farthest(found[0]["training"][scheme]["draws"], expected)
@@ -75,8 +71,8 @@ def test_distributed_training_equals_nn_conv2d(
         assert torch.equal(value, results[1][name])
 
 
-def test_convert_after_fully_shard(found: list[dict[str, Any]]) -> None:
-    """The layer that is sharded itself stays so, through convert and revert."""
+def test_convert_after_fully_shard(found):
+    """A sharded layer stays sharded through convert and revert."""
     images, targets = (value.double() for value in small_batch())
     expected = trained(small_network().double(), images, targets)
     allowed = farthest(found[0]["training"]["FSDP2"]["draws"], expected)
@@ -89,10 +85,8 @@ def test_convert_after_fully_shard(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(("number", "case"), list(enumerate(CASES)))
-def test_dtensor_results_need_no_communication(
-    found: list[dict[str, Any]], number: int, case: Case
-) -> None:
-    """Values by the oracle, results split as the operands are, and not one communication."""
+def test_dtensor_results_need_no_communication(found, number, case):
+    """The values are right, and the results are sharded like the operands."""
     x, w, y = case.operands()
     algorithm = "auto" if case.algorithm == "auto" else find_algorithm(case.algorithm)
     for each in found:
@@ -101,7 +95,7 @@ def test_dtensor_results_need_no_communication(
         assert_right(grad_input, case.problem, output=y, weight=w, algorithm=algorithm)
         assert_right(grad_weight, case.problem, input=x, output=y, algorithm=algorithm)
         assert each["dtensors"][number]["communications"] == 0
-        # Of an operand that is whole in every process each has a part of the gradient's sum.
+        # The gradient of a replicated operand is a partial sum in each process.
         split = any(placement.is_shard() for placement in case.placements)
         of_input, of_weight = (
             Partial() if split and placement.is_replicate() else placement
@@ -112,11 +106,10 @@ def test_dtensor_results_need_no_communication(
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_dtensor_placements_equal_conv2d(found: list[dict[str, Any]], algorithm: str) -> None:
-    """With a bias; the output, three gradients and three second derivatives.
+def test_dtensor_placements_equal_conv2d(found, algorithm):
+    """With a bias, for the output, three gradients and three second derivatives.
 
-    PyTorch places its own alike, but its second derivative by the weight is wrong: it splits
-    along the channels what it has turned for a convolution over the batch.
+    PyTorch's own second derivative by the weight has the right placement but wrong values.
     """
     right = two_orders(torch.conv2d, small_layer())
     for each in found:
@@ -128,7 +121,7 @@ def test_dtensor_placements_equal_conv2d(found: list[dict[str, Any]], algorithm:
         torch.testing.assert_close(values, right, rtol=1e-12, atol=1e-12)
 
 
-def test_mixed_dtensor_and_tensor_are_refused(found: list[dict[str, Any]]) -> None:
+def test_mixed_dtensor_and_tensor_are_refused(found):
     for each in found:
         for said in each["as conv2d"]["mixed"]:
             assert "mixed torch.Tensor and DTensor" in said

@@ -1,4 +1,4 @@
-"""PyTorch's private names: all in one module, all there, and none noisy at import."""
+"""Private names of PyTorch are in one module, exist, and cause no warning at import."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -24,37 +23,36 @@ TOOL = Path(__file__).parent.parent / "tools" / "versions.py"
 
 
 @pytest.mark.parametrize("name", compat.PRIVATE)
-def test_private_name_exists(name: str) -> None:
-    """Each name is in the installed PyTorch."""
+def test_private_name_exists(name):
     try:
         resolve_name(name)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{error}; what depends on it: {compat.PRIVATE[name]}")
 
 
-def test_private_names_state_their_use() -> None:
+def test_private_names_state_their_use():
     assert all(compat.PRIVATE.values())
 
 
-def test_private_layer_attributes_exist() -> None:
-    """The converter reads them, and they are on layers alone."""
+def test_private_layer_attributes_exist():
+    """The converter reads them."""
     layer = nn.Conv2d(1, 1, 1)
     assert list(layer._reversed_padding_repeated_twice) == [0, 0, 0, 0]
     assert "weight" in layer._parameters
 
 
-def test_constant_functions_are_marked_for_dynamo() -> None:
-    """Our functions that are constants to Dynamo have the mark that PyTorch's decorator sets."""
+def test_constant_functions_are_marked_for_dynamo():
+    """By the attribute that ``assume_constant_result`` sets."""
 
-    def ours() -> int:
+    def ours():
         return 1
 
     marked: Any = torch.compiler.assume_constant_result(ours)
     assert marked._dynamo_marked_constant
-    assert has_own_functions._dynamo_marked_constant  # type: ignore[attr-defined]
+    assert has_own_functions._dynamo_marked_constant
 
 
-def test_missing_name_has_a_replacement_or_is_refused() -> None:
+def test_missing_name_has_a_replacement_or_is_refused():
     missing = compat._private("torch._C._no_such_name", "this test")
     replaced = compat._private("torch._C._no_such_name", "this test", otherwise=len)
     del compat.PRIVATE["torch._C._no_such_name"]
@@ -70,12 +68,12 @@ def test_missing_name_has_a_replacement_or_is_refused() -> None:
             pass
 
 
-def test_public_replacements_agree() -> None:
+def test_public_replacements_agree():
     for of in ("conv", "matmul"):
         assert compat._fp32_precision("cuda", of) == compat.fp32_precision("cuda", of)
 
 
-def test_import_prints_nothing() -> None:
+def test_import_prints_nothing():
     """Neither warnings nor PyTorch's log."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", "import torch_corr, torch_corr.testing"],
@@ -87,8 +85,8 @@ def test_import_prints_nothing() -> None:
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
-def _names(tree: ast.Module) -> dict[str, str]:
-    """What each name in a module that comes from PyTorch stands for."""
+def _names(tree):
+    """The full name of each name that a module imports from PyTorch."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -103,11 +101,11 @@ def _names(tree: ast.Module) -> dict[str, str]:
     return names
 
 
-def _is_private(name: str) -> bool:
+def _is_private(name):
     return any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
 
 
-def _private_names(source: str) -> Iterator[str]:
+def _private_names(source):
     """The private names of PyTorch's that a module uses, each with its line."""
     tree = ast.parse(source)
     names = _names(tree)
@@ -125,7 +123,7 @@ def _private_names(source: str) -> Iterator[str]:
         yield from (f"line {node.lineno}: {name}" for name in found if _is_private(name))
 
 
-def test_scan_finds_private_names() -> None:
+def test_scan_finds_private_names():
     source = """
 import torch._guards
 import torch
@@ -150,15 +148,15 @@ torch.__version__
 @pytest.mark.parametrize(
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
 )
-def test_private_names_are_in_one_module(path: Path) -> None:
+def test_private_names_are_in_one_module(path):
     if path.name == "_torch_compat.py":
         return
     found = list(_private_names(path.read_text()))
     assert not found, f"{path.relative_to(PACKAGE)}: take from _torch_compat.py what is {found}"
 
 
-def test_table_of_versions_keeps_rows() -> None:
-    """A run of one version leaves the rows of others, in the order of versions."""
+def test_table_of_versions_keeps_rows():
+    """A run of one version keeps the rows of the others."""
     spec = importlib.util.spec_from_file_location("versions", TOOL)
     assert spec is not None
     assert spec.loader is not None

@@ -1,9 +1,6 @@
-"""What the laws do not ask of aten: the paths of PyTorch's convolution that it avoids, for they are
-slow or write where they must not."""
+"""``aten`` avoids paths of PyTorch's convolution that are slow or write out of bounds."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +22,7 @@ WIDE = [
 STRIDED = "n2c4-x9x8-o4-k3-s2-p1-g4"
 
 
-def test_copies_for_onednn_only_on_cpu() -> None:
+def test_copies_for_onednn_only_on_cpu():
     problem = Problem.parse("n1c8-x56-o8-k31-p15-g8")
     assert Aten().workspace(problem, "forward", CPU, torch.float32) > 0
     assert Aten().workspace(problem, "forward", torch.device("cuda"), torch.float32) == 0
@@ -33,7 +30,7 @@ def test_copies_for_onednn_only_on_cpu() -> None:
 
 @pytest.mark.parametrize("text", WIDE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_wide_padding_is_explicit(text: str, dtype: torch.dtype) -> None:
+def test_wide_padding_is_explicit(text, dtype):
     problem = Problem.parse(text)
     x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
     assert not Aten().runs_as_conv2d(problem, CPU, dtype)
@@ -41,7 +38,7 @@ def test_wide_padding_is_explicit(text: str, dtype: torch.dtype) -> None:
     assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
 
 
-def test_fast_cases_run_as_conv2d() -> None:
+def test_fast_cases_run_as_conv2d():
     for text in ("n1c128-x56-o128-k13-p6-g128", "n1c1-x99-o1-k31-p15", "n4c32-x64-o32-k15-p7"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
@@ -51,7 +48,7 @@ def test_fast_cases_run_as_conv2d() -> None:
 
 @pytest.mark.parametrize("map", MAPS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_strided_depthwise_halves_are_rounded_once(map: str, dtype: torch.dtype) -> None:
+def test_strided_depthwise_halves_are_rounded_once(map, dtype):
     problem = Problem.parse(STRIDED)
     slots = {
         slot: torch.randn(getattr(problem, f"{slot}_shape")).to(dtype) for slot in OPERANDS[map]
@@ -61,7 +58,7 @@ def test_strided_depthwise_halves_are_rounded_once(map: str, dtype: torch.dtype)
     assert_right(result, problem, **slots, algorithm=Aten())
 
 
-def test_nan_stays_in_its_windows_with_explicit_padding() -> None:
+def test_nan_stays_in_its_windows_with_explicit_padding():
     problem = Problem.parse("n1c2-x9x40-o2-k3x17-p1x8-g2")
     x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
     x[0, 1, 4, 3] = float("nan")
@@ -82,9 +79,7 @@ STEPPED_OVER = [
 @pytest.mark.parametrize("text", STEPPED_OVER)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_grad_weight_of_strided_1x1_kernels(
-    text: str, dtype: torch.dtype, layout: torch.memory_format
-) -> None:
+def test_grad_weight_of_strided_1x1_kernels(text, dtype, layout):
     problem = Problem.parse(text)
     x = torch.randn(problem.input_shape, dtype=dtype).contiguous(memory_format=layout)
     y = torch.randn(problem.output_shape, dtype=dtype).contiguous(memory_format=layout)
@@ -103,8 +98,8 @@ def test_grad_weight_of_strided_1x1_kernels(
     ],
     ids=str,
 )
-def test_both_gradients_in_one_call(text: str, dtype: torch.dtype, at_once: bool) -> None:
-    """To the bit what they are each by itself, where nothing is put around PyTorch's."""
+def test_both_gradients_in_one_call(text, dtype, at_once):
+    """Bitwise equal to the separate maps, where ``aten`` rewrites nothing."""
     problem = Problem.parse(text)
     x, w, y = (
         torch.randn(shape, dtype=dtype)
@@ -118,12 +113,12 @@ def test_both_gradients_in_one_call(text: str, dtype: torch.dtype, at_once: bool
 
 
 @pytest.mark.parametrize("wanted", ["both", "input", "weight", "graph"])
-def test_backward_calls_pytorch_once(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a graph to be differentiated each map is by itself, as of one gradient."""
+def test_backward_calls_pytorch_once(wanted, monkeypatch):
+    """With ``create_graph`` each gradient is a call of its own."""
     calls: list[tuple[bool, bool]] = []
     backward = aten_module._backward
 
-    def noted(*arguments: Any) -> Any:
+    def noted(*arguments):
         calls.append(arguments[-1])
         return backward(*arguments)
 
@@ -148,7 +143,7 @@ def test_backward_calls_pytorch_once(wanted: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("padding", [1, ((1, 0), (0, 1))], ids=str)
-def test_profile_names_both_gradients(padding: Any) -> None:
+def test_profile_names_both_gradients(padding):
     x, w = torch.randn(2, 4, 9, 8, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
     y = corr2d(x, w, padding=padding, algorithm="aten")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -160,8 +155,8 @@ def test_profile_names_both_gradients(padding: Any) -> None:
 
 @pytest.mark.parametrize("last", [(True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("groups", [1, 6])
-def test_layout_of_both_gradients_equals_conv2d(groups: int, last: tuple[bool, bool]) -> None:
-    """By images and by what comes from above, in either layout."""
+def test_layout_of_both_gradients_equals_conv2d(groups, last):
+    """For either layout of the input and of the gradient."""
     x, gradient = (
         torch.randn(2, 6, 9, 8).contiguous(
             memory_format=torch.channels_last if each else torch.contiguous_format
@@ -184,19 +179,19 @@ def test_layout_of_both_gradients_equals_conv2d(groups: int, last: tuple[bool, b
 class Inputs(TorchDispatchMode):
     """The inputs that PyTorch is given for their shape and layout, to find their gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.seen: list[torch.Tensor] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution_backward.default and args[-1][0]:
             self.seen.append(args[1])
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_grad_input_on_devices_has_layout_of_output(layout: torch.memory_format) -> None:
-    """cuDNN computes in that of the input, and copies all to and from it."""
+def test_grad_input_on_devices_has_layout_of_output(layout):
+    """cuDNN computes in the layout of the input, and would copy everything."""
     problem = Problem.parse(STRIDED)
     y, w = (
         torch.empty(shape, device="meta") for shape in (problem.output_shape, problem.weight_shape)
@@ -211,11 +206,11 @@ def test_grad_input_on_devices_has_layout_of_output(layout: torch.memory_format)
 class Backwards(TorchDispatchMode):
     """The strides with which PyTorch is asked for a weight's gradient."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.strides: list[list[int]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
             self.strides.append(args[4])
         return func(*args, **(kwargs or {}))
@@ -223,8 +218,8 @@ class Backwards(TorchDispatchMode):
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize("channels", [8, 16])
-def test_few_channels_avoid_kernel_that_writes_out_of_bounds(algorithm: str, channels: int) -> None:
-    """Seen from what PyTorch is asked for, since whether it dies of it is chance."""
+def test_few_channels_avoid_kernel_that_writes_out_of_bounds(algorithm, channels):
+    """Checked by the arguments of the call, because a crash is a matter of chance."""
     layer = Corr2d(channels, 16, 1, stride=2, algorithm=algorithm)
     x = torch.randn(3, channels, 16, 16).contiguous(memory_format=torch.channels_last)
     with Backwards() as seen:
@@ -242,8 +237,8 @@ def test_few_channels_avoid_kernel_that_writes_out_of_bounds(algorithm: str, cha
     ],
 )
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_taps_outside_the_image_get_zero_gradient(text: str, layout: torch.memory_format) -> None:
-    """Of oneDNN in bfloat16 they get what was left in memory."""
+def test_taps_outside_the_image_get_zero_gradient(text, layout):
+    """oneDNN in bfloat16 returns uninitialised memory there."""
     problem = Problem.parse(text)
     x, y = (torch.ones(shape) for shape in (problem.input_shape, problem.output_shape))
     x, y = x.bfloat16().to(memory_format=layout), y.bfloat16()

@@ -1,4 +1,4 @@
-"""Problems that oneDNN computes wrongly or dies of: ``aten`` and ``auto`` rewrite them.
+"""Problems that oneDNN computes wrongly or crashes on: ``aten`` and ``auto`` rewrite them.
 
 Each was found by ``python -m benchmarks.scan`` and is wrong in plain PyTorch 2.13.0 (oneDNN 3.12)
 on a Zen 4 processor; ``docs/what-the-kit-finds.md`` describes the regions.  Operands are ones and
@@ -7,12 +7,10 @@ small integers, so sums are exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -94,7 +92,7 @@ LEFT_ALONE = [
 
 
 @pytest.fixture(autouse=True)
-def _afresh() -> Iterator[None]:
+def _afresh():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -103,7 +101,7 @@ def _afresh() -> Iterator[None]:
 LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
 
 
-def operands(text: str, dtype: torch.dtype, layout: str) -> tuple[Problem, list[Tensor]]:
+def operands(text, dtype, layout):
     """A problem with its input, weight and output: small integers."""
     problem = Problem.parse(text)
     generator = torch.Generator().manual_seed(0)
@@ -113,25 +111,21 @@ def operands(text: str, dtype: torch.dtype, layout: str) -> tuple[Problem, list[
     ]
 
 
-def called(
-    problem: Problem, x: Tensor, w: Tensor, algorithm: str, function: Any = corr2d
-) -> Tensor:
+def called(problem, x, w, algorithm, function=corr2d):
     p = problem
     (top, bottom), (left, right) = p.padding
     padding: Any = p.padding if top != bottom or left != right else (top, left)
     return function(x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=algorithm)
 
 
-def ids(value: Any) -> str:
+def ids(value):
     return str(value).removeprefix("torch.")
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("text", "dtype"), WRONG, ids=ids)
-def test_all_three_maps_are_right(
-    text: str, dtype: torch.dtype, layout: str, algorithm: str
-) -> None:
+def test_all_three_maps_are_right(text, dtype, layout, algorithm):
     problem, (x, w, y) = operands(text, dtype, layout)
     x.requires_grad_()
     w.requires_grad_()
@@ -147,8 +141,8 @@ def test_all_three_maps_are_right(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("text", "dtype"), [*WRONG[::2], DEADLY[0]], ids=ids)
-def test_maps_alone_are_right(text: str, dtype: torch.dtype, layout: str) -> None:
-    """Not by way of both gradients at one time."""
+def test_maps_alone_are_right(text, dtype, layout):
+    """Each map by its own call, not by the call for both gradients."""
     problem, (x, w, y) = operands(text, dtype, layout)
     for map, slots in zip(
         MAPS, ({"input": x, "weight": w}, {"output": y, "weight": w}, {"input": x, "output": y})
@@ -160,11 +154,11 @@ def test_maps_alone_are_right(text: str, dtype: torch.dtype, layout: str) -> Non
 class Convolutions(TorchDispatchMode):
     """What PyTorch's convolution is asked for: shapes, stride, padding and dilation."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.seen: list[tuple[Any, ...]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution.default:
             image, weight, _, stride, padding, dilation, *_ = args
             self.seen.append((image.shape, weight.shape, stride, padding, dilation))
@@ -173,8 +167,8 @@ class Convolutions(TorchDispatchMode):
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("text", "dtype"), [*DEADLY, *PADDED_BEYOND_REACH, *ONE_COLUMN], ids=ids)
-def test_crashing_problems_are_rewritten(text: str, dtype: torch.dtype, algorithm: str) -> None:
-    """Seen from the call, since whether a process dies of it is chance."""
+def test_crashing_problems_are_rewritten(text, dtype, algorithm):
+    """Checked by the arguments of the call, because a crash is a matter of chance."""
     problem, _ = operands(text, dtype, "last")
     x, w = (
         torch.empty(shape, dtype=dtype, device="meta")
@@ -196,11 +190,11 @@ def test_crashing_problems_are_rewritten(text: str, dtype: torch.dtype, algorith
 class Backwards(TorchDispatchMode):
     """The problems whose weight gradient PyTorch is asked for: image rows, kernel rows, padding."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.seen: list[tuple[int, int, int]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
             self.seen.append((args[1].shape[2], args[2].shape[2], args[5][0]))
         return func(*args, **(kwargs or {}))
@@ -208,10 +202,8 @@ class Backwards(TorchDispatchMode):
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("text", "dtype"), TALL_KERNELS, ids=ids)
-def test_grad_weight_of_tall_kernels_is_rewritten(
-    text: str, dtype: torch.dtype, algorithm: str
-) -> None:
-    """oneDNN writes beyond the weight there; seen from the call, since dying of it is chance."""
+def test_grad_weight_of_tall_kernels_is_rewritten(text, dtype, algorithm):
+    """oneDNN writes beyond the weight there; checked by the arguments of the call."""
     problem, _ = operands(text, dtype, "first")
     with torch._subclasses.FakeTensorMode() as fake, Backwards() as backwards:
         x, w = (
@@ -226,11 +218,11 @@ def test_grad_weight_of_tall_kernels_is_rewritten(
 class Dtypes(TorchDispatchMode):
     """The dtypes in which PyTorch's convolution computes."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.seen: list[torch.dtype] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution.default:
             self.seen.append(args[0].dtype)
         return func(*args, **(kwargs or {}))
@@ -240,7 +232,7 @@ class Dtypes(TorchDispatchMode):
 @pytest.mark.parametrize(
     "text", ["n1c2-x4x62-o2-k6x19-s2x1-p7x0-g2", "n1c8-x5x49-o8-k2x15-p1x15-g8"]
 )
-def test_long_depthwise_kernels_run_in_float32(text: str, algorithm: str) -> None:
+def test_long_depthwise_kernels_run_in_float32(text, algorithm):
     problem, (x, w, _) = operands(text, HALF, "last")
     with torch._subclasses.FakeTensorMode() as fake, Dtypes() as dtypes:
         called(problem, fake.from_tensor(x), fake.from_tensor(w), algorithm)
@@ -251,14 +243,14 @@ def test_long_depthwise_kernels_run_in_float32(text: str, algorithm: str) -> Non
 
 @pytest.mark.parametrize("text", LEFT_ALONE)
 @pytest.mark.parametrize("dtype", [FLOAT, HALF], ids=ids)
-def test_common_layers_run_as_conv2d(text: str, dtype: torch.dtype) -> None:
+def test_common_layers_run_as_conv2d(text, dtype):
     if dtype == HALF and not aten_module._ONEDNN_HAS_BFLOAT16:
         pytest.skip("oneDNN has no bfloat16 on this processor")
     assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
 
 
 @pytest.mark.parametrize(("text", "dtype"), [*WRONG, *DEADLY], ids=ids)
-def test_rewritten_problems_do_not_run_as_conv2d(text: str, dtype: torch.dtype) -> None:
+def test_rewritten_problems_do_not_run_as_conv2d(text, dtype):
     problem = Problem.parse(text)
     assert not Aten().runs_as_conv2d(problem, CPU, dtype)
     assert Aten().runs_as_conv2d(problem, CPU, torch.float64) == (
@@ -267,8 +259,8 @@ def test_rewritten_problems_do_not_run_as_conv2d(text: str, dtype: torch.dtype) 
     )
 
 
-def test_bfloat16_goes_through_float32_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch's own loops sum it in bfloat16, of 33 filters to 392 instead of 396."""
+def test_bfloat16_goes_through_float32_without_onednn(monkeypatch):
+    """PyTorch's own loops sum in bfloat16: 392 instead of 396 for 33 filters."""
     monkeypatch.setattr(aten_module, "_ONEDNN_HAS_BFLOAT16", False)
     problem = Problem.parse("n1c2-x5-o4-k3")
     assert not Aten().runs_as_conv2d(problem, CPU, HALF)
@@ -287,7 +279,7 @@ COMPILED = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("text", COMPILED)
-def test_compiled(text: str, dynamic: bool, layout: str, algorithm: str) -> None:
+def test_compiled(text, dynamic, layout, algorithm):
     problem, (x, w, y) = operands(text, FLOAT, layout)
     captured = torch.compile(
         lambda x, w: called(problem, x, w, algorithm),
@@ -305,8 +297,8 @@ def test_compiled(text: str, dynamic: bool, layout: str, algorithm: str) -> None
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_dynamic_graph_is_right_for_one_column(algorithm: str) -> None:
-    """There the stride matters, and whether there is one column is not known to the graph."""
+def test_dynamic_graph_is_right_for_one_column(algorithm):
+    """The graph does not know whether there is one column, where the stride matters."""
     w = torch.ones(1, 1, 2, 5).to(memory_format=torch.channels_last)
     captured = torch.compile(
         lambda x: corr2d(x, w, None, (1, 2), (0, 1), algorithm=algorithm),
@@ -321,7 +313,7 @@ def test_dynamic_graph_is_right_for_one_column(algorithm: str) -> None:
         )
 
 
-def test_dynamic_strided_layers_keep_channels_last() -> None:
+def test_dynamic_strided_layers_keep_channels_last():
     x = torch.randn(2, 6, 9, 8).to(memory_format=torch.channels_last)
     w = torch.randn(4, 6, 3, 3)
     captured = torch.compile(
@@ -333,12 +325,12 @@ def test_dynamic_strided_layers_keep_channels_last() -> None:
 
 
 class Layer(torch.nn.Module):
-    def __init__(self, problem: Problem, bias: bool) -> None:
+    def __init__(self, problem, bias):
         super().__init__()
         self.problem = problem
         self.bias = torch.full((problem.out_channels,), 2.0) if bias else None
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+    def forward(self, x, w):
         p = self.problem
         padding = (p.padding[0][0], p.padding[1][0])
         return corr2d(x, w, self.bias, p.stride, padding, p.dilation, p.groups)
@@ -346,7 +338,7 @@ class Layer(torch.nn.Module):
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("text", COMPILED[1:])
-def test_exported_for_one_size(text: str, bias: bool) -> None:
+def test_exported_for_one_size(text, bias):
     problem, (x, w, _) = operands(text, FLOAT, "last")
     program = torch.export.export(Layer(problem, bias), (x, w))
     assert [str(node.target) for node in program.graph.nodes].count("aten.conv2d.default") == 1
@@ -354,7 +346,7 @@ def test_exported_for_one_size(text: str, bias: bool) -> None:
     assert_right(result, problem, input=x, weight=w, algorithm=Aten())
 
 
-def transposed(*shape: int) -> Tensor:
+def transposed(*shape):
     """A weight of small integers whose channels lie next to each other."""
     batch, channels, *rest = shape
     value = torch.randint(
@@ -366,10 +358,8 @@ def transposed(*shape: int) -> Tensor:
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dtype", [FLOAT, torch.float64, HALF], ids=ids)
-def test_strides_of_axes_of_length_1_are_ignored(
-    dtype: torch.dtype, groups: int, algorithm: str
-) -> None:
-    """PyTorch reads such weights in a wrong order, or refuses them in backward."""
+def test_strides_of_axes_of_length_1_are_ignored(dtype, groups, algorithm):
+    """PyTorch reads such weights in the wrong order, or refuses them in backward."""
     w = transposed(4, 6, 5).unsqueeze(-1).to(dtype)
     assert is_irregular(w)
     x = transposed(2, 6 * groups, 9, 9).to(dtype).requires_grad_()
@@ -385,8 +375,8 @@ def test_strides_of_axes_of_length_1_are_ignored(
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("dtype", "kernel"), [(torch.float64, 3), (FLOAT, 1)], ids=ids)
-def test_permuted_hwc_image(dtype: torch.dtype, kernel: int, algorithm: str) -> None:
-    """(H, W, C) as most files have it, made (1, C, H, W); groups and a channels_last weight."""
+def test_permuted_hwc_image(dtype, kernel, algorithm):
+    """An image (H, W, C) permuted to (1, C, H, W), with groups and a channels_last weight."""
     image = torch.arange(9.0 * 9 * 12).view(9, 9, 12).remainder(7).to(dtype)
     x = image.permute(2, 0, 1).unsqueeze(0)
     assert is_irregular(x)
@@ -403,7 +393,7 @@ def test_permuted_hwc_image(dtype: torch.dtype, kernel: int, algorithm: str) -> 
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_complex_weights_sliced_from_channels_last(algorithm: str) -> None:
+def test_complex_weights_sliced_from_channels_last(algorithm):
     """PyTorch's copies of the two parts have an unusual stride along a kernel's single row."""
     x = torch.randint(-3, 4, (1, 1, 60, 6)).to(torch.complex64).permute(0, 3, 1, 2)
     w = (

@@ -1,8 +1,7 @@
-"""What every algorithm has in common: options, registry, workspace, no host synchronization."""
+"""Options, registry and workspace of every algorithm, and maps that never wait for a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from torch_corr import ALGORITHMS, FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold
-from torch_corr.algorithms import Algorithm
 
 CPU = torch.device("cpu")
 
@@ -28,37 +26,35 @@ class Listed(Unfold):
         (lambda: Auto(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
         (lambda: FFT(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
         (lambda: Unfold(workspace_limit=-1), ValueError, "workspace_limit=-1 is negative"),
-        (lambda: Unfold(workspace_limit=1.5), TypeError, "workspace_limit must be an integer"),  # type: ignore[arg-type]
+        (lambda: Unfold(workspace_limit=1.5), TypeError, "workspace_limit must be an integer"),
         (
             lambda: Auto(workspace_limit=torch.tensor(5)),
             TypeError,
             "workspace_limit=.* is a tensor",
-        ),  # type: ignore[arg-type]
-        (lambda: Unfold(workspace_limit=torch.tensor(5)), TypeError, "take its .item()"),  # type: ignore[arg-type]
-        (lambda: FFT(tile=torch.tensor(64)), TypeError, "tile=.* is a tensor"),  # type: ignore[arg-type]
-        (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),  # type: ignore[arg-type]
-        (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),  # type: ignore[arg-type]
+        ),
+        (lambda: Unfold(workspace_limit=torch.tensor(5)), TypeError, "take its .item()"),
+        (lambda: FFT(tile=torch.tensor(64)), TypeError, "tile=.* is a tensor"),
+        (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),
+        (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),
         (
             lambda: Auto(measure=True, channels_last=True),
             ValueError,
             "contiguous images are timed.*leave one of the two out",
         ),
         (lambda: FFT(tile=0), ValueError, "tile=0 must be at least 1, or None"),
-        (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),  # type: ignore[arg-type]
-        (lambda: FFT(tile=64.0), TypeError, "tile must be an integer, got 64.0"),  # type: ignore[arg-type]
-        (lambda: Direct(isa=2), TypeError, "isa must be a string, as 'avx2', got 2"),  # type: ignore[arg-type]
+        (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),
+        (lambda: FFT(tile=64.0), TypeError, "tile must be an integer, got 64.0"),
+        (lambda: Direct(isa=2), TypeError, "isa must be a string, as 'avx2', got 2"),
         (lambda: Listed(numbers=[1]), TypeError, r"numbers=\[1\]\) has an option that cannot be"),
     ],
 )
-def test_invalid_options_are_refused(
-    make: Callable[[], object], error: type[Exception], words: str
-) -> None:
+def test_invalid_options_are_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
 
 
 @pytest.mark.parametrize("field", [{"error": "componentwize"}, {"workspace_limit": "1 GB"}])
-def test_invalid_options_of_auto_are_named(field: dict[str, Any]) -> None:
+def test_invalid_options_of_auto_are_named(field):
     with pytest.raises((ValueError, TypeError)) as caught:
         Auto(**field)
     assert str(next(iter(field.values()))) in str(caught.value)
@@ -66,8 +62,8 @@ def test_invalid_options_of_auto_are_named(field: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("algorithm", [Aten(), FFT(), Unfold(), Naive()], ids=lambda a: a.name)
 @pytest.mark.parametrize("case", ["n2c4-x20x18-o4-k7x5-s2-p3,2x1,2-g2", "n2c2-x70-o2-k31-p15-g2"])
-def test_maps_run_on_meta_tensors(algorithm: Algorithm, case: str) -> None:
-    """A CUDA device would be waited for; on meta, where there are no values, it would raise."""
+def test_maps_run_on_meta_tensors(algorithm, case):
+    """So no map reads a value of a tensor, for which it would wait on CUDA."""
     problem = Problem.parse(case)
     x, w, y = (
         torch.empty(shape, device="meta")
@@ -78,13 +74,13 @@ def test_maps_run_on_meta_tensors(algorithm: Algorithm, case: str) -> None:
     assert algorithm.grad_weight(problem, x, y).shape == w.shape
 
 
-def test_registry_ends_with_the_reference() -> None:
+def test_registry_ends_with_the_reference():
     assert isinstance(ALGORITHMS, tuple)
     assert ALGORITHMS[-1] == Naive()
     assert len({algorithm.name for algorithm in ALGORITHMS}) == len(ALGORITHMS)
 
 
-def test_every_algorithm_states_its_workspace() -> None:
+def test_every_algorithm_states_its_workspace():
     problem = Problem.parse("n2c4-x9x8-o6-k3x2-s2x1-p1,0x2,1-g2")
     for algorithm in ALGORITHMS:
         for map in MAPS:

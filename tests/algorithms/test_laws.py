@@ -22,8 +22,8 @@ from support.laws import (
     promise,
 )
 from support.maps import operands_of
-from torch_corr import ALGORITHMS, MAPS, Algorithm, Problem, corr2d
-from torch_corr.testing import LAWS, Law, check_corr2d, operands, problems
+from torch_corr import ALGORITHMS, MAPS, Problem, corr2d
+from torch_corr.testing import LAWS, check_corr2d, operands, problems
 
 # No algorithm claims bitwise batch invariance: matrix products block by size.
 each_law = pytest.mark.parametrize(
@@ -33,11 +33,11 @@ each_law = pytest.mark.parametrize(
 )
 
 
-def check(law: str, algorithm: Algorithm | str, device: torch.device, dtypes: tuple) -> None:
+def check(law, algorithm, device, dtypes):
     """Try a law on corr2d with the algorithm named, for problems with any padding."""
     profile = settings()
 
-    def able(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def able(problem, device, dtype):
         torchs = name_of(algorithm) in ("aten", "auto")
         if law == "non_finite" and torchs and onednn_spreads_nan(problem, device, dtype):
             return False
@@ -63,7 +63,7 @@ def check(law: str, algorithm: Algorithm | str, device: torch.device, dtypes: tu
 
 @each_choice
 @each_law
-def test_laws(law: Law, algorithm: Algorithm | str, device: torch.device) -> None:
+def test_laws(law, algorithm, device):
     check(law.name, algorithm, device, FLOATS + COMPLEX + INTEGERS)
 
 
@@ -72,12 +72,12 @@ def test_laws(law: Law, algorithm: Algorithm | str, device: torch.device) -> Non
 @pytest.mark.parametrize(
     "law", ["values", "gradients", "memory_formats", "zero_sizes", "non_finite", "stale_memory"]
 )
-def test_laws_of_values_in_many_blocks(law: str, device: torch.device) -> None:
+def test_laws_of_values_in_many_blocks(law, device):
     dtypes = (torch.float32, torch.bfloat16, torch.complex128, torch.int8)
     check(law, IN_BLOCKS, device, dtypes)
 
 
-def onednn_spreads_nan(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+def onednn_spreads_nan(problem, device, dtype):
     """Whether ``aten``, and so ``auto``, lets NaN reach outputs whose windows do not contain it.
 
     In bfloat16 oneDNN multiplies pairs, whose second may be another pixel, by a zero of its own.
@@ -89,7 +89,7 @@ def onednn_spreads_nan(problem: Problem, device: torch.device, dtype: torch.dtyp
     return dtype == torch.bfloat16 or problem.stride[1] > 1
 
 
-def test_fresh_memory_is_poisoned() -> None:
+def test_fresh_memory_is_poisoned():
     """Otherwise the laws above could pass on memory that no algorithm wrote."""
     assert torch.empty(3).isnan().all()
     assert torch.ones(1).new_empty(3, dtype=torch.complex64).isnan().all()
@@ -99,9 +99,7 @@ def test_fresh_memory_is_poisoned() -> None:
 @pytest.mark.parametrize("algorithm", [*ALGORITHMS, IN_BLOCKS], ids=algorithm_id)
 @settings(max_examples=10)
 @given(data=st.data())
-def test_conjugated_and_negated_views(
-    data: st.DataObject, algorithm: Algorithm, device: torch.device
-) -> None:
+def test_conjugated_and_negated_views(data, algorithm, device):
     """Operands whose conjugation or sign is a flag on the tensor, not yet in memory."""
     problem = Problem.parse("n2c4-x5x6-o6-k3x2-s2x1-p1,0x2,1-g2")
     if algorithm.refusals(problem, device, torch.complex128):

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @given(problem=problems(), data=st.data())
-def test_strips_hold_exactly_the_rows_of_each_tap(problem: Problem, data: st.DataObject) -> None:
+def test_strips_hold_exactly_the_rows_of_each_tap(problem, data):
     height, count = problem.size[0], problem.output_size[0]
     outputs = range(data.draw(st.integers(0, count - 1)), count)
     pixels = range(data.draw(st.integers(0, max(height - 1, 0))), height)
@@ -35,7 +35,7 @@ def test_strips_hold_exactly_the_rows_of_each_tap(problem: Problem, data: st.Dat
     assert all(set(seen) == set(outputs) for seen in rows_read(problem, outputs).outputs)
 
 
-def test_large_dilation_does_not_increase_workspace() -> None:
+def test_large_dilation_does_not_increase_workspace():
     near, far = (Problem.parse(f"n1c2-x4001x8-o2-k3x3-d{d}x1") for d in (1, 2000))
     for map in MAPS:
         assert Unfold().workspace(far, map, CPU, torch.float64) <= Unfold().workspace(
@@ -44,7 +44,7 @@ def test_large_dilation_does_not_increase_workspace() -> None:
 
 
 @pytest.mark.parametrize("map", MAPS)
-def test_blocks_fit_the_caches_or_repeat_few_rows(map: str) -> None:
+def test_blocks_fit_the_caches_or_repeat_few_rows(map):
     dense, large = Problem.parse("n4c64-x56-o64-k3-p1"), Problem.parse("n1c1-x1024-o1-k31-p15")
     for problem in (dense, large):
         images, rows, columns = Unfold()._lengths(problem, map, torch.float32, torch.device("cpu"))
@@ -57,7 +57,7 @@ def test_blocks_fit_the_caches_or_repeat_few_rows(map: str) -> None:
         assert map == "grad_input" or 2 * rows > problem.kernel[0]
 
 
-def test_peak_measures_memory() -> None:
+def test_peak_measures_memory():
     with Peak() as peak:
         a = torch.ones(1000)
         b = a + 1
@@ -70,9 +70,7 @@ def test_peak_measures_memory() -> None:
 @pytest.mark.parametrize("limit", [40_000, 200_000])
 @settings(max_examples=40)
 @given(data=st.data(), problem=problems(max_batch=8, max_channels=8, max_size=24))
-def test_memory_stays_within_stated_workspace(
-    data: st.DataObject, problem: Problem, limit: int
-) -> None:
+def test_memory_stays_within_stated_workspace(data, problem, limit):
     algorithm = Unfold(workspace_limit=limit)
     if algorithm.refusals(problem, torch.device("cpu"), torch.float32):
         return
@@ -86,7 +84,7 @@ def test_memory_stays_within_stated_workspace(
         assert stated <= limit
 
 
-def test_layer_with_a_sixteenth_of_its_columns() -> None:
+def test_layer_with_a_sixteenth_of_its_columns():
     problem = Problem.parse("n4c16-x64x64-o8-k5x5-p2")
     columns = 4 * 16 * 25 * 64 * 64 * 4
     x, w, y = (

@@ -8,12 +8,12 @@ from torch import nn
 
 from support.laws import ON_CPU, algorithm_id
 from support.layers import images, step, twins
-from torch_corr import FFT, Algorithm, Corr2d, corr2d, plan
+from torch_corr import FFT, Corr2d, corr2d, plan
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold", "naive"])
-def test_network_under_autocast_equals_conv2d(algorithm: str) -> None:
-    """A net in bfloat16 with float32 weights; gradients in the weights' dtype."""
+def test_network_under_autocast_equals_conv2d(algorithm):
+    """Weights in float32 get gradients in float32."""
     torch.manual_seed(0)
     ours = nn.Sequential(
         Corr2d(4, 4, 3, algorithm=algorithm),
@@ -34,7 +34,7 @@ def test_network_under_autocast_equals_conv2d(algorithm: str) -> None:
         torch.testing.assert_close(mine.grad, other.grad, rtol=3e-2, atol=0.3)
 
 
-def test_autocast_casts_float32_but_not_float64() -> None:
+def test_autocast_casts_float32_but_not_float64():
     x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert corr2d(x.double(), w.double(), algorithm="unfold").dtype == torch.float64
@@ -43,8 +43,8 @@ def test_autocast_casts_float32_but_not_float64() -> None:
     assert torch.equal(y, rounded)
 
 
-def test_plan_under_autocast_has_computed_dtype() -> None:
-    """Of operands that autocast makes alike, as those of a network's second layer, too."""
+def test_plan_under_autocast_has_computed_dtype():
+    """Also for an input that is in bfloat16 already, as in a network's second layer."""
     x, w = torch.randn(1, 2, 6, 6), torch.randn(2, 2, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert plan(x, w).dtype == plan(x.bfloat16(), w).dtype == torch.bfloat16
@@ -53,8 +53,8 @@ def test_plan_under_autocast_has_computed_dtype() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_autocast_under_vmap(algorithm: str) -> None:
-    """As for matmul, so that a network of both runs; conv2d stays in float32 there."""
+def test_autocast_under_vmap(algorithm):
+    """As ``matmul``; conv2d stays in float32 there."""
     xs, w = torch.randn(3, 1, 2, 6, 6), torch.randn(2, 2, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = torch.func.vmap(lambda x: corr2d(x, w, algorithm=algorithm))(xs)
@@ -64,12 +64,9 @@ def test_autocast_under_vmap(algorithm: str) -> None:
 
 @pytest.mark.parametrize(
     "algorithm", [each for each in ON_CPU if each != FFT()], ids=algorithm_id
-)  # which knows no halves
+)  # FFT has no half precision
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_layer_dtypes_under_autocast_equal_conv2d(
-    dtype: torch.dtype, algorithm: Algorithm | str
-) -> None:
-    """The dtypes are conv2d's: halves for float32, float64 left alone, gradients as the leaves."""
+def test_layer_dtypes_under_autocast_equal_conv2d(dtype, algorithm):
     for own in (torch.float32, torch.float64):
         ours, theirs = twins(algorithm, dtype=own)
         with torch.autocast("cpu", dtype=dtype):

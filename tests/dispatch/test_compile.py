@@ -1,10 +1,9 @@
-"""torch.compile takes corr2d whole, with every algorithm, and it stays conv2d; so do the
-transforms of torch.func inside it."""
+"""torch.compile captures corr2d in one graph, also under the transforms of torch.func."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,6 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from support.laws import ABLE, algorithm_id
 from torch_corr import (
-    Algorithm,
     Auto,
     Corr2d,
     Naive,
@@ -42,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Mine(Naive):
-    """An algorithm from elsewhere, which nobody registered."""
+    """An algorithm that is not registered."""
 
     name = "mine"
 
@@ -52,22 +50,30 @@ each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
 
 
 @pytest.fixture(autouse=True)
-def _afresh() -> Iterator[None]:
+def _afresh():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
 
 
-def some(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
+def some(*shapes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
 
 
-def close(ours: Any, theirs: Any) -> None:
+def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-def with_gradients(function: Callable[..., Tensor], *operands: Tensor) -> tuple[Tensor, ...]:
+def compiled(function, **options):
+    return torch.compile(function, fullgraph=True, **{"backend": "aot_eager", **options})
+
+
+def agree(ours, theirs, *operands):
+    close(with_gradients(ours, *operands), with_gradients(theirs, *operands))
+
+
+def with_gradients(function, *operands):
     leaves = [value.detach().clone().requires_grad_() for value in operands]
     y = function(*leaves)
     return y, *torch.autograd.grad(y.pow(3).sum(), leaves)
@@ -81,12 +87,12 @@ def with_gradients(function: Callable[..., Tensor], *operands: Tensor) -> tuple[
     ],
     ids=lambda value: value if isinstance(value, str) else algorithm_id(value),
 )
-def test_ten_shapes_need_two_graphs(algorithm: Algorithm | str, backend: str) -> None:
+def test_ten_shapes_need_two_graphs(algorithm, backend):
     """One graph for the first shape, one for all others, forward and backward."""
     counter = CompileCounterWithBackend(backend)
 
-    @torch.compile(fullgraph=True, backend=counter)
-    def captured(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    @partial(compiled, backend=counter)
+    def captured(x, w, b):
         return corr2d(x, w, b, (1, 2), 1, 1, 2, algorithm=algorithm)
 
     for n in range(10):
@@ -97,8 +103,8 @@ def test_ten_shapes_need_two_graphs(algorithm: Algorithm | str, backend: str) ->
     assert counter.frame_count == 2
 
 
-def test_aten_under_inductor_needs_as_many_graphs_as_conv2d() -> None:
-    """Who names PyTorch's own gets what inductor makes of it: perhaps a graph for each size."""
+def test_aten_under_inductor_needs_as_many_graphs_as_conv2d():
+    """inductor may need a graph for each size."""
     counts = []
     for function in (F.conv2d, lambda *operands: corr2d(*operands, algorithm="aten")):
         counter = CompileCounterWithBackend("inductor")
@@ -117,54 +123,54 @@ def test_aten_under_inductor_needs_as_many_graphs_as_conv2d() -> None:
     [("full", 1), ("same", 1), ("same", 2), ("valid", 2), (((1, 0), (0, 2)), 2), ([1, 2], 1)],
     ids=str,
 )
-def test_dynamic_sizes_with_every_padding(padding: Any, stride: int, algorithm: str) -> None:
+def test_dynamic_sizes_with_every_padding(padding, stride, algorithm):
     counter = CompileCounterWithBackend("aot_eager")
 
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x, w):
         return corr2d(x, w, None, stride, padding, algorithm=algorithm)
 
-    captured = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    captured = compiled(function, backend=counter, dynamic=True)
     for n in (5, 6, 7):
         x, w = some((2, 3, n, 11 - n), (4, 3, 3, 2))
-        close(with_gradients(captured, x, w), with_gradients(function, x, w))
+        agree(captured, function, x, w)
     assert counter.frame_count == 1
 
 
-def test_convolve2d_with_dynamic_sizes() -> None:
+def test_convolve2d_with_dynamic_sizes():
     counter = CompileCounterWithBackend("aot_eager")
 
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x, w):
         return convolve2d(x, w, None, 2, "same")
 
-    captured = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    captured = compiled(function, backend=counter, dynamic=True)
     for n in (5, 6, 7):
         x, w = some((2, 3, n + 4, 20 - n), (4, 3, n, n + 2))
-        close(with_gradients(captured, x, w), with_gradients(function, x, w))
+        agree(captured, function, x, w)
     assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold"])
-def test_zero_filters(algorithm: str, dynamic: bool) -> None:
-    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def test_zero_filters(algorithm, dynamic):
+    def function(x, w, b):
         return corr2d(x, w, b, padding=1, algorithm=algorithm)
 
-    captured = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    captured = compiled(function, dynamic=dynamic)
     operands = some((2, 4, 7, 8), (0, 4, 3, 2), (0,))
-    close(with_gradients(captured, *operands), with_gradients(function, *operands))
+    agree(captured, function, *operands)
 
 
 @pytest.fixture
-def data_dependent() -> Iterator[None]:
-    """``n.item()`` and ``x[mask]`` stay in the graph, with sizes that only its data decide."""
+def data_dependent():
+    """Keep ``n.item()`` and ``x[mask]`` in the graph."""
     with torch._dynamo.config.patch(
         capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True
     ):
         yield
 
 
-def counted(mask: Tensor, most: int, hint: bool) -> int:
-    """A size from data; with what PyTorch asks for where it cannot find out by itself."""
+def counted(mask, most, hint):
+    """A size from data, with the hints that PyTorch sometimes asks for."""
     size: Any = mask.sum().item()
     if hint:
         torch._check(size >= 3)
@@ -172,14 +178,14 @@ def counted(mask: Tensor, most: int, hint: bool) -> int:
     return size
 
 
-def masked(x: Tensor, mask: Tensor, hint: bool) -> Tensor:
+def masked(x, mask, hint):
     images = x[mask]
     if hint:
         torch._check(images.shape[0] >= 1)
     return images
 
 
-def masked_in_channels_last(x: Tensor, mask: Tensor, hint: bool) -> Tensor:
+def masked_in_channels_last(x, mask, hint):
     return masked(x.contiguous(memory_format=torch.channels_last), mask, hint)
 
 
@@ -200,11 +206,11 @@ PARTS: dict[str, tuple[Callable[[Tensor, Tensor, bool], Tensor], Tensor]] = {
 @pytest.mark.parametrize(
     ("part", "hint"), [*((part, False) for part in PARTS), ("rows", True), ("images", True)]
 )
-def test_data_dependent_sizes(part: str, algorithm: str, hint: bool) -> None:
+def test_data_dependent_sizes(part, algorithm, hint):
     """Values and gradients, in every kind of padding, in one graph."""
     take, which = PARTS[part]
 
-    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def function(x, w, b):
         x = take(x, which, hint)
         paddings = (1, 1), (1, "full"), (2, "same"), (1, ((1, 0), (0, 2)))
         results = [
@@ -212,39 +218,39 @@ def test_data_dependent_sizes(part: str, algorithm: str, hint: bool) -> None:
         ]
         return torch.cat([result.flatten() for result in results])
 
-    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    captured = compiled(function)
     operands = some((7, 3, 9, 8), (4, 3, 3, 2), (4,))
-    close(with_gradients(captured, *operands), with_gradients(function, *operands))
+    agree(captured, function, *operands)
 
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("part", ["rows", "one image", "images"])
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_data_dependent_sizes_with_padding_modes(mode: str, part: str) -> None:
+def test_data_dependent_sizes_with_padding_modes(mode, part):
     take, which = PARTS[part]
     paddings = [(1, 1), (1, ((1, 0), (0, 2))), (2, "same")]
     paddings += [(1, (11, 12))] if mode == "circular" else []
 
-    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def function(x, w, b):
         x = take(x, which, False)
         results = [
             corr2d(x, w, b, stride, padding, padding_mode=mode) for stride, padding in paddings
         ]
         return torch.cat([result.flatten() for result in results])
 
-    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    captured = compiled(function)
     operands = some((7, 3, 9, 8), (4, 3, 3, 2), (4,))
-    close(with_gradients(captured, *operands), with_gradients(function, *operands))
+    agree(captured, function, *operands)
 
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_data_dependent_sizes_are_checked_at_run_time(algorithm: str) -> None:
+def test_data_dependent_sizes_are_checked_at_run_time(algorithm):
     """Each size is planned and checked when it comes."""
     counter = CompileCounterWithBackend("aot_eager")
 
-    @torch.compile(fullgraph=True, backend=counter)
-    def captured(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+    @partial(compiled, backend=counter)
+    def captured(x, w, mask):
         return corr2d(x[:, :, : mask.sum().item()], w, algorithm=algorithm)
 
     x, w = some((2, 3, 9, 8), (4, 3, 3, 2))
@@ -257,14 +263,14 @@ def test_data_dependent_sizes_are_checked_at_run_time(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_data_dependent_channels_and_taps(algorithm: str) -> None:
-    """conv2d with such channels cannot be captured; none at all sum to zero, as in eager."""
+def test_data_dependent_channels_and_taps(algorithm):
+    """PyTorch cannot capture conv2d with such channels.  No channels sum to zero."""
 
-    def function(x: Tensor, w: Tensor, b: Tensor, mask: Tensor, taps: Tensor) -> Tensor:
+    def function(x, w, b, mask, taps):
         kernel = w[:, mask, : taps.sum().item()]
         return corr2d(x[:, mask], kernel, b, padding=1, algorithm=algorithm)
 
-    captured = torch.compile(function, fullgraph=True, backend="aot_eager")
+    captured = compiled(function)
     operands = some((2, 3, 5, 6), (4, 3, 3, 2), (4,))
     for mask, taps in (((True, False, True), 2), ((True, True, True), 3), ((False,) * 3, 1)):
         which = torch.tensor(mask), torch.arange(3) < taps
@@ -273,11 +279,11 @@ def test_data_dependent_channels_and_taps(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
-def test_mismatched_data_dependent_channels_raise(algorithm: str) -> None:
-    """Refused when they come, by an assertion in the graph."""
+def test_mismatched_data_dependent_channels_raise(algorithm):
+    """An assertion in the graph raises."""
 
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def captured(x: Tensor, w: Tensor, some: Tensor, others: Tensor) -> Tensor:
+    @compiled
+    def captured(x, w, some, others):
         return corr2d(x[:, some], w[:, others], algorithm=algorithm)
 
     x, w = some((2, 3, 5, 6), (4, 3, 3, 2))
@@ -289,8 +295,8 @@ def test_mismatched_data_dependent_channels_raise(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["aten"])
-def test_data_dependent_sizes_under_inductor(algorithm: str) -> None:
-    def function(x: Tensor, w: Tensor, mask: Tensor) -> Tensor:
+def test_data_dependent_sizes_under_inductor(algorithm):
+    def function(x, w, mask):
         return corr2d(x[mask], w, padding=1, algorithm=algorithm)
 
     captured = torch.compile(function, fullgraph=True)
@@ -301,45 +307,43 @@ def test_data_dependent_sizes_under_inductor(algorithm: str) -> None:
 
 @pytest.mark.usefixtures("data_dependent")
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold"])
-def test_vmap_over_dynamic_axis(algorithm: str) -> None:
-    """A length that is dynamic, and one that depends on data; conv2d is held to one length."""
+def test_vmap_over_dynamic_axis(algorithm):
+    """The length is dynamic or depends on data; conv2d is specialised to one length."""
 
-    def function(xs: Tensor, w: Tensor) -> Tensor:
+    def function(xs, w):
         return vmap(lambda x: corr2d(x, w, algorithm=algorithm))(xs)
 
     counter = CompileCounterWithBackend("aot_eager")
-    captured = torch.compile(function, fullgraph=True, backend=counter)
+    captured = compiled(function, backend=counter)
     for times in (8, 9, 10):
         xs, w = some((times, 2, 3, 5, 4), (2, 3, 2, 2))
-        close(with_gradients(captured, xs, w), with_gradients(function, xs, w))
+        agree(captured, function, xs, w)
     assert counter.frame_count == 2
     xs, w = some((7, 2, 3, 5, 4), (2, 3, 2, 2))
-    captured = torch.compile(
-        lambda xs, w, mask: function(xs[mask], w), fullgraph=True, backend="aot_eager"
-    )
+    captured = compiled(lambda xs, w, mask: function(xs[mask], w))
     close(captured(xs, w, FIVE_OF_SEVEN), function(xs[FIVE_OF_SEVEN], w))
 
 
-def test_multiple_circular_wraps_share_a_graph() -> None:
+def test_multiple_circular_wraps_share_a_graph():
     counter = CompileCounterWithBackend("aot_eager")
 
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x, w):
         return corr2d(x, w, padding=(1, 20), padding_mode="circular")
 
-    captured = torch.compile(function, fullgraph=True, backend=counter)
+    captured = compiled(function, backend=counter)
     for n in (5, 6, 7):
         x, w = some((2, 3, 2 * n, n), (4, 3, 3, 2))
-        close(with_gradients(captured, x, w), with_gradients(function, x, w))
+        agree(captured, function, x, w)
     assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])
-def test_mark_dynamic(mode: str) -> None:
-    """``mark_dynamic`` holds: nothing ties the graph to a size."""
+def test_mark_dynamic(mode):
+    """Nothing specialises the graph to a size."""
     counter = CompileCounterWithBackend("aot_eager")
 
-    @torch.compile(fullgraph=True, backend=counter)
-    def captured(x: Tensor, w: Tensor) -> Tensor:
+    @partial(compiled, backend=counter)
+    def captured(x, w):
         return corr2d(x, w, padding=1, padding_mode=mode, algorithm="unfold")
 
     for n in range(4, 7):
@@ -352,15 +356,15 @@ def test_mark_dynamic(mode: str) -> None:
 
 @each_choice
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_only_operands_are_saved(algorithm: Algorithm | str, dynamic: bool) -> None:
-    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    def captured(x: Tensor, w: Tensor) -> Tensor:
+def test_only_operands_are_saved(algorithm, dynamic):
+    @partial(compiled, dynamic=dynamic)
+    def captured(x, w):
         return corr2d(x, w, padding=1, algorithm=algorithm)
 
     x, w = (value.requires_grad_() for value in some((2, 3, 6, 7), (4, 3, 3, 3)))
     saved: list[Tensor] = []
 
-    def keep(value: Tensor) -> Tensor:
+    def keep(value):
         saved.append(value)
         return value
 
@@ -372,15 +376,15 @@ def test_only_operands_are_saved(algorithm: Algorithm | str, dynamic: bool) -> N
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("groups", [1, 32])
-def test_auto_runs_the_same_algorithms_as_eager(groups: int, dynamic: bool) -> None:
-    """The same algorithms run, map by map; what is PyTorch's own is traced into the graph."""
+def test_auto_runs_the_same_algorithms_as_eager(groups, dynamic):
+    """For each map; the maps of ``aten`` are traced into the graph."""
 
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x, w):
         return corr2d(x, w, padding=4, groups=groups)
 
-    def ran(function: Callable[..., Tensor]) -> set[str]:
+    def ran(function):
         cpu = [torch.profiler.ProfilerActivity.CPU]
-        # acc_events, or PyTorch before 2.13 warns of cycles that nobody asked for.
+        # Without acc_events PyTorch before 2.13 warns about cycles.
         with torch.profiler.profile(activities=cpu, acc_events=True) as profile:
             with_gradients(function, *operands)
         names = {event.key for event in profile.key_averages()}
@@ -388,18 +392,18 @@ def test_auto_runs_the_same_algorithms_as_eager(groups: int, dynamic: bool) -> N
             f"torch_corr::aten.{map}" for map in ("forward", "grad_input", "grad_weight")
         }
 
-    captured = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    captured = compiled(function, dynamic=dynamic)
     for size in (40, 12, 41):
         operands = some((2, 32, size, size), (32, 32 // groups, 9, 9), dtype=torch.float32)
         with_gradients(captured, *operands)
         assert ran(captured) == ran(function)
 
 
-def transforms(function: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Callable[[], Any]]:
+def transforms(function):
     """Calls of torch.func on a correlation, by name."""
     x, w, xs, ws = some((2, 3, 5, 4), (2, 3, 2, 2), (3, 2, 3, 5, 4), (3, 2, 3, 2, 2))
 
-    def loss(x: Tensor, w: Tensor) -> Tensor:
+    def loss(x, w):
         return function(x, w).pow(3).sum()
 
     return {
@@ -424,40 +428,37 @@ def transforms(function: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Callab
     [
         (name, algorithm)
         for name, algorithm in product(transforms(F.conv2d), CHOICES)
-        # All of them for two, and for the others one of each kind: a capture takes a second.
+        # All for two algorithms, one of each kind for the others: a capture takes a second.
         if algorithm in ("auto", "fft") or name in ("vmap both", "hessian", "per sample")
     ],
     ids=algorithm_id,
 )
-def test_torch_func_inside_compiled_function(name: str, algorithm: str) -> None:
-    """torch.func inside a compiled function gives what it gives on conv2d outside."""
+def test_torch_func_inside_compiled_function(name, algorithm):
+    """The results equal those of conv2d in eager mode."""
     if name == "jacfwd" and torch.__version__ < "2.13":
         pytest.skip("PyTorch before 2.13 compiles no jacfwd by two arguments, of F.conv2d neither")
     ours = transforms(lambda x, w: corr2d(x, w, algorithm=algorithm))[name]
-    captured = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    captured = compiled(ours)
     close(captured(), transforms(F.conv2d)[name]())
 
 
-def test_gradients_through_torch_func_inside() -> None:
-    """Through a vmap and a jvp inside, whose other operand is differentiated outside."""
+def test_gradients_through_torch_func_inside():
+    """A vmap and a jvp inside, with a gradient from outside by the other operand."""
 
-    def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(x: Tensor, w: Tensor) -> Tensor:
+    def inside(function):
+        def call(x, w):
             tangent = jvp(lambda x: function(x, w), (x[0],), (x[1],))[1]
             return vmap(lambda x: function(x, w))(x).sum() + tangent.pow(2).sum()
 
         return call
 
     operands = some((3, 2, 3, 5, 4), (2, 3, 2, 2))
-    ours = torch.compile(
-        inside(lambda x, w: corr2d(x, w, algorithm="unfold")), fullgraph=True, backend="aot_eager"
-    )
+    ours = compiled(inside(lambda x, w: corr2d(x, w, algorithm="unfold")))
     close(with_gradients(ours, *operands), with_gradients(inside(F.conv2d), *operands))
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
-def test_per_sample_gradients_of_a_network(backend: str | None) -> None:
-    """A small network with ours in it, against nn.Conv2d; eager and compiled."""
+def test_per_sample_gradients_of_a_network(backend):
     torch.manual_seed(0)
     ours = nn.Sequential(
         Corr2d(2, 3, 3, padding="same", stride=2, padding_mode="reflect", algorithm="fft"),
@@ -469,8 +470,8 @@ def test_per_sample_gradients_of_a_network(backend: str | None) -> None:
     (x,) = some((3, 2, 7, 7))
     parameters = {name: value.detach() for name, value in ours.named_parameters()}
 
-    def each(net: nn.Module, x: Tensor) -> Any:
-        def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+    def each(net, x):
+        def loss(parameters, sample):
             return functional_call(net, parameters, (sample[None],)).pow(2).sum()
 
         return vmap(grad(loss), (None, 0))(parameters, x)
@@ -481,11 +482,10 @@ def test_per_sample_gradients_of_a_network(backend: str | None) -> None:
     close(captured(x), each(theirs, F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 
-def test_algorithm_made_inside_keeps_its_options() -> None:
-    """Dynamo must make the very one that the code spells, not one with the defaults."""
+def test_algorithm_made_inside_keeps_its_options():
 
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def captured(x: Tensor, w: Tensor) -> Tensor:
+    @compiled
+    def captured(x, w):
         return corr2d(x, w, algorithm=Unfold(workspace_limit=7))
 
     x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
@@ -496,8 +496,8 @@ def test_algorithm_made_inside_keeps_its_options() -> None:
     assert str(eager.value).splitlines()[1] in str(inside.value)
 
 
-def test_redefined_algorithm_class() -> None:
-    """As where a notebook's cell runs again; a dataclass with slots is made twice, too."""
+def test_redefined_algorithm_class():
+    """As when a notebook cell runs twice; a dataclass with slots is created twice too."""
     x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
     for _ in range(2):
 
@@ -505,23 +505,23 @@ def test_redefined_algorithm_class() -> None:
         class Scaled(Naive):
             factor: int = 1
 
-            def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+            def forward(self, problem, input, weight):
                 return self.factor * Naive.forward(self, problem, input, weight)
 
-        @torch.compile(fullgraph=True, backend="aot_eager")
-        def captured(x: Tensor, w: Tensor) -> Tensor:
+        @compiled
+        def captured(x, w):
             return corr2d(x, w, algorithm=Scaled(factor=3))
 
         close(captured(x, w), 3 * F.conv2d(x, w))
 
 
-def test_auto_made_inside_keeps_its_options() -> None:
-    """Among them measuring, for which the tensors of a capturer will not do."""
+def test_auto_made_inside_keeps_its_options():
+    """Measuring cannot use the fake tensors of the capture."""
     x, w = some((2, 3, 6, 7), (4, 3, 3, 3))
     for dynamic in (False, True):
 
-        @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
-        def captured(x: Tensor, w: Tensor) -> Tensor:
+        @partial(compiled, dynamic=dynamic)
+        def captured(x, w):
             return corr2d(x, w, algorithm=Auto(measure=True, error="componentwise"))
 
         close(with_gradients(captured, x, w), with_gradients(F.conv2d, x, w))
@@ -530,10 +530,10 @@ def test_auto_made_inside_keeps_its_options() -> None:
     assert "fft" not in WISDOM.seconds(key)
 
 
-def test_another_algorithm_needs_another_graph() -> None:
+def test_another_algorithm_needs_another_graph():
     layer = Corr2d(2, 2, 3, algorithm=Unfold(workspace_limit=10_000))
     counter = CompileCounterWithBackend("eager")
-    captured = torch.compile(layer, fullgraph=True, backend=counter)
+    captured = compiled(layer, backend=counter)
     (x,) = some((1, 2, 5, 5), dtype=torch.float32)
     for algorithm in (layer.algorithm, Mine(), layer.algorithm, "fft"):
         layer.algorithm = algorithm
@@ -542,14 +542,14 @@ def test_another_algorithm_needs_another_graph() -> None:
 
 
 @pytest.mark.parametrize("make", [Unfold, Mine, partial(Auto, error="componentwise")])
-def test_equal_algorithms_share_a_graph(make: Callable[[], Any]) -> None:
-    """Each layer with one of its own, copies of layers, one made for a call: as with a name."""
+def test_equal_algorithms_share_a_graph(make):
+    """Layers with equal instances, and copies of layers."""
     counter = CompileCounterWithBackend("eager")
     layers = [Corr2d(2, 2, 3, algorithm=make()) for _ in range(2)]
     (x,) = some((1, 2, 5, 5), dtype=torch.float32)
 
-    @torch.compile(fullgraph=True, backend=counter)
-    def captured(layer: nn.Module, x: Tensor) -> Tensor:
+    @partial(compiled, backend=counter)
+    def captured(layer, x):
         return layer(x)
 
     for layer in (*layers, copy.deepcopy(layers[0])):
@@ -563,19 +563,14 @@ def test_equal_algorithms_share_a_graph(make: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_small_depthwise_kernels_stay_with_the_compiler(
-    kernel: int, dynamic: bool, backend: str
-) -> None:
-    """3x3 depthwise layers are PyTorch's in its graph, ours where the call is made as it stands.
-
-    And ours for any size, of which PyTorch's might be a graph for each.
-    """
+def test_small_depthwise_kernels_stay_with_the_compiler(kernel, dynamic, backend):
+    """3x3 depthwise layers of a fixed size are convolutions in the graph; others are ours."""
     layer = Corr2d(24, 24, kernel, padding=kernel // 2, groups=24)
     x = torch.randn(2, 24, 40, 36)
     assert not plan(x, layer.weight, padding=kernel // 2, groups=24).is_conv2d
     graphs: list[str] = []
 
-    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+    def keep(graph, inputs):
         graphs.append(graph.print_readable(print_output=False))
         return graph
 
@@ -588,25 +583,24 @@ def test_small_depthwise_kernels_stay_with_the_compiler(
 
 
 class Block(nn.Module):
-    """Code of a network's own in a container, which is all that Dynamo finds there."""
+    """A module with its own forward, the only code in the container that Dynamo compiles."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.layer(x).relu()
 
 
 @pytest.mark.parametrize("how", ["converted", "intercepted"])
-def test_converted_layers_outside_graphs_stay_eager(how: str) -> None:
-    """``compile()`` of a ``Sequential`` leaves that, and nn.Conv2d in it, to PyTorch.
+def test_converted_layers_outside_graphs_stay_eager(how):
+    """``Sequential.compile()`` leaves the nn.Conv2d in it uncompiled.
 
-    Else each layer would be a graph, of the same code for other sizes: beyond eight of them Dynamo
-    warns of a storm and gives up.
+    A graph for each layer would exceed Dynamo's limit of eight recompilations.
     """
 
-    def frames(how: str) -> int:
+    def frames(how):
         torch._dynamo.reset()
         layers = [nn.Conv2d(2 + i, 3 + i, 3, padding=1) for i in range(10)]
         net = nn.Sequential(Block(nn.Conv2d(3, 2, 3)), *layers)
@@ -622,9 +616,9 @@ def test_converted_layers_outside_graphs_stay_eager(how: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", [each for each in CHOICES if each != "fft"], ids=algorithm_id)
-def test_autocast_inside_compiled_function(algorithm: Algorithm | str) -> None:
-    def inside(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def test_autocast_inside_compiled_function(algorithm):
+    def inside(function):
+        def call(x, w, b):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 return function(x, w, b)
 
@@ -632,7 +626,7 @@ def test_autocast_inside_compiled_function(algorithm: Algorithm | str) -> None:
 
     operands = some((2, 3, 6, 7), (4, 3, 3, 3), (4,), dtype=torch.float32)
     ours = inside(lambda x, w, b: corr2d(x, w, b, algorithm=algorithm))
-    captured = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    captured = compiled(ours)
     theirs = with_gradients(inside(F.conv2d), *operands)
     for got, expected in zip(with_gradients(captured, *operands), theirs):
         assert got.dtype == expected.dtype
@@ -640,23 +634,23 @@ def test_autocast_inside_compiled_function(algorithm: Algorithm | str) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * scale)
 
 
-def test_autocast_inside_to_unsupported_dtype_raises() -> None:
-    def inside(x: Tensor, w: Tensor) -> Tensor:
+def test_autocast_inside_to_unsupported_dtype_raises():
+    def inside(x, w):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return corr2d(x, w, algorithm="fft")
 
-    captured = torch.compile(inside, fullgraph=True, backend="aot_eager")
+    captured = compiled(inside)
     with pytest.raises(Exception, match="no bfloat16 here"):
         captured(*some((2, 3, 6, 7), (4, 3, 3, 3), dtype=torch.float32))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_channels_last_is_kept(dynamic: bool) -> None:
+def test_channels_last_is_kept(dynamic):
     x, w = some((2, 32, 24, 24), (32, 1, 7, 7))
     x = x.contiguous(memory_format=torch.channels_last)
 
-    @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    def captured(x: Tensor, w: Tensor) -> Tensor:
+    @partial(compiled, dynamic=dynamic)
+    def captured(x, w):
         return corr2d(x, w, padding=3, groups=32)
 
     y = captured(x, w)
@@ -664,11 +658,11 @@ def test_channels_last_is_kept(dynamic: bool) -> None:
     close(y, F.conv2d(x, w, padding=3, groups=32))
 
 
-def test_unbatched_inputs_and_convolve2d() -> None:
+def test_unbatched_inputs_and_convolve2d():
     x, w = some((3, 6, 7), (4, 3, 3, 3))
 
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def captured(x: Tensor, w: Tensor) -> list[Tensor]:
+    @compiled
+    def captured(x, w):
         return [
             corr2d(x, w, algorithm="fft"),
             corr2d(x[0], w[0, 0], algorithm="fft"),
@@ -688,17 +682,14 @@ def test_unbatched_inputs_and_convolve2d() -> None:
     ],
     ids=str,
 )
-def test_wrong_shapes_are_refused(change: dict[str, Any], message: str) -> None:
+def test_wrong_shapes_are_refused(change, message):
     shapes = {"x": (2, 3, 6, 7), "w": (4, 3, 3, 3), "b": (4,), **change}
-    captured = torch.compile(
-        lambda x, w, b: corr2d(x, w, b, algorithm="fft"), fullgraph=True, backend="aot_eager"
-    )
+    captured = compiled(lambda x, w, b: corr2d(x, w, b, algorithm="fft"))
     with pytest.raises(Exception, match=message):
         captured(*some(*shapes.values()))
 
 
-def test_dynamic_size_that_does_not_fit_is_refused() -> None:
-    """A graph for any size checks each size that it gets."""
+def test_dynamic_size_that_does_not_fit_is_refused():
     captured = torch.compile(
         lambda x, w: corr2d(x, w, algorithm="unfold"), backend="aot_eager", dynamic=True
     )
@@ -710,18 +701,18 @@ def test_dynamic_size_that_does_not_fit_is_refused() -> None:
 
 @each_choice
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_backward_inside_compiled_function_adds_no_graph(algorithm: Algorithm | str) -> None:
-    """Dynamo then looks at all Python that autograd calls; none of ours becomes a graph."""
+def test_backward_inside_compiled_function_adds_no_graph(algorithm):
+    """Dynamo then traces the Python code that autograd calls."""
     (w,) = some((6, 2, 3, 3))
     w.requires_grad_()
     graphs: list[torch.fx.GraphModule] = []
 
-    def note(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+    def note(graph, _):
         graphs.append(graph)
         return graph
 
     @torch.compile(backend=note)
-    def step(loss: Tensor) -> Tensor:
+    def step(loss):
         loss.backward()
         return loss.detach() + 1
 
@@ -735,8 +726,8 @@ def test_backward_inside_compiled_function_adds_no_graph(algorithm: Algorithm | 
 
 
 @each_choice
-def test_vmap_of_compiled_function(algorithm: Algorithm | str) -> None:
-    """Dynamo leaves that to eager PyTorch, and so does it with what vmap calls."""
+def test_vmap_of_compiled_function(algorithm):
+    """Dynamo runs it in eager mode."""
     captured = torch.compile(
         lambda x, w: corr2d(x, w, groups=2, algorithm=algorithm), backend="aot_eager"
     )
@@ -747,8 +738,7 @@ def test_vmap_of_compiled_function(algorithm: Algorithm | str) -> None:
         close(vmap(captured, (0, None))(xs, w), expected)
 
 
-def test_compiled_training_equals_nn_conv2d() -> None:
-    """Steps of SGD through a compiled model leave nn.Conv2d's weights."""
+def test_compiled_training_equals_nn_conv2d():
     nets = []
     for make in (nn.Conv2d, lambda *a, **k: Corr2d(*a, **k, algorithm="direct")):
         torch.manual_seed(0)
@@ -756,7 +746,7 @@ def test_compiled_training_equals_nn_conv2d() -> None:
         nets.append(net.double())
     (x,) = some((4, 3, 8, 8))
     for net in nets:
-        captured = torch.compile(net, fullgraph=True, backend="aot_eager")
+        captured = compiled(net)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         for _ in range(3):
             optimizer.zero_grad()

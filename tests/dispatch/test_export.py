@@ -1,26 +1,24 @@
-"""A program written down for others to run holds PyTorch's convolution, whatever the algorithm."""
+"""Exported, traced and scripted programs contain PyTorch's convolution, whatever the algorithm."""
 
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
 from support.laws import each_on_cpu
-from torch_corr import Algorithm, Corr2d, Naive, convolve2d, corr2d
+from torch_corr import Corr2d, Naive, convolve2d, corr2d
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
 ]
 
-# Padding, stride and padding mode of the first layer; what nn.Conv2d cannot do among them.
+# Padding, stride and padding mode of the first layer; nn.Conv2d lacks some of them.
 GEOMETRIES = [
     (1, 2, "zeros"),
     ("same", 1, "zeros"),
@@ -33,8 +31,8 @@ GEOMETRIES = [
 each_geometry = pytest.mark.parametrize(("padding", "stride", "mode"), GEOMETRIES, ids=str)
 
 
-def network(padding: Any, stride: int = 1, mode: str = "zeros") -> nn.Module:
-    """Two layers of named algorithms, one of which exists nowhere else."""
+def network(padding, stride=1, mode="zeros"):
+    """Two layers with named algorithms; the second is not registered."""
     torch.manual_seed(0)
     return nn.Sequential(
         Corr2d(
@@ -45,17 +43,17 @@ def network(padding: Any, stride: int = 1, mode: str = "zeros") -> nn.Module:
     ).eval()
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
+def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def targets(program: torch.export.ExportedProgram) -> list[str]:
+def targets(program):
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
 @each_geometry
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-def test_export_for_any_size(strict: bool, padding: Any, stride: int, mode: str) -> None:
+def test_export_for_any_size(strict, padding, stride, mode):
     net = network(padding, stride, mode)
     sizes = {0: Dim("n", max=99), 2: Dim("h", min=8, max=99), 3: Dim("w", min=8, max=99)}
     program = torch.export.export(
@@ -70,8 +68,8 @@ def test_export_for_any_size(strict: bool, padding: Any, stride: int, mode: str)
 
 
 @each_on_cpu
-def test_every_algorithm_is_exported_as_conv2d(algorithm: Algorithm | str) -> None:
-    """Exported and traced: PyTorch's convolution once, and nothing of ours."""
+def test_every_algorithm_is_exported_as_conv2d(algorithm):
+    """One convolution of PyTorch's and no operator of ours, exported and traced."""
     layer = Corr2d(4, 6, 3, stride=2, padding=1, groups=2, algorithm=algorithm)
     x = torch.randn(2, 4, 10, 11)
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: Dim("n", max=99)},))
@@ -86,7 +84,7 @@ def test_every_algorithm_is_exported_as_conv2d(algorithm: Algorithm | str) -> No
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-def test_export_same_padding_with_stride_for_any_size(strict: bool) -> None:
+def test_export_same_padding_with_stride_for_any_size(strict):
     """Odd and even sizes pad differently, in one program."""
     net = network("same", 2)
     program = torch.export.export(
@@ -102,13 +100,13 @@ def test_export_same_padding_with_stride_for_any_size(strict: bool) -> None:
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
 @pytest.mark.parametrize("part", ["rows", "images"])
-def test_export_with_data_dependent_sizes(part: str, strict: bool) -> None:
+def test_export_with_data_dependent_sizes(part, strict):
     class Net(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.layers = network(((1, 0), (2, 3)))
 
-        def forward(self, x: Tensor, which: Tensor) -> Tensor:
+        def forward(self, x, which):
             return self.layers(x[:, :, : which.sum().item()] if part == "rows" else x[which])
 
     net, x = Net(), torch.randn(3, 4, 10, 11)
@@ -120,8 +118,8 @@ def test_export_with_data_dependent_sizes(part: str, strict: bool) -> None:
     assert sum(name.startswith("aten.conv2d") for name in targets(program)) == 2
 
 
-def test_export_of_many_strided_layers_padded_to_same() -> None:
-    """As in networks that come from TensorFlow; each layer's size is a formula in the last's."""
+def test_export_of_many_strided_layers_padded_to_same():
+    """As in networks from TensorFlow: each layer's size is a formula of the previous one's."""
     net = nn.Sequential(*(Corr2d(1, 1, 3, stride=2, padding="same") for _ in range(6)))
     sizes = {2: Dim("h", min=65, max=999), 3: Dim("w", min=65, max=999)}
     program = torch.export.export(net, (torch.randn(1, 1, 99, 101),), dynamic_shapes=(sizes,))
@@ -131,8 +129,8 @@ def test_export_of_many_strided_layers_padded_to_same() -> None:
 
 
 @each_geometry
-def test_trace(padding: Any, stride: int, mode: str) -> None:
-    """Good for any size, saved and loaded; no Python is left in it, and no warning."""
+def test_trace(padding, stride, mode):
+    """For any size, saved and loaded, without Python operators and without a warning."""
     net = network(padding, stride, mode)
     traced = torch.jit.trace(net, torch.randn(2, 4, 10, 11))
     file = io.BytesIO()
@@ -143,13 +141,13 @@ def test_trace(padding: Any, stride: int, mode: str) -> None:
     assert "PythonOp" not in str(traced.inlined_graph)
 
 
-def test_trace_for_one_size_warns() -> None:
+def test_trace_for_one_size_warns():
     with pytest.warns(torch.jit.TracerWarning, match="keeps what is right for 10x11 pixels"):
         torch.jit.trace(network("same", 2), torch.randn(2, 4, 10, 11))
 
 
 @each_geometry
-def test_script(padding: Any, stride: int, mode: str) -> None:
+def test_script(padding, stride, mode):
     net = network(padding, stride, mode)
     scripted = torch.jit.script(net)
     x = torch.randn(3, 4, 9, 12)
@@ -159,19 +157,19 @@ def test_script(padding: Any, stride: int, mode: str) -> None:
     assert type(net[0]) is Corr2d
 
 
-def test_script_refuses_unsupported_padding_and_functions() -> None:
+def test_script_refuses_unsupported_padding_and_functions():
     scripted = torch.jit.script(network("same", 2))
     with pytest.raises(torch.jit.Error, match="padding='same' with a stride depends on the input"):
         scripted(torch.randn(2, 4, 10, 11))
 
-    def caller(x: Tensor, w: Tensor) -> Tensor:
+    def caller(x, w):
         return corr2d(x, w)
 
     with pytest.raises(Exception, match=r"can't .* use keyword-only arguments with defaults"):
         torch.jit.script(caller)
 
 
-def test_symbolic_trace_records_corr2d() -> None:
+def test_symbolic_trace_records_corr2d():
     net = network(((1, 0), (2, 3)))
     traced = torch.fx.symbolic_trace(net)
     calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
@@ -180,22 +178,22 @@ def test_symbolic_trace_records_corr2d() -> None:
     assert torch.equal(traced(x), net(x))
 
 
-def test_symbolic_trace_of_convolve2d() -> None:
-    """With its kernel flipped: a weight that is an argument is no tensor while tracing."""
+def test_symbolic_trace_of_convolve2d():
+    """The kernel is flipped, although it is a proxy while tracing."""
     traced = torch.fx.symbolic_trace(lambda x, w: convolve2d(x, w, padding="same"))
     x, w = torch.randn(2, 4, 9, 8), torch.randn(3, 4, 2, 3)
     assert torch.equal(traced(x, w), convolve2d(x, w, padding="same"))
     assert not torch.allclose(traced(x, w), corr2d(x, w, padding="same"))
 
 
-@pytest.mark.filterwarnings("ignore")  # of the exporter's own, which are many
+@pytest.mark.filterwarnings("ignore")  # from the exporter itself
 @pytest.mark.parametrize(
     ("padding", "stride", "convolutions"),
     [(1, 2, ["Conv", "Relu", "Conv"]), (((1, 0), (2, 3)), 1, ["Conv", "Relu", "Conv"])],
     ids=str,
 )
-def test_onnx(padding: Any, stride: int, convolutions: list[str]) -> None:
-    """Conv nodes, asymmetric padding included, that onnxruntime runs to the same values."""
+def test_onnx(padding, stride, convolutions):
+    """Conv nodes, asymmetric padding included; onnxruntime computes the same values."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = network(padding, stride)
@@ -221,8 +219,8 @@ def test_onnx(padding: Any, stride: int, convolutions: list[str]) -> None:
     [("same", 2, "zeros"), (((1, 0), (13, 14)), 1, "circular")],
     ids=str,
 )
-def test_onnx_for_any_size(padding: Any, stride: int, mode: str) -> None:
-    """Of "same" with a stride, and of an image that is repeated as often as it takes."""
+def test_onnx_for_any_size(padding, stride, mode):
+    """ "same" with a stride, and circular padding that repeats the image."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = network(padding, stride, mode)
@@ -239,8 +237,8 @@ def test_onnx_for_any_size(padding: Any, stride: int, mode: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_aot_inductor_package(tmp_path: Path) -> None:
-    """Compiled ahead of time for any batch, loaded and run without Python's convolution."""
+def test_aot_inductor_package(tmp_path):
+    """For any batch size."""
     net = network(((1, 0), (2, 3)))
     program = torch.export.export(
         net, (torch.randn(2, 4, 10, 11),), dynamic_shapes=({0: Dim("n", max=99)},)
@@ -255,17 +253,17 @@ def test_aot_inductor_package(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_export_with_zero_filters() -> None:
+def test_export_with_zero_filters():
     layer, x = Corr2d(4, 0, 3), torch.randn(2, 4, 5, 6)
     assert torch.export.export(layer, (x,)).module()(x).shape == (2, 0, 3, 4)
     assert torch.jit.trace(layer, x)(x).shape == (2, 0, 3, 4)
 
 
-def test_export_with_zero_channels() -> None:
-    """As eager: a correlation over no channel is the bias."""
+def test_export_with_zero_channels():
+    """The result is the bias, as in eager mode."""
 
     class Net(nn.Module):
-        def forward(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        def forward(self, x, w, b):
             return corr2d(x, w, b, algorithm="unfold")
 
     operands = torch.randn(2, 0, 5, 5), torch.randn(3, 0, 2, 2), torch.ones(3)

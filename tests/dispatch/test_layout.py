@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from support.layers import images, twins
 from torch_corr import MAPS, Aten, Auto, Unfold, corr2d, explain
@@ -18,8 +15,8 @@ from torch_corr.planning.plan import clear_plans
 CPU = torch.device("cpu")
 
 
-def test_channels_last_stays_with_conv2d() -> None:
-    """By conv2d itself, backward too, where another would be quicker."""
+def test_channels_last_stays_with_conv2d():
+    """In backward too, although another algorithm would be faster."""
     x = torch.randn(4, 32, 64, 64).contiguous(memory_format=torch.channels_last).requires_grad_()
     w = torch.randn(32, 1, 7, 7, requires_grad=True)
     y = corr2d(x, w, padding=3, groups=32)
@@ -31,14 +28,14 @@ def test_channels_last_stays_with_conv2d() -> None:
 LAST = torch.channels_last
 
 
-def in_channels_last() -> tuple[Tensor, Tensor]:
+def in_channels_last():
     x = torch.randn(2, 8, 20, 24).contiguous(memory_format=LAST).requires_grad_()
     return x, torch.randn(8, 1, 7, 7, requires_grad=True)
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """PyTorch lags in channels_last, and the quickest hands no layout on."""
+def elsewhere(monkeypatch):
+    """Assume that PyTorch is slow in channels_last, and choose unfold, which ignores layouts."""
     monkeypatch.setattr(Aten, "keeps_channels_last", lambda *_: False)
     monkeypatch.setattr(auto_module, "_quickest", lambda _: Unfold())
     clear_plans()
@@ -47,11 +44,11 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
-def test_other_algorithms_keep_channels_last(backend: str | None, elsewhere: None) -> None:
-    """In the output and the input's gradient, although the gradient comes contiguous."""
+def test_other_algorithms_keep_channels_last(backend, elsewhere):
+    """In the output and the input's gradient, although the output's gradient is contiguous."""
     x, w = in_channels_last()
 
-    def layer(x: Tensor, w: Tensor) -> Tensor:
+    def layer(x, w):
         return corr2d(x, w, padding=3, groups=8, algorithm=Auto(channels_last=True))
 
     run = layer if backend is None else torch.compile(layer, fullgraph=True, backend=backend)
@@ -63,7 +60,7 @@ def test_other_algorithms_keep_channels_last(backend: str | None, elsewhere: Non
     torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=8))
 
 
-def test_operators_return_requested_channels_last(elsewhere: None) -> None:
+def test_operators_return_requested_channels_last(elsewhere):
     x, w = (each.detach() for each in in_channels_last())
     y = torch.randn(2, 8, 20, 24)
     geometry = [1, 1], [3, 3, 3, 3], [1, 1], encode_algorithm(Auto(channels_last=True))
@@ -76,8 +73,7 @@ def test_operators_return_requested_channels_last(elsewhere: None) -> None:
         assert operator(*arguments).is_contiguous() == (map == "grad_weight")
 
 
-def test_explain_mentions_channels_last(capsys: pytest.CaptureFixture[str]) -> None:
-    """What runs, and why nothing else does."""
+def test_explain_mentions_channels_last(capsys):
     x, w = in_channels_last()
     explain(x, w, padding=3, groups=8)
     told = capsys.readouterr().out
@@ -90,8 +86,8 @@ def test_explain_mentions_channels_last(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("whose", ["images", "weights", "both"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("trained", [False, True])
-def test_layouts_equal_conv2d(trained: bool, groups: int, whose: str) -> None:
-    """As conv2d keeps it, of images or weights, in the output and in the input's gradient."""
+def test_layouts_equal_conv2d(trained, groups, whose):
+    """Of the output and the input's gradient, with images or weights in channels_last."""
     results = []
     for layer in twins("auto", groups=groups, dtype=torch.float32):
         x = images(torch.float32)

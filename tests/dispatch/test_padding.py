@@ -7,19 +7,16 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from support.laws import each_algorithm
-from torch_corr import Algorithm, Corr2d, LazyCorr2d, Problem, convert, corr2d
+from torch_corr import Corr2d, LazyCorr2d, Problem, convert, corr2d
 
 
 @each_algorithm
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @settings(max_examples=25)
 @given(data=st.data())
-def test_padding_modes_equal_f_pad(
-    data: st.DataObject, mode: str, algorithm: Algorithm, device: torch.device
-) -> None:
+def test_padding_modes_equal_f_pad(data, mode, algorithm, device):
     """Asymmetric padding in each mode is F.pad in that mode, then no padding."""
     sides = tuple((data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))) for _ in range(2))
     x = torch.randn(2, 2, 5, 6, dtype=torch.float64, device=device, requires_grad=True)
@@ -33,8 +30,8 @@ def test_padding_modes_equal_f_pad(
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def tiled(x: Tensor, sides: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
-    """Circular padding by hand: the image many times over, cut out."""
+def tiled(x, sides):
+    """Circular padding by hand: a cut-out of the repeated image."""
     times = [(max(side) - 1) // n + 1 for side, n in zip(sides, x.shape[-2:])]
     many = x.repeat(1, 1, *(2 * t + 1 for t in times))
     cut = [
@@ -47,10 +44,8 @@ def tiled(x: Tensor, sides: tuple[tuple[int, int], tuple[int, int]]) -> Tensor:
 @each_algorithm
 @settings(max_examples=15)
 @given(data=st.data())
-def test_circular_padding_wraps_more_than_once(
-    algorithm: Algorithm, device: torch.device, data: st.DataObject
-) -> None:
-    """Beyond ``pad``, which repeats the image once; gradients too."""
+def test_circular_padding_wraps_more_than_once(algorithm, device, data):
+    """``F.pad`` repeats the image only once."""
     sides = tuple((data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))) for _ in range(2))
     x, w = (
         torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True)
@@ -63,11 +58,11 @@ def test_circular_padding_wraps_more_than_once(
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_derivatives_of_multiple_wraps() -> None:
-    """Of the second order, forward mode, and under vmap."""
+def test_derivatives_of_multiple_wraps():
+    """Second order, forward mode and vmap."""
     x, w = torch.randn(1, 1, 2, 1).double(), torch.randn(1, 1, 2, 3).double()
 
-    def function(x: Tensor, w: Tensor) -> Tensor:
+    def function(x, w):
         return corr2d(x, w, padding=((5, 2), (3, 4)), padding_mode="circular", algorithm="naive")
 
     x.requires_grad_(), w.requires_grad_()
@@ -78,8 +73,8 @@ def test_derivatives_of_multiple_wraps() -> None:
     torch.testing.assert_close(torch.func.vmap(function, (0, None))(xs, w), expected)
 
 
-def test_layers_with_circular_padding_wrap_more_than_once() -> None:
-    """nn.Conv2d refuses; converted it does not."""
+def test_layers_with_circular_padding_wrap_more_than_once():
+    """nn.Conv2d refuses unless it is converted."""
     arguments = {"padding": (3, 7), "padding_mode": "circular"}
     theirs = torch.nn.Conv2d(2, 3, (2, 4), **arguments)
     x = torch.randn(2, 2, 2, 3)
@@ -98,7 +93,7 @@ def test_layers_with_circular_padding_wrap_more_than_once() -> None:
 
 @pytest.mark.parametrize("padding", ["same", "valid", "full"])
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
-def test_named_padding_in_every_mode(padding: str, mode: str) -> None:
+def test_named_padding_in_every_mode(padding, mode):
     x, w = torch.randn(1, 1, 7, 8), torch.randn(1, 1, 3, 4)
     sides = Problem.of(x.shape, w.shape, 2, padding).padding
     named = corr2d(x, w, None, 2, padding, padding_mode=mode)

@@ -1,9 +1,8 @@
-"""What conv2d refuses is refused, by the same type of error and in sentences that help."""
+"""corr2d refuses what conv2d refuses, with the same type of error and a helpful message."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,7 +100,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exception:
+def refusal(function, *args, **kwargs):
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the type is what is asked for
         function(*args, **kwargs)
     return caught.value
@@ -109,11 +108,9 @@ def refusal(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exceptio
 
 @pytest.mark.parametrize(("case", "changes", "message"), REFUSED, ids=[row[0] for row in REFUSED])
 @pytest.mark.parametrize("function", [corr2d, convolve2d])
-def test_corr2d_refuses_what_conv2d_refuses(
-    function: Callable[..., Any], case: str, changes: dict[str, Any], message: str
-) -> None:
+def test_corr2d_refuses_what_conv2d_refuses(function, case, changes, message):
     arguments = {"input": X, "weight": W, **changes}
-    function(X, W, B)  # so that a plan for good arguments is there to be misled by
+    function(X, W, B)  # a cached plan must not change the refusal
     theirs = refusal(F.conv2d, **arguments)
     with pytest.raises(type(theirs), match=f"(?s){message}"):
         function(**arguments)
@@ -123,7 +120,7 @@ def test_corr2d_refuses_what_conv2d_refuses(
         assert type(ours) is type(theirs) or (type(ours) is RuntimeError and case == "bools")
 
 
-def test_zero_filters_are_validated() -> None:
+def test_zero_filters_are_validated():
     none = torch.ones(0, 4, 3, 2)
     assert corr2d(X, none, B[:0]).shape == (2, 0, 5, 7)
     for arguments, message in (
@@ -136,8 +133,8 @@ def test_zero_filters_are_validated() -> None:
             corr2d(*arguments)
 
 
-def test_devices_must_agree() -> None:
-    """conv2d computes on across cpu and meta; that is a mistake of the caller's all the same."""
+def test_devices_must_agree():
+    """conv2d accepts cpu with meta."""
     with pytest.raises(RuntimeError, match="one device, got cpu and meta"):
         corr2d(X, W.to("meta"))
     with pytest.raises(RuntimeError, match="input and bias must share one device"):
@@ -149,7 +146,7 @@ def test_devices_must_agree() -> None:
         corr2d(meta[0], meta[1].double())
 
 
-def test_unknown_names() -> None:
+def test_unknown_names():
     with pytest.raises(ValueError, match=r"unknown algorithm 'unfol'; did you mean 'unfold'\?"):
         corr2d(X, W, algorithm="unfol")
     with pytest.raises(
@@ -170,7 +167,7 @@ def test_unknown_names() -> None:
         corr2d(X, W, padding_mode=None)
 
 
-def test_refusal_of_named_algorithm() -> None:
+def test_refusal_of_named_algorithm():
     with pytest.raises(RuntimeError) as caught:
         corr2d(X, W, algorithm=Unfold(workspace_limit=100))
     message = str(caught.value)
@@ -182,7 +179,7 @@ def test_refusal_of_named_algorithm() -> None:
     integers = torch.ones(1, 1, 5, 5, dtype=torch.int8), torch.ones(1, 1, 2, 2, dtype=torch.int8)
     with pytest.raises(RuntimeError, match="no dilated convolution in int8"):
         corr2d(*integers, dilation=2, algorithm="aten")
-    assert (corr2d(*integers, dilation=2) == 4).all()  # auto takes another
+    assert (corr2d(*integers, dilation=2) == 4).all()  # auto chooses another
 
 
 @pytest.mark.parametrize(
@@ -193,12 +190,12 @@ def test_refusal_of_named_algorithm() -> None:
         ("replicate", -1, "padding must be at least 0"),
     ],
 )
-def test_padding_beyond_what_the_mode_can_fill(mode: str, padding: Any, message: str) -> None:
+def test_padding_beyond_what_the_mode_can_fill(mode, padding, message):
     with pytest.raises(RuntimeError, match=message):
         corr2d(X, W, padding=padding, padding_mode=mode)
 
 
-def test_padding_of_empty_images() -> None:
+def test_padding_of_empty_images():
     for mode in ("replicate", "circular"):
         with pytest.raises(RuntimeError, match=f"padding_mode='{mode}' can fill from 0 pixels"):
             corr2d(X[:, :, :0], W, padding=2, padding_mode=mode)
@@ -228,22 +225,21 @@ MODULE_REFUSED = [
 
 @pytest.mark.parametrize(("changes", "message"), MODULE_REFUSED, ids=lambda v: str(v)[:30])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-def test_layer_refuses_what_nn_conv2d_refuses(changes: dict[str, Any], message: str) -> None:
+def test_layer_refuses_what_nn_conv2d_refuses(changes, message):
     arguments = {"in_channels": 4, "out_channels": 6, "kernel_size": 3, **changes}
     theirs = refusal(lambda: nn.Conv2d(**arguments)(X))
     with pytest.raises(type(theirs), match=message):
         Corr2d(**arguments)
 
 
-def test_layer_refuses_unknown_algorithms_when_made() -> None:
+def test_layer_refuses_unknown_algorithms_when_made():
     with pytest.raises(ValueError, match="did you mean 'naive'"):
         Corr2d(1, 1, 1, algorithm="naiv")
     with pytest.raises(ValueError, match="out_channels=5 is not divisible by groups=2"):
         LazyCorr2d(5, 3, groups=2)
 
 
-def test_refused_call_changes_nothing() -> None:
-    """A refused call leaves operands and gradients as they were."""
+def test_refused_call_changes_nothing():
     x, w = X.clone().requires_grad_(), W.clone().requires_grad_()
     with pytest.raises(RuntimeError):
         corr2d(x, w, B[:5])
@@ -253,7 +249,7 @@ def test_refused_call_changes_nothing() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_mkldnn_and_quantized_operands_are_refused() -> None:
+def test_mkldnn_and_quantized_operands_are_refused():
     quantized = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
     for value in (X.to_mkldnn(), quantized):
         assert isinstance(refusal(corr2d, value, value, algorithm="unfold"), RuntimeError)
@@ -261,7 +257,7 @@ def test_mkldnn_and_quantized_operands_are_refused() -> None:
 
 
 @needs(ONEDNN)
-def test_mkldnn_input_is_refused_where_conv2d_cannot_run() -> None:
+def test_mkldnn_input_is_refused_where_conv2d_cannot_run():
     opaque = X.to_mkldnn()
     for more in ({"algorithm": "unfold"}, {"padding": 1, "padding_mode": "reflect"}):
         with pytest.raises(RuntimeError, match=r"input has layout torch._mkldnn.*input\.to_dense"):
@@ -273,7 +269,7 @@ def test_mkldnn_input_is_refused_where_conv2d_cannot_run() -> None:
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_nested_tensors_are_refused(algorithm: str) -> None:
+def test_nested_tensors_are_refused(algorithm):
     images = torch.nested.nested_tensor([torch.ones(3, 5, 5), torch.ones(3, 4, 6)])
     weight = torch.ones(2, 3, 2, 2)
     with pytest.raises(NotImplementedError):
@@ -284,7 +280,7 @@ def test_nested_tensors_are_refused(algorithm: str) -> None:
 
 @pytest.mark.parametrize("which", ["input", "weight"])
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
-def test_quantized_tensors_are_refused(algorithm: str, which: str) -> None:
+def test_quantized_tensors_are_refused(algorithm, which):
     operands = {"input": torch.ones(1, 3, 5, 5), "weight": torch.ones(2, 3, 2, 2)}
     operands[which] = torch.quantize_per_tensor(operands[which], 0.1, 0, torch.qint8)
     with pytest.raises((NotImplementedError, RuntimeError)):
@@ -294,11 +290,11 @@ def test_quantized_tensors_are_refused(algorithm: str, which: str) -> None:
         corr2d(**operands, algorithm=algorithm)
 
 
-def test_custom_algorithms_have_their_own_refusals() -> None:
+def test_custom_algorithms_have_their_own_refusals():
     class Squares(Naive):
         name = "squares"
 
-        def refusals(self, problem: Problem, *_: object) -> tuple[str, ...]:
+        def refusals(self, problem, *_):
             rows, columns = problem.size
             return () if rows == columns else (f"only square images, this is {rows} by {columns}",)
 
@@ -307,13 +303,12 @@ def test_custom_algorithms_have_their_own_refusals() -> None:
         corr2d(X, W, algorithm=Squares())
 
 
-def test_plan_refuses_what_corr2d_refuses() -> None:
+def test_plan_refuses_what_corr2d_refuses():
     with pytest.raises(RuntimeError, match="ranks 2 and 4"):
         plan(X[0, 0], W)
 
 
-def test_signatures_extend_conv2d() -> None:
-    """Positional arguments in conv2d's order, so that one replaces the other as it stands."""
+def test_signatures_extend_conv2d():
     ours = list(inspect.signature(corr2d).parameters)
     assert ours[:7] == ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
     theirs = list(inspect.signature(nn.Conv2d.__init__).parameters)

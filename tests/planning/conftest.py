@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -18,8 +16,8 @@ from torch_corr.planning.wisdom import WISDOM
 
 
 @pytest.fixture(autouse=True)
-def nothing_known() -> Iterator[None]:
-    """And one thread: two that share a busy machine's core wait for each other."""
+def nothing_known():
+    """No wisdom, and one thread, because two wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     wisdom.forget()
@@ -29,11 +27,11 @@ def nothing_known() -> Iterator[None]:
 
 
 @pytest.fixture
-def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A CUDA device that is not there, by its properties."""
+def pretend(monkeypatch):
+    """Pretend that a CUDA device with these properties exists."""
     forget_refusals = triton_module._where_refusals.cache_clear
 
-    def there(name: str) -> None:
+    def there(name):
         keys = "major", "minor", "multi_processor_count", "clock_rate", "memory_clock_rate"
         values = DEVICES[name][0]
         found = SimpleNamespace(name=name, **dict(zip((*keys, "memory_bus_width"), values)))
@@ -55,12 +53,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def with_triton(pretend: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """An H100 that is not there, with Triton; a list of what is timed, Triton the quickest."""
+def with_triton(pretend, monkeypatch):
+    """Pretend that there is an H100 with Triton, the fastest; lists what is timed."""
     pretend("H100")
     timed: list[str] = []
 
-    def times(algorithms: Any, *_: Any) -> dict[str, float]:
+    def times(algorithms, *_):
         timed.extend(each.spelling for each in algorithms)
         return {each.spelling: 2.0 - (each.name == "triton") for each in algorithms}
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from support.algorithms import Paused, Sleeper
 from support.needs import KERNELS, needs
 from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold, corr2d
-from torch_corr.algorithms import Algorithm, MapName
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
 from torch_corr.planning.auto import SWITCH_RATIO, Candidate, _quickest
@@ -31,19 +27,19 @@ SMALL = Problem.parse("n1c2-x9-o2-k3")
 LARGE_KERNEL = Problem.parse("n1c1-x256-o1-k63-p31")
 
 
-def candidate(algorithm: Algorithm, seconds: float, source: Any = "predicted") -> Candidate:
+def candidate(algorithm, seconds, source="predicted"):
     return Candidate(algorithm, (), 0, seconds, source)
 
 
-def test_shortest_prediction_wins_unless_aten_is_close() -> None:
+def test_shortest_prediction_wins_unless_aten_is_close():
     clear = [candidate(Aten(), 1.0), candidate(Unfold(), SWITCH_RATIO - 0.01)]
     close = [candidate(Aten(), 1.0), candidate(Unfold(), SWITCH_RATIO + 0.01)]
     assert _quickest(clear) == Unfold()
     assert _quickest(close) == Aten()
 
 
-def test_fft_must_be_clearly_faster() -> None:
-    """Measured or not: its error is worse."""
+def test_fft_must_be_clearly_faster():
+    """Measured or predicted, because its error is larger."""
     for source in ("predicted", "measured"):
         clear = [candidate(Unfold(), 1.0, source), candidate(FFT(), SWITCH_RATIO - 0.01, source)]
         close = [candidate(Unfold(), 1.0, source), candidate(FFT(), SWITCH_RATIO + 0.01, source)]
@@ -51,7 +47,7 @@ def test_fft_must_be_clearly_faster() -> None:
         assert _quickest(close) == Unfold()
 
 
-def test_measured_time_beats_predictions() -> None:
+def test_measured_time_beats_predictions():
     race = [candidate(Aten(), 1.0, "measured"), candidate(Unfold(), 0.1)]
     assert _quickest(race) == Aten()
     assert _quickest([*race, candidate(Naive(), 0.99, "measured")]) == Naive()
@@ -59,10 +55,8 @@ def test_measured_time_beats_predictions() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("map", MAPS)
-def test_depthwise_rgb_does_not_run_aten(
-    map: MapName, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """PyTorch's kernels take as long for 3 channels, each filtered by itself, as for 16."""
+def test_depthwise_rgb_does_not_run_aten(map, dtype, monkeypatch):
+    """PyTorch's kernels take as long for 3 depthwise channels as for 16."""
     if Direct().refusals(SMALL, CPU, dtype):
         pytest.skip("direct is not compiled")
     monkeypatch.setattr(auto_module, "machine_of", lambda device, dtype: SHIPPED)
@@ -71,8 +65,8 @@ def test_depthwise_rgb_does_not_run_aten(
     assert not isinstance(chosen, Aten)
 
 
-def test_measurement_corrects_wrong_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An algorithm that promises to cost nothing is found out by the stopwatch alone."""
+def test_measurement_corrects_wrong_prediction(monkeypatch):
+    """``Sleeper`` is slow but predicts no cost."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Aten(), Sleeper(pause=0.05)))
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
     clear_plans()
@@ -80,11 +74,11 @@ def test_measurement_corrects_wrong_prediction(monkeypatch: pytest.MonkeyPatch) 
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     assert measured.forward == Aten()
     assert len(WISDOM) == len(MAPS)
-    # What one has measured, the other heeds from then on.
+    # Plans of plain 'auto' use the measurements from then on.
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Aten()
 
 
-def test_componentwise_error_excludes_fft() -> None:
+def test_componentwise_error_excludes_fft():
     loose, strict = Auto(), Auto(error="componentwise")
     for map in MAPS:
         names = {
@@ -102,8 +96,8 @@ def test_componentwise_error_excludes_fft() -> None:
         assert free["fft, checked"] == ()
 
 
-def test_auto_respects_workspace_limit() -> None:
-    """By the algorithms that have one, and by leaving out those that go past it."""
+def test_auto_respects_workspace_limit():
+    """Algorithms with a limit of their own use less; the others are left out."""
     auto = Auto(workspace_limit=2**20)
     for map in MAPS:
         for each in auto.survey(map, LARGE_KERNEL, CPU, torch.float32):
@@ -114,8 +108,8 @@ def test_auto_respects_workspace_limit() -> None:
         assert chosen.workspace(LARGE_KERNEL, map, CPU, torch.float32) <= 2**20
 
 
-def test_measured_variant_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One by one, under spellings of their own; without wisdom there is only the algorithm."""
+def test_measured_variant_is_chosen(monkeypatch, tmp_path):
+    """Variants have spellings of their own; without wisdom ``auto`` ignores them."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Paused(),))
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
     clear_plans()
@@ -143,14 +137,13 @@ def test_measured_variant_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ("n1c4-x8-o4-k3-p1", ("aten", "aten", "aten")),
     ],
 )
-def test_choice_for_each_map(case: str, chosen: tuple[str, ...]) -> None:
+def test_choice_for_each_map(case, chosen):
     made = make_plan(Problem.parse(case), CPU, torch.float32, "auto")
     assert (made.forward.name, made.grad_input.name, made.grad_weight.name) == chosen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_large_depthwise_layer_equals_conv2d(dtype: torch.dtype) -> None:
-    """With bias and gradients, on the general path."""
+def test_large_depthwise_layer_equals_conv2d(dtype):
     x = torch.randn(2, 24, 40, 40, dtype=dtype, requires_grad=True)
     w = torch.randn(24, 1, 9, 9, dtype=dtype, requires_grad=True)
     b = torch.randn(24, dtype=dtype, requires_grad=True)
@@ -160,11 +153,10 @@ def test_large_depthwise_layer_equals_conv2d(dtype: torch.dtype) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_concurrent_threads_plan_and_measure() -> None:
-    """Each plans, measures and computes problems of its own, and gets them right."""
+def test_concurrent_threads_plan_and_measure():
     problems = [(c, k) for c in (1, 2, 5) for k in (3, 5, 11)]
 
-    def work(number: int) -> list[tuple[Tensor, Tensor]]:
+    def work(number):
         channels, kernel = problems[number % len(problems)]
         draw = torch.Generator().manual_seed(number)
         x = torch.randn(1, channels, 60, 61, generator=draw, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What ``auto`` chooses on CUDA, with a device that exists only by its properties."""
+"""What ``auto`` chooses on CUDA, tested with the properties of a device that need not exist."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_corr import FFT, MAPS, Aten, Auto, Problem, Triton, Unfold
-from torch_corr.algorithms import Algorithm, CheckedFFT
+from torch_corr.algorithms import CheckedFFT
 from torch_corr.algorithms.triton import algorithm as triton_module
 from torch_corr.dispatch import fast_path
 from torch_corr.planning import auto as auto_module
@@ -20,8 +20,8 @@ from torch_corr.planning.wisdom import WISDOM, Key
 CUDA = torch.device("cuda")
 
 
-def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend: Any) -> None:
-    """The plan says what they are made of; without Triton nothing but PyTorch is foretold."""
+def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend):
+    """Without Triton only PyTorch has predictions."""
     pretend("H100")
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
     clear_plans()
@@ -29,8 +29,8 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend: Any) -> 
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
     words = str(plan)
     assert "predicted for H100 by its clock, multiprocessors and memory bus" in words
-    # The definition's operations at the peak of halves, its bytes, and a call; no limit rules out
-    # what PyTorch copies on a CPU alone.
+    # Operations at the peak of halves, plus bytes, plus a call.  The limit does not exclude
+    # copies that PyTorch makes only on a CPU.
     flops, moved = 2 * problem.multiplications, 2 * (2 * 8 * 64 * 56**2 + 64 * 64 * 9)
     least = 1e6 * (flops / 989.4e12 + moved / 3.352e12) + 4
     (row,) = {line for line in words.splitlines() if "> aten" in line}
@@ -44,11 +44,9 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend: Any) -> 
     clear_plans()
 
 
-@pytest.mark.parametrize("measured", [False, True], ids=["foretold", "measured"])
-def test_large_kernel_takes_checked_fft_with_triton_fallback(
-    measured: bool, with_triton: list[str]
-) -> None:
-    """A large dense kernel, in double precision, which matrix units of an H100 do at full rate."""
+@pytest.mark.parametrize("measured", [False, True], ids=["predicted", "measured"])
+def test_large_kernel_takes_checked_fft_with_triton_fallback(measured, with_triton):
+    """In double precision, which an H100's matrix units compute at full rate."""
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n4c64-x128-o64-k32"), torch.float32
     if measured:
@@ -74,10 +72,8 @@ def test_large_kernel_takes_checked_fft_with_triton_fallback(
 
 
 @pytest.mark.parametrize("spelling", ["n0c1-x64-o1-k9", "n1c0-x64-o1-k9"])
-def test_empty_problem_is_planned_without_division_by_zero(
-    spelling: str, with_triton: list[str]
-) -> None:
-    """No images, or no channels: to plan for them, to explain and to measure divides by neither."""
+def test_empty_problem_is_planned_without_division_by_zero(spelling, with_triton):
+    """Planned, explained and measured."""
     problem = Problem.parse(spelling)
     clear_plans()
     for requested in ("auto", Auto(measure=True)):
@@ -86,10 +82,8 @@ def test_empty_problem_is_planned_without_division_by_zero(
     clear_plans()
 
 
-def test_checked_fft_needs_a_fallback(
-    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Triton refuses, or takes more memory than there may be; the host waits for neither."""
+def test_checked_fft_needs_a_fallback(with_triton, monkeypatch):
+    """Triton refuses, or needs more memory than the limit."""
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n4c64-x128-o64-k16"), torch.float32
     WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), {"fft, checked": 0.4, "aten": 5.0})
@@ -107,10 +101,7 @@ def test_checked_fft_needs_a_fallback(
 
 
 @pytest.mark.parametrize("spelling", ["n24c64-x128-o64-k16", "n64c1-x1024-o1-k63-p31"])
-def test_checked_fft_and_fallback_respect_workspace_limit(
-    spelling: str, with_triton: list[str]
-) -> None:
-    """The transform's and Triton's: either way alone takes no more than it may."""
+def test_checked_fft_and_fallback_respect_workspace_limit(spelling, with_triton):
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse(spelling), torch.float64
     clear_plans()
@@ -123,15 +114,13 @@ def test_checked_fft_and_fallback_respect_workspace_limit(
     clear_plans()
 
 
-def test_fft_respects_deterministic_mode_and_ignores_tf32(
-    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In double precision TF32 does not matter; cuBLAS may not be deterministic."""
+def test_fft_respects_deterministic_mode_and_ignores_tf32(with_triton, monkeypatch):
+    """Double precision has no TF32; cuBLAS may be nondeterministic."""
     problem = Problem.parse("n4c64-x128-o64-k32")
     monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
     clear_plans()
 
-    def planned() -> tuple[Algorithm, str]:
+    def planned():
         plan = make_plan(problem, CUDA, torch.float32, "auto")
         return plan.forward, str(plan)
 
@@ -161,10 +150,8 @@ def test_fft_respects_deterministic_mode_and_ignores_tf32(
 
 
 @pytest.mark.parametrize("setting", ["tf32", "deterministic"])
-def test_matrix_products_respect_tf32_and_deterministic_mode(
-    setting: str, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Unfold too: timed it would end in cuBLAS's error, and taken it would be TF32 unasked."""
+def test_matrix_products_respect_tf32_and_deterministic_mode(setting, with_triton, monkeypatch):
+    """Otherwise measuring unfold would raise an error of cuBLAS, and running it would use TF32."""
     torch.backends.cudnn.allow_tf32 = False
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before, mode = torch.backends.cuda.matmul.allow_tf32, torch.get_deterministic_debug_mode()
@@ -175,7 +162,7 @@ def test_matrix_products_respect_tf32_and_deterministic_mode(
         make_plan(Problem.parse("n4c64-x32-o64-k3"), CUDA, torch.float32, Auto(measure=True))
         assert "aten" in with_triton
         assert not {"unfold", "fft"} & {*with_triton}
-        # Products of halves are exact in TF32, float64 has none, and complex ones are as real ones.
+        # TF32 is exact for halves, and float64 has none; complex products are as real ones.
         allowed = setting == "tf32"
         for dtype in (torch.float16, torch.float64):
             assert bool(auto_module._against_products(dtype)) != allowed
@@ -188,8 +175,8 @@ def test_matrix_products_respect_tf32_and_deterministic_mode(
         clear_plans()
 
 
-def test_cuda_plan_respects_workspace_limit(with_triton: list[str]) -> None:
-    """An even kernel whose padded copy passes the limit: not for the reference, for all that."""
+def test_cuda_plan_respects_workspace_limit(with_triton):
+    """aten's copy for an even kernel exceeds the limit; unfold is next, not the reference."""
     clear_plans()
     plan = make_plan(Problem.parse("n64c64-x256-o64-k4-p1,2x1,2"), CUDA, torch.float32, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Unfold}
@@ -213,9 +200,9 @@ def test_cuda_plan_respects_workspace_limit(with_triton: list[str]) -> None:
     ],
 )
 def test_triton_is_predicted_faster_where_pytorch_measured_slow(
-    spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
-) -> None:
-    """As timed on an H200; nothing is measured for it."""
+    spelling, dtype, triton, with_triton
+):
+    """As timed on an H200; the plan measures nothing."""
     torch.backends.cudnn.allow_tf32 = False
     clear_plans()
     plan = make_plan(Problem.parse(spelling), CUDA, dtype, "auto")
@@ -231,19 +218,17 @@ def test_triton_is_predicted_faster_where_pytorch_measured_slow(
         ("n64c384-x32-o384-k31-p15-g384", torch.float32, MAPS),
         ("n64c384-x32-o384-k31-p15-g384", torch.float16, MAPS),
         ("n128c96-x56-o96-k7-p3-g96", torch.float32, MAPS),
-        # cuDNN has kernels for these as quick as memory; of the rest there nothing is known.
+        # cuDNN's kernels for these are bound by memory; the others were not timed.
         ("n128c96-x56-o96-k7-p3-g96", torch.float16, ("forward", "grad_input")),
         ("n8c144-x56-o144-k3-p1-g144", torch.float32, ()),
         ("n16c64-x56-o64-k3-p1", torch.float64, ()),
         ("n1c1-x2048-o1-k3", torch.float32, ()),
-        # A small layer, for the host's sake.
+        # A small layer, whose time is that of the host.
         ("n1c8-x16-o8-k7-p3-g8", torch.float32, ()),
     ],
 )
-def test_triton_in_channels_last_where_pytorch_measured_slow(
-    spelling: str, dtype: torch.dtype, triton: tuple[str, ...], with_triton: list[str]
-) -> None:
-    """As timed on an H200; what is known of contiguous images does not count."""
+def test_triton_in_channels_last_where_pytorch_measured_slow(spelling, dtype, triton, with_triton):
+    """As timed on an H200; wisdom of contiguous images does not count."""
     torch.backends.cudnn.allow_tf32 = False
     problem = Problem.parse(spelling)
     for map in MAPS:
@@ -255,10 +240,7 @@ def test_triton_in_channels_last_where_pytorch_measured_slow(
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_wisdom_of_contiguous_images_ignored_in_channels_last(
-    layout: torch.memory_format, with_triton: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A call whose plan, made for how the images lie, has algorithms of ours in it."""
+def test_wisdom_of_contiguous_images_ignored_in_channels_last(layout, with_triton, monkeypatch):
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
     for map in MAPS:
@@ -272,10 +254,8 @@ def test_wisdom_of_contiguous_images_ignored_in_channels_last(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_slow_prediction_does_not_prevent_measurement(
-    dtype: torch.dtype, with_triton: list[str]
-) -> None:
-    """PyTorch is predicted at matrix units' peak, 25 times ahead, where its own kernel runs."""
+def test_slow_prediction_does_not_prevent_measurement(dtype, with_triton):
+    """PyTorch's prediction assumes the matrix units' peak and is 25 times too short here."""
     problem = Problem.parse("n64c384-x32-o384-k31-p15-g384")
     plan = make_plan(problem, CUDA, dtype, Auto(measure=True))
     assert {getattr(plan, map).name for map in MAPS} == {"triton"}

@@ -18,12 +18,12 @@ CPU = torch.device("cpu")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
-def test_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the rates that are shipped, two threads and the compiled kernels; without Triton."""
+def test_docs_show_what_explain_prints(monkeypatch):
+    """With the shipped rates, two threads and the compiled kernels, without Triton."""
     problem = Problem.parse("n1c1-x1024-o1-k51-p25")
     if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
         pytest.skip("direct is not compiled, or another machine's rates were kept here")
-    # Not installed, wherever this runs: asked anew, as the answer is kept.
+    # As if Triton were not installed; the answers are cached.
     monkeypatch.setattr(triton_form, "find_spec", lambda _: None)
     monkeypatch.setattr(triton_module, "missing", triton_form.missing.__wrapped__)
     monkeypatch.setattr(triton_module, "_where_refusals", triton_module._where_refusals.__wrapped__)
@@ -33,8 +33,8 @@ def test_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"$ python -m torch_corr explain n1c1-x1024-o1-k51-p25\n{printed}\n```" in page
 
 
-def test_printed_plan_shows_times_of_its_choice() -> None:
-    """Nothing is timed a second time, by which the quickest might become another."""
+def test_printed_plan_shows_times_of_its_choice():
+    """Printing does not time again, which could change the fastest algorithm."""
     plan = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     keys = [Key.of(SMALL, map, CPU, torch.float32) for map in MAPS]
     before = [dict(WISDOM.seconds(key)) for key in keys]
@@ -45,20 +45,19 @@ def test_printed_plan_shows_times_of_its_choice() -> None:
         assert f"  > {getattr(plan, key.map).spelling}" in printed
 
 
-def test_plan_lists_every_algorithm_and_map() -> None:
-    """Every algorithm has a line in each map: what it takes, or why it refuses."""
+def test_plan_lists_every_algorithm_and_map():
     x = torch.ones(1, 2, 5, 5, dtype=torch.int8)
     text = str(plan(x, torch.ones(2, 2, 2, 2, dtype=torch.int8), dilation=2))
     head, *lines = text.splitlines()
     assert head.endswith("-d2x2-g1 on cpu/int8, algorithm=auto")
     for algorithm in ALGORITHMS:
-        # One at least: who refuses may do so for several reasons.
+        # At least one, because an algorithm may refuse for several reasons.
         assert sum(line[4:].startswith(f"{algorithm.name} ") for line in lines) >= len(MAPS)
     assert sum("> unfold" in line for line in lines) == len(MAPS)
     assert "aten      refuses: PyTorch has no dilated convolution in int8" in text
 
 
-def test_explain_prints_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_prints_the_plan(capsys):
     x, w = torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2)
     explain(x, w, algorithm="naive")
     assert capsys.readouterr().out == f"{plan(x, w, algorithm='naive')}\n"

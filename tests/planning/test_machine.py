@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from support.devices import DEVICES
 from torch_corr import Aten, Problem, Triton
-from torch_corr.algorithms import Algorithm, Cost
+from torch_corr.algorithms import Cost
 from torch_corr.planning.machine import (
     SHIPPED,
     Machine,
@@ -24,10 +22,8 @@ from torch_corr.planning.plan import clear_plans, make_plan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-# -- machines -------------------------------------------------------------------------------------
 
-
-def test_calibration_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_is_read_from_its_path(tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_CORR_MACHINE")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert calibration_path() == tmp_path / "torch_corr" / "machine.json"
@@ -43,8 +39,8 @@ def test_calibration_is_read_from_its_path(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_gpu_rates_match_data_sheets(name: str, pretend: Any) -> None:
-    """To 1% what its maker states, of which nothing is written down but units and their width."""
+def test_gpu_rates_match_data_sheets(name, pretend):
+    """Within 1%."""
     pretend(name)
     stated = DEVICES[name][1]
     dtypes = (torch.float32, torch.float32, torch.bfloat16, torch.float64)
@@ -55,8 +51,7 @@ def test_gpu_rates_match_data_sheets(name: str, pretend: Any) -> None:
         assert rates.bytes == pytest.approx(stated[0], rel=0.01)
 
 
-def test_assumed_rates_are_explained(pretend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And predicted all the same: 'auto' asks for the times of every call."""
+def test_assumed_rates_are_explained(pretend, monkeypatch):
     pretend("GB10")
     problem = Problem.parse("n1c1-x64-o1-k3")
     printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
@@ -68,8 +63,8 @@ def test_assumed_rates_are_explained(pretend: Any, monkeypatch: pytest.MonkeyPat
     assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
 
 
-def test_gpu_rates_match_pytorchs_device_limits(pretend: Any) -> None:
-    """Its own, private, limits of a device, for those it knows."""
+def test_gpu_rates_match_pytorchs_device_limits(pretend):
+    """``torch.cuda._device_limits`` knows some devices."""
     limits = pytest.importorskip("torch.cuda._device_limits")
     torch.backends.cudnn.allow_tf32 = True
     for name in ("A100", "H100"):
@@ -82,12 +77,12 @@ def test_gpu_rates_match_pytorchs_device_limits(pretend: Any) -> None:
 
 
 @pytest.mark.parametrize("way", [Aten(), Triton()], ids=lambda each: each.name)
-def test_depthwise_cost_is_independent_of_matrix_units(way: Algorithm, pretend: Any) -> None:
-    """ConvNeXt's layer in halves and with TF32, whose costs are told in quicker matrix products."""
+def test_depthwise_cost_is_independent_of_matrix_units(way, pretend):
+    """A layer of ConvNeXt: the cost counts matrix products, which are faster in halves and TF32."""
     pretend("H100")
     problem = Problem.parse("n128c96-x56-o96-k7-p3-g96")
 
-    def seconds(dtype: torch.dtype, tf32: bool) -> float:
+    def seconds(dtype, tf32):
         torch.backends.cudnn.allow_tf32 = tf32
         cost = way.cost(problem, "forward", CUDA, dtype)._replace(bytes=0)
         return machine_of(CUDA, dtype).seconds(cost, dtype)
@@ -98,14 +93,14 @@ def test_depthwise_cost_is_independent_of_matrix_units(way: Algorithm, pretend: 
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "name": 1}'])
-def test_file_without_rates_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_without_rates_is_refused(tmp_path, content):
     path = tmp_path / "machine.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"does not hold a machine's rates .* calibrate"):
         Machine.load(path)
 
 
-def test_doubled_rates_halve_the_time() -> None:
+def test_doubled_rates_halve_the_time():
     cost = Cost(1e9, 2e9, 3e9, 4)
     rates = Rates(1e9, 1e9, 1e9, 1)
     assert rates.seconds(cost) == 1 + 2 + 3 + 4

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d
 from torch_corr.planning import plan as planner_module
@@ -17,26 +16,26 @@ PROBLEM = Problem.parse("n1c2-x5x5-o2-k3x3")
 
 
 class Loud(Naive):
-    """Naive, and tells who called."""
+    """Naive that records its calls."""
 
     name = "loud"
     heard: list[tuple[str, str]] = []  # noqa: RUF012 - shared on purpose
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+    def forward(self, problem, input, weight):
         self.heard.append(("forward", str(problem)))
         return super().forward(problem, input, weight)
 
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
+    def grad_input(self, problem, output, weight):
         self.heard.append(("grad_input", str(problem)))
         return super().grad_input(problem, output, weight)
 
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+    def grad_weight(self, problem, input, output):
         self.heard.append(("grad_weight", str(problem)))
         return super().grad_weight(problem, input, output)
 
 
-def test_requested_algorithm_computes_all_maps() -> None:
-    """All three maps of it, once each: an instance of one's own, no registration."""
+def test_requested_algorithm_computes_all_maps():
+    """Each map once, by an instance that is not registered."""
     Loud.heard.clear()
     x = torch.randn(PROBLEM.input_shape, requires_grad=True)
     w = torch.randn(PROBLEM.weight_shape, requires_grad=True)
@@ -44,7 +43,7 @@ def test_requested_algorithm_computes_all_maps() -> None:
     assert sorted(Loud.heard) == [(map, str(PROBLEM)) for map in sorted(MAPS)]
 
 
-def test_plan_with_one_algorithm_for_each_map() -> None:
+def test_plan_with_one_algorithm_for_each_map():
     mixed = Plan(PROBLEM, CPU, torch.float64, "auto", Unfold(), Naive(), Loud())
     Loud.heard.clear()
     x, w, y = (
@@ -57,26 +56,26 @@ def test_plan_with_one_algorithm_for_each_map() -> None:
     assert Loud.heard == [("grad_weight", str(PROBLEM))]
 
 
-def test_auto_takes_first_able_algorithm_for_small_problems() -> None:
+def test_auto_takes_first_able_algorithm_for_small_problems():
     assert make_plan(PROBLEM, CPU, torch.float32, "auto").forward == ALGORITHMS[0]
     dilated = Problem.parse("n1c2-x5x5-o2-k2x2-d2")
     chosen = make_plan(dilated, CPU, torch.int8, "auto").forward
     assert chosen == next(a for a in ALGORITHMS if not a.refusals(dilated, CPU, torch.int8))
 
 
-def test_no_able_algorithm_lists_all_refusals() -> None:
+def test_no_able_algorithm_lists_all_refusals():
     with pytest.raises(NotImplementedError) as caught:
         make_plan(PROBLEM, CPU, torch.bool, "auto")
     for algorithm in ALGORITHMS:
         assert f"- {algorithm.name}: no bool here; it does float32" in str(caught.value)
 
 
-def test_plans_are_cached() -> None:
+def test_plans_are_cached():
     arguments = PROBLEM, CPU, torch.float32, "auto"
     assert make_plan(*arguments) is make_plan(*arguments)
 
 
-def test_cached_plan_depends_on_tf32_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_plan_depends_on_tf32_setting(monkeypatch):
     monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
     made: list[bool] = []
     planned = planner_module.cached_plan(lambda: made.append(True))
@@ -90,10 +89,10 @@ def test_cached_plan_depends_on_tf32_setting(monkeypatch: pytest.MonkeyPatch) ->
     assert len(made) == 2
 
 
-def test_plan_made_while_caches_are_cleared_is_not_cached() -> None:
-    """Another thread measures while it is made."""
+def test_plan_made_while_caches_are_cleared_is_not_cached():
+    """Another thread may measure meanwhile."""
 
-    def plan_slowly() -> int:
+    def plan_slowly():
         clear_plans()
         made.append(len(made))
         return made[-1]

@@ -15,7 +15,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
-def test_measuring_keeps_random_state() -> None:
+def test_measuring_keeps_random_state():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -23,16 +23,14 @@ def test_measuring_keeps_random_state() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_measuring_under_vmap() -> None:
-    """The operands that are timed are none of the transform's."""
+def test_measuring_under_vmap():
+    """The operands that are timed are plain tensors."""
     x, w = torch.randn(3, 1, 2, 9, 9), torch.randn(2, 2, 3, 3)
     mapped = torch.func.vmap(lambda image: corr2d(image, w, algorithm=Auto(measure=True)))(x)
     assert torch.allclose(mapped[1], corr2d(x[1], w), atol=1e-5)
 
 
-def test_no_timing_during_cuda_graph_capture(
-    with_triton: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_timing_during_cuda_graph_capture(with_triton, monkeypatch):
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match=r"while a CUDA graph is captured.*once before"):
@@ -46,22 +44,21 @@ def test_no_timing_during_cuda_graph_capture(
     assert make_plan(problem, CUDA, torch.float32, Auto(measure=True)) == chosen
 
 
-def test_slow_algorithm_has_longer_time() -> None:
+def test_slow_algorithm_has_longer_time():
     times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
     assert times["sleeper"] > times["unfold"] > 0
 
 
-def test_timing_synchronizes_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the time would be that of telling it what to do."""
+def test_timing_synchronizes_accelerators(monkeypatch):
     heard: list[str] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: heard.append(str(where)))
     for device, waits in (("mps", ["mps"]), ("xpu:1", ["xpu:1"]), ("cpu", []), ("meta", [])):
         heard.clear()
-        stopwatch._timed(torch.device(device), lambda: heard.append("work"))  # type: ignore
+        stopwatch._timed(torch.device(device), lambda: heard.append("work"))
         assert heard == [*waits, "work", *waits]
 
 
-def test_slow_algorithm_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_algorithm_is_timed_once(monkeypatch):
     monkeypatch.setattr(stopwatch, "_LONG", 0.01)
     runs: list[float] = []
     slow = Sleeper(pause=0.02)

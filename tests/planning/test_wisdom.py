@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
-def test_wisdom_round_trips_through_file(tmp_path: Path) -> None:
+def test_wisdom_round_trips_through_file(tmp_path):
     make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     key = Key.of(SMALL, "forward", CPU, torch.float32)
     times = dict(WISDOM.seconds(key))
@@ -31,10 +29,7 @@ def test_wisdom_round_trips_through_file(tmp_path: Path) -> None:
     assert WISDOM.seconds(key) == times
 
 
-def test_loaded_wisdom_replaces_cached_plans(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where a plan was made before."""
+def test_loaded_wisdom_replaces_cached_plans(tmp_path, monkeypatch):
     monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
     clear_plans()
     before = make_plan(SMALL, CPU, torch.float32, "auto").forward
@@ -43,7 +38,7 @@ def test_loaded_wisdom_replaces_cached_plans(
     wisdom.save(tmp_path / "wisdom.json")
     wisdom.load(tmp_path / "wisdom.json")
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
-    # It holds for as many threads as there were.
+    # Wisdom holds for one number of threads.
     torch.set_num_threads(2)
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == before
     torch.set_num_threads(1)
@@ -61,7 +56,7 @@ def test_loaded_wisdom_replaces_cached_plans(
         '{"format": 1, "entries": 7}',
     ],
 )
-def test_file_without_wisdom_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_without_wisdom_is_refused(tmp_path, content):
     path = tmp_path / "wisdom.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=r"holds no wisdom .* torch_corr\.wisdom\.save"):
@@ -69,7 +64,7 @@ def test_file_without_wisdom_is_refused(tmp_path: Path, content: str) -> None:
     assert len(WISDOM) == 0
 
 
-def test_bad_entry_rejects_whole_file(tmp_path: Path) -> None:
+def test_bad_entry_rejects_whole_file(tmp_path):
     make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     path = tmp_path / "wisdom.json"
     wisdom.save(path)
@@ -82,7 +77,7 @@ def test_bad_entry_rejects_whole_file(tmp_path: Path) -> None:
     assert len(WISDOM) == 0
 
 
-def test_key_distinguishes_tf32(pretend: Any) -> None:
+def test_key_distinguishes_tf32(pretend):
     pretend("H100")
     torch.backends.cudnn.allow_tf32 = True
     assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"

@@ -14,7 +14,7 @@ from torch_corr.algorithms import Algorithm, Cost, MapName
 
 @dataclass(frozen=True)
 class Sleeper(Unfold):
-    """Unfold, after a pause: slow, and predicted to cost nothing."""
+    """Unfold after a pause; it is slow but predicts no cost."""
 
     name = "sleeper"
     pause: float = 0.002
@@ -31,7 +31,7 @@ class Sleeper(Unfold):
 
 @dataclass(frozen=True)
 class Paused(Sleeper):
-    """An algorithm in two variants, of which the one that it takes itself is the slower."""
+    """An algorithm whose default is slower than its variant."""
 
     name = "paused"
     pause: float = 0.02

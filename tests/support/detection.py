@@ -1,7 +1,7 @@
 """Fill the tables of docs/conformance.md: ``PYTHONPATH=tests python -m support.detection [SEEDS]``.
 
-The laws as they stand, and whether each planted bug is caught by the law that names it, with
-several seeds.  Prints what it writes; exit code 1 if a bug was missed.
+The tables list the laws, and whether each planted bug is caught by the law that names it, with
+several seeds.  Prints the rows; the exit code is 1 if a bug was missed.
 """
 
 from __future__ import annotations

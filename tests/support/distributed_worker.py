@@ -1,9 +1,9 @@
-"""One of the processes that tests/test_sharding.py starts; what it finds goes into a file.
+"""One of the processes that tests/test_sharding.py starts; it writes its results to a file.
 
     PYTHONPATH=tests python -m support.distributed_worker RANK FOLDER
 
-``FOLDER`` is shared by all processes; they meet through a file in it, since a port that is free
-now may not be a moment later.
+``FOLDER`` is shared by all processes.  They meet through a file in it, because a free port may
+be taken a moment later.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def small_network() -> nn.Module:
 
 
 def small_batch() -> tuple[Tensor, Tensor]:
-    """Images for all processes together, and what the network should make of them."""
+    """Images for all processes together, and their targets."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(2 * PROCESSES, 3, 8, 8, generator=generator)
     return images, torch.randn(2 * PROCESSES, 4, 4, 4, generator=generator)
@@ -112,13 +112,13 @@ def training(rank: int) -> dict[str, Any]:
 
 
 def converted_late() -> dict[str, Any]:
-    """FSDP2 before convert: the parameters after training; of every layer, what it is."""
+    """FSDP2 before convert: the parameters after training, and the state of every layer."""
     images, targets = (value.chunk(PROCESSES)[dist.get_rank()] for value in small_batch())
     model = sharded(small_network())
     convolutions = [model[place] for place in (0, 2, 4)]
 
     def states() -> list[tuple[bool, bool]]:
-        """Whether each layer is sharded itself, and whether it is converted."""
+        """Whether each layer is sharded, and whether it is converted."""
         return [
             (isinstance(each, FSDPModule), "_conv_forward" in vars(each)) for each in convolutions
         ]
@@ -166,7 +166,7 @@ LARGE = "n4c8-x32-o8-k15-p7-g8"
 
 CASES = [
     *(Case(DEPTHWISE, BATCH, algorithm) for algorithm in ("auto", "aten", *NAMED)),
-    Case(LARGE, BATCH, "auto"),  # where it is not PyTorch that auto takes
+    Case(LARGE, BATCH, "auto"),  # auto does not choose PyTorch here
     Case(DEPTHWISE, WHOLE, "unfold"),
     Case("n4c4-x7x6-o8-k3-s2-p2-d2-g4", BATCH, "unfold"),  # the same shapes, other numbers
     Case("n3c4-x7x6-o8-k3-p1-g4", BATCH, "unfold"),  # two images here, one there
@@ -176,7 +176,7 @@ CASES = [
 
 
 def dtensors() -> list[dict[str, Any]]:
-    """For each case the whole results, how they were placed, and what was communicated for them."""
+    """For each case the whole results, their placements, and the number of communications."""
     mesh = init_device_mesh("cpu", (PROCESSES,))
     found = []
     for case in CASES:
@@ -219,7 +219,7 @@ def two_orders(function: Callable[..., Tensor], variables: Sequence[Tensor]) -> 
 
 
 def as_conv2d() -> dict[str, Any]:
-    """F.conv2d's results and ours, with their placements; and what both say to a plain weight."""
+    """Results and placements of F.conv2d and corr2d, and their errors for a plain weight."""
     mesh = init_device_mesh("cpu", (PROCESSES,))
     x, w, b = small_layer()
 
@@ -240,7 +240,7 @@ def as_conv2d() -> dict[str, Any]:
 
     named = partial(corr2d, algorithm="unfold")
     return {
-        # In PyTorch 2.11 its second derivatives end both processes: each sends another size.
+        # In PyTorch 2.11 its second derivatives crash both processes.
         "conv2d": run(F.conv2d) if torch.__version__ >= "2.12" else [],
         "auto": run(corr2d),
         "unfold": run(named),

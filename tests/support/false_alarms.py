@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests python -m support.false_alarms [EXAMPLES [WORD]]
 
-Right correlations are held against every law that speaks of them; each failure is a false alarm
+Correct correlations are checked against every law that applies.  Each failure is a false alarm,
 unless it is a finding of docs/what-the-kit-finds.md, whose laws are left out here.
 """
 
@@ -31,7 +31,7 @@ SMALLEST = Problem.parse("n1c1-x1-o1-k1")
 
 @dataclass(frozen=True)
 class Right:
-    """A correlation that is right, apart from some laws and where it is not ``able``."""
+    """A correct correlation, except for some laws and outside of ``able``."""
 
     name: str
     fn: Callable[..., Tensor]
@@ -44,7 +44,7 @@ class Right:
 
 
 def rights() -> Iterator[Right]:
-    """F.conv2d, the library's algorithms, and the peers that are installed."""
+    """F.conv2d, the library's algorithms, and the installed peers."""
     both = ("forward_mode", "spellings")
     yield Right(
         "F.conv2d",
@@ -53,11 +53,11 @@ def rights() -> Iterator[Right]:
         claims=both,
         able=conv2d_is_sound,
     )
-    # It stays with PyTorch where that is quicker, and so shares what PyTorch does with NaN.
+    # It calls PyTorch where that is faster, and so spreads NaN as PyTorch does.
     yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both, able=conv2d_is_sound)
     for algorithm in ALGORITHMS:
         if algorithm.refusals(SMALLEST, torch.device("cpu"), torch.float32):
-            continue  # triton, which is for CUDA
+            continue  # triton needs CUDA
         fourier, torchs = algorithm.error_class == "normwise", algorithm.name == "aten"
         yield Right(
             f"corr2d, {algorithm.name}",

@@ -38,9 +38,9 @@ each_on_cpu = pytest.mark.parametrize("algorithm", ON_CPU, ids=algorithm_id)
 
 
 def conv2d_is_sound(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether F.conv2d is right on the CPU, and survives, whatever layout its operands have.
+    """Whether F.conv2d on the CPU is right and does not crash, in any layout of the operands.
 
-    docs/what-the-kit-finds.md describes what goes wrong elsewhere.
+    docs/what-the-kit-finds.md describes the other problems.
     """
     p, across = problem, problem.stride[1]
     step = max(across, p.dilation[1])
@@ -54,7 +54,7 @@ def conv2d_is_sound(problem: Problem, device: torch.device, dtype: torch.dtype) 
 
 
 def promise(algorithm: Algorithm | str) -> ErrorModel:
-    """What an algorithm promises; problems here are too small for ``auto`` to take transforms."""
+    """An algorithm's error model; problems here are too small for ``auto`` to choose ``fft``."""
     return Componentwise() if isinstance(algorithm, str) else declared(algorithm)
 
 
@@ -67,7 +67,7 @@ def assert_right(
     *,
     algorithm: Algorithm | str,
 ) -> None:
-    """``result`` is the open slot of the form, within the error that its algorithm declares."""
+    """``result`` is right for the missing slot, within the algorithm's error model."""
     slots = input, weight, output
     require_right("result", result, problem, slots, errors=promise(algorithm))
 

@@ -1,4 +1,4 @@
-"""The operands of one map by name, random ones, and what the oracle makes of them."""
+"""The operands of each map by name, random ones, and their exact result."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that storages made under it held at one time."""
+    """The largest number of bytes of the storages allocated in the block at one time."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""What a test needs that not every machine has; a test that lacks it here is not collected.
+"""What tests need that some machines lack; pytest does not collect a test that lacks it.
 
     @needs(TRITON)                           always
     @needs(COMPILERS, unless=is_usual)       where is_usual(**parameters) is false
     @only(is_able)                           no test at all where is_able(**parameters) is false
 
-``conftest.py`` asks ``lacks`` of every test and prints how many it left out, and what they need.
+``conftest.py`` calls ``lacks`` for every test and prints how many it left out, and what they need.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COMPILERS = "an hour (--compilers)"
 _triton = find_spec("triton") is not None
 _cuda = torch.cuda.is_available()
 
-# Whether each is here.  A test that lacks several is counted under the first of them.  conftest.py
+# Whether each is available.  A test that lacks several is counted under the first.  conftest.py
 # sets COMPILERS from the command line.
 HERE = {
     NOTHING_TO_TEST: False,
@@ -52,7 +52,7 @@ _SMALLEST = Problem.parse("n1c1-x1-o1-k1")
 
 
 def needs(*what: str, unless: Callable[..., bool] | None = None) -> pytest.MarkDecorator:
-    """Collect a test only where all of ``what`` is here, or where ``unless(**parameters)``."""
+    """Collect a test only where all of ``what`` is available, or ``unless(**parameters)``."""
     return pytest.mark.needs(*what, unless=unless)
 
 
@@ -62,7 +62,7 @@ def only(makes_sense: Callable[..., bool]) -> pytest.MarkDecorator:
 
 
 def lacks(item: pytest.Item) -> str | None:
-    """The first thing that the test needs and that is not here; None if it can run."""
+    """The first thing that the test needs and this machine lacks; None if it can run."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     lacking: set[str] = set()
     for mark in item.iter_markers("needs"):

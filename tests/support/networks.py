@@ -1,18 +1,17 @@
-"""Whole networks under test, and how far from the exact result one of them may lie.
+"""Whole networks under test, and how far their results may be from the exact ones.
 
 No bound of one layer says how far a network's logits and gradients may be off: normalisations
 divide, and cancellation may leave nothing but rounding errors (the gradient of a bias before a
 normalisation is exactly zero).  So ``nn.Conv2d``'s network itself is the yardstick.  Its results
-for data that differ by one rounding are all equally right, since the data are not known any
-better.  Data are the parameters, the images and the loss, whose gradient reaches the network
-rounded: of the last layer's bias it is all there is.  The farthest of a few from the exact result
-(float64, the data as they are) is what rounding costs in this network; ours may lie ``FACTOR``
-times as far, tensor by tensor, in the 2-norm.
+for data that differ by one rounding are all equally right.  The data are the parameters, the
+images and the loss weights, which are the whole gradient of the last layer's bias.  The largest
+of ``DRAWS`` distances from the exact result (float64, original data) is the effect of rounding in
+this network.  Ours may be ``FACTOR`` times as far, tensor by tensor, in the 2-norm.
 
-``FACTOR`` = 4: were ours one more draw of one normal distribution, a single number would lie
-beyond 4 times the farthest of 4 draws with probability E|z|^4 (sqrt(2/pi)/4)^4 = 0.5%, and a tensor
-of n numbers with one that falls as a power of 4 n: 10^-6 for the smallest here, n = 5.  A tap, an
-edge or a term left out is off by parts of the result itself, 10^4 to 10^6 times a float32 rounding.
+``FACTOR`` = 4: if ours were one more draw of a normal distribution, a single number would exceed
+4 times the largest of 4 draws with probability E|z|^4 (sqrt(2/pi)/4)^4 = 0.5%, and a tensor of n
+numbers with one that falls as a power of 4 n: 10^-6 for the smallest here, n = 5.  A missing tap,
+edge or term changes the result by 10^4 to 10^6 roundings of float32.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def resnet() -> nn.Module:
-    """With 16 channels: of fewer, ``nn.Conv2d`` compiled by inductor may crash where it strides."""
+    """With 16 channels: ``nn.Conv2d`` under inductor may crash with fewer and a stride."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     return ResNetForImageClassification(
@@ -45,7 +44,7 @@ def resnet() -> nn.Module:
 
 
 def convnext() -> nn.Module:
-    """With a layer scale of 1: the usual 1e-6 would hide its blocks."""
+    """With a layer scale of 1: the usual 1e-6 would hide errors in the blocks."""
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
     return ConvNextForImageClassification(
@@ -94,7 +93,7 @@ def segformer() -> nn.Module:
 
 
 def replknet() -> nn.Module:
-    """The example's: 31 x 31 kernels, which ``auto`` gives to compiled kernels."""
+    """The example's 31 x 31 kernels, which ``auto`` computes with compiled kernels."""
     make = runpy.run_path(str(EXAMPLES / "replknet_step.py"))["replknet"]
     return make(8, (31, 13), CLASSES)
 
@@ -122,13 +121,13 @@ def outcome(
     """The logits and every parameter's gradient for a fixed random loss, in float64.
 
     Args:
-        model: a network of which nobody else needs the state.
+        model: a network; its state changes.
         images: its input.
-        train: batch statistics rather than running ones.
+        train: use batch statistics instead of running ones.
         halves: under autocast to bfloat16.
         around: context of the forward pass.
-        backend: of ``torch.compile``, which takes the whole network, once; None for none.
-        rounded: what becomes of the loss's weights, its gradient by the logits.
+        backend: of ``torch.compile``, which compiles the whole network once; None for none.
+        rounded: applied to the weights of the loss, its gradient by the logits.
     """
     model.train(train)
     if backend is not None and model._compiled_call_impl is None:
@@ -155,10 +154,9 @@ def exact(name: str, train: bool) -> dict[str, Tensor]:
 
 @cache
 def yardstick(name: str, train: bool, halves: bool, backend: str | None = None) -> dict[str, float]:
-    """How far from exact the results of ``nn.Conv2d``'s network lie, in the 2-norm.
+    """How far the results of ``nn.Conv2d``'s network are from exact, in the 2-norm.
 
-    Compiled where ours is by a compiler that writes code of its own, whose rounding of the layers
-    beside the convolutions is then in both.
+    With a ``backend`` if ours is compiled by it, so that both have its rounding of other layers.
     """
     model, images = network(name)
     return yardstick_of(
@@ -177,12 +175,12 @@ def yardstick_of(
     images: Tensor,
     roundoff: float,
 ) -> dict[str, float]:
-    """The farthest of ``DRAWS`` results from the expected ones, for each tensor of them.
+    """The largest distance of ``DRAWS`` results from the expected ones, for each tensor.
 
-    ``compute(model, images, rounded=...)`` gives the results; see :func:`outcome`.
+    ``compute(model, images, rounded=...)`` returns the results; see :func:`outcome`.
     """
     draws = []
-    runner = copy.deepcopy(model)  # one for all draws, since it may be compiled
+    runner = copy.deepcopy(model)  # one for all draws, because it may be compiled
     for seed in range(DRAWS):
         drawn, data = shaken(model, images, roundoff, seed)
         runner.load_state_dict(drawn.state_dict())
@@ -196,7 +194,7 @@ def yardstick_of(
 def shaken(
     model: nn.Module, images: Tensor, roundoff: float, seed: int
 ) -> tuple[nn.Module, Tensor]:
-    """A copy of a network, and its images, in other roundings."""
+    """A copy of a network and its images, each number rounded differently."""
     random = torch.Generator().manual_seed(seed)
     copied = copy.deepcopy(model)
     with torch.no_grad():
@@ -206,13 +204,13 @@ def shaken(
 
 
 def other_rounding(value: Tensor, roundoff: float, random: torch.Generator) -> Tensor:
-    """Every number times 1 + 2 u or 1 - 2 u: changed for certain, by a unit or two in the last."""
+    """Multiply each number by 1 + 2 u or 1 - 2 u, a change of one or two units in the last place."""
     signs = 2 * torch.randint(2, value.shape, generator=random) - 1
     return value + value * signs * 2 * roundoff
 
 
 def farthest(draws: list[dict[str, Tensor]], expected: dict[str, Tensor]) -> dict[str, float]:
-    """The farthest that any of the draws lies from the expected result, tensor by tensor."""
+    """The largest distance of any draw from the expected result, tensor by tensor."""
     found = [distances(draw, expected) for draw in draws]
     return {name: max(each[name] for each in found) for name in expected}
 
@@ -226,7 +224,7 @@ def distances(result: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[st
 def assert_as_right(
     result: dict[str, Tensor], expected: dict[str, Tensor], allowed: dict[str, float]
 ) -> None:
-    """Each tensor lies within ``FACTOR`` times the yardstick of the exact one."""
+    """Each tensor is within ``FACTOR`` times the yardstick of the exact one."""
     found = distances(result, expected)
     wrong = {
         name: f"{distance:.1e} from exact, nn.Conv2d {allowed[name]:.1e}"

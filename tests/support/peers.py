@@ -1,6 +1,6 @@
-"""Other libraries' correlations under ``F.conv2d``'s signature, as far as they go.
+"""Correlations of other libraries with the signature of ``F.conv2d``, as far as they support it.
 
-For the kit's command line; a peer that is not installed is not there:
+For the kit's command line; only installed peers are defined:
 
     PYTHONPATH=tests python -m torch_corr verify support.peers:kornia_filter2d \\
         --limit max_groups=1 --limit max_channels=1 --limit max_one=0 \\
@@ -18,7 +18,7 @@ with suppress(ImportError):
     from fft_conv_pytorch import fft_conv
 
     def fft_conv_pytorch(input: Tensor, weight: Tensor, **keywords: Any) -> Tensor:
-        """``fft_conv``, whose padding, stride and dilation come in pairs as well."""
+        """``fft_conv``, which takes padding, stride and dilation in pairs as well."""
         return fft_conv(input, weight, **keywords)
 
 

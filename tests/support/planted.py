@@ -1,7 +1,7 @@
-"""A right correlation, and the bugs that the kit must find in it.
+"""A correct correlation, and the bugs that the kit must find in it.
 
 ``right`` sums shifted images tap by tap, and PyTorch differentiates it.  Each bug is one
-change to it, or around it, of a kind that has been shipped somewhere.
+change to it, or around it, of a kind that some library has shipped.
 """
 
 from __future__ import annotations

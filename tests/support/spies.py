@@ -1,4 +1,4 @@
-"""What tests look over PyTorch's shoulder with."""
+"""Modes and algorithms that record what PyTorch and corr2d call."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Sees(TorchDispatchMode):
 
 @dataclass(frozen=True, eq=False)
 class Spy(Unfold):
-    """Unfold that notes the maps it is asked for."""
+    """Unfold that records the maps it computes."""
 
     requested: list[str] = field(default_factory=list)
 
-    # Plans are kept by equality, and one made for another spy would tell that one.
+    # Plans are cached by equality, so equal spies would share a plan.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

@@ -1,13 +1,11 @@
-"""Each promise about rounding is kept by who can keep it, and is not kept by who is wrong."""
+"""Error models: correct implementations stay within the bounds, wrong ones do not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
 import torch
-from torch import Tensor
 
 from support.planted import assemble, problem_of, winograd
 from torch_corr import FFT, MAPS, Naive, Problem
@@ -15,7 +13,6 @@ from torch_corr.testing import (
     TF32_READING,
     Componentwise,
     Either,
-    ErrorModel,
     Fourier,
     Normwise,
     Winograd,
@@ -37,7 +34,7 @@ def wino(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 def reads_tf32(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    def cut(value: Tensor) -> Tensor:
+    def cut(value):
         kept = (value.detach().view(torch.int32) & ~0x1FFF).view(torch.float32)
         return value + (kept - value).detach()
 
@@ -45,12 +42,12 @@ def reads_tf32(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
 
 
 @pytest.mark.parametrize(("tile", "taps"), [(1, 3), (2, 3), (4, 3), (6, 3), (2, 5), (5, 2)])
-def test_winograd_matrices_are_exact(tile: int, taps: int) -> None:
+def test_winograd_matrices_are_exact(tile, taps):
     A, G, B = transforms(tile, taps)
     x = [Fraction(7 * i * i % 11 - 5) for i in range(tile + taps - 1)]
     w = [Fraction(3 * i - 4) for i in range(taps)]
 
-    def times(matrix: list[list[Fraction]], vector: list[Fraction]) -> list[Fraction]:
+    def times(matrix, vector):
         return [sum(a * b for a, b in zip(row, vector)) for row in matrix]
 
     y = times(A, [a * b for a, b in zip(times(G, w), times(B, x))])
@@ -67,11 +64,11 @@ def test_winograd_matrices_are_exact(tile: int, taps: int) -> None:
     ],
     ids=["winograd", "winograd in halves", "any", "tf32"],
 )
-def test_kept_promise_passes(fn: Callable[..., Tensor], errors: str, dtype: torch.dtype) -> None:
-    """In all three maps; but in laws of exact bits, which only direct sums keep."""
+def test_kept_promise_passes(fn, errors, dtype):
+    """Without the laws of exact bits, which only direct sums keep."""
     laws = ["values", "gradients", "second_order", "trilinear", "linearity", "bias", "batch"]
     if fn is reads_tf32:
-        laws = ["values", "linearity", "batch"]  # its gradient is not that of what it computes
+        laws = ["values", "linearity", "batch"]  # its gradient is not the gradient of its result
     check_corr2d(
         fn, dtypes=dtype, errors=errors, laws=laws, problems=THREE_BY_THREE, examples=12
     ).raise_if_failed()
@@ -80,8 +77,8 @@ def test_kept_promise_passes(fn: Callable[..., Tensor], errors: str, dtype: torc
 @pytest.mark.parametrize(
     ("fn", "errors"), [(wino, "componentwise"), (wino, "tf32"), (reads_tf32, "componentwise")]
 )
-def test_stronger_promise_fails(fn: Callable[..., Tensor], errors: str) -> None:
-    """Winograd's errors are not those of sums; small integers tell it from TF32."""
+def test_stronger_promise_fails(fn, errors):
+    """Small integers distinguish Winograd from TF32."""
     report = check_corr2d(fn, errors=errors, laws=["values"], problems=THREE_BY_THREE)
     assert report.failed_laws() == ("values",)
 
@@ -92,8 +89,8 @@ def test_stronger_promise_fails(fn: Callable[..., Tensor], errors: str) -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("map", MAPS)
-def test_bounds_are_tight(errors: ErrorModel, map: str) -> None:
-    """It is far below the largest result, and a hundredth too much breaks it."""
+def test_bounds_are_tight(errors, map):
+    """A bound is far below the largest result, and 2% too much exceeds it."""
     problem = Problem.parse("n2c4-x16x16-o4-k3-p1")
     generator = torch.Generator().manual_seed(0)
     names = {"forward": "output", "grad_input": "input", "grad_weight": "weight"}
@@ -113,7 +110,7 @@ def test_bounds_are_tight(errors: ErrorModel, map: str) -> None:
         require_right("wrong", 1.02 * right, problem, slots, errors)
 
 
-def test_either_is_the_larger_of_two() -> None:
+def test_either_is_the_larger_of_two():
     problem = Problem.parse("n1c2-x9x9-o2-k3-p1")
     x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
     slots, reference = (x, w, None), oracle(problem, x, w)
@@ -122,8 +119,8 @@ def test_either_is_the_larger_of_two() -> None:
     assert torch.equal(torch.maximum(*bounds[:2]), bounds[2])
 
 
-def test_bound_of_selected_elements() -> None:
-    """``Reference.at`` picks elements, for results too large to be compared whole."""
+def test_bound_of_selected_elements():
+    """``Reference.at`` selects elements of results that are too large to compare whole."""
     problem = Problem.parse("n2c3-x9x8-o4-k3-p1")
     x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
     whole = oracle(problem, x, w)
@@ -136,7 +133,7 @@ def test_bound_of_selected_elements() -> None:
         assert torch.equal(errors.bound(problem, some, (x, w, None), x.dtype), bound[at])
 
 
-def test_declared_error_models() -> None:
+def test_declared_error_models():
     class Rough(Naive):
         error_class = "normwise"
 

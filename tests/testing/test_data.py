@@ -18,12 +18,12 @@ from torch_corr.testing.laws import find_law
 PROBLEM = Problem.parse("n2c4-x6x7-o6-k3x2-p1-g2")
 
 
-def test_every_kind_of_data_and_layout_is_drawn() -> None:
-    """At least a third of its even share in the half of the triples that are drawn freely."""
+def test_every_kind_of_data_and_layout_is_drawn():
+    """At least a third of its even share."""
     kinds: Counter[str] = Counter()
     values, formats = find_law("values"), find_law("memory_formats")
 
-    def count(data: st.DataObject) -> None:
+    def count(data):
         problem = st.just(PROBLEM)
         kinds[data.draw(values.cases(problem, torch.float32, "cpu")).data] += 1
         layouts = data.draw(formats.cases(problem, torch.float32, "cpu")).layouts
@@ -42,11 +42,11 @@ def test_every_kind_of_data_and_layout_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64, torch.float64])
-def test_kinds_of_data(dtype: torch.dtype) -> None:
+def test_kinds_of_data(dtype):
     tiny = torch.finfo(dtype).tiny
     of = {data: make_operands(PROBLEM, dtype, data=data, seed=3) for data in DATA}
 
-    def parts(data: str, slot: int = 0) -> torch.Tensor:
+    def parts(data, slot=0):
         value = of[data][slot]
         return torch.view_as_real(value) if value.is_complex() else value
 
@@ -71,7 +71,7 @@ def test_kinds_of_data(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.complex128], ids=str)
-def test_layouts(dtype: torch.dtype) -> None:
+def test_layouts(dtype):
     value = make_operands(PROBLEM, dtype, data="integers")[0]
     lying = {layout: in_layout(value, layout) for layout in LAYOUTS}
     for layout, other in lying.items():
@@ -89,8 +89,8 @@ def test_layouts(dtype: torch.dtype) -> None:
     assert around.isnan() if dtype != torch.int8 else around == 127
 
 
-def test_layouts_of_one_channel_or_pixel() -> None:
-    """``contiguous(memory_format=...)`` returns a gray image, or a single pixel, as it is."""
+def test_layouts_of_one_channel_or_pixel():
+    """``contiguous(memory_format=...)`` returns such tensors unchanged."""
     gray, pixel = torch.ones(2, 1, 3, 4), torch.ones(2, 5, 1, 1)
     assert in_layout(gray, "channels_last").stride() == (12, 1, 4, 1)
     assert in_layout(pixel, "channels_last").stride() == (5, 1, 5, 5)
@@ -100,23 +100,23 @@ def test_layouts_of_one_channel_or_pixel() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc to fill memory")
 @pytest.mark.parametrize("size", [4, 60, 1000, 2**16, 2**20])
-def test_malloc_memory_is_poisoned(size: int) -> None:
-    """As kernels take it for their scratch."""
+def test_malloc_memory_is_poisoned(size):
+    """Kernels use it for their scratch."""
 
-    def fresh(size: int) -> torch.Tensor:
+    def fresh(size):
         storage = torch.UntypedStorage(4 * size)
-        return torch.tensor([]).set_(storage).resize_(size)  # type: ignore[call-overload]
+        return torch.tensor([]).set_(storage).resize_(size)
 
     with poisoned():
         litter()
         assert all(each.isnan().all() for each in [fresh(size) for _ in range(20)])
-    # The system gives zeros, unless they are filled.  Blocks that were given back, such as those
-    # above, may join to one so large; trimmed, they are the system's again, but for their edges.
+    # Fresh memory of the system is zero unless it is filled.  Freed blocks may join to a large one;
+    # trimming returns them to the system, except for their edges.
     ctypes.CDLL(None).malloc_trim(0)
     assert not fresh(2**24)[2**23 :][:1000].any()
 
 
-def test_unknown_kinds_are_refused() -> None:
+def test_unknown_kinds_are_refused():
     with pytest.raises(ValueError, match="unknown data 'nromal'; use one of normal, integers"):
         make_operands(PROBLEM, torch.float32, data="nromal")
     with pytest.raises(ValueError, match="unknown layout 'rows'; use one of contiguous"):

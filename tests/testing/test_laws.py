@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from support import detection
 from support.laws import conv2d_is_sound
-from support.planted import BUGS, Bug, right
+from support.planted import BUGS, right
 from torch_corr import corr2d
 from torch_corr.testing import (
     LAWS,
-    Case,
     NonConformance,
     Violation,
     check_corr2d,
@@ -28,7 +24,7 @@ KNOWN = ("zero_sizes", "non_finite")
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_each_planted_bug_is_caught_by_its_law(bug: Bug) -> None:
+def test_each_planted_bug_is_caught_by_its_law(bug):
     report = check_corr2d(bug.fn, dtypes=[bug.dtype], laws=[bug.law], errors=bug.errors)
     assert report.failed_laws() == (bug.law,)
     (failure,) = report.failures
@@ -37,19 +33,19 @@ def test_each_planted_bug_is_caught_by_its_law(bug: Bug) -> None:
         _recheck_often(bug, failure.counterexample.case)
 
 
-def _recheck_often(bug: Bug, case: Case) -> None:
-    """Races and chance need not show at every call; all else must, as a reader tries it once."""
+def _recheck_often(bug, case):
+    """Races and randomness need not show at every call."""
     for _ in range(50 if bug.law in ("determinism", "threads") else 1):
         recheck(bug.law, bug.fn, case, errors=bug.errors)
 
 
-def test_every_law_has_a_planted_bug() -> None:
+def test_every_law_has_a_planted_bug():
     assert len(BUGS) >= 25
     assert {bug.law for bug in BUGS} == {law.name for law in LAWS}
 
 
-def test_tables_in_docs_are_current() -> None:
-    """As far as they do not depend on a run; ``python -m support.detection`` writes them."""
+def test_tables_in_docs_are_current():
+    """The cells that do not depend on a run; ``python -m support.detection`` writes them."""
     page = detection.PAGE.read_text()
     for law in LAWS:
         assert detection.row(*detection.spoken(law)) in page, law.name
@@ -66,12 +62,12 @@ def test_tables_in_docs_are_current() -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64, torch.int8], ids=str
 )
-def test_correct_correlation_passes(dtype: torch.dtype) -> None:
+def test_correct_correlation_passes(dtype):
     check_corr2d(right, dtypes=[dtype], claims=["forward_mode"], examples=15).raise_if_failed()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_conv2d_passes(dtype: torch.dtype) -> None:
+def test_conv2d_passes(dtype):
     report = check_corr2d(
         F.conv2d,
         dtypes=[dtype],
@@ -84,7 +80,7 @@ def test_conv2d_passes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_fft_passes_as_normwise(dtype: torch.dtype) -> None:
+def test_fft_passes_as_normwise(dtype):
     fourier = next(bug.fn for bug in BUGS if bug.name == "fourier_that_claims_to_be_direct")
     report = check_corr2d(
         fourier,
@@ -96,13 +92,13 @@ def test_fft_passes_as_normwise(dtype: torch.dtype) -> None:
     report.raise_if_failed()
 
 
-def test_zero_filters_may_be_refused_but_not_wrong() -> None:
-    def refuses(input: Tensor, weight: Tensor, *others: Any, **more: Any) -> Tensor:
+def test_zero_filters_may_be_refused_but_not_wrong():
+    def refuses(input, weight, *others, **more):
         if weight.shape[0] == 0:
             raise RuntimeError("expected weight to be at least 1 at dimension 0")
         return corr2d(input, weight, *others, **more)
 
-    def invents(input: Tensor, weight: Tensor, *others: Any, **more: Any) -> Tensor:
+    def invents(input, weight, *others, **more):
         if weight.shape[0] == 0:
             weight = weight.new_zeros(more.get("groups", 1), *weight.shape[1:])
         return corr2d(input, weight, *others, **more)
@@ -113,8 +109,8 @@ def test_zero_filters_may_be_refused_but_not_wrong() -> None:
         check_corr2d(invents, laws=["zero_sizes"], examples=5).raise_if_failed()
 
 
-def test_gradient_that_needs_both_operands_is_found() -> None:
-    def fn(x: Tensor, w: Tensor, *args: Any, **keywords: Any) -> Tensor:
+def test_gradient_that_needs_both_operands_is_found():
+    def fn(x, w, *args, **keywords):
         y = F.conv2d(x, w, *args, **keywords)
         return y if x.requires_grad and w.requires_grad else y.detach()
 

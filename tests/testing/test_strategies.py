@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from math import prod
 
 import pytest
@@ -17,8 +16,8 @@ from torch_corr.testing.check import callers_problems, draw, rounds
 from torch_corr.testing.laws.gradients import cut
 
 
-def kinds(p: Problem) -> Iterator[str]:
-    """What special code is written for, and what it forgets."""
+def kinds(p):
+    """Geometries that need special code, or that special code forgets."""
     dense, padded = p.stride == p.dilation == (1, 1), p.padding != ((0, 0), (0, 0))
     depthwise = p.group_in == 1 < p.groups
     for name, so in (
@@ -64,34 +63,34 @@ def kinds(p: Problem) -> Iterator[str]:
             yield name
 
 
-def _in_steps(p: Problem, axis: int) -> bool:
+def _in_steps(p, axis):
     sparse = min(p.stride[axis], p.dilation[axis]) > 1
     return sparse and 28 < p.output_size[axis] < 57 and p.padding[axis][0] >= p.span[axis] // 2
 
 
-def _beyond(p: Problem, axis: int) -> bool:
+def _beyond(p, axis):
     return p.padding[axis][0] >= p.span[axis] > 1
 
 
-def _dilated_rows(p: Problem) -> bool:
+def _dilated_rows(p):
     return p.groups > 1 and p.output_size[1] > 28 and p.dilation[0] > 1 and p.stride[0] == 1
 
 
-def _gray_column(p: Problem) -> bool:
+def _gray_column(p):
     alone = p.stride[0] == 1 < p.stride[1]
     return alone and p.in_channels == 1 < p.batch and p.output_size[1] == 1 < p.output_size[0]
 
 
-def _unseen(p: Problem) -> bool:
+def _unseen(p):
     """Whether the last windows end before the padded image does."""
     return any((n - span) % step for n, span, step in zip(p.padded_size, p.span, p.stride))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_kind_of_problem_is_drawn(seed: int) -> None:
-    """Of 300, the examples of ``values``, at least 3 each, so that no kind gets lost.
+def test_every_kind_of_problem_is_drawn(seed):
+    """At least 3 of 300, the examples of ``values``.
 
-    Callers' problems lack what ``F.conv2d`` refuses or another law tries.
+    Callers' problems exclude what ``F.conv2d`` refuses or another law tests.
     """
     seen = _drawn_kinds(callers_problems(), 300, seed)
     beyond = {"asymmetric padding", "nothing"}
@@ -107,8 +106,8 @@ def test_every_kind_of_problem_is_drawn(seed: int) -> None:
 ALL_KINDS = 37
 
 
-def _drawn_kinds(strategy: st.SearchStrategy[Problem], examples: int, seed: int) -> Counter[str]:
-    """How often each kind is among so many different problems, drawn as the kit draws them."""
+def _drawn_kinds(strategy, examples, seed):
+    """How often each kind is among this many problems, drawn as the kit draws them."""
     seen: set[Problem] = set()
     for number, size in enumerate(rounds(examples)):
         draw(lambda data: seen.add(data.draw(strategy)), size, (seed, number))()
@@ -117,8 +116,8 @@ def _drawn_kinds(strategy: st.SearchStrategy[Problem], examples: int, seed: int)
 
 
 @given(problem=callers_problems())
-def test_gradcheck_problems_are_small(problem: Problem) -> None:
-    """A Jacobian of a whole image takes minutes."""
+def test_gradcheck_problems_are_small(problem):
+    """The Jacobian of a whole image takes minutes."""
     small = cut(problem)
     assert max(small.output_size) <= 24  # a window of 40 pixels over its padding, in steps of 2
     assert prod(small.input_shape) * prod(small.output_shape) < 3 * 10**6
@@ -140,7 +139,7 @@ def test_gradcheck_problems_are_small(problem: Problem) -> None:
         allow_empty=False,
     )
 )
-def test_problems_can_be_narrowed(problem: Problem) -> None:
+def test_problems_can_be_narrowed(problem):
     p = problem
     assert (p.batch, p.groups, p.stride, p.dilation) == (1, 1, (1, 1), (1, 1))
     assert p.padding == ((0, 0), (0, 0))
@@ -159,19 +158,19 @@ def test_problems_can_be_narrowed(problem: Problem) -> None:
         ({"max_kernel": 2.5}, "max_kernel must be an integer of at least 1, got 2.5"),
     ],
 )
-def test_invalid_limits_are_refused(limits: dict[str, int], message: str) -> None:
+def test_invalid_limits_are_refused(limits, message):
     with pytest.raises(ValueError, match=message):
         problems(**limits)
 
 
-def test_counterexample_prints_a_problem_to_paste() -> None:
+def test_counterexample_prints_a_problem_to_paste():
     smallest = find(problems(allow_empty=False), lambda p: p.stride[0] > 1 and p.groups == 2)
     assert eval(repr(smallest)) == smallest
     assert Problem.parse(str(smallest)) == smallest
 
     @settings(database=None, derandomize=True, print_blob=False)
     @given(problem=problems(allow_empty=False), data=st.data())
-    def law(problem: Problem, data: st.DataObject) -> None:
+    def law(problem, data):
         x, _, _ = data.draw(tensors_for(problem, torch.float32))
         assert x.shape[1] < 2
 

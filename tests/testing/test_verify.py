@@ -1,4 +1,4 @@
-"""The kit's other faces: the command line, tests of a project of its own, printed programs."""
+"""The kit on the command line, in tests of other projects, and as printed programs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,17 +25,14 @@ QUICK = ["--laws", "accepts,values", "--examples", "3"]
 CONV2D = "torch.nn.functional:conv2d"
 
 
-def run(program: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(program, cwd):
     return subprocess.run(
         [sys.executable, *program], cwd=cwd, capture_output=True, text=True, check=False
     )
 
 
-# The command line ------------------------------------------------------------------------
-
-
-def test_verify_command_writes_report(tmp_path: Path) -> None:
-    """A callable of the current folder, a failing law, a budget, JSON."""
+def test_verify_command_writes_report(tmp_path):
+    """For a callable in the current folder, with a budget."""
     (tmp_path / "mine.py").write_text(
         "import torch.nn.functional as F\n"
         "def conv2d(*args, **kwargs):\n    return 2 * F.conv2d(*args, **kwargs)\n"
@@ -56,7 +51,7 @@ def test_verify_command_writes_report(tmp_path: Path) -> None:
     assert "Violation: output" in shown.stderr
 
 
-def test_exit_codes_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes_and_options(capsys):
     assert main([CONV2D, *QUICK, "--dtype", "float32,float64"]) == 0
     assert "values   ok 9     ok 9" in capsys.readouterr().out
     algorithm = "torch_corr:corr2d", "--with", "algorithm=unfold"
@@ -91,13 +86,7 @@ def test_exit_codes_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_options_are_explained(
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_wrong_options_are_explained(arguments, message, capsys, tmp_path, monkeypatch):
     (tmp_path / "raises_on_import.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SystemExit) as exit:
@@ -107,7 +96,7 @@ def test_wrong_options_are_explained(
         raise AssertionError(capsys.readouterr().err)
 
 
-def test_progress_bar_goes_from_0_to_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_goes_from_0_to_all(capsys):
     bar = ProgressBar()
     check_corr2d(F.conv2d, laws=["accepts", "values"], examples=1, progress=bar)
     lines = [line for line in capsys.readouterr().err.split("\r") if "/2" in line]
@@ -116,8 +105,8 @@ def test_progress_bar_goes_from_0_to_all(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[-1].startswith("\033[K[########################] 2/2")
 
 
-def test_budget_limits_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that moves a hundredth of a second at each look; each law gets a case."""
+def test_budget_limits_cases(monkeypatch):
+    """The clock advances by 0.01 s at each call; each law gets a case."""
     clock = itertools.count()
     monkeypatch.setattr(check, "monotonic", lambda: next(clock) / 100)
     report = check_corr2d(F.conv2d, examples=10**6, budget=2.0, without=["zero_sizes"])
@@ -127,10 +116,7 @@ def test_budget_limits_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(each.outcome != "refused" for each in report.verdicts)
 
 
-# From a project of its own ---------------------------------------------------------------
-
-
-def test_conformance_tests_in_another_project(tmp_path: Path) -> None:
+def test_conformance_tests_in_another_project(tmp_path):
     (tmp_path / "my_kernels.py").write_text(
         "import torch.nn.functional as F\n"
         "def conv2d(x, w, **kwargs):\n    return F.conv2d(x, w.flip(-1), **kwargs)\n"
@@ -153,17 +139,14 @@ def test_conformance_tests_in_another_project(tmp_path: Path) -> None:
     assert "recheck('values', fn, case)" in told.stdout
 
 
-# Printed programs ------------------------------------------------------------------------
-
-
 class Layer(nn.Module):
-    """A callable that is an object."""
+    """A callable object."""
 
-    def forward(self, x: torch.Tensor, w: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    def forward(self, x, w, **keywords):
         return F.conv2d(x, w, **keywords)
 
     @staticmethod
-    def twice(x: torch.Tensor, w: torch.Tensor, **keywords: Any) -> torch.Tensor:
+    def twice(x, w, **keywords):
         return 2 * F.conv2d(x, w, **keywords)
 
 
@@ -184,20 +167,20 @@ class Layer(nn.Module):
     ],
     ids=["builtin", "function", "partial", "method", "operator", "overload", "packet"],
 )
-def test_spelling_recreates_the_callable(call: Callable[..., Any], program: str) -> None:
+def test_spelling_recreates_the_callable(call, program):
     assert spelling(call).startswith(program)
     names: dict[str, Any] = {"torch": torch}
     exec(spelling(call), names)
     same = names["fn"] == call
-    assert same or names["fn"].keywords == call.keywords  # type: ignore[attr-defined]
+    assert same or names["fn"].keywords == call.keywords
 
 
-def test_spelling_of_unimportable_callable_is_a_comment() -> None:
+def test_spelling_of_unimportable_callable_is_a_comment():
     for call in (lambda x, w: x, Layer(), SimpleNamespace(__call__=len)):
         assert spelling(call).startswith("# fn is the callable: ")
 
 
-def test_printed_program_keeps_error_model() -> None:
+def test_printed_program_keeps_error_model():
     report = check_corr2d(
         planted.right, dtypes=torch.float16, errors=Normwise(1e-6), laws=["values"]
     )
@@ -207,9 +190,6 @@ def test_printed_program_keeps_error_model() -> None:
     assert "errors=Normwise(constant=1e-06)" in snippet
     with pytest.raises(AssertionError, match=r"^output"):
         exec(snippet, {})
-
-
-# Asked for wrongly -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -225,14 +205,12 @@ def test_printed_program_keeps_error_model() -> None:
     ],
     ids=str,
 )
-def test_check_corr2d_refuses_wrong_arguments(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_check_corr2d_refuses_wrong_arguments(change, error, message):
     with pytest.raises(error, match=message):
         check_corr2d(**{"fn": F.conv2d, **change})
 
 
-def test_empty_report_does_not_pass() -> None:
+def test_empty_report_does_not_pass():
     report = check_corr2d(F.conv2d, able=lambda *_: False, laws=["values"], examples=2)
     assert isinstance(report, Report)
     assert not report.passed
