@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("wander")
 
 
-# A Counter: how many tests were not collected, by what they need.
+# A Counter: how many tests were not collected, by their need.
 LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 

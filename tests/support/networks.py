@@ -204,7 +204,7 @@ def shaken(
 
 
 def other_rounding(value: Tensor, roundoff: float, random: torch.Generator) -> Tensor:
-    """Multiply each number by 1 + 2 u or 1 - 2 u, a change of one or two units in the last place."""
+    """Multiply each number by 1 + 2 u or 1 - 2 u: one or two units in the last place."""
     signs = 2 * torch.randint(2, value.shape, generator=random) - 1
     return value + value * signs * 2 * roundoff
 

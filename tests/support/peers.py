@@ -36,7 +36,7 @@ with suppress(ImportError):
     def kornia_filter2d(input: Tensor, weight: Tensor, padding: Any = 0) -> Tensor:
         """``filter2d`` of one channel with one kernel, without padding."""
         if padding:
-            raise ValueError("filter2d pads by what the kernel needs, or not at all")
+            raise ValueError("filter2d pads by the size of the kernel, or not at all")
         if weight.shape[:2] != (1, 1):
             raise ValueError("filter2d has one kernel for all channels")
         return filter2d(input, weight[0], border_type="constant", padding="valid")

@@ -607,7 +607,7 @@ def gradients_without_gradients(p, x, w, g):
 
 
 def negated_in_the_weight(p, x, w, g):
-    """The right gradients, of which that of the input has the wrong one in the weight."""
+    """The right gradients, but that of the input has the wrong derivative by the weight."""
     negated = 2 * w.detach() - w
     return adjoints(p, x, w, g)[0] * 0 + adjoints(p, x, negated, g)[0], adjoints(p, x, w, g)[1]
 
