@@ -32,19 +32,9 @@ others = pytest.mark.parametrize(
 
 
 def correlate(problem, algorithm):
-    def function(x, w):
-        return corr2d(
-            x,
-            w,
-            None,
-            problem.stride,
-            problem.padding,
-            problem.dilation,
-            problem.groups,
-            algorithm=algorithm,
-        )
-
-    return function
+    p = problem
+    arguments = {"stride": p.stride, "padding": p.padding, "dilation": p.dilation}
+    return partial(corr2d, **arguments, groups=p.groups, algorithm=algorithm)
 
 
 def conv2d(problem):
@@ -132,6 +122,12 @@ def test_torch_func_transforms_equal_conv2d(algorithm, dtype, device):
             yield hessian(loss, 1)(x, w)
             yield jacrev(jacrev(loss, 0), 1)(x, w)
             yield jacrev(jacfwd(grad(loss, 1), 1), 1)(x, w)
+            functional = torch.autograd.functional
+            yield functional.jacobian(function, (x, w))
+            yield functional.jacobian(function, (x, w), vectorize=True, strategy="forward-mode")
+            yield functional.hessian(loss, (x, w), vectorize=True)
+            yield functional.hvp(loss, (x, w), (x, w))
+            yield functional.vhp(loss, (x, w), (x, w))
 
     for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -368,25 +364,6 @@ def test_functionalize(algorithm, device):
         graph = make_fx(plain)(x)
         assert not [node for node in graph.graph.nodes if str(node.target).endswith("_.default")]
         yield graph(x)
-
-    for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
-@each_choice
-def test_autograd_functional(algorithm, device):
-    x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
-
-    def results(function):
-        def loss(x, w):
-            return function(x, w).pow(3).sum()
-
-        functional = torch.autograd.functional
-        yield functional.jacobian(function, (x, w))
-        yield functional.jacobian(function, (x, w), vectorize=True, strategy="forward-mode")
-        yield functional.hessian(loss, (x, w), vectorize=True)
-        yield functional.hvp(loss, (x, w), (x, w))
-        yield functional.vhp(loss, (x, w), (x, w))
 
     for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.laws import algorithm_id
+from support.maps import all_operands
 from torch_corr import Aten, Naive, Problem, corr2d
 from torch_corr.operators import decode_algorithm, encode_algorithm
 from torch_corr.planning.plan import able_algorithms
@@ -25,11 +26,7 @@ each_other = pytest.mark.parametrize("algorithm", OTHERS, ids=algorithm_id)
 
 def operands(requires_grad=False):
     generator = torch.Generator().manual_seed(0)
-    x, w, y = (
-        torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=requires_grad)
-        for shape in (PROBLEM.input_shape, PROBLEM.weight_shape, PROBLEM.output_shape)
-    )
-    return x, w, y
+    return all_operands(PROBLEM, torch.float64, generator=generator, requires_grad=requires_grad)
 
 
 def calls(requires_grad=False):

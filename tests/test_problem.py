@@ -121,30 +121,22 @@ def valid(**changes):
     return Problem(**{**fields, **changes})
 
 
+# tests/dispatch/test_validation.py has more.
 REFUSED = [
     ({"batch": -1}, RuntimeError, "batch must be at least 0, got -1"),
     ({"in_channels": -4}, RuntimeError, "in_channels must be at least 0"),
     ({"out_channels": -6}, RuntimeError, "out_channels must be at least 0"),
     ({"size": (-1, 5)}, RuntimeError, r"size must be at least 0, got \(-1, 5\)"),
     ({"size": (0, 5), "padding": 3}, RuntimeError, "images without pixels"),
-    ({"kernel": (0, 1)}, RuntimeError, "kernel must be at least 1"),
-    ({"stride": (1, 0)}, RuntimeError, "stride must be at least 1"),
-    ({"dilation": -1}, RuntimeError, "dilation must be at least 1"),
     ({"padding": ((0, -1), (0, 0))}, RuntimeError, "padding must be at least 0.*slice the input"),
-    ({"padding": (1, 2, 3)}, RuntimeError, "padding must be one integer or two"),
     ({"padding": ((1, 2), (3, 4), (5, 6))}, RuntimeError, r"\(\(top, bottom\), \(left, right\)\)"),
-    ({"groups": 0}, RuntimeError, "groups must be at least 1"),
     ({"groups": 3}, RuntimeError, "in_channels=4 is not divisible by groups=3"),
     ({"groups": 4}, RuntimeError, "out_channels=6 is not divisible by groups=4"),
-    ({"kernel": (6, 2)}, RuntimeError, "along H it spans 6 pixels.*padded input has 5"),
     ({"kernel": (3, 4), "dilation": 2}, RuntimeError, "along W it spans 7 pixels.*dilation 2"),
     ({"stride": 2**63}, ValueError, "stride=9223372036854775808 does not fit in 64 bits"),
     ({"size": (2**62, 4)}, RuntimeError, "more elements than 64 bits count"),
     ({"padding": 2**40}, RuntimeError, "output of shape .* more elements than 64 bits"),
-    ({"stride": 1.5}, TypeError, "stride must be an integer, got 1.5 of type float"),
-    ({"stride": "2"}, TypeError, "stride must be an integer, got '2' of type str"),
     ({"groups": None}, TypeError, "groups must be an integer"),
-    ({"groups": True}, TypeError, "groups must be an integer, got the bool True"),
     ({"kernel": (3, 2, 1)}, RuntimeError, "kernel must be one integer or two"),
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -54,17 +53,6 @@ def test_layer_made_on_meta_is_materialized_later(algorithm):
     for layer in (empty.to_empty(device="cpu"), skipped):
         layer.load_state_dict(full.state_dict())
         close(layer(images()), full(images()))
-
-
-@each_on_cpu
-def test_save_whole_layer_and_copy_shallowly(algorithm):
-    ours, theirs = twins(algorithm)
-    file = io.BytesIO()
-    torch.save(ours, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
-    close(step(loaded, images()), step(theirs, images()))
-    assert copy.copy(ours).weight is ours.weight
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
@@ -170,13 +158,8 @@ def test_saved_tensor_hooks(algorithm):
 
 
 @each_on_cpu
-def test_autograd_errors_are_conv2ds(algorithm):
+def test_second_backward_raises(algorithm):
     for layer in twins(algorithm):
-        x = images().requires_grad_().clone()
-        y = layer(x)
-        x.mul_(2)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            y.sum().backward()
         y = layer(images()).sum()
         y.backward()
         with pytest.raises(RuntimeError, match="backward through the graph a second time"):

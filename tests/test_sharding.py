@@ -22,7 +22,7 @@ from support.distributed_worker import (
     trained,
     two_orders,
 )
-from support.laws import assert_right
+from support.laws import assert_all_right
 from support.networks import assert_as_right, farthest
 from torch_corr.planning.plan import find_algorithm
 
@@ -90,10 +90,8 @@ def test_dtensor_results_need_no_communication(found, number, case):
     x, w, y = case.operands()
     algorithm = "auto" if case.algorithm == "auto" else find_algorithm(case.algorithm)
     for each in found:
-        (result, grad_input, grad_weight) = each["dtensors"][number]["values"]
-        assert_right(result, case.problem, input=x, weight=w, algorithm=algorithm)
-        assert_right(grad_input, case.problem, output=y, weight=w, algorithm=algorithm)
-        assert_right(grad_weight, case.problem, input=x, output=y, algorithm=algorithm)
+        results = each["dtensors"][number]["values"]
+        assert_all_right(results, case.problem, x, w, y, algorithm=algorithm)
         assert each["dtensors"][number]["communications"] == 0
         # The gradient of a replicated operand is a partial sum in each process.
         split = any(placement.is_shard() for placement in case.placements)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.laws import assert_right
-from support.maps import OPERANDS
+from support.maps import all_operands, operands_of
+from support.spies import BACKWARD, Recorder
 from torch_corr import MAPS, Aten, Corr2d, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
 from torch_corr.testing import litter
@@ -51,7 +51,7 @@ def test_fast_cases_run_as_conv2d():
 def test_strided_depthwise_halves_are_rounded_once(map, dtype):
     problem = Problem.parse(STRIDED)
     slots = {
-        slot: torch.randn(getattr(problem, f"{slot}_shape")).to(dtype) for slot in OPERANDS[map]
+        slot: torch.randn(getattr(problem, f"{slot}_shape")).to(dtype) for slot in operands_of(map)
     }
     result = getattr(Aten(), map)(problem, *slots.values())
     assert result.dtype == dtype
@@ -101,10 +101,7 @@ def test_grad_weight_of_strided_1x1_kernels(text, dtype, layout):
 def test_both_gradients_in_one_call(text, dtype, at_once):
     """Bitwise equal to the separate maps, where ``aten`` rewrites nothing."""
     problem = Problem.parse(text)
-    x, w, y = (
-        torch.randn(shape, dtype=dtype)
-        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    )
+    x, w, y = all_operands(problem, dtype)
     assert Aten().has_both_gradients(problem, CPU, dtype) == at_once
     if at_once:
         found = Aten().gradients(problem, x, w, y)
@@ -112,8 +109,16 @@ def test_both_gradients_in_one_call(text, dtype, at_once):
         assert torch.equal(found[1], Aten().grad_weight(problem, x, y))
 
 
-@pytest.mark.parametrize("wanted", ["both", "input", "weight", "graph"])
-def test_backward_calls_pytorch_once(wanted, monkeypatch):
+@pytest.mark.parametrize(
+    ("wanted", "masks"),
+    [
+        ("both", [(True, True)]),
+        ("input", [(True, False)]),
+        ("weight", [(False, True)]),
+        ("graph", [(True, False), (False, True)]),
+    ],
+)
+def test_backward_calls_pytorch_once(wanted, masks, monkeypatch):
     """With ``create_graph`` each gradient is a call of its own."""
     calls: list[tuple[bool, bool]] = []
     backward = aten_module._backward
@@ -128,15 +133,7 @@ def test_backward_calls_pytorch_once(wanted, monkeypatch):
     y = corr2d(x, w, padding=1, groups=4, algorithm="aten")
     leaves = [each for each in (x, w) if each.requires_grad]
     made = torch.autograd.grad(y.square().sum(), leaves, create_graph=wanted == "graph")
-    assert (
-        calls
-        == {
-            "both": [(True, True)],
-            "input": [(True, False)],
-            "weight": [(False, True)],
-            "graph": [(True, False), (False, True)],
-        }[wanted]
-    )
+    assert calls == masks
     theirs = torch.nn.functional.conv2d(x, w, padding=1, groups=4)
     expected = torch.autograd.grad(theirs.square().sum(), leaves)
     torch.testing.assert_close(made, expected)
@@ -176,19 +173,6 @@ def test_layout_of_both_gradients_equals_conv2d(groups, last):
     assert [each.stride() for each in ours] == [each.stride() for each in theirs]
 
 
-class Inputs(TorchDispatchMode):
-    """The inputs that PyTorch is given for their shape and layout, to find their gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[torch.Tensor] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution_backward.default and args[-1][0]:
-            self.seen.append(args[1])
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_grad_input_on_devices_has_layout_of_output(layout):
     """cuDNN computes in the layout of the input, and would copy everything."""
@@ -196,24 +180,11 @@ def test_grad_input_on_devices_has_layout_of_output(layout):
     y, w = (
         torch.empty(shape, device="meta") for shape in (problem.output_shape, problem.weight_shape)
     )
-    with Inputs() as inputs:
+    with Recorder(BACKWARD, lambda args: args[1] if args[-1][0] else None) as inputs:
         result = Aten().grad_input(problem, y.contiguous(memory_format=layout), w)
     (seen,) = inputs.seen
     assert seen.is_contiguous(memory_format=torch.channels_last) == (layout == torch.channels_last)
     assert result.is_contiguous(memory_format=layout)
-
-
-class Backwards(TorchDispatchMode):
-    """The strides with which PyTorch is asked for a weight's gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.strides: list[list[int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
-            self.strides.append(args[4])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
@@ -222,9 +193,9 @@ def test_few_channels_avoid_kernel_that_writes_out_of_bounds(algorithm, channels
     """Checked by the arguments of the call, because a crash is a matter of chance."""
     layer = Corr2d(channels, 16, 1, stride=2, algorithm=algorithm)
     x = torch.randn(3, channels, 16, 16).contiguous(memory_format=torch.channels_last)
-    with Backwards() as seen:
+    with Recorder(BACKWARD, lambda args: args[4] if args[-1][1] else None) as strides:
         layer(x).sum().backward()
-    assert seen.strides == [[1, 1] if channels < 16 else [2, 2]]
+    assert strides.seen == [[1, 1] if channels < 16 else [2, 2]]
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,12 @@ small integers, so sums are exact.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch.nn.functional import conv2d
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from support.laws import assert_right
+from support.laws import assert_all_right, assert_right
+from support.spies import BACKWARD, CONVOLUTION, Recorder
 from torch_corr import MAPS, Aten, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
 from torch_corr.algorithms.aten import is_irregular
@@ -111,11 +109,20 @@ def operands(text, dtype, layout):
     ]
 
 
-def called(problem, x, w, algorithm, function=corr2d):
-    p = problem
+def called(p, x, w, algorithm):
     (top, bottom), (left, right) = p.padding
-    padding: Any = p.padding if top != bottom or left != right else (top, left)
-    return function(x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=algorithm)
+    padding = p.padding if top != bottom or left != right else (top, left)
+    return corr2d(x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=algorithm)
+
+
+def convolution(args):
+    """Shapes, stride, padding and dilation of a convolution."""
+    return args[0].shape, args[1].shape, *args[3:6]
+
+
+def rows(args):
+    """Image rows, kernel rows and padding of a gradient of the weight."""
+    return (args[1].shape[2], args[2].shape[2], args[5][0]) if args[-1][1] else None
 
 
 def ids(value):
@@ -133,10 +140,8 @@ def test_all_three_maps_are_right(text, dtype, layout, algorithm):
         for _ in range(2):
             litter()
             result = called(problem, x, w, algorithm)
-            grad_input, grad_weight = torch.autograd.grad(result, (x, w), y)
-            assert_right(result, problem, input=x, weight=w, algorithm=algorithm)
-            assert_right(grad_input, problem, output=y, weight=w, algorithm=algorithm)
-            assert_right(grad_weight, problem, input=x, output=y, algorithm=algorithm)
+            results = result, *torch.autograd.grad(result, (x, w), y)
+            assert_all_right(results, problem, x, w, y, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -151,32 +156,16 @@ def test_maps_alone_are_right(text, dtype, layout):
         assert_right(result, problem, **slots, algorithm=Aten())
 
 
-class Convolutions(TorchDispatchMode):
-    """What PyTorch's convolution is asked for: shapes, stride, padding and dilation."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[tuple[Any, ...]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default:
-            image, weight, _, stride, padding, dilation, *_ = args
-            self.seen.append((image.shape, weight.shape, stride, padding, dilation))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("text", "dtype"), [*DEADLY, *PADDED_BEYOND_REACH, *ONE_COLUMN], ids=ids)
 def test_crashing_problems_are_rewritten(text, dtype, algorithm):
     """Checked by the arguments of the call, because a crash is a matter of chance."""
-    problem, _ = operands(text, dtype, "last")
-    x, w = (
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape in (problem.input_shape, problem.weight_shape)
-    )
-    with torch._subclasses.FakeTensorMode() as fake, Convolutions() as convolutions:
-        x, w = (fake.from_tensor(torch.ones(each.shape, dtype=dtype)) for each in (x, w))
-        y = called(problem, x, w, algorithm)
+    problem, (x, w, _) = operands(text, dtype, "first")
+    with (
+        torch._subclasses.FakeTensorMode() as fake,
+        Recorder(CONVOLUTION, convolution) as convolutions,
+    ):
+        y = called(problem, fake.from_tensor(x), fake.from_tensor(w), algorithm)
     assert y.shape == problem.output_shape
     assert len(convolutions.seen) == (3 if dtype.is_complex else 1)
     for shape, kernel, stride, padding, dilation in convolutions.seen:
@@ -187,25 +176,12 @@ def test_crashing_problems_are_rewritten(text, dtype, algorithm):
         assert columns > 1 or stride[1] == 1
 
 
-class Backwards(TorchDispatchMode):
-    """The problems whose weight gradient PyTorch is asked for: image rows, kernel rows, padding."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[tuple[int, int, int]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
-            self.seen.append((args[1].shape[2], args[2].shape[2], args[5][0]))
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(("text", "dtype"), TALL_KERNELS, ids=ids)
 def test_grad_weight_of_tall_kernels_is_rewritten(text, dtype, algorithm):
     """oneDNN writes beyond the weight there; checked by the arguments of the call."""
     problem, _ = operands(text, dtype, "first")
-    with torch._subclasses.FakeTensorMode() as fake, Backwards() as backwards:
+    with torch._subclasses.FakeTensorMode() as fake, Recorder(BACKWARD, rows) as backwards:
         x, w = (
             fake.from_tensor(torch.ones(shape, dtype=dtype)).requires_grad_()
             for shape in (problem.input_shape, problem.weight_shape)
@@ -215,26 +191,16 @@ def test_grad_weight_of_tall_kernels_is_rewritten(text, dtype, algorithm):
     assert len(backwards.seen) == (1 if algorithm == "aten" else len(backwards.seen))
 
 
-class Dtypes(TorchDispatchMode):
-    """The dtypes in which PyTorch's convolution computes."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen: list[torch.dtype] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution.default:
-            self.seen.append(args[0].dtype)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(
     "text", ["n1c2-x4x62-o2-k6x19-s2x1-p7x0-g2", "n1c8-x5x49-o8-k2x15-p1x15-g8"]
 )
 def test_long_depthwise_kernels_run_in_float32(text, algorithm):
     problem, (x, w, _) = operands(text, HALF, "last")
-    with torch._subclasses.FakeTensorMode() as fake, Dtypes() as dtypes:
+    with (
+        torch._subclasses.FakeTensorMode() as fake,
+        Recorder(CONVOLUTION, lambda args: args[0].dtype) as dtypes,
+    ):
         called(problem, fake.from_tensor(x), fake.from_tensor(w), algorithm)
     assert dtypes.seen == [FLOAT]
     result = called(problem, x, w, algorithm)
@@ -290,10 +256,8 @@ def test_compiled(text, dynamic, layout, algorithm):
     x.requires_grad_()
     w.requires_grad_()
     result = captured(x, w)
-    grad_input, grad_weight = torch.autograd.grad(result, (x, w), y)
-    assert_right(result, problem, input=x, weight=w, algorithm=algorithm)
-    assert_right(grad_input, problem, output=y, weight=w, algorithm=algorithm)
-    assert_right(grad_weight, problem, input=x, output=y, algorithm=algorithm)
+    results = result, *torch.autograd.grad(result, (x, w), y)
+    assert_all_right(results, problem, x, w, y, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])
@@ -367,10 +331,8 @@ def test_strides_of_axes_of_length_1_are_ignored(dtype, groups, algorithm):
     y = corr2d(x, w, groups=groups, algorithm=algorithm)
     problem = Problem.of(x.shape, w.shape, groups=groups)
     gradient = transposed(*y.shape).to(dtype)
-    grad_input, grad_weight = torch.autograd.grad(y, (x, w), gradient)
-    assert_right(y, problem, input=x, weight=w, algorithm=algorithm)
-    assert_right(grad_input, problem, output=gradient, weight=w, algorithm=algorithm)
-    assert_right(grad_weight, problem, input=x, output=gradient, algorithm=algorithm)
+    results = y, *torch.autograd.grad(y, (x, w), gradient)
+    assert_all_right(results, problem, x, w, gradient, algorithm=algorithm)
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten"])

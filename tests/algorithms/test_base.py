@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from support.maps import all_operands
 from torch_corr import ALGORITHMS, FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold
 
 CPU = torch.device("cpu")
@@ -65,10 +66,7 @@ def test_invalid_options_of_auto_are_named(field):
 def test_maps_run_on_meta_tensors(algorithm, case):
     """So no map reads a value of a tensor, for which it would wait on CUDA."""
     problem = Problem.parse(case)
-    x, w, y = (
-        torch.empty(shape, device="meta")
-        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    )
+    x, w, y = all_operands(problem, device="meta")
     assert algorithm.forward(problem, x, w).shape == y.shape
     assert algorithm.grad_input(problem, y, w).shape == x.shape
     assert algorithm.grad_weight(problem, x, y).shape == w.shape

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.maps import all_operands
 from support.memory import Peak
 from torch_corr import MAPS, Problem, Unfold
 from torch_corr.algorithms.unfold import algorithm as unfold
@@ -87,10 +88,7 @@ def test_memory_stays_within_stated_workspace(data, problem, limit):
 def test_layer_with_a_sixteenth_of_its_columns():
     problem = Problem.parse("n4c16-x64x64-o8-k5x5-p2")
     columns = 4 * 16 * 25 * 64 * 64 * 4
-    x, w, y = (
-        torch.randn(shape)
-        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    )
+    x, w, y = all_operands(problem)
     small, large = Unfold(workspace_limit=columns // 16), Unfold(workspace_limit=4 * columns)
     for map, pair in (("forward", (x, w)), ("grad_input", (y, w)), ("grad_weight", (x, y))):
         with Peak() as peak:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import pytest
 import torch
@@ -117,34 +115,26 @@ def test_aten_under_inductor_needs_as_many_graphs_as_conv2d():
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "fft"])
 @pytest.mark.parametrize(
-    ("padding", "stride"),
-    [("full", 1), ("same", 1), ("same", 2), ("valid", 2), (((1, 0), (0, 2)), 2), ([1, 2], 1)],
-    ids=str,
+    "function",
+    [
+        *(
+            partial(corr2d, stride=stride, padding=padding, algorithm=algorithm)
+            for padding, stride in [
+                *(("full", 1), ("same", 1), ("same", 2), ("valid", 2)),
+                *((((1, 0), (0, 2)), 2), ([1, 2], 1)),
+            ]
+            for algorithm in ("auto", "fft")
+        ),
+        partial(convolve2d, stride=2, padding="same"),
+    ],
+    ids=lambda call: f"{call.func.__name__}-{'-'.join(map(str, call.keywords.values()))}",
 )
-def test_dynamic_sizes_with_every_padding(padding, stride, algorithm):
+def test_dynamic_sizes_with_every_padding(function):
     counter = CompileCounterWithBackend("aot_eager")
-
-    def function(x, w):
-        return corr2d(x, w, None, stride, padding, algorithm=algorithm)
-
-    captured = compiled(function, backend=counter, dynamic=True)
+    captured = compiled(lambda x, w: function(x, w), backend=counter, dynamic=True)
     for n in (5, 6, 7):
         x, w = some((2, 3, n, 11 - n), (4, 3, 3, 2))
-        agree(captured, function, x, w)
-    assert counter.frame_count == 1
-
-
-def test_convolve2d_with_dynamic_sizes():
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def function(x, w):
-        return convolve2d(x, w, None, 2, "same")
-
-    captured = compiled(function, backend=counter, dynamic=True)
-    for n in (5, 6, 7):
-        x, w = some((2, 3, n + 4, 20 - n), (4, 3, n, n + 2))
         agree(captured, function, x, w)
     assert counter.frame_count == 1
 
@@ -155,9 +145,8 @@ def test_zero_filters(algorithm, dynamic):
     def function(x, w, b):
         return corr2d(x, w, b, padding=1, algorithm=algorithm)
 
-    captured = compiled(function, dynamic=dynamic)
     operands = some((2, 4, 7, 8), (0, 4, 3, 2), (0,))
-    agree(captured, function, *operands)
+    agree(compiled(function, dynamic=dynamic), function, *operands)
 
 
 @pytest.fixture
@@ -171,7 +160,7 @@ def data_dependent():
 
 def counted(mask, most, hint):
     """A size from data, with the hints that PyTorch sometimes asks for."""
-    size: Any = mask.sum().item()
+    size = mask.sum().item()
     if hint:
         torch._check(size >= 3)
         torch._check(size <= most)
@@ -191,7 +180,7 @@ def masked_in_channels_last(x, mask, hint):
 
 FIVE_OF_SEVEN = torch.tensor([True, True, False, True, False, True, True])
 NONE_OF_SEVEN = torch.zeros(7, dtype=torch.bool)
-PARTS: dict[str, tuple[Callable[[Tensor, Tensor, bool], Tensor], Tensor]] = {
+PARTS = {
     "rows": (lambda x, mask, hint: x[:, :, : counted(mask, 9, hint)], FIVE_OF_SEVEN),
     "columns": (lambda x, mask, hint: x[..., : counted(mask, 8, hint)], FIVE_OF_SEVEN),
     "one image": (lambda x, mask, hint: x[0, :, : counted(mask, 9, hint)], FIVE_OF_SEVEN),
@@ -202,45 +191,36 @@ PARTS: dict[str, tuple[Callable[[Tensor, Tensor, bool], Tensor], Tensor]] = {
 
 
 @pytest.mark.usefixtures("data_dependent")
-@pytest.mark.parametrize("algorithm", ["auto", "aten"])
 @pytest.mark.parametrize(
-    ("part", "hint"), [*((part, False) for part in PARTS), ("rows", True), ("images", True)]
+    ("part", "hint", "mode", "algorithm"),
+    [
+        *(
+            (part, hint, "zeros", algorithm)
+            for part, hint in [*((part, False) for part in PARTS), ("rows", True), ("images", True)]
+            for algorithm in ("auto", "aten")
+        ),
+        *(
+            (part, False, mode, "auto")
+            for part in ("rows", "one image", "images")
+            for mode in ("reflect", "replicate", "circular")
+        ),
+    ],
 )
-def test_data_dependent_sizes(part, algorithm, hint):
+def test_data_dependent_sizes(part, hint, mode, algorithm):
     """Values and gradients, in every kind of padding, in one graph."""
     take, which = PARTS[part]
+    paddings = [(1, 1), (1, ((1, 0), (0, 2))), (2, "same")]
+    paddings += {"circular": [(1, (11, 12))], "zeros": [(1, "full")]}.get(mode, [])
 
     def function(x, w, b):
         x = take(x, which, hint)
-        paddings = (1, 1), (1, "full"), (2, "same"), (1, ((1, 0), (0, 2)))
         results = [
-            corr2d(x, w, b, stride, padding, algorithm=algorithm) for stride, padding in paddings
+            corr2d(x, w, b, stride, padding, padding_mode=mode, algorithm=algorithm)
+            for stride, padding in paddings
         ]
         return torch.cat([result.flatten() for result in results])
 
-    captured = compiled(function)
-    operands = some((7, 3, 9, 8), (4, 3, 3, 2), (4,))
-    agree(captured, function, *operands)
-
-
-@pytest.mark.usefixtures("data_dependent")
-@pytest.mark.parametrize("part", ["rows", "one image", "images"])
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_data_dependent_sizes_with_padding_modes(mode, part):
-    take, which = PARTS[part]
-    paddings = [(1, 1), (1, ((1, 0), (0, 2))), (2, "same")]
-    paddings += [(1, (11, 12))] if mode == "circular" else []
-
-    def function(x, w, b):
-        x = take(x, which, False)
-        results = [
-            corr2d(x, w, b, stride, padding, padding_mode=mode) for stride, padding in paddings
-        ]
-        return torch.cat([result.flatten() for result in results])
-
-    captured = compiled(function)
-    operands = some((7, 3, 9, 8), (4, 3, 3, 2), (4,))
-    agree(captured, function, *operands)
+    agree(compiled(function), function, *some((7, 3, 9, 8), (4, 3, 3, 2), (4,)))
 
 
 @pytest.mark.usefixtures("data_dependent")
@@ -457,7 +437,7 @@ def test_gradients_through_torch_func_inside():
     close(with_gradients(ours, *operands), with_gradients(inside(F.conv2d), *operands))
 
 
-@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_per_sample_gradients_of_a_network(backend):
     torch.manual_seed(0)
     ours = nn.Sequential(
@@ -476,9 +456,7 @@ def test_per_sample_gradients_of_a_network(backend):
 
         return vmap(grad(loss), (None, 0))(parameters, x)
 
-    captured = partial(each, ours)
-    if backend is not None:
-        captured = torch.compile(captured, fullgraph=True, backend=backend)
+    captured = compiled(partial(each, ours), backend=backend)
     close(captured(x), each(theirs, F.pad(x, (1, 1, 1, 1), mode="reflect")))
 
 

@@ -12,7 +12,7 @@ from torch_corr.algorithms.triton import algorithm as triton_module
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import machine as machine_module
 from torch_corr.planning import wisdom
-from torch_corr.planning.wisdom import WISDOM
+from torch_corr.planning.plan import clear_plans
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +21,10 @@ def nothing_known():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     wisdom.forget()
+    clear_plans()
     yield
     wisdom.forget()
+    clear_plans()
     torch.set_num_threads(threads)
 
 
@@ -44,9 +46,12 @@ def pretend(monkeypatch):
         machine_module._device_machine.cache_clear()
         machine_module.device_name.cache_clear()
 
-    before = torch.backends.cudnn.allow_tf32
+    settings = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [each.allow_tf32 for each in settings]
+    torch.backends.cudnn.allow_tf32 = False
     yield there
-    torch.backends.cudnn.allow_tf32 = before
+    for each, allowed in zip(settings, before):
+        each.allow_tf32 = allowed
     forget_refusals()
     machine_module._device_machine.cache_clear()
     machine_module.device_name.cache_clear()
@@ -65,6 +70,4 @@ def with_triton(pretend, monkeypatch):
     monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ())
     monkeypatch.setattr(auto_module, "time_algorithms", times)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    WISDOM.forget()
-    yield timed
-    WISDOM.forget()
+    return timed

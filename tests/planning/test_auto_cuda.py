@@ -24,7 +24,6 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend):
     """Without Triton only PyTorch has predictions."""
     pretend("H100")
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
-    clear_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
     words = str(plan)
@@ -40,20 +39,16 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend):
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert isinstance(plan.forward, Unfold)
     assert isinstance(plan.grad_input, Aten)
-    WISDOM.forget()
-    clear_plans()
 
 
 @pytest.mark.parametrize("measured", [False, True], ids=["predicted", "measured"])
 def test_large_kernel_takes_checked_fft_with_triton_fallback(measured, with_triton):
     """In double precision, which an H100's matrix units compute at full rate."""
-    torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n4c64-x128-o64-k32"), torch.float32
     if measured:
         for map in MAPS:
             seen = {"fft, checked": 0.4, "triton taps-4": 4.0, "aten": 5.0}
             WISDOM.remember(Key.of(problem, map, CUDA, dtype), seen)
-    clear_plans()
     plan = make_plan(problem, CUDA, dtype, "auto")
     for map in MAPS:
         chosen = getattr(plan, map)
@@ -68,23 +63,19 @@ def test_large_kernel_takes_checked_fft_with_triton_fallback(measured, with_trit
     torch.backends.cudnn.allow_tf32 = True
     assert isinstance(make_plan(problem, CUDA, dtype, "auto").forward, Aten) or measured
     assert not with_triton
-    clear_plans()
 
 
 @pytest.mark.parametrize("spelling", ["n0c1-x64-o1-k9", "n1c0-x64-o1-k9"])
 def test_empty_problem_is_planned_without_division_by_zero(spelling, with_triton):
     """Planned, explained and measured."""
     problem = Problem.parse(spelling)
-    clear_plans()
     for requested in ("auto", Auto(measure=True)):
         plan = make_plan(problem, CUDA, torch.float32, requested)
         assert str(plan).count("fft") >= 3
-    clear_plans()
 
 
 def test_checked_fft_needs_a_fallback(with_triton, monkeypatch):
     """Triton refuses, or needs more memory than the limit."""
-    torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n4c64-x128-o64-k16"), torch.float32
     WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), {"fft, checked": 0.4, "aten": 5.0})
     limit = FFT().workspace(problem, "forward", CUDA, dtype)
@@ -97,90 +88,64 @@ def test_checked_fft_needs_a_fallback(with_triton, monkeypatch):
     plan = make_plan(problem, CUDA, dtype, "auto")
     assert isinstance(plan.forward, Aten)
     assert "triton must recompute what fails its check, and refuses: not today" in str(plan)
-    clear_plans()
 
 
 @pytest.mark.parametrize("spelling", ["n24c64-x128-o64-k16", "n64c1-x1024-o1-k63-p31"])
 def test_checked_fft_and_fallback_respect_workspace_limit(spelling, with_triton):
-    torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse(spelling), torch.float64
-    clear_plans()
     for limit in (Auto().workspace_limit, 16 * Auto().workspace_limit):
         plan = make_plan(problem, CUDA, dtype, Auto(workspace_limit=limit))
         for map in MAPS:
             chosen = getattr(plan, map)
             assert chosen.workspace(problem, map, CUDA, dtype) <= limit, map
     assert isinstance(plan.forward, CheckedFFT)
-    clear_plans()
 
 
 def test_fft_respects_deterministic_mode_and_ignores_tf32(with_triton, monkeypatch):
     """Double precision has no TF32; cuBLAS may be nondeterministic."""
     problem = Problem.parse("n4c64-x128-o64-k32")
     monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
-    clear_plans()
 
     def planned():
         plan = make_plan(problem, CUDA, torch.float32, "auto")
         return plan.forward, str(plan)
 
-    torch.backends.cudnn.allow_tf32 = False
+    for allowed in (False, True, False):
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        assert isinstance(planned()[0], CheckedFFT)
+    torch.set_deterministic_debug_mode("error")
     assert isinstance(planned()[0], CheckedFFT)
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        assert isinstance(planned()[0], CheckedFFT)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-    assert isinstance(planned()[0], CheckedFFT)
-    mode = torch.get_deterministic_debug_mode()
-    try:
-        torch.set_deterministic_debug_mode("error")
-        assert isinstance(planned()[0], CheckedFFT)
-        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-        clear_plans()
-        taken, words = planned()
-        assert not isinstance(taken, CheckedFFT)
-        assert "unless CUBLAS_WORKSPACE_CONFIG is :4096:8 or :16:8" in words
-        torch.set_deterministic_debug_mode("default")
-        assert isinstance(planned()[0], CheckedFFT)
-    finally:
-        torch.set_deterministic_debug_mode(mode)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     clear_plans()
+    taken, words = planned()
+    assert not isinstance(taken, CheckedFFT)
+    assert "unless CUBLAS_WORKSPACE_CONFIG is :4096:8 or :16:8" in words
+    torch.set_deterministic_debug_mode("default")
+    assert isinstance(planned()[0], CheckedFFT)
 
 
 @pytest.mark.parametrize("setting", ["tf32", "deterministic"])
 def test_matrix_products_respect_tf32_and_deterministic_mode(setting, with_triton, monkeypatch):
     """Otherwise measuring unfold would raise an error of cuBLAS, and running it would use TF32."""
-    torch.backends.cudnn.allow_tf32 = False
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    before, mode = torch.backends.cuda.matmul.allow_tf32, torch.get_deterministic_debug_mode()
-    try:
-        torch.set_deterministic_debug_mode("error" if setting == "deterministic" else "default")
-        torch.backends.cuda.matmul.allow_tf32 = setting == "tf32"
-        clear_plans()
-        make_plan(Problem.parse("n4c64-x32-o64-k3"), CUDA, torch.float32, Auto(measure=True))
-        assert "aten" in with_triton
-        assert not {"unfold", "fft"} & {*with_triton}
-        # TF32 is exact for halves, and float64 has none; complex products are as real ones.
-        allowed = setting == "tf32"
-        for dtype in (torch.float16, torch.float64):
-            assert bool(auto_module._against_products(dtype)) != allowed
-        torch.backends.cudnn.allow_tf32 = True
-        for dtype in (torch.float32, torch.complex64):
-            assert bool(auto_module._against_products(dtype)) != allowed
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-        torch.set_deterministic_debug_mode(mode)
-        clear_plans()
+    allowed = setting == "tf32"
+    torch.set_deterministic_debug_mode("default" if allowed else "error")
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    make_plan(Problem.parse("n4c64-x32-o64-k3"), CUDA, torch.float32, Auto(measure=True))
+    assert "aten" in with_triton
+    assert not {"unfold", "fft"} & {*with_triton}
+    # TF32 is exact for halves, and float64 has none; complex products are as real ones.
+    for dtype in (torch.float16, torch.float64):
+        assert bool(auto_module._against_products(dtype)) != allowed
+    torch.backends.cudnn.allow_tf32 = True
+    for dtype in (torch.float32, torch.complex64):
+        assert bool(auto_module._against_products(dtype)) != allowed
 
 
 def test_cuda_plan_respects_workspace_limit(with_triton):
     """aten's copy for an even kernel exceeds the limit; unfold is next, not the reference."""
-    clear_plans()
     plan = make_plan(Problem.parse("n64c64-x256-o64-k4-p1,2x1,2"), CUDA, torch.float32, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Unfold}
-    clear_plans()
 
 
 @pytest.mark.parametrize(
@@ -203,13 +168,10 @@ def test_triton_is_predicted_faster_where_pytorch_measured_slow(
     spelling, dtype, triton, with_triton
 ):
     """As timed on an H200; the plan measures nothing."""
-    torch.backends.cudnn.allow_tf32 = False
-    clear_plans()
     plan = make_plan(Problem.parse(spelling), CUDA, dtype, "auto")
     assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
     assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
     assert not with_triton
-    clear_plans()
 
 
 @pytest.mark.parametrize(
@@ -229,7 +191,6 @@ def test_triton_is_predicted_faster_where_pytorch_measured_slow(
 )
 def test_triton_in_channels_last_where_pytorch_measured_slow(spelling, dtype, triton, with_triton):
     """As timed on an H200; wisdom of contiguous images does not count."""
-    torch.backends.cudnn.allow_tf32 = False
     problem = Problem.parse(spelling)
     for map in MAPS:
         WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"unfold": 1e-9, "aten": 1.0})
@@ -241,7 +202,6 @@ def test_triton_in_channels_last_where_pytorch_measured_slow(spelling, dtype, tr
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_wisdom_of_contiguous_images_ignored_in_channels_last(layout, with_triton, monkeypatch):
-    torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
     for map in MAPS:
         WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"aten": 1e-9, "triton taps-4": 1.0})

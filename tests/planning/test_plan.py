@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from support.maps import all_operands
+from support.spies import Spy
 from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d
 from torch_corr.planning import plan as planner_module
 from torch_corr.planning.plan import clear_plans, make_plan
@@ -15,45 +17,23 @@ CPU = torch.device("cpu")
 PROBLEM = Problem.parse("n1c2-x5x5-o2-k3x3")
 
 
-class Loud(Naive):
-    """Naive that records its calls."""
-
-    name = "loud"
-    heard: list[tuple[str, str]] = []  # noqa: RUF012 - shared on purpose
-
-    def forward(self, problem, input, weight):
-        self.heard.append(("forward", str(problem)))
-        return super().forward(problem, input, weight)
-
-    def grad_input(self, problem, output, weight):
-        self.heard.append(("grad_input", str(problem)))
-        return super().grad_input(problem, output, weight)
-
-    def grad_weight(self, problem, input, output):
-        self.heard.append(("grad_weight", str(problem)))
-        return super().grad_weight(problem, input, output)
-
-
 def test_requested_algorithm_computes_all_maps():
     """Each map once, by an instance that is not registered."""
-    Loud.heard.clear()
+    spy = Spy()
     x = torch.randn(PROBLEM.input_shape, requires_grad=True)
     w = torch.randn(PROBLEM.weight_shape, requires_grad=True)
-    corr2d(x, w, algorithm=Loud()).sum().backward()
-    assert sorted(Loud.heard) == [(map, str(PROBLEM)) for map in sorted(MAPS)]
+    corr2d(x, w, algorithm=spy).sum().backward()
+    assert sorted(spy.requested) == sorted(MAPS)
 
 
 def test_plan_with_one_algorithm_for_each_map():
-    mixed = Plan(PROBLEM, CPU, torch.float64, "auto", Unfold(), Naive(), Loud())
-    Loud.heard.clear()
-    x, w, y = (
-        torch.randn(shape, dtype=torch.float64)
-        for shape in (PROBLEM.input_shape, PROBLEM.weight_shape, PROBLEM.output_shape)
-    )
+    spy = Spy()
+    mixed = Plan(PROBLEM, CPU, torch.float64, "auto", Unfold(), Naive(), spy)
+    x, w, y = all_operands(PROBLEM, torch.float64)
     assert torch.equal(mixed.run(x, w, None), Unfold().forward(PROBLEM, x, w))
     assert torch.equal(mixed.run(None, w, y), Naive().grad_input(PROBLEM, y, w))
-    assert torch.equal(mixed.run(x, None, y), Naive().grad_weight(PROBLEM, x, y))
-    assert Loud.heard == [("grad_weight", str(PROBLEM))]
+    assert torch.equal(mixed.run(x, None, y), Unfold().grad_weight(PROBLEM, x, y))
+    assert spy.requested == ["grad_weight"]
 
 
 def test_auto_takes_first_able_algorithm_for_small_problems():
@@ -77,15 +57,11 @@ def test_plans_are_cached():
 
 def test_cached_plan_depends_on_tf32_setting(monkeypatch):
     monkeypatch.setattr(planner_module, "_MAY_BE_CUDA", True)
-    made: list[bool] = []
+    made = []
     planned = planner_module.cached_plan(lambda: made.append(True))
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for allowed in (True, False, True, False):
-            torch.backends.cudnn.allow_tf32 = allowed
-            planned()
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    for allowed in (True, False, True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        planned()
     assert len(made) == 2
 
 

@@ -78,20 +78,18 @@ def test_bad_entry_rejects_whole_file(tmp_path):
 
 
 def test_key_distinguishes_tf32(pretend):
+    def dtype_of(dtype, device=CUDA):
+        return Key.of(SMALL, "forward", device, dtype).dtype
+
     pretend("H100")
     torch.backends.cudnn.allow_tf32 = True
-    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"
-    assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
-    assert Key.of(SMALL, "forward", CPU, torch.float32).dtype == "float32"
-    told = {d: Key.of(SMALL, "forward", CUDA, d).dtype for d in (torch.complex64, torch.complex128)}
-    assert [*told.values()] == ["complex64, convolutions in tf32", "complex128"]
+    assert dtype_of(torch.float32) == "tf32"
+    assert dtype_of(torch.float16) == "float16"
+    assert dtype_of(torch.float32, CPU) == "float32"
+    assert dtype_of(torch.complex64) == "complex64, convolutions in tf32"
+    assert dtype_of(torch.complex128) == "complex128"
     torch.backends.cudnn.allow_tf32 = False
-    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "float32"
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        told = Key.of(SMALL, "forward", CUDA, torch.float32).dtype
-        assert told == "float32, products in tf32"
-        assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    assert dtype_of(torch.float32) == "float32"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    assert dtype_of(torch.float32) == "float32, products in tf32"
+    assert dtype_of(torch.float16) == "float16"

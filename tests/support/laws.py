@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,6 +72,21 @@ def assert_right(
     """``result`` is right for the missing slot, within the algorithm's error model."""
     slots = input, weight, output
     require_right("result", result, problem, slots, errors=promise(algorithm))
+
+
+def assert_all_right(
+    results: Sequence[Tensor],
+    problem: Problem,
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    *,
+    algorithm: Algorithm | str,
+) -> None:
+    """The three results are the output, grad_input and grad_weight."""
+    slots = (x, w, None), (None, w, y), (x, None, y)
+    for result, (input, weight, output) in zip(results, slots):
+        assert_right(result, problem, input, weight, output, algorithm=algorithm)
 
 
 def assert_close(result: Tensor, expected: Tensor, bound: Tensor) -> None:

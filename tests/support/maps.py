@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,14 @@ OPERANDS = {
 def operands_of(map: str) -> tuple[str, ...]:
     """The names of a map's two operands, in the order in which it takes them."""
     return OPERANDS[map]
+
+
+def all_operands(
+    problem: Problem, dtype: torch.dtype = torch.float32, **options: Any
+) -> list[Tensor]:
+    """Normally distributed input, weight and output."""
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    return [torch.randn(shape, dtype=dtype, **options) for shape in shapes]
 
 
 def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:

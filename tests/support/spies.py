@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,25 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_corr import Problem, Unfold
+
+
+class Recorder(TorchDispatchMode):
+    """Records ``take(arguments)`` at each call of an operator, unless it is None."""
+
+    def __init__(self, operator: Any, take: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.operator, self.take = operator, take
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = self.take(args) if func is self.operator else None
+        if value is not None:
+            self.seen.append(value)
+        return func(*args, **(kwargs or {}))
+
+
+CONVOLUTION = torch.ops.aten.convolution.default
+BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class Sees(TorchDispatchMode):
