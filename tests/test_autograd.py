@@ -12,23 +12,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch._vmap_internals import _vmap
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from support.laws import algorithm_id, each_algorithm, each_choice
-from torch_corr import ALGORITHMS, Aten, Corr2d, Problem, corr2d
+from support.laws import each_algorithm, each_choice
+from support.spies import saved_by
+from torch_corr import Corr2d, Problem, corr2d
 from torch_corr.autograd import trilinear
 from torch_corr.planning.plan import make_plan
 from torch_corr.testing import operands, problems
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
 each_field = pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
-others = pytest.mark.parametrize(
-    "algorithm", [each for each in ALGORITHMS if each != Aten()], ids=algorithm_id
-)
 
 
 def correlate(problem, algorithm):
@@ -54,6 +51,14 @@ def some(problem, dtype, device):
         for shape in (problem.input_shape, problem.weight_shape)
     )
     return x, w
+
+
+def assert_equal_conv2d(results, algorithm):
+    """``results(function)`` yields the same for corr2d and conv2d."""
+    ours, theirs = (
+        list(results(each)) for each in (correlate(PROBLEM, algorithm), conv2d(PROBLEM))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 @each_choice
@@ -97,11 +102,10 @@ def test_third_order(algorithm, dtype, device):
             loss = sum((each.abs() ** 2).sum() for each in gradients)
         return torch.autograd.grad(loss, (x, w))
 
-    for ours, theirs in zip(third(correlate(PROBLEM, algorithm)), third(conv2d(PROBLEM))):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_equal_conv2d(third, algorithm)
 
 
-@others
+@each_choice
 @each_field
 def test_torch_func_transforms_equal_conv2d(algorithm, dtype, device):
     x, w = (value.detach() for value in some(PROBLEM, dtype, device))
@@ -129,8 +133,7 @@ def test_torch_func_transforms_equal_conv2d(algorithm, dtype, device):
             yield functional.hvp(loss, (x, w), (x, w))
             yield functional.vhp(loss, (x, w), (x, w))
 
-    for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_equal_conv2d(results, algorithm)
 
 
 @each_choice
@@ -155,13 +158,9 @@ def test_vmap_equals_loop(data, problem, in_dims, algorithm, device):
             for n in range(times)
         ]
     )
-    close = {"rtol": 1e-12, "atol": 1e-12}
-    torch.testing.assert_close(together, one_by_one, **close)
-    for ours, theirs in zip(
-        torch.autograd.grad(together.square().sum(), (x, w)),
-        torch.autograd.grad(one_by_one.square().sum(), (x, w)),
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(together, one_by_one, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(y.square().sum(), (x, w)) for y in (together, one_by_one)]
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
 @each_choice
@@ -240,33 +239,26 @@ def test_reverse_over_forward(algorithm, device):
 
 
 @each_algorithm
-def test_frozen_operand_costs_nothing(algorithm, device):
+@pytest.mark.parametrize("trained", [0, 1], ids=["input", "weight"])
+def test_frozen_operand_costs_nothing(trained, algorithm, device):
     """A frozen weight needs no grad_weight and saves no input; and vice versa."""
-    calls: list[str] = []
+    calls = []
 
     class Counting(type(algorithm)):
         def grad_input(self, *args):
-            calls.append("grad_input")
+            calls.append(0)
             return super().grad_input(*args)
 
         def grad_weight(self, *args):
-            calls.append("grad_weight")
+            calls.append(1)
             return super().grad_weight(*args)
 
-    for trained, expected in (("x", ["grad_input"]), ("w", ["grad_weight"])):
-        calls.clear()
-        x, w = (value.detach() for value in some(PROBLEM, torch.float64, device))
-        leaves = {"x": x, "w": w}
-        leaves[trained].requires_grad_()
-        saved: list[Tensor] = []
-        keep = partial(_note, saved)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-            y = correlate(PROBLEM, Counting())(x, w)
-        (kept,) = saved
-        other = leaves["w" if trained == "x" else "x"]
-        assert kept.data_ptr() == other.data_ptr()
-        y.sum().backward()
-        assert calls == expected
+    operands = [value.detach() for value in some(PROBLEM, torch.float64, device)]
+    operands[trained].requires_grad_()
+    y, (kept,) = saved_by(lambda: correlate(PROBLEM, Counting())(*operands))
+    assert kept.data_ptr() == operands[1 - trained].data_ptr()
+    y.sum().backward()
+    assert calls == [trained]
 
 
 @pytest.mark.parametrize("leaf", [True, False], ids=["leaf", "computed"])
@@ -279,9 +271,7 @@ def test_auto_saves_only_needed_operands(leaf):
         operands[trained].requires_grad_()
         if not leaf:
             operands[trained] = operands[trained] * 1
-        saved: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda kept: kept):
-            y = corr2d(*operands, bias, 2, 1, 1, 2)
+        y, saved = saved_by(partial(corr2d, *operands, bias, 2, 1, 1, 2))
         expected = operands if leaf else [operands[1 - trained]]
         assert [kept.data_ptr() for kept in saved] == [value.data_ptr() for value in expected]
         assert (y.grad_fn.name() == "ConvolutionBackward0") == leaf
@@ -294,18 +284,11 @@ def test_bias_trained_alone_saves_no_operands(algorithm, device):
     b = torch.ones(4, dtype=torch.float64, device=device, requires_grad=True)
     kept: list[int] = []
     for function in (partial(corr2d, algorithm=algorithm), F.conv2d):
-        saved: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(partial(_note, saved), lambda kept: kept):
-            y = function(x, w, b, 2, 1, 1, 2)
+        y, saved = saved_by(partial(function, x, w, b, 2, 1, 1, 2))
         (gradient,) = torch.autograd.grad(y.sum(), b)
         assert (gradient == y[:, 0].numel()).all()
         kept.append(len(saved))
     assert kept == [2 if algorithm == "auto" else 0, 2]
-
-
-def _note(notes, value):
-    notes.append(value)
-    return value
 
 
 def test_nothing_is_saved_without_gradients():
@@ -365,5 +348,4 @@ def test_functionalize(algorithm, device):
         assert not [node for node in graph.graph.nodes if str(node.target).endswith("_.default")]
         yield graph(x)
 
-    for ours, theirs in zip(results(correlate(PROBLEM, algorithm)), results(conv2d(PROBLEM))):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert_equal_conv2d(results, algorithm)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +13,20 @@ import torch
 from PIL import Image
 
 import torch_corr
+from support.processes import run_python
 from torch_corr import demo
 from torch_corr.__main__ import main
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As in :func:`run_module`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def run_module(*arguments, cwd, ahead=None):
-    """``python -m torch_corr`` in another directory; packages in ``ahead`` hide installed ones."""
-    path = [str(ahead)] if ahead else []
-    path += [str(Path(torch_corr.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, "-m", "torch_corr", *arguments],
-        cwd=cwd,
-        # Two threads wait for each other on a busy machine.
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+run_module = partial(run_python, "-m", "torch_corr")
 
 
 def picture(path, size=(40, 30)):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import runpy
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,26 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import torch_corr
+from support.processes import run_python
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TRAIN_DIGITS = EXAMPLES / "train_digits.py"
 REPLKNET_STEP = EXAMPLES / "replknet_step.py"
 
 
-def run(example, *arguments, cwd):
-    path = [str(Path(torch_corr.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        [sys.executable, str(example), *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-train_digits = partial(run, TRAIN_DIGITS)
+train_digits = partial(run_python, TRAIN_DIGITS)
 
 
 def largest_difference(text):
@@ -75,7 +61,7 @@ def test_train_digits_with_unfold(tmp_path):
 
 def test_replknet_step_has_equal_losses(tmp_path):
     """A narrow network on small images, where conversion saves no time."""
-    done = run(REPLKNET_STEP, "--width", "4", "--image", "64", "--steps", "1", cwd=tmp_path)
+    done = run_python(REPLKNET_STEP, "--width", "4", "--image", "64", "--steps", "1", cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     assert (done.returncode == 1) == ("The goal is 3 times as fast" in done.stderr)
     assert "34 layers converted, algorithm='auto'" in done.stdout

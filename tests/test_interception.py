@@ -43,12 +43,9 @@ CALLS = {
     "aten packet": lambda x, w, b: torch.ops.aten.conv2d(x, w, b, padding="valid", groups=2),
 }
 
-EVERY_WAY = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-EVEN_SAME = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
-
-@EVERY_WAY
-@EVEN_SAME
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_every_call_of_conv2d_is_redirected(call):
     """The algorithm computes the output and both gradients."""
     variables, spy = operands(), Spy()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 import torch_corr
+from support.processes import run_python
 from torch_corr import _torch_compat as compat
 from torch_corr.functional import has_own_functions
 
@@ -75,13 +74,7 @@ def test_public_replacements_agree():
 
 def test_import_prints_nothing():
     """Neither warnings nor PyTorch's log."""
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import torch_corr, torch_corr.testing"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=PACKAGE.parent,
-    )
+    run = run_python("-W", "error", "-c", "import torch_corr, torch_corr.testing")
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 

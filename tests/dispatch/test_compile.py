@@ -11,12 +11,13 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from support.laws import ABLE, algorithm_id
+from support.spies import saved_by
 from torch_corr import (
     Auto,
     Corr2d,
@@ -94,10 +95,8 @@ def test_ten_shapes_need_two_graphs(algorithm, backend):
         return corr2d(x, w, b, (1, 2), 1, 1, 2, algorithm=algorithm)
 
     for n in range(10):
-        x, w, b = some((n + 2, 4, 5 + n, 6 + n), (6, 2, 3, 2), (6,))
-        ours = with_gradients(captured, x, w, b)
-        theirs = with_gradients(lambda x, w, b: F.conv2d(x, w, b, (1, 2), 1, 1, 2), x, w, b)
-        close(ours, theirs)
+        operands = some((n + 2, 4, 5 + n, 6 + n), (6, 2, 3, 2), (6,))
+        agree(captured, lambda x, w, b: F.conv2d(x, w, b, (1, 2), 1, 1, 2), *operands)
     assert counter.frame_count == 2
 
 
@@ -274,15 +273,13 @@ def test_mismatched_data_dependent_channels_raise(algorithm):
 
 
 @pytest.mark.usefixtures("data_dependent")
-@pytest.mark.parametrize("algorithm", ["aten"])
-def test_data_dependent_sizes_under_inductor(algorithm):
+def test_data_dependent_sizes_under_inductor():
     def function(x, w, mask):
-        return corr2d(x[mask], w, padding=1, algorithm=algorithm)
+        return corr2d(x[mask], w, padding=1, algorithm="aten")
 
-    captured = torch.compile(function, fullgraph=True)
-    operands = some((7, 3, 9, 8), (4, 3, 3, 2))
-    ours = with_gradients(lambda x, w: captured(x, w, FIVE_OF_SEVEN), *operands)
-    close(ours, with_gradients(lambda x, w: function(x, w, FIVE_OF_SEVEN), *operands))
+    captured = compiled(function, backend="inductor")
+    ours, theirs = (lambda x, w, f=f: f(x, w, FIVE_OF_SEVEN) for f in (captured, function))
+    agree(ours, theirs, *some((7, 3, 9, 8), (4, 3, 3, 2)))
 
 
 @pytest.mark.usefixtures("data_dependent")
@@ -342,14 +339,7 @@ def test_only_operands_are_saved(algorithm, dynamic):
         return corr2d(x, w, padding=1, algorithm=algorithm)
 
     x, w = (value.requires_grad_() for value in some((2, 3, 6, 7), (4, 3, 3, 3)))
-    saved: list[Tensor] = []
-
-    def keep(value):
-        saved.append(value)
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
-        captured(x, w)
+    _, saved = saved_by(lambda: captured(x, w))
     assert {value.data_ptr() for value in saved} == {x.data_ptr(), w.data_ptr()}
     assert len(saved) == 2
 
@@ -418,8 +408,7 @@ def test_torch_func_inside_compiled_function(name, algorithm):
     if name == "jacfwd" and torch.__version__ < "2.13":
         pytest.skip("PyTorch before 2.13 compiles no jacfwd by two arguments, of F.conv2d neither")
     ours = transforms(lambda x, w: corr2d(x, w, algorithm=algorithm))[name]
-    captured = compiled(ours)
-    close(captured(), transforms(F.conv2d)[name]())
+    close(compiled(ours)(), transforms(F.conv2d)[name]())
 
 
 def test_gradients_through_torch_func_inside():
@@ -434,7 +423,7 @@ def test_gradients_through_torch_func_inside():
 
     operands = some((3, 2, 3, 5, 4), (2, 3, 2, 2))
     ours = compiled(inside(lambda x, w: corr2d(x, w, algorithm="unfold")))
-    close(with_gradients(ours, *operands), with_gradients(inside(F.conv2d), *operands))
+    agree(ours, inside(F.conv2d), *operands)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -461,7 +450,6 @@ def test_per_sample_gradients_of_a_network(backend):
 
 
 def test_algorithm_made_inside_keeps_its_options():
-
     @compiled
     def captured(x, w):
         return corr2d(x, w, algorithm=Unfold(workspace_limit=7))
@@ -502,7 +490,7 @@ def test_auto_made_inside_keeps_its_options():
         def captured(x, w):
             return corr2d(x, w, algorithm=Auto(measure=True, error="componentwise"))
 
-        close(with_gradients(captured, x, w), with_gradients(F.conv2d, x, w))
+        agree(captured, F.conv2d, x, w)
     key = Key.of(Problem.of(x.shape, w.shape), "forward", x.device, x.dtype)
     assert all(0 < seconds < 1 for seconds in WISDOM.seconds(key).values())
     assert "fft" not in WISDOM.seconds(key)

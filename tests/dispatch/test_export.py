@@ -47,18 +47,21 @@ def close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+HEIGHT_AND_WIDTH = {2: Dim("h", min=8, max=99), 3: Dim("w", min=8, max=99)}
+EXAMPLE = (torch.randn(2, 4, 10, 11),)
+each_strictness = pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+
+
 def targets(program):
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
 @each_geometry
-@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+@each_strictness
 def test_export_for_any_size(strict, padding, stride, mode):
     net = network(padding, stride, mode)
-    sizes = {0: Dim("n", max=99), 2: Dim("h", min=8, max=99), 3: Dim("w", min=8, max=99)}
-    program = torch.export.export(
-        net, (torch.randn(2, 4, 10, 11),), strict=strict, dynamic_shapes=(sizes,)
-    )
+    sizes = {0: Dim("n", max=99), **HEIGHT_AND_WIDTH}
+    program = torch.export.export(net, EXAMPLE, strict=strict, dynamic_shapes=(sizes,))
     for shape in ((3, 4, 9, 13), (2, 4, 12, 8)):
         x = torch.randn(shape)
         close(program.module()(x), net(x))
@@ -83,22 +86,18 @@ def test_every_algorithm_is_exported_as_conv2d(algorithm):
     assert not any("torch_corr" in kind or "Python" in kind for kind in kinds)
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+@each_strictness
 def test_export_same_padding_with_stride_for_any_size(strict):
     """Odd and even sizes pad differently, in one program."""
     net = network("same", 2)
-    program = torch.export.export(
-        net,
-        (torch.randn(2, 4, 10, 11),),
-        strict=strict,
-        dynamic_shapes=({2: Dim.AUTO, 3: Dim.AUTO},),
-    )
+    sizes = {2: Dim.AUTO, 3: Dim.AUTO}
+    program = torch.export.export(net, EXAMPLE, strict=strict, dynamic_shapes=(sizes,))
     for size in range(8, 12):
         x = torch.randn(2, 4, size, 19 - size)
         close(program.module()(x), net(x))
 
 
-@pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
+@each_strictness
 @pytest.mark.parametrize("part", ["rows", "images"])
 def test_export_with_data_dependent_sizes(part, strict):
     class Net(nn.Module):
@@ -132,7 +131,7 @@ def test_export_of_many_strided_layers_padded_to_same():
 def test_trace(padding, stride, mode):
     """For any size, saved and loaded, without Python operators and without a warning."""
     net = network(padding, stride, mode)
-    traced = torch.jit.trace(net, torch.randn(2, 4, 10, 11))
+    traced = torch.jit.trace(net, EXAMPLE)
     file = io.BytesIO()
     torch.jit.save(traced, file)
     file.seek(0)
@@ -143,7 +142,7 @@ def test_trace(padding, stride, mode):
 
 def test_trace_for_one_size_warns():
     with pytest.warns(torch.jit.TracerWarning, match="keeps what is right for 10x11 pixels"):
-        torch.jit.trace(network("same", 2), torch.randn(2, 4, 10, 11))
+        torch.jit.trace(network("same", 2), EXAMPLE)
 
 
 @each_geometry
@@ -160,7 +159,7 @@ def test_script(padding, stride, mode):
 def test_script_refuses_unsupported_padding_and_functions():
     scripted = torch.jit.script(network("same", 2))
     with pytest.raises(torch.jit.Error, match="padding='same' with a stride depends on the input"):
-        scripted(torch.randn(2, 4, 10, 11))
+        scripted(*EXAMPLE)
 
     def caller(x, w):
         return corr2d(x, w)
@@ -188,50 +187,30 @@ def test_symbolic_trace_of_convolve2d():
 
 @pytest.mark.filterwarnings("ignore")  # from the exporter itself
 @pytest.mark.parametrize(
-    ("padding", "stride", "convolutions"),
-    [(1, 2, ["Conv", "Relu", "Conv"]), (((1, 0), (2, 3)), 1, ["Conv", "Relu", "Conv"])],
+    ("padding", "stride", "mode", "shapes"),
+    [
+        (1, 2, "zeros", [(3, 4, 10, 11)]),
+        (((1, 0), (2, 3)), 1, "zeros", [(3, 4, 10, 11)]),
+        ("same", 2, "zeros", [(2, 4, size, 19 - size) for size in range(8, 12)]),
+        (((1, 0), (13, 14)), 1, "circular", [(2, 4, size, 19 - size) for size in range(8, 12)]),
+    ],
     ids=str,
 )
-def test_onnx(padding, stride, convolutions):
-    """Conv nodes, asymmetric padding included; onnxruntime computes the same values."""
+def test_onnx(padding, stride, mode, shapes):
+    """For any batch or image size; onnxruntime computes the same values."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    net = network(padding, stride)
-    file = io.BytesIO()
-    torch.onnx.export(
-        net,
-        (torch.randn(2, 4, 10, 11),),
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes=({0: Dim("n", max=99)},),
-    ).save(file)
-    nodes = onnx.load_from_string(file.getvalue()).graph.node
-    assert [node.op_type for node in nodes] == convolutions
-    session = onnxruntime.InferenceSession(file.getvalue())
-    x = torch.randn(3, 4, 10, 11)
-    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    close(torch.from_numpy(y), net(x))
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("padding", "stride", "mode"),
-    [("same", 2, "zeros"), (((1, 0), (13, 14)), 1, "circular")],
-    ids=str,
-)
-def test_onnx_for_any_size(padding, stride, mode):
-    """ "same" with a stride, and circular padding that repeats the image."""
-    onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = network(padding, stride, mode)
     file = io.BytesIO()
-    sizes = {2: Dim("h", min=8, max=99), 3: Dim("w", min=8, max=99)}
-    torch.onnx.export(
-        net, (torch.randn(2, 4, 10, 11),), dynamo=True, verbose=False, dynamic_shapes=(sizes,)
-    ).save(file)
+    any_batch = len(shapes) == 1
+    sizes = {0: Dim("n", max=99)} if any_batch else HEIGHT_AND_WIDTH
+    torch.onnx.export(net, EXAMPLE, dynamo=True, verbose=False, dynamic_shapes=(sizes,)).save(file)
+    if any_batch:
+        nodes = onnx.load_from_string(file.getvalue()).graph.node
+        assert [node.op_type for node in nodes] == ["Conv", "Relu", "Conv"]
     session = onnxruntime.InferenceSession(file.getvalue())
-    for size in range(8, 12):
-        x = torch.randn(2, 4, size, 19 - size)
+    for shape in shapes:
+        x = torch.randn(shape)
         (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         close(torch.from_numpy(y), net(x))
 
@@ -240,9 +219,7 @@ def test_onnx_for_any_size(padding, stride, mode):
 def test_aot_inductor_package(tmp_path):
     """For any batch size."""
     net = network(((1, 0), (2, 3)))
-    program = torch.export.export(
-        net, (torch.randn(2, 4, 10, 11),), dynamic_shapes=({0: Dim("n", max=99)},)
-    )
+    program = torch.export.export(net, EXAMPLE, dynamic_shapes=({0: Dim("n", max=99)},))
     package = torch._inductor.aoti_compile_and_package(
         program,
         package_path=str(tmp_path / "net.pt2"),

@@ -28,6 +28,7 @@ from torch_corr import (
 X = torch.ones(2, 4, 7, 8)
 W = torch.ones(6, 4, 3, 2)
 B = torch.ones(6)
+NAMES = [each.name for each in ALGORITHMS]
 
 # (arguments, what the message must say); F.conv2d refuses each of them too.
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -146,25 +147,26 @@ def test_devices_must_agree():
         corr2d(meta[0], meta[1].double())
 
 
-def test_unknown_names():
-    with pytest.raises(ValueError, match=r"unknown algorithm 'unfol'; did you mean 'unfold'\?"):
-        corr2d(X, W, algorithm="unfol")
-    with pytest.raises(
-        ValueError, match="'auto', " + ", ".join(repr(each.name) for each in ALGORITHMS)
-    ):
-        corr2d(X, W, algorithm="zzz")
-    with pytest.raises(
-        TypeError, match="algorithm must be a name, an Auto or an Algorithm, got None"
-    ):
-        corr2d(X, W, algorithm=None)
-    with pytest.raises(TypeError, match="algorithm must be a name, an Auto or an Algorithm"):
-        corr2d(X, W, algorithm=Unfold)
-    with pytest.raises(TypeError, match=r"an Auto or an Algorithm, got \['aten'\] of type list"):
-        corr2d(X, W, algorithm=["aten"])
-    with pytest.raises(ValueError, match=r"padding_mode 'relect'; did you mean 'reflect'\?"):
-        corr2d(X, W, padding=1, padding_mode="relect")
-    with pytest.raises(ValueError, match="unknown padding_mode None"):
-        corr2d(X, W, padding_mode=None)
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"algorithm": "unfol"}, ValueError, r"unknown algorithm 'unfol'; did you mean 'unfold'\?"),
+        ({"algorithm": "zzz"}, ValueError, ", ".join(["'auto'", *map(repr, NAMES)])),
+        ({"algorithm": None}, TypeError, "must be a name, an Auto or an Algorithm, got None"),
+        ({"algorithm": Unfold}, TypeError, "algorithm must be a name, an Auto or an Algorithm"),
+        ({"algorithm": ["aten"]}, TypeError, r"an Algorithm, got \['aten'\] of type list"),
+        (
+            {"padding_mode": "relect", "padding": 1},
+            ValueError,
+            r"padding_mode 'relect'; did you mean 'reflect'\?",
+        ),
+        ({"padding_mode": None}, ValueError, "unknown padding_mode None"),
+    ],
+    ids=str,
+)
+def test_unknown_names(changes, error, message):
+    with pytest.raises(error, match=message):
+        corr2d(X, W, **changes)
 
 
 def test_refusal_of_named_algorithm():
@@ -195,10 +197,10 @@ def test_padding_beyond_what_the_mode_can_fill(mode, padding, message):
         corr2d(X, W, padding=padding, padding_mode=mode)
 
 
-def test_padding_of_empty_images():
-    for mode in ("replicate", "circular"):
-        with pytest.raises(RuntimeError, match=f"padding_mode='{mode}' can fill from 0 pixels"):
-            corr2d(X[:, :, :0], W, padding=2, padding_mode=mode)
+@pytest.mark.parametrize("mode", ["replicate", "circular"])
+def test_padding_of_empty_images(mode):
+    with pytest.raises(RuntimeError, match=f"padding_mode='{mode}' can fill from 0 pixels"):
+        corr2d(X[:, :, :0], W, padding=2, padding_mode=mode)
 
 
 # Constructor arguments that nn.Conv2d refuses, when made or when first called.

@@ -43,6 +43,18 @@ class Sees(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def saved_by(call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
+    """The result of a call, and the tensors that autograd saves for it."""
+    saved: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        saved.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        return call(), saved
+
+
 @dataclass(frozen=True, eq=False)
 class Spy(Unfold):
     """Unfold that records the maps it computes."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from time import monotonic
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from support.processes import run_python
 from torch_corr.testing import CLAIMS, LAWS, Case, NonConformance, check_corr2d, find_law, problems
 
 
@@ -41,12 +40,7 @@ def test_counterexample_is_a_failing_program():
     (failure,) = report.failures
     assert failure.counterexample is not None
     assert "n1c1-x1x1-o1-k1x1" in failure.counterexample.snippet
-    run = subprocess.run(
-        [sys.executable, "-c", failure.counterexample.snippet],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_python("-c", failure.counterexample.snippet)
     assert run.returncode == 1
     assert "has shape (1, 0, 1, 1), not (1, 1, 1, 1)" in run.stderr
 
@@ -57,8 +51,7 @@ def test_trace_keeps_the_case_of_a_crash(tmp_path):
         f"trace = Path({str(tmp_path / 'x')!r})\n"
         "check_corr2d(lambda *a, **k: os._exit(3), examples=1, trace=trace)"
     )
-    run = subprocess.run([sys.executable, "-c", program], check=False)
-    assert run.returncode == 3
+    assert run_python("-c", program).returncode == 3
     assert "recheck('accepts', fn, case)" in (tmp_path / "x").read_text()
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,18 +15,13 @@ from torch import nn
 
 import torch_corr
 from support import planted
+from support.processes import run_python
 from torch_corr.testing import Normwise, Report, check, check_corr2d
 from torch_corr.testing.subject import spelling
 from torch_corr.testing.verify import ProgressBar, main
 
 QUICK = ["--laws", "accepts,values", "--examples", "3"]
 CONV2D = "torch.nn.functional:conv2d"
-
-
-def run(program, cwd):
-    return subprocess.run(
-        [sys.executable, *program], cwd=cwd, capture_output=True, text=True, check=False
-    )
 
 
 def test_verify_command_writes_report(tmp_path):
@@ -38,7 +31,7 @@ def test_verify_command_writes_report(tmp_path):
         "def conv2d(*args, **kwargs):\n    return 2 * F.conv2d(*args, **kwargs)\n"
     )
     arguments = "-m torch_corr verify mine:conv2d --device cpu --dtype bfloat16 --budget 3s"
-    told = run([*arguments.split(), "--json", "report.json"], tmp_path)
+    told = run_python(*arguments.split(), "--json", "report.json", cwd=tmp_path)
     assert told.returncode == 1, told.stderr
     assert told.stdout.startswith("mine.conv2d on cpu (torch ")
     report = json.loads((tmp_path / "report.json").read_text())
@@ -46,7 +39,7 @@ def test_verify_command_writes_report(tmp_path):
     (snippet, *_) = [
         each["counterexample"]["snippet"] for each in report["verdicts"] if each["law"] == "values"
     ]
-    shown = run(["-c", snippet], tmp_path)
+    shown = run_python("-c", snippet, cwd=tmp_path)
     assert shown.returncode == 1
     assert "Violation: output" in shown.stderr
 
@@ -126,7 +119,7 @@ def test_conformance_tests_in_another_project(tmp_path):
         "from my_kernels import conv2d\n"
         'test_conv2d = conformance_tests(conv2d, examples=4, without=["zero_sizes"])\n'
     )
-    told = run(["-m", "pytest", "-q", "-p", "no:cacheprovider"], tmp_path)
+    told = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
     assert told.returncode == 1
     failed = {
         line.split("[")[1].split("]")[0]
