@@ -31,7 +31,7 @@ settings.load_profile("laws")
 # Tests plan for the shipped machine, whatever the user has calibrated.
 os.environ["TORCH_CORR_MACHINE"] = os.devnull + ".none"
 
-# cuBLAS repeats its results only with this, and PyTorch warns where determinism is asked for.
+# cuBLAS repeats its results only with this, and PyTorch warns if determinism is on.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -50,11 +50,11 @@ def found(tmp_path_factory):
         for rank in ranks
     ]
     try:
-        said = [process.communicate(timeout=300)[0] for process in processes]
+        message = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * len(ranks), "\n".join(said)
+    assert [process.returncode for process in processes] == [0] * len(ranks), "\n".join(message)
     return [torch.load(folder / f"found-{rank}.pt", weights_only=False) for rank in ranks]
 
 
@@ -121,5 +121,5 @@ def test_dtensor_placements_equal_conv2d(found, algorithm):
 
 def test_mixed_dtensor_and_tensor_are_refused(found):
     for each in found:
-        for said in each["as conv2d"]["mixed"]:
-            assert "mixed torch.Tensor and DTensor" in said
+        for message in each["as conv2d"]["mixed"]:
+            assert "mixed torch.Tensor and DTensor" in message

@@ -90,7 +90,7 @@ LEFT_ALONE = [
 
 
 @pytest.fixture(autouse=True)
-def _afresh():
+def _reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

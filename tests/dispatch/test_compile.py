@@ -49,7 +49,7 @@ each_choice = pytest.mark.parametrize("algorithm", CHOICES, ids=algorithm_id)
 
 
 @pytest.fixture(autouse=True)
-def _afresh():
+def _reset_dynamo():
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -34,7 +34,7 @@ def in_channels_last():
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
+def unfold_everywhere(monkeypatch):
     """Assume that PyTorch is slow in channels_last, and choose unfold, which ignores layouts."""
     monkeypatch.setattr(Aten, "keeps_channels_last", lambda *_: False)
     monkeypatch.setattr(auto_module, "_quickest", lambda _: Unfold())
@@ -44,7 +44,7 @@ def elsewhere(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
-def test_other_algorithms_keep_channels_last(backend, elsewhere):
+def test_other_algorithms_keep_channels_last(backend, unfold_everywhere):
     """In the output and the input's gradient, although the output's gradient is contiguous."""
     x, w = in_channels_last()
 
@@ -60,7 +60,7 @@ def test_other_algorithms_keep_channels_last(backend, elsewhere):
     torch.testing.assert_close(y, F.conv2d(x, w, padding=3, groups=8))
 
 
-def test_operators_return_requested_channels_last(elsewhere):
+def test_operators_return_requested_channels_last(unfold_everywhere):
     x, w = (each.detach() for each in in_channels_last())
     y = torch.randn(2, 8, 20, 24)
     geometry = [1, 1], [3, 3, 3, 3], [1, 1], encode_algorithm(Auto(channels_last=True))
@@ -76,9 +76,11 @@ def test_operators_return_requested_channels_last(elsewhere):
 def test_explain_mentions_channels_last(capsys):
     x, w = in_channels_last()
     explain(x, w, padding=3, groups=8)
-    told = capsys.readouterr().out
-    assert told.count("> aten") == 3
-    assert "ruled out: images in channels_last stay with PyTorch, which hands the layout on" in told
+    printed = capsys.readouterr().out
+    assert printed.count("> aten") == 3
+    assert (
+        "ruled out: images in channels_last stay with PyTorch, which hands the layout on" in printed
+    )
     explain(x.detach().contiguous(), w, padding=3, groups=8)
     assert "channels_last" not in capsys.readouterr().out
 

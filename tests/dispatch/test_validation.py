@@ -102,7 +102,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 def refusal(function, *args, **kwargs):
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - the type is what is asked for
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the test compares the type
         function(*args, **kwargs)
     return caught.value
 

@@ -16,7 +16,7 @@ from torch_corr.planning.plan import clear_plans
 
 
 @pytest.fixture(autouse=True)
-def nothing_known():
+def _no_wisdom():
     """No wisdom, and one thread, because two wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def nothing_known():
 
 
 @pytest.fixture
-def pretend(monkeypatch):
+def pretend_device(monkeypatch):
     """Pretend that a CUDA device with these properties exists."""
     forget_refusals = triton_module._where_refusals.cache_clear
 
@@ -58,9 +58,9 @@ def pretend(monkeypatch):
 
 
 @pytest.fixture
-def with_triton(pretend, monkeypatch):
+def with_triton(pretend_device, monkeypatch):
     """Pretend that there is an H100 with Triton, the fastest; lists what is timed."""
-    pretend("H100")
+    pretend_device("H100")
     timed: list[str] = []
 
     def times(algorithms, *_):

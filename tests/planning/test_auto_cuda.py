@@ -20,9 +20,9 @@ from torch_corr.planning.wisdom import WISDOM, Key
 CUDA = torch.device("cuda")
 
 
-def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend):
+def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend_device):
     """Without Triton only PyTorch has predictions."""
-    pretend("H100")
+    pretend_device("H100")
     problem = Problem.parse("n8c64-x56-o64-k3-p1")
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
@@ -58,7 +58,7 @@ def test_large_kernel_takes_checked_fft_with_triton_fallback(measured, with_trit
     assert str(plan).count("normwise; each result is checked, else triton") == 3
     plan = make_plan(problem, CUDA, dtype, Auto(error="componentwise"))
     assert not any(isinstance(getattr(plan, map), CheckedFFT) for map in MAPS)
-    # Predicted with TF32, PyTorch is quicker than either.
+    # Predicted with TF32, PyTorch is faster than both.
     clear_plans()
     torch.backends.cudnn.allow_tf32 = True
     assert isinstance(make_plan(problem, CUDA, dtype, "auto").forward, Aten) or measured
@@ -79,10 +79,10 @@ def test_checked_fft_needs_a_fallback(with_triton, monkeypatch):
     problem, dtype = Problem.parse("n4c64-x128-o64-k16"), torch.float32
     WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), {"fft, checked": 0.4, "aten": 5.0})
     limit = FFT().workspace(problem, "forward", CUDA, dtype)
-    taken = Triton().workspace
+    workspace = Triton().workspace
     monkeypatch.setattr(Triton, "workspace", lambda *_: limit + 1)
     assert isinstance(Auto(workspace_limit=limit).choose("forward", problem, CUDA, dtype), Aten)
-    monkeypatch.setattr(Triton, "workspace", taken)
+    monkeypatch.setattr(Triton, "workspace", workspace)
     monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ("not today",))
     clear_plans()
     plan = make_plan(problem, CUDA, dtype, "auto")
@@ -117,8 +117,8 @@ def test_fft_respects_deterministic_mode_and_ignores_tf32(with_triton, monkeypat
     assert isinstance(planned()[0], CheckedFFT)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     clear_plans()
-    taken, words = planned()
-    assert not isinstance(taken, CheckedFFT)
+    chosen, words = planned()
+    assert not isinstance(chosen, CheckedFFT)
     assert "unless CUBLAS_WORKSPACE_CONFIG is :4096:8 or :16:8" in words
     torch.set_deterministic_debug_mode("default")
     assert isinstance(planned()[0], CheckedFFT)

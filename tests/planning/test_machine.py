@@ -39,9 +39,9 @@ def test_calibration_is_read_from_its_path(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_gpu_rates_match_data_sheets(name, pretend):
+def test_gpu_rates_match_data_sheets(name, pretend_device):
     """Within 1%."""
-    pretend(name)
+    pretend_device(name)
     stated = DEVICES[name][1]
     dtypes = (torch.float32, torch.float32, torch.bfloat16, torch.float64)
     for tf32, dtype, flops in zip((False, True, True, True), dtypes, stated[1:]):
@@ -51,24 +51,24 @@ def test_gpu_rates_match_data_sheets(name, pretend):
         assert rates.bytes == pytest.approx(stated[0], rel=0.01)
 
 
-def test_assumed_rates_are_explained(pretend, monkeypatch):
-    pretend("GB10")
+def test_assumed_rates_are_explained(pretend_device, monkeypatch):
+    pretend_device("GB10")
     problem = Problem.parse("n1c1-x64-o1-k3")
     printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
     assert "predicted for GB10 (no memory clock stated: 200 GB/s assumed)" in printed
     monkeypatch.setitem(DEVICES, "GB10", ((12, 1, 48, 0, 0, 0), DEVICES["GB10"][1]))
-    pretend("GB10")
+    pretend_device("GB10")
     clear_plans()
     printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
     assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
 
 
-def test_gpu_rates_match_pytorchs_device_limits(pretend):
+def test_gpu_rates_match_pytorchs_device_limits(pretend_device):
     """``torch.cuda._device_limits`` knows some devices."""
     limits = pytest.importorskip("torch.cuda._device_limits")
     torch.backends.cudnn.allow_tf32 = True
     for name in ("A100", "H100"):
-        pretend(name)
+        pretend_device(name)
         theirs = limits.GPULimits(CUDA)
         for dtype in (torch.float32, torch.float16, torch.float64):
             rates = machine_of(CUDA, dtype).rates(dtype)
@@ -77,9 +77,9 @@ def test_gpu_rates_match_pytorchs_device_limits(pretend):
 
 
 @pytest.mark.parametrize("way", [Aten(), Triton()], ids=lambda each: each.name)
-def test_depthwise_cost_is_independent_of_matrix_units(way, pretend):
+def test_depthwise_cost_is_independent_of_matrix_units(way, pretend_device):
     """A layer of ConvNeXt: the cost counts matrix products, which are faster in halves and TF32."""
-    pretend("H100")
+    pretend_device("H100")
     problem = Problem.parse("n128c96-x56-o96-k7-p3-g96")
 
     def seconds(dtype, tf32):

@@ -50,17 +50,17 @@ def test_slow_algorithm_has_longer_time():
 
 
 def test_timing_synchronizes_accelerators(monkeypatch):
-    heard: list[str] = []
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: heard.append(str(where)))
+    calls = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda where: calls.append(str(where)))
     for device, waits in (("mps", ["mps"]), ("xpu:1", ["xpu:1"]), ("cpu", []), ("meta", [])):
-        heard.clear()
-        stopwatch._timed(torch.device(device), lambda: heard.append("work"))
-        assert heard == [*waits, "work", *waits]
+        calls.clear()
+        stopwatch._timed(torch.device(device), lambda: calls.append("work"))
+        assert calls == [*waits, "work", *waits]
 
 
 def test_slow_algorithm_is_timed_once(monkeypatch):
     monkeypatch.setattr(stopwatch, "_LONG", 0.01)
-    runs: list[float] = []
+    runs = []
     slow = Sleeper(pause=0.02)
     monkeypatch.setattr(
         Sleeper, "forward", lambda self, *of: (runs.append(self.pause), Unfold().forward(*of))[1]

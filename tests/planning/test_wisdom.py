@@ -77,11 +77,11 @@ def test_bad_entry_rejects_whole_file(tmp_path):
     assert len(WISDOM) == 0
 
 
-def test_key_distinguishes_tf32(pretend):
+def test_key_distinguishes_tf32(pretend_device):
     def dtype_of(dtype, device=CUDA):
         return Key.of(SMALL, "forward", device, dtype).dtype
 
-    pretend("H100")
+    pretend_device("H100")
     torch.backends.cudnn.allow_tf32 = True
     assert dtype_of(torch.float32) == "tf32"
     assert dtype_of(torch.float16) == "float16"

@@ -35,11 +35,11 @@ def main(seeds: int) -> int:
         rows.append(row(*described(bug), f"{len(caught)} of {seeds}", found))
         print(rows[-1], flush=True)
     total = len(BUGS) * seeds
-    said = f"{len(BUGS)} bugs, {seeds} seeds: missed {missed} of {total}."
-    print(said)
+    summary = f"{len(BUGS)} bugs, {seeds} seeds: missed {missed} of {total}."
+    print(summary)
     laws = ["| law | dtypes | it says |", _rule(3), *(row(*spoken(law)) for law in LAWS)]
     page = PAGE.read_text()
-    for name, lines in (("laws", laws), ("bugs", [*rows, "", said])):
+    for name, lines in (("laws", laws), ("bugs", [*rows, "", summary])):
         text = "\n".join(["", *lines, "", ""])
         page = re.sub(
             _TABLE.format(name=name), lambda _, text=text: text, page, count=1, flags=re.DOTALL

@@ -139,7 +139,7 @@ class Case:
     Attributes:
         spelling: the problem.
         placements: of input, weight and output.
-        algorithm: that is asked for.
+        algorithm: the name of one, or "auto".
     """
 
     spelling: str

@@ -822,7 +822,7 @@ plant_all(
 
 @bug("memory_formats")
 def strides_of_single_channels_trusted(p, x, w, b):
-    """The stride of a channel axis of size 1 is taken for the size of a plane."""
+    """The stride of a channel axis of size 1 is used as the size of a plane."""
     plane = p.size[0] * p.size[1]
     if p.in_channels == 1 and x.stride(1) not in (plane, 1) and x.stride()[2:] == (p.size[1], 1):
         x = x.flip(2)
@@ -894,7 +894,7 @@ def last_row_left_unwritten(p, x, w, b):
 
 @bug("stale_memory")
 def padding_left_unwritten_in_scratch(p, x, w, b):
-    """The image is laid out in scratch of its own, whose borders are taken to be zero."""
+    """The image is laid out in scratch of its own, whose borders are assumed to be zero."""
     image = pad_zeros(p, x)
     scratch = torch.tensor([], dtype=x.dtype)
     scratch.set_(torch.UntypedStorage(image.numel() * x.element_size())).resize_(image.shape)

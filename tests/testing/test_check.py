@@ -74,7 +74,7 @@ def test_refusals_are_not_passes():
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda y: None, "output is a NoneType, not a tensor"),
         (lambda y: (y,), "output is a tuple, not a tensor"),
@@ -86,7 +86,7 @@ def test_refusals_are_not_passes():
         (lambda y: y.to_sparse(), "output has layout torch.sparse_coo, not torch.strided"),
     ],
 )
-def test_wrong_return_values_are_failures(spoil, said):
+def test_wrong_return_values_are_failures(spoil, message):
     """Every law has a verdict, and the first failure says what came back."""
 
     def fn(*args, **keywords):
@@ -97,7 +97,7 @@ def test_wrong_return_values_are_failures(spoil, said):
     first = report.failures[0]
     assert first.law == "accepts"
     assert first.counterexample is not None
-    assert first.counterexample.message == said
+    assert first.counterexample.message == message
     assert {"values", "gradients", "batch", "threads"} - set(report.failed_laws()) <= {"threads"}
 
 

@@ -176,5 +176,5 @@ def test_counterexample_prints_a_problem_to_paste():
 
     with pytest.raises(AssertionError) as caught:
         law()
-    said = " ".join("\n".join(caught.value.__notes__).split())
-    assert "problem=Problem(batch=1, in_channels=2, size=" in said
+    message = " ".join("\n".join(caught.value.__notes__).split())
+    assert "problem=Problem(batch=1, in_channels=2, size=" in message

@@ -31,9 +31,9 @@ def test_verify_command_writes_report(tmp_path):
         "def conv2d(*args, **kwargs):\n    return 2 * F.conv2d(*args, **kwargs)\n"
     )
     arguments = "-m torch_corr verify mine:conv2d --device cpu --dtype bfloat16 --budget 3s"
-    told = run_python(*arguments.split(), "--json", "report.json", cwd=tmp_path)
-    assert told.returncode == 1, told.stderr
-    assert told.stdout.startswith("mine.conv2d on cpu (torch ")
+    run = run_python(*arguments.split(), "--json", "report.json", cwd=tmp_path)
+    assert run.returncode == 1, run.stderr
+    assert run.stdout.startswith("mine.conv2d on cpu (torch ")
     report = json.loads((tmp_path / "report.json").read_text())
     assert not report["passed"]
     (snippet, *_) = [
@@ -119,17 +119,17 @@ def test_conformance_tests_in_another_project(tmp_path):
         "from my_kernels import conv2d\n"
         'test_conv2d = conformance_tests(conv2d, examples=4, without=["zero_sizes"])\n'
     )
-    told = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
-    assert told.returncode == 1
+    run = run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tmp_path)
+    assert run.returncode == 1
     failed = {
         line.split("[")[1].split("]")[0]
-        for line in told.stdout.splitlines()
+        for line in run.stdout.splitlines()
         if line.startswith("FAILED")
     }
     assert "values-float32" in failed
     assert "accepts-float32" not in failed
     assert "determinism-float32" not in failed
-    assert "recheck('values', fn, case)" in told.stdout
+    assert "recheck('values', fn, case)" in run.stdout
 
 
 class Layer(nn.Module):
