@@ -120,12 +120,17 @@ def plant(
     errors: str = "componentwise",
 ) -> None:
     """Make a bug of ``change(p, x, w, bias) -> y``."""
+    BUGS.append(Bug(callable_of(change, name), law, dtype, claims, errors, name, what))
+
+
+def callable_of(change: Callable[..., Tensor], name: str = "fn") -> Callable[..., Tensor]:
+    """``change(p, x, w, bias)`` with the signature of ``F.conv2d``."""
 
     def fn(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
         return change(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
 
     fn.__name__ = name
-    BUGS.append(Bug(fn, law, dtype, claims, errors, name, what))
+    return fn
 
 
 def bug(law: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:

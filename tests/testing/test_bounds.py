@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from support.planted import assemble, problem_of, winograd
+from support.planted import assemble, callable_of, tf32, winograd
 from torch_corr import FFT, MAPS, Naive, Problem
 from torch_corr.testing import (
     TF32_READING,
@@ -29,16 +29,8 @@ THREE_BY_THREE = problems(
 )
 
 
-def wino(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return winograd(problem_of(x, w, stride, padding, dilation, groups), x, w, bias)
-
-
-def reads_tf32(x, w, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    def cut(value):
-        kept = (value.detach().view(torch.int32) & ~0x1FFF).view(torch.float32)
-        return value + (kept - value).detach()
-
-    return assemble(problem_of(x, w, stride, padding, dilation, groups), cut(x), cut(w), bias)
+wino = callable_of(winograd)
+reads_tf32 = callable_of(lambda p, x, w, b: assemble(p, tf32(x), tf32(w), b))
 
 
 @pytest.mark.parametrize(("tile", "taps"), [(1, 3), (2, 3), (4, 3), (6, 3), (2, 5), (5, 2)])
