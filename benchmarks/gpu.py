@@ -179,7 +179,11 @@ def steps(out: Path, cores: int | None = None) -> tuple[Step, ...]:
             "repeatability, graphs, streams, more than 2**31 pixels",
             max(1, min(3, cores // 4)),
             # Others compile for devices that are not there.
-            *("tests/algorithms/test_triton.py", "-k", "not compile and not tables and not float32_is"),
+            *(
+                "tests/algorithms/test_triton.py",
+                "-k",
+                "not compile and not tables and not float32_is",
+            ),
         ),
         kit("triton", "--dtype", FLOATS),
         held("float32", "--dtypes", "float32"),

@@ -1,7 +1,7 @@
 """Runs the tests with several versions of PyTorch and writes docs/pytorch-versions.md.
 
     python tools/versions.py                             # every version, every test: hours
-    python tools/versions.py 2.11.0 2.15.0 --tests tests/test_operators.py tests/dispatch/test_compile.py
+    python tools/versions.py 2.11.0 2.15.0 --tests tests/test_operators.py tests/test_problem.py
     python tools/versions.py 2.15.0 --environments ~/torches   # kept, for the next time
 
 Each version has an environment of its own, with PyTorch, the package and its extra ``test``;
