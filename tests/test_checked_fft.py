@@ -143,20 +143,6 @@ def test_usual_images_are_certified(map: MapName, dtype: torch.dtype, text: str)
 
 
 @pytest.mark.parametrize("map", MAPS)
-@pytest.mark.parametrize("text", PROBLEMS)
-def test_results_are_recomputed_by_the_definition(map: MapName, text: str) -> None:
-    """Any of them, with padding, stride, dilation and groups; in one piece and in many."""
-    problem = Problem.parse(text)
-    operands = some(problem, map, torch.float64)
-    expected = getattr(Naive(), map)(problem, *operands)
-    points = torch.ones_like(expected).nonzero()
-    points = points[torch.randperm(len(points))[:200]]
-    sums = certificate.recompute(problem, map, *operands, points)
-    torch.testing.assert_close(sums, expected[tuple(points.unbind(1))], rtol=1e-12, atol=1e-12)
-    assert certificate.recompute(problem, map, *operands, points[:0]).shape == (0,)
-
-
-@pytest.mark.parametrize("map", MAPS)
 def test_few_results_are_recomputed_one_by_one(map: MapName, monkeypatch: Any) -> None:
     """A sum that cancels to nearly nothing has no certificate; the fallback is not run for it."""
     counts = []
@@ -236,7 +222,7 @@ def test_a_device_finds_what_the_host_finds(
     result, redo = CHECKED._on_device(map, problem, (first, second), result, bounds)
     assert redo.dtype == torch.int32
     assert redo.shape == (1,)
-    if not redo and not certificate.has_extremes(first, second):
+    if not redo and bounds.isfinite().all():
         expected = reference(problem, map, operands)
         assert_keeps_promise(result, expected, operands, tolerance)
     elif kinds == ("noise", "mask") and dtype == torch.float32:

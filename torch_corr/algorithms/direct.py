@@ -150,7 +150,6 @@ class Direct(Fitted):
     ) -> Tensor:
         first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
         result = first.new_empty(shape)
-        (top, bottom), (left, right) = problem.padding
         getattr(native.compiled, map)(
             first.data_ptr(),
             first.numel(),
@@ -158,18 +157,7 @@ class Direct(Fitted):
             second.numel(),
             result.data_ptr(),
             result.numel(),
-            problem.batch,
-            problem.in_channels,
-            *problem.size,
-            problem.out_channels,
-            *problem.kernel,
-            *problem.stride,
-            top,
-            bottom,
-            left,
-            right,
-            *problem.dilation,
-            problem.groups,
+            *native.sizes(problem),
             _CODES[first.dtype],
             torch.get_num_threads(),
             self._isa(),

@@ -15,7 +15,7 @@ that is not finite, the fallback computes the whole map.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import ClassVar
 
 import torch
@@ -28,15 +28,14 @@ from .algorithm import FFT
 from .certificate import (
     GATHERED,
     TOLERANCES,
+    WIDENED,
     Certificate,
     certify,
     error_bounds,
-    has_extremes,
     recompute,
     terms_of,
     uncertified_by_size,
 )
-from .scans import WIDENED
 
 FEW = 1 / 512
 """The part of all results up to which they are recomputed one by one.
@@ -179,13 +178,11 @@ class CheckedFFT(Algorithm):
         operands = first, second
         constant = self.fast.error_before_rounding(problem, map, first.device, first.dtype)
         bounds = error_bounds(problem, map, *operands, constant, self.tolerance(first.dtype))
-        if first.dtype == self.rates_dtype(first.dtype):
-            bounds = torch.where(has_extremes(*operands), torch.inf, bounds)
         if isinstance(self.fallback, Triton):
             result = run_fast(problem, *operands)
             result, redo = self._on_device(map, problem, operands, result, bounds)
             return self.fallback.where_needed(map, problem, first, second, result, redo)
-        if bounds.isfinite().all():
+        if float(bounds.amax()) < inf:
             result = run_fast(problem, *operands)
             if self._is_settled(map, problem, operands, result, bounds):
                 return result
@@ -209,10 +206,9 @@ class CheckedFFT(Algorithm):
             if int(found.uncertified.sum()) > most:
                 return False
             result.copy_(found.result)
-            points = found.uncertified.nonzero()
+            points = found.uncertified.flatten().nonzero()[:, 0]
         if len(points):
-            sums = recompute(problem, map, *operands, points)
-            result[tuple(points.unbind(1))] = sums.to(result.dtype)
+            result.put_(points, recompute(problem, map, *operands, points).to(result.dtype))
         return True
 
     def _on_device(
@@ -240,8 +236,8 @@ class CheckedFFT(Algorithm):
         # Room that is not taken stands for a result after the last one, which is cut off too.
         free = numbers.new_full((room + 1,), len(numbers))
         chosen = free.scatter_(0, into, numbers)[:room]
-        points = torch.unravel_index(chosen.clamp(max=len(numbers) - 1), result.shape)
-        sums = recompute(problem, map, *operands, torch.stack(points, 1)).to(result.dtype)
+        points = chosen.clamp(max=len(numbers) - 1)
+        sums = recompute(problem, map, *operands, points).to(result.dtype)
         flat = torch.cat((found.result.flatten(), result.new_zeros(1))).scatter_(0, chosen, sums)
         redo = (places[-1] > room) | ~bounds.isfinite().all()
         return flat[:-1].view(result.shape), redo.to(torch.int32).view(1)
