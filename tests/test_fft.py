@@ -13,7 +13,6 @@ from support.laws import assert_right
 from support.maps import operands_of, reference, some
 from support.memory import Peak
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
-from torch_corr.algorithms.base import MapName
 from torch_corr.algorithms.fft import algorithm as fft
 from torch_corr.algorithms.fft import engine_batched, plan_batched, plans, search
 from torch_corr.algorithms.fft.tiling import (
@@ -22,6 +21,7 @@ from torch_corr.algorithms.fft.tiling import (
     fast_length,
     grad_input_as_forward,
 )
+from torch_corr.request import MapName
 from torch_corr.testing import declared, error_bound
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

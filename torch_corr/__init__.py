@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ._version import __version__
-from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Triton, Unfold
+from .algorithms import ALGORITHMS, FFT, Algorithm, Aten, Direct, Naive, Triton, Unfold
 from .conversion import Conversion, convert
 from .functional import convolve2d, corr2d, explain, plan
 from .interception import intercept
@@ -15,6 +15,7 @@ from .planning import wisdom
 from .planning.auto import Auto
 from .planning.plan import Plan
 from .problem import Problem
+from .request import MAPS
 
 __all__ = [
     "ALGORITHMS",

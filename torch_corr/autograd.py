@@ -48,7 +48,6 @@ from ._torch_compat import (
     is_old_batched,
     remove_batch_dim,
 )
-from .algorithms import MAPS, MapName
 from .operators import (
     INPUT,
     LIBRARY,
@@ -67,6 +66,7 @@ from .operators import (
 )
 from .planning.plan import Plan
 from .problem import Problem, is_known_zero
+from .request import MAPS, MapName
 
 
 @skip_dynamo

@@ -34,11 +34,11 @@ from ._torch_compat import (
     is_profiling,
     set_code_exec_strategy,
 )
-from .algorithms import MAPS, MapName
-from .algorithms.base import SLOTS, Slot, is_channels_last, shape_of
+from .algorithms.base import is_channels_last
 from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
+from .request import MAPS, SLOTS, MapName, Slot, shape_of
 from .sharding import is_distributed, register_splits
 
 Slots: TypeAlias = Sequence[Tensor | None]

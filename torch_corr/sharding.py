@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .algorithms import MAPS, MapName
+from .request import MAPS, MapName
 
 # For batch, input channels and output channels in turn: the dimension of the first operand, of
 # the second and of the result that is split along the axis.

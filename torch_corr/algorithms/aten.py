@@ -21,18 +21,16 @@ from torch.nn.functional import pad
 
 from .._torch_compat import onednn_has_bfloat16
 from ..problem import Pair, Problem
+from ..request import MAPS, MapName, dtype_name
 from .base import (
     COMPLEX,
     FEW,
     FLOATS,
     INTEGERS,
-    MAPS,
     Algorithm,
     Cost,
-    MapName,
     complex_from_real,
     definition_flops,
-    dtype_name,
     dtype_refusal,
     is_channels_last,
     matrix_speed,

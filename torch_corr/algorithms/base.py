@@ -23,25 +23,8 @@ from torch import Tensor
 
 from .._torch_compat import fp32_precision, is_channels_last_or_false, is_contiguous_or_false
 from ..problem import Problem, as_int, is_data_dependent
+from ..request import MapName, dtype_name
 from ..value import Value
-
-MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
-MAPS: tuple[MapName, ...] = ("forward", "grad_input", "grad_weight")
-
-Slot = Literal["input", "weight", "output"]
-SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
-    "forward": ("input", "weight", "output"),
-    "grad_input": ("output", "weight", "input"),
-    "grad_weight": ("input", "output", "weight"),
-}
-"""The slots of the form that each map reads, in the order of its operands, and the one it fills."""
-
-
-def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
-    """The shape of one slot of a problem."""
-    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
-    return shape
-
 
 ErrorClass: TypeAlias = Literal["componentwise", "normwise"]
 
@@ -299,8 +282,3 @@ def dtype_refusal(dtype: torch.dtype, able: tuple[torch.dtype, ...]) -> tuple[st
     if dtype in able:
         return ()
     return (f"no {dtype_name(dtype)} here; it does {', '.join(map(dtype_name, able))}",)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")

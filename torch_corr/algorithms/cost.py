@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 
 from ..problem import Problem
-from .base import Algorithm, Cost, MapName, dtype_name, operand_bytes
+from ..request import MapName, dtype_name
+from .base import Algorithm, Cost, operand_bytes
 from .cost_factors import FACTORS
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .. import native
 from ..problem import Problem
+from ..request import MapName
 from .base import (
     COMPLEX,
     FLOATS,
     Cost,
-    MapName,
     accumulation_dtype,
     complex_from_real,
     dtype_refusal,

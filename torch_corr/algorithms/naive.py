@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..problem import Problem
+from ..request import MapName
 from .base import (
     COMPLEX,
     FLOATS,
     INTEGERS,
     Algorithm,
     Cost,
-    MapName,
     accumulation_dtype,
     dtype_refusal,
 )

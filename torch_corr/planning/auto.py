@@ -16,13 +16,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from ..algorithms import (
-    ALGORITHMS,
-    DEFAULT_WORKSPACE,
-    Algorithm,
-    ErrorClass,
-    MapName,
-)
+from ..algorithms import ALGORITHMS, DEFAULT_WORKSPACE, Algorithm, ErrorClass
 from ..algorithms.base import (
     OWN_CALL,
     check_workspace_limit,
@@ -30,6 +24,7 @@ from ..algorithms.base import (
     products_may_use_tf32,
 )
 from ..problem import Problem
+from ..request import MapName
 from ..suggest import did_you_mean
 from ..value import Value
 from .machine import machine_of

@@ -16,9 +16,10 @@ from typing import TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
-from ..algorithms import ALGORITHMS, MAPS, Algorithm, MapName, dtype_name, may_use_tf32
+from ..algorithms import ALGORITHMS, Algorithm, may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
+from ..request import MAPS, MapName, dtype_name
 from ..suggest import did_you_mean
 from .auto import Auto
 from .explain import provenance, table

@@ -9,10 +9,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ..algorithms import Algorithm, MapName
-from ..algorithms.base import SLOTS, shape_of
+from ..algorithms import Algorithm
 from ..algorithms.cost import FRESH
 from ..problem import Problem
+from ..request import SLOTS, MapName, shape_of
 
 _ENOUGH = 0.05
 """Seconds of runs after which an algorithm has been timed well enough."""

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .._version import __version__
-from ..algorithms import MapName, dtype_name, may_use_tf32
+from ..algorithms import may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
+from ..request import MapName, dtype_name
 from .machine import device_name
 
 _FORMAT = 1

@@ -21,8 +21,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..algorithms import Algorithm, MapName
+from ..algorithms import Algorithm
 from ..problem import Problem
+from ..request import MapName
 from .bounds import (
     Componentwise,
     ErrorModel,

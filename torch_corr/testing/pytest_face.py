@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithms import dtype_name
+from ..request import dtype_name
 from .check import check_corr2d, select_laws
 from .laws import LAWS
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..algorithms import dtype_name
+from ..request import dtype_name
 from .subject import Case
 
 Outcome = Literal["passed", "failed", "refused", "excluded", "silent"]

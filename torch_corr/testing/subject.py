@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._torch_compat import OpOverload, OpOverloadPacket
-from ..algorithms import dtype_name
 from ..problem import Problem
+from ..request import dtype_name
 from .bounds import Componentwise, ErrorModel, Slots
 from .data import Operands, make_operands
 from .oracle import oracle

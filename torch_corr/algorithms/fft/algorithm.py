@@ -31,17 +31,15 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem, as_int
+from ...request import SLOTS, MapName, shape_of
 from ..base import (
     DEFAULT_WORKSPACE,
-    SLOTS,
     Algorithm,
     Cost,
     ErrorClass,
-    MapName,
     check_workspace_limit,
     dtype_refusal,
     products_may_use_tf32,
-    shape_of,
 )
 from ..cost import Fitted, Work
 from . import engine_batched, engine_fft, engine_matrix

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, MapName, shape_of
+from ...request import SLOTS, MapName, shape_of
 from . import scans
 from .algorithm import double_precision
 

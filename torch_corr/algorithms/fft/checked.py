@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, Algorithm, Cost, ErrorClass, MapName, shape_of
+from ...request import SLOTS, MapName, shape_of
+from ..base import Algorithm, Cost, ErrorClass
 from ..triton.algorithm import Triton
 from .algorithm import FFT
 from .certificate import (

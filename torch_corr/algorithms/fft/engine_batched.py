@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, MapName
+from ...request import SLOTS, MapName
 from .plans import Plan
 from .tiling import (
     Window,

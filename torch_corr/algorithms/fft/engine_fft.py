@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, MapName, Slot
+from ...request import SLOTS, MapName, Slot
 from .plans import Plan
 from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span, slabs
 

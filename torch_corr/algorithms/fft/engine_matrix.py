@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, MapName
+from ...request import SLOTS, MapName
 from .plans import Plan, frequencies
 from .tiling import Window, Windows, complex_of, overlap_add, put, read_span, slabs
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 
 from ...problem import Problem
-from ..base import SLOTS, MapName
+from ...request import SLOTS, MapName
 from .plans import SUMMED, Engine
 from .tiling import Axis, prime_factors
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..base import SLOTS, Cost, Slot
+from ...request import SLOTS, Slot
+from ..base import Cost
 from .plans import SUMMED, Machine, Plan, Sizes, Task, block_of, halved, rank
 from .tiling import Window
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from ..base import SLOTS, Cost, shape_of
+from ...request import SLOTS, shape_of
+from ..base import Cost
 from .plans import Machine, Plan, Task, halved
 
 

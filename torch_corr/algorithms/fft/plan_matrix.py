@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..base import SLOTS, Cost, Slot
+from ...request import SLOTS, Slot
+from ..base import Cost
 from .plans import Machine, Plan, Task, block_of, halved
 
 BLOCK = 96 * 2**20

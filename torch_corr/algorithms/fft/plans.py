@@ -13,7 +13,8 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from ...problem import Problem
-from ..base import SLOTS, Cost, MapName, Slot, shape_of
+from ...request import SLOTS, MapName, Slot, shape_of
+from ..base import Cost
 from .tiling import Axis, GradInputAxis, Windows
 
 SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {

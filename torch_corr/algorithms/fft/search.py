@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ...problem import Problem
-from ..base import MapName
+from ...request import MapName
 from . import plan_batched, plan_fft, plan_matrix
 from .error_bound import error_units
 from .plan_batched import QUANTUM

@@ -45,19 +45,17 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ...request import SLOTS, MapName, shape_of
 from ...suggest import did_you_mean
 from ..base import (
     FLOATS,
-    SLOTS,
     Algorithm,
     Cost,
-    MapName,
     accumulation_dtype,
     definition_flops,
     dtype_refusal,
     may_use_tf32,
     operand_bytes,
-    shape_of,
 )
 from .axes import axes, band_shape, dest_shape
 from .choice import choose_correlate, choose_weight

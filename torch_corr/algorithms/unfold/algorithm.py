@@ -24,14 +24,13 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ...request import MAPS, MapName
 from ..base import (
     COMPLEX,
     DEFAULT_WORKSPACE,
     FLOATS,
     INTEGERS,
-    MAPS,
     Cost,
-    MapName,
     accumulation_dtype,
     check_workspace_limit,
     definition_flops,
