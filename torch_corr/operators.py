@@ -34,11 +34,12 @@ from ._torch_compat import (
     is_profiling,
     set_code_exec_strategy,
 )
+from .algorithms import Algorithm
 from .algorithms.base import is_channels_last
 from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
-from .request import MAPS, SLOTS, MapName, Slot, shape_of
+from .request import MAPS, SLOTS, MapName, Request, Slot, shape_of
 from .sharding import is_distributed, register_splits
 
 Slots: TypeAlias = Sequence[Tensor | None]
@@ -98,24 +99,24 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
     if isinstance(plan, Plan):
         if not _needs_custom_op(slots):
             return _recorded(plan, map, slots)
-        algorithm: Any = getattr(plan, map)
+        algorithm: Auto | Algorithm = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.requested)
-    if not getattr(algorithm, "is_pytorch", False) or is_distributed(slots):
+    if isinstance(algorithm, Auto) or not algorithm.is_pytorch or is_distributed(slots):
         return operate(plan, *slots)
     operands = [slots[slot] for slot in OPERANDS[map]]
-    problem, device = plan.problem, plan.device
-    if problem.is_data_dependent or algorithm.needs_sizes(problem, device, plan.dtype):
+    request = Request(plan.problem, map, plan.device, plan.dtype)
+    if plan.problem.is_data_dependent or algorithm.needs_sizes(request):
         # Which of PyTorch's operators to call depends on sizes, so it is decided when they are
         # known: when the graph runs.
-        if device.type == "cpu" and any(
+        if plan.device.type == "cpu" and any(
             is_channels_last(each) for each in operands if each is not None
         ):
             # On a CPU the same algorithm, which keeps the layout.
             plan = replace(plan, requested=Auto(channels_last=True))
         return operate(plan, *slots)
     # PyTorch's own operators need no hiding, and compilers do much with them.
-    result: Tensor = getattr(algorithm, map)(problem, *operands)
+    result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
     return result
 
 

@@ -6,7 +6,7 @@ what that takes in memory and what it costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -72,7 +72,7 @@ class Request:
 
     def with_map(self, map: MapName) -> Request:
         """The same request for another map."""
-        return replace(self, map=map)
+        return Request(self.problem, map, self.device, self.dtype)
 
     @property
     def shapes(self) -> tuple[Shape, Shape, Shape]:
