@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.laws import assert_right
-from support.maps import OPERANDS
+from support.maps import OPERANDS, request
 from torch_corr import MAPS, Aten, Corr2d, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
 from torch_corr.testing import litter
@@ -27,8 +27,8 @@ STRIDED = "n2c4-x9x8-o4-k3-s2-p1-g4"
 
 def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
     problem = Problem.parse("n1c8-x56-o8-k31-p15-g8")
-    assert Aten().workspace(problem, "forward", CPU, torch.float32) > 0
-    assert Aten().workspace(problem, "forward", torch.device("cuda"), torch.float32) == 0
+    assert Aten().workspace(request(problem)) > 0
+    assert Aten().workspace(request(problem, device="cuda")) == 0
 
 
 @pytest.mark.parametrize("text", WIDE)
@@ -36,17 +36,17 @@ def test_the_copies_for_onednn_are_made_on_a_cpu_alone() -> None:
 def test_wide_padding_comes_first(text: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(text)
     x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
-    assert not Aten().runs_as_conv2d(problem, CPU, dtype)
-    assert Aten().workspace(problem, "forward", CPU, dtype) > 0
+    assert not Aten().runs_as_conv2d(request(problem, dtype=dtype))
+    assert Aten().workspace(request(problem, dtype=dtype)) > 0
     assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
 
 
 def test_what_pytorch_is_quick_at_is_left_to_it() -> None:
     for text in ("n1c128-x56-o128-k13-p6-g128", "n1c1-x99-o1-k31-p15", "n4c32-x64-o32-k15-p7"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
-    assert Aten().runs_as_conv2d(Problem.parse(WIDE[0]), torch.device("cuda"), torch.float32)
-    assert Aten().runs_as_conv2d(Problem.parse(WIDE[0]), CPU, torch.float64)
+            assert Aten().runs_as_conv2d(request(Problem.parse(text), dtype=dtype))
+    assert Aten().runs_as_conv2d(request(Problem.parse(WIDE[0]), device="cuda"))
+    assert Aten().runs_as_conv2d(request(Problem.parse(WIDE[0]), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -110,7 +110,7 @@ def test_one_call_computes_both_gradients(text: str, dtype: torch.dtype, at_once
         torch.randn(shape, dtype=dtype)
         for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
     )
-    assert Aten().has_both_gradients(problem, CPU, dtype) == at_once
+    assert Aten().has_both_gradients(request(problem, dtype=dtype)) == at_once
     if at_once:
         found = Aten().gradients(problem, x, w, y)
         assert torch.equal(found[0], Aten().grad_input(problem, y, w))

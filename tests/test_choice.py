@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from support.maps import request
 from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Triton, Unfold, corr2d
 from torch_corr.algorithms import Algorithm, CheckedFFT, Cost, MapName
 from torch_corr.algorithms.triton import algorithm as triton_module
@@ -38,6 +39,7 @@ from torch_corr.planning.machine import (
 from torch_corr.planning.plan import clear_plans, make_plan
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.planning.wisdom import WISDOM, Key
+from torch_corr.request import Request
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
@@ -92,9 +94,7 @@ class Sleeper(Unfold):
         threading.Event().wait(self.pause)
         return super().forward(problem, input, weight)
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         return Cost()
 
 
@@ -104,18 +104,18 @@ def test_red_green_and_blue_are_not_left_to_blocks_of_sixteen(
     map: MapName, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyTorch's kernels take as long for 3 channels, each filtered by itself, as for 16."""
-    if Direct().refusals(SMALL, CPU, dtype):
+    if Direct().refusals(request(SMALL, dtype=dtype)):
         pytest.skip("direct is not compiled")
     monkeypatch.setattr(auto_module, "machine_of", lambda device, dtype: SHIPPED)
     photograph = Problem.parse("n1c3-x618x530-o3-k19-g3")
-    chosen = Auto().choose(map, photograph, CPU, dtype)
+    chosen = Auto().choose(request(photograph, map, dtype=dtype))
     assert not isinstance(chosen, Aten)
 
 
 def test_the_docs_show_what_explain_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the rates that are shipped, two threads and the compiled kernels; without Triton."""
     problem = Problem.parse("n1c1-x1024-o1-k51-p25")
-    if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
+    if Direct().refusals(request(problem)) or machine_of(CPU, torch.float32) != SHIPPED:
         pytest.skip("direct is not compiled, or another machine's rates were kept here")
     # Not installed, wherever this runs: asked anew, as the answer is kept.
     monkeypatch.setattr(triton_form, "find_spec", lambda _: None)
@@ -143,7 +143,7 @@ def test_measuring_finds_out_what_is_quick(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_printed_plan_shows_the_times_by_which_it_was_made() -> None:
     """Nothing is timed a second time, by which the quickest might become another."""
     plan = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
-    keys = [Key.of(SMALL, map, CPU, torch.float32) for map in MAPS]
+    keys = [Key.of(request(SMALL, map)) for map in MAPS]
     before = [dict(WISDOM.seconds(key)) for key in keys]
     assert all("fft" in "".join(times) for times in before)
     printed = str(plan)
@@ -169,7 +169,7 @@ def test_measuring_under_a_transform() -> None:
 
 def test_wisdom_goes_through_a_file(tmp_path: Path) -> None:
     make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
-    key = Key.of(SMALL, "forward", CPU, torch.float32)
+    key = Key.of(request(SMALL))
     times = dict(WISDOM.seconds(key))
     assert min(times.values()) > 0
     assert wisdom.save(tmp_path / "wisdom.json") == len(MAPS)
@@ -185,7 +185,7 @@ def test_loaded_wisdom_decides_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     clear_plans()
     before = make_plan(SMALL, CPU, torch.float32, "auto").forward
     chosen = Unfold() if before != Unfold() else Aten()
-    WISDOM.remember(Key.of(SMALL, "forward", CPU, torch.float32), {chosen.name: 1e-9})
+    WISDOM.remember(Key.of(request(SMALL)), {chosen.name: 1e-9})
     wisdom.save(tmp_path / "wisdom.json")
     wisdom.load(tmp_path / "wisdom.json")
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
@@ -301,16 +301,14 @@ def test_componentwise_never_takes_a_transform() -> None:
     loose, strict = Auto(), Auto(error="componentwise")
     for map in MAPS:
         names = {
-            each.algorithm.name: each.refusals
-            for each in strict.survey(map, LARGE_KERNEL, CPU, torch.float32)
+            each.algorithm.name: each.refusals for each in strict.survey(request(LARGE_KERNEL, map))
         }
         assert "Auto(error='componentwise') was asked for" in names["fft, checked"][0]
-        chosen = strict.choose(map, LARGE_KERNEL, CPU, torch.float32)
+        chosen = strict.choose(request(LARGE_KERNEL, map))
         assert chosen is not None
         assert chosen.error_class == "componentwise"
         free = {
-            each.algorithm.name: each.refusals
-            for each in loose.survey(map, LARGE_KERNEL, CPU, torch.float32)
+            each.algorithm.name: each.refusals for each in loose.survey(request(LARGE_KERNEL, map))
         }
         assert free["fft, checked"] == ()
 
@@ -319,12 +317,12 @@ def test_the_workspace_limit_is_kept() -> None:
     """By the algorithms that have one, and by leaving out those that go past it."""
     auto = Auto(workspace_limit=2**20)
     for map in MAPS:
-        for each in auto.survey(map, LARGE_KERNEL, CPU, torch.float32):
+        for each in auto.survey(request(LARGE_KERNEL, map)):
             if not each.refusals:
                 assert each.workspace <= 2**20
-        chosen = auto.choose(map, LARGE_KERNEL, CPU, torch.float32)
+        chosen = auto.choose(request(LARGE_KERNEL, map))
         assert chosen is not None
-        assert chosen.workspace(LARGE_KERNEL, map, CPU, torch.float32) <= 2**20
+        assert chosen.workspace(request(LARGE_KERNEL, map)) <= 2**20
 
 
 @pytest.mark.parametrize("field", [{"error": "componentwize"}, {"workspace_limit": "1 GB"}])
@@ -447,7 +445,8 @@ def test_on_cuda_predictions_are_told_and_measurements_overrule_them(pretend: An
     least = 1e6 * (flops / 989.4e12 + moved / 3.352e12) + 4
     (row,) = {line for line in words.splitlines() if "> aten" in line}
     assert row.split() == f"> aten {least:.3g} us predicted 0.0 MiB componentwise".split()
-    WISDOM.remember(Key.of(problem, "forward", CUDA, torch.float16), {"aten": 2.0, "unfold": 1.0})
+    key = Key.of(request(problem, device=CUDA, dtype=torch.float16))
+    WISDOM.remember(key, {"aten": 2.0, "unfold": 1.0})
     clear_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert isinstance(plan.forward, Unfold)
@@ -466,7 +465,7 @@ def test_what_no_matrix_unit_does_takes_as_long_where_those_are_quicker(
 
     def seconds(dtype: torch.dtype, tf32: bool) -> float:
         torch.backends.cudnn.allow_tf32 = tf32
-        cost = way.cost(problem, "forward", CUDA, dtype)._replace(bytes=0)
+        cost = way.cost(request(problem, device=CUDA, dtype=dtype))._replace(bytes=0)
         return machine_of(CUDA, dtype).seconds(cost, dtype)
 
     whole = seconds(torch.float32, False)
@@ -484,14 +483,14 @@ def test_on_cuda_a_transform_is_taken_with_triton_behind_it(
     if measured:
         for map in MAPS:
             seen = {"fft, checked": 0.4, "triton taps-4": 4.0, "aten": 5.0}
-            WISDOM.remember(Key.of(problem, map, CUDA, dtype), seen)
+            WISDOM.remember(Key.of(request(problem, map, CUDA, dtype)), seen)
     clear_plans()
     plan = make_plan(problem, CUDA, dtype, "auto")
     for map in MAPS:
         chosen = getattr(plan, map)
         assert isinstance(chosen, CheckedFFT), str(plan)
-        assert not chosen.refusals(problem, CUDA, dtype)
-        assert chosen.workspace(problem, map, CUDA, dtype) <= Auto().workspace_limit
+        assert not chosen.refusals(request(problem, device=CUDA, dtype=dtype))
+        assert chosen.workspace(request(problem, map, CUDA, dtype)) <= Auto().workspace_limit
     assert str(plan).count("normwise; each result is checked, else triton") == 3
     plan = make_plan(problem, CUDA, dtype, Auto(error="componentwise"))
     assert not any(isinstance(getattr(plan, map), CheckedFFT) for map in MAPS)
@@ -522,11 +521,12 @@ def test_on_cuda_no_transform_is_taken_that_nothing_stands_behind(
     """Triton refuses, or takes more memory than there may be; the host waits for neither."""
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n4c64-x128-o64-k16"), torch.float32
-    WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), {"fft, checked": 0.4, "aten": 5.0})
-    limit = FFT().workspace(problem, "forward", CUDA, dtype)
+    here = request(problem, device=CUDA, dtype=dtype)
+    WISDOM.remember(Key.of(here), {"fft, checked": 0.4, "aten": 5.0})
+    limit = FFT().workspace(here)
     taken = Triton().workspace
     monkeypatch.setattr(Triton, "workspace", lambda *_: limit + 1)
-    assert isinstance(Auto(workspace_limit=limit).choose("forward", problem, CUDA, dtype), Aten)
+    assert isinstance(Auto(workspace_limit=limit).choose(here), Aten)
     monkeypatch.setattr(Triton, "workspace", taken)
     monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ("not today",))
     clear_plans()
@@ -546,7 +546,7 @@ def test_on_cuda_there_is_memory_for_both_results(spelling: str, with_triton: li
         plan = make_plan(problem, CUDA, dtype, Auto(workspace_limit=limit))
         for map in MAPS:
             chosen = getattr(plan, map)
-            assert chosen.workspace(problem, map, CUDA, dtype) <= limit, map
+            assert chosen.workspace(request(problem, map, CUDA, dtype)) <= limit, map
     assert isinstance(plan.forward, CheckedFFT)
     clear_plans()
 
@@ -675,7 +675,7 @@ def test_in_channels_last_triton_takes_what_pytorch_was_seen_to_be_slow_at(
     torch.backends.cudnn.allow_tf32 = False
     problem = Problem.parse(spelling)
     for map in MAPS:
-        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"unfold": 1e-9, "aten": 1.0})
+        WISDOM.remember(Key.of(request(problem, map, CUDA, dtype)), {"unfold": 1e-9, "aten": 1.0})
     plan = make_plan(problem, CUDA, dtype, Auto(channels_last=True))
     assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
     assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
@@ -690,7 +690,8 @@ def test_what_was_measured_of_contiguous_images_sends_no_others_to_conv2d(
     torch.backends.cudnn.allow_tf32 = False
     problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
     for map in MAPS:
-        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"aten": 1e-9, "triton taps-4": 1.0})
+        key = Key.of(request(problem, map, CUDA, dtype))
+        WISDOM.remember(key, {"aten": 1e-9, "triton taps-4": 1.0})
     monkeypatch.setattr(torch, "conv2d", lambda *_: "conv2d")
     with FakeTensorMode():
         x = torch.empty(problem.input_shape, device=CUDA, memory_format=layout)
@@ -748,19 +749,22 @@ def test_nothing_is_timed_while_a_graph_is_captured(
 def test_wisdom_of_tf32_is_kept_apart(pretend: Any) -> None:
     pretend("H100")
     torch.backends.cudnn.allow_tf32 = True
-    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "tf32"
-    assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
-    assert Key.of(SMALL, "forward", CPU, torch.float32).dtype == "float32"
-    told = {d: Key.of(SMALL, "forward", CUDA, d).dtype for d in (torch.complex64, torch.complex128)}
-    assert [*told.values()] == ["complex64, convolutions in tf32", "complex128"]
+    assert Key.of(request(SMALL, device=CUDA)).dtype == "tf32"
+    assert Key.of(request(SMALL, device=CUDA, dtype=torch.float16)).dtype == "float16"
+    assert Key.of(request(SMALL)).dtype == "float32"
+    complexes = (request(SMALL, device=CUDA, dtype=d) for d in (torch.complex64, torch.complex128))
+    assert [Key.of(each).dtype for each in complexes] == [
+        "complex64, convolutions in tf32",
+        "complex128",
+    ]
     torch.backends.cudnn.allow_tf32 = False
-    assert Key.of(SMALL, "forward", CUDA, torch.float32).dtype == "float32"
+    assert Key.of(request(SMALL, device=CUDA)).dtype == "float32"
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         torch.backends.cuda.matmul.allow_tf32 = True
-        told = Key.of(SMALL, "forward", CUDA, torch.float32).dtype
+        told = Key.of(request(SMALL, device=CUDA)).dtype
         assert told == "float32, products in tf32"
-        assert Key.of(SMALL, "forward", CUDA, torch.float16).dtype == "float16"
+        assert Key.of(request(SMALL, device=CUDA, dtype=torch.float16)).dtype == "float16"
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
 
@@ -790,7 +794,7 @@ class Paused(Sleeper):
     def spelling(self) -> str:
         return self.name if self.pause == 0.02 else f"paused {self.pause}"
 
-    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+    def variants(self, request: Request) -> tuple[Algorithm, ...]:
         return (Paused(pause=0.0),)
 
 
@@ -805,7 +809,7 @@ def test_variants_are_measured_remembered_and_taken(
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     assert measured.forward == Paused(pause=0.0)
     assert "  > paused 0.0" in str(measured)
-    times = WISDOM.seconds(Key.of(SMALL, "forward", CPU, torch.float32))
+    times = WISDOM.seconds(Key.of(request(SMALL)))
     assert set(times) == {"paused", "paused 0.0"}
     wisdom.save(tmp_path / "wisdom.json")
     wisdom.forget()
@@ -831,7 +835,7 @@ def test_a_machine_twice_as_fast_predicts_half_the_time() -> None:
 
 
 def test_the_stopwatch_tells_the_slow_from_the_quick() -> None:
-    times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
+    times = time_algorithms([Unfold(), Sleeper()], request(SMALL))
     assert times["sleeper"] > times["unfold"] > 0
 
 
@@ -854,7 +858,7 @@ def test_what_takes_long_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(stopwatch, "_timed", lambda device, work: (work(), runs[-1])[1])
     quick = Sleeper(pause=0.001)
-    times = time_algorithms([quick, slow], SMALL, "forward", CPU, torch.float32)
+    times = time_algorithms([quick, slow], request(SMALL))
     assert times == {quick.spelling: 0.001, slow.spelling: 0.02}
     assert runs.count(0.02) == 1 < runs.count(0.001)
 

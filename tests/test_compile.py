@@ -20,6 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from support.laws import algorithm_id
+from support.maps import request
 from torch_corr import (
     Algorithm,
     Auto,
@@ -527,7 +528,7 @@ def test_options_of_auto_made_inside() -> None:
             return corr2d(x, w, algorithm=Auto(measure=True, error="componentwise"))
 
         close(with_gradients(captured, x, w), with_gradients(F.conv2d, x, w))
-    key = Key.of(Problem.of(x.shape, w.shape), "forward", x.device, x.dtype)
+    key = Key.of(request(Problem.of(x.shape, w.shape), device=x.device, dtype=x.dtype))
     assert all(0 < seconds < 1 for seconds in WISDOM.seconds(key).values())
     assert "fft" not in WISDOM.seconds(key)
 

@@ -22,6 +22,7 @@ from support.laws import (
     each_algorithm,
     promise,
 )
+from support.maps import request
 from support.needs import ONEDNN, needs
 from torch_corr import (
     FFT,
@@ -201,7 +202,8 @@ def test_no_channels_sum_to_zero_plus_bias(device: torch.device) -> None:
     x, w = torch.ones(2, 0, 4, 4, device=device), torch.ones(3, 0, 2, 2, device=device)
     b = torch.tensor([1.0, 2.0, 3.0], device=device)
     problem = Problem.of(x.shape, w.shape)
-    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    here = request(problem, device=device, dtype=x.dtype)
+    able = [each for each in UNDER_TEST if not each.refusals(here)]
     for algorithm in ("auto", *able):
         y = corr2d(x, w, b, algorithm=algorithm)
         assert torch.equal(y, b[:, None, None].expand(2, 3, 3, 3))
@@ -216,7 +218,8 @@ def test_no_filters_give_no_channels(groups: int, device: torch.device) -> None:
         F.conv2d(x, w, b, groups=groups)
     problem = Problem.of(x.shape, w.shape, groups=groups)
     assert Problem.parse(str(problem)) == problem
-    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    here = request(problem, device=device, dtype=x.dtype)
+    able = [each for each in UNDER_TEST if not each.refusals(here)]
     for algorithm in ("auto", Auto(measure=True), *able):
         y = corr2d(x, w, b, (1, 2), 1, 1, groups, algorithm=algorithm)
         assert y.shape == (2, 0, 7, 5)
@@ -392,7 +395,8 @@ def test_float16_is_summed_in_float32_under_auto(autocast: bool) -> None:
 def test_integers_have_no_gradient_but_values(device: torch.device) -> None:
     x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
     problem = Problem.of(x.shape, w.shape)
-    able = [each for each in UNDER_TEST if not each.refusals(problem, device, x.dtype)]
+    here = request(problem, device=device, dtype=x.dtype)
+    able = [each for each in UNDER_TEST if not each.refusals(here)]
     for algorithm in ("auto", *able):
         y = corr2d(x, w, torch.tensor([5], dtype=torch.int32), algorithm=algorithm)
         assert y.dtype == torch.int32

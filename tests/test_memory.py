@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.maps import request
 from support.memory import Peak
 from torch_corr import ALGORITHMS, MAPS, Problem, Unfold
 from torch_corr.testing import operands, problems
@@ -27,14 +28,14 @@ def test_the_meter_measures() -> None:
 @given(data=st.data(), problem=problems(max_batch=8, max_channels=8, max_size=24))
 def test_unfold_stays_within_its_limit(data: st.DataObject, problem: Problem, limit: int) -> None:
     algorithm = Unfold(workspace_limit=limit)
-    if algorithm.refusals(problem, torch.device("cpu"), torch.float32):
+    if algorithm.refusals(request(problem)):
         return
     x, w, y = data.draw(operands(problem, torch.float32, layouts=("contiguous",)))
     pairs = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (x, y)}
     for map in MAPS:
         with Peak() as peak:
             result = getattr(algorithm, map)(problem, *pairs[map])
-        stated = algorithm.workspace(problem, map, torch.device("cpu"), torch.float32)
+        stated = algorithm.workspace(request(problem, map))
         assert peak.most - result.numel() * 4 <= stated
         assert stated <= limit
 
@@ -61,4 +62,4 @@ def test_every_algorithm_states_its_workspace() -> None:
     for algorithm in ALGORITHMS:
         for map in MAPS:
             for dtype in (torch.float32, torch.float16):
-                assert algorithm.workspace(problem, map, torch.device("cpu"), dtype) >= 0
+                assert algorithm.workspace(request(problem, map, dtype=dtype)) >= 0

@@ -17,6 +17,7 @@ from torch.nn.functional import conv2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.laws import assert_right
+from support.maps import request
 from torch_corr import MAPS, Aten, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
 from torch_corr.algorithms.aten import is_irregular
@@ -261,14 +262,14 @@ def test_long_depthwise_kernels_are_not_left_to_a_code_generator_that_does_not_e
 def test_common_layers_are_left_to_pytorch(text: str, dtype: torch.dtype) -> None:
     if dtype == HALF and not aten_module._ONEDNN_HAS_BFLOAT16:
         pytest.skip("oneDNN has no bfloat16 on this processor")
-    assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
+    assert Aten().runs_as_conv2d(request(Problem.parse(text), dtype=dtype))
 
 
 @pytest.mark.parametrize(("text", "dtype"), [*WRONG, *DEADLY], ids=ids)
 def test_what_is_rewritten_is_not_handed_on_as_it_is(text: str, dtype: torch.dtype) -> None:
     problem = Problem.parse(text)
-    assert not Aten().runs_as_conv2d(problem, CPU, dtype)
-    assert Aten().runs_as_conv2d(problem, CPU, torch.float64) == (
+    assert not Aten().runs_as_conv2d(request(problem, dtype=dtype))
+    assert Aten().runs_as_conv2d(request(problem, dtype=torch.float64)) == (
         problem.padding[0][0] == problem.padding[0][1]
         and problem.padding[1][0] == problem.padding[1][1]
     )
@@ -278,9 +279,9 @@ def test_bfloat16_goes_through_float32_without_onednn(monkeypatch: pytest.Monkey
     """PyTorch's own loops sum it in bfloat16, of 33 filters to 392 instead of 396."""
     monkeypatch.setattr(aten_module, "_ONEDNN_HAS_BFLOAT16", False)
     problem = Problem.parse("n1c2-x5-o4-k3")
-    assert not Aten().runs_as_conv2d(problem, CPU, HALF)
+    assert not Aten().runs_as_conv2d(request(problem, dtype=HALF))
     for map in MAPS:
-        assert aten_module._computed_in_float32(problem, map, CPU, HALF)
+        assert aten_module._computed_in_float32(request(problem, map, dtype=HALF))
 
 
 COMPILED = [

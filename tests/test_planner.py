@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.maps import request
 from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d, explain, plan
 from torch_corr.planning.plan import make_plan
 
@@ -61,7 +62,8 @@ def test_auto_takes_the_first_that_is_able_of_small_problems() -> None:
     assert make_plan(PROBLEM, CPU, torch.float32, "auto").forward == ALGORITHMS[0]
     dilated = Problem.parse("n1c2-x5x5-o2-k2x2-d2")
     chosen = make_plan(dilated, CPU, torch.int8, "auto").forward
-    assert chosen == next(a for a in ALGORITHMS if not a.refusals(dilated, CPU, torch.int8))
+    here = request(dilated, dtype=torch.int8)
+    assert chosen == next(a for a in ALGORITHMS if not a.refusals(here))
 
 
 def test_nobody_able_says_why_each_is_not() -> None:

@@ -20,6 +20,7 @@ from support.laws import (
     name_of,
     promise,
 )
+from support.maps import request
 from torch_corr import Algorithm, Problem, corr2d
 from torch_corr.testing import LAWS, Law, check_corr2d, operands, problems
 
@@ -41,7 +42,8 @@ def test_laws(law: Law, algorithm: Algorithm | str, device: torch.device) -> Non
         torchs = name_of(algorithm) in ("aten", "auto")
         if law.name == "non_finite" and torchs and onednn_spreads_nan(problem, device, dtype):
             return False
-        return isinstance(algorithm, str) or not algorithm.refusals(problem, device, dtype)
+        here = request(problem, device=device, dtype=dtype)
+        return isinstance(algorithm, str) or not algorithm.refusals(here)
 
     report = check_corr2d(
         partial(corr2d, algorithm=algorithm),
@@ -88,7 +90,7 @@ def test_conjugated_and_negated_views(
 ) -> None:
     """Operands whose conjugation or sign is a flag on the tensor, not yet in memory."""
     problem = Problem.parse("n2c4-x5x6-o6-k3x2-s2x1-p1,0x2,1-g2")
-    if algorithm.refusals(problem, device, torch.complex128):
+    if algorithm.refusals(request(problem, device=device, dtype=torch.complex128)):
         return
     x, w, y = (value.conj() for value in data.draw(operands(problem, torch.complex128, device)))
     assert_right(algorithm.forward(problem, x, w), problem, input=x, weight=w, algorithm=algorithm)

@@ -25,6 +25,7 @@ from torch_corr.testing.check import Able, callers_limits
 
 from . import peers
 from .laws import conv2d_is_sound
+from .maps import request
 
 SMALLEST = Problem.parse("n1c1-x1-o1-k1")
 
@@ -56,7 +57,7 @@ def rights() -> Iterator[Right]:
     # It stays with PyTorch where that is quicker, and so shares what PyTorch does with NaN.
     yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both, able=conv2d_is_sound)
     for algorithm in ALGORITHMS:
-        if algorithm.refusals(SMALLEST, torch.device("cpu"), torch.float32):
+        if algorithm.refusals(request(SMALLEST)):
             continue  # triton, which is for CUDA
         fourier, torchs = algorithm.error_class == "normwise", algorithm.name == "aten"
         yield Right(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..algorithms import Algorithm
 from ..problem import Problem
-from ..request import MapName
+from ..request import MapName, Request
 from .bounds import (
     Componentwise,
     ErrorModel,
@@ -36,7 +36,7 @@ from .bounds import (
 )
 from .oracle import Reference, oracle
 
-Constant: TypeAlias = Callable[[Problem, MapName, torch.device, torch.dtype], float]
+Constant: TypeAlias = Callable[[Request], float]
 
 _OPENED: tuple[MapName, MapName, MapName] = ("grad_input", "grad_weight", "forward")
 
@@ -46,9 +46,9 @@ class Normwise:
     """What an algorithm's author proved: ``constant * P`` with 2-norms of planes.
 
     Attributes:
-        constant: the factor, as a function of problem, map (``"forward"``, ``"grad_input"`` or
-            ``"grad_weight"``), device and dtype; or a number, which counts unit roundoffs of the
-            dtype that is summed in.  To first order in u: a hundredth part is added for the rest.
+        constant: the factor, as a function of the :class:`~torch_corr.request.Request`; or a
+            number, which counts unit roundoffs of the dtype that is summed in.  To first order in
+            u: a hundredth part is added for the rest.
         halves: dtype in which float16 and bfloat16 are summed; None: in their own.
     """
 
@@ -61,7 +61,7 @@ class Normwise:
         summing = summing_dtype(dtype, self.halves)
         if callable(self.constant):
             (device, *_) = (value.device for value in slots if value is not None)
-            factor = self.constant(problem, _OPENED[slots.index(None)], device, summing)
+            factor = self.constant(Request(problem, _OPENED[slots.index(None)], device, summing))
         else:
             factor = self.constant * unit_roundoff(summing)
         planes = _planes(problem, slots, 2.0)
@@ -232,8 +232,8 @@ def declared(algorithm: Algorithm) -> ErrorModel:
     """What one of ``torch_corr``'s algorithms, or a third party's, promises about rounding.
 
     A ``normwise`` one that has a method ``tolerance(dtype)`` is held to that times the sum of the
-    moduli of each result's own products; one that has a method ``error_constant(problem, map,
-    device, dtype)`` to that; one that has neither to what Fourier transforms can keep.
+    moduli of each result's own products; one that has a method ``error_constant(request)`` to
+    that; one that has neither to what Fourier transforms can keep.
     """
     if algorithm.error_class == "componentwise":
         return Componentwise()
