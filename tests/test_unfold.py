@@ -50,11 +50,9 @@ def test_a_large_dilation_takes_no_more_room_than_the_windows_themselves() -> No
 def test_blocks_fit_the_caches_or_repeat_few_rows(map: str) -> None:
     dense, large = Problem.parse("n4c64-x56-o64-k3-p1"), Problem.parse("n1c1-x1024-o1-k31-p15")
     for problem in (dense, large):
-        images, rows, columns = Unfold()._lengths(problem, map, torch.float32, torch.device("cpu"))
+        images, rows, columns = Unfold()._lengths(request(problem, map))
         assert images == 1
         assert columns == problem.size[1]
-        most = max(
-            unfold.CACHED, unfold._strips_bytes(problem, map, torch.float32, (1, 1, columns)) * 3
-        )
-        assert unfold._strips_bytes(problem, map, torch.float32, (1, rows, columns)) <= most
+        most = max(unfold.CACHED, unfold._strips_bytes(request(problem, map), (1, 1, columns)) * 3)
+        assert unfold._strips_bytes(request(problem, map), (1, rows, columns)) <= most
         assert map == "grad_input" or 2 * rows > problem.kernel[0]

@@ -15,7 +15,7 @@ from .planning import wisdom
 from .planning.auto import Auto
 from .planning.plan import Plan
 from .problem import Problem
-from .request import MAPS
+from .request import MAPS, Request
 
 __all__ = [
     "ALGORITHMS",
@@ -31,6 +31,7 @@ __all__ = [
     "Naive",
     "Plan",
     "Problem",
+    "Request",
     "Triton",
     "Unfold",
     "__version__",
