@@ -220,7 +220,7 @@ def test_a_device_finds_what_the_host_finds(
     constant = DOUBLE.error_before_rounding(request(problem, map, dtype=dtype))
     tolerance = CHECKED.tolerance(dtype)
     bounds = certificate.error_bounds(problem, map, first, second, constant, tolerance)
-    result, redo = CHECKED._on_device(map, problem, (first, second), result, bounds)
+    result, redo = CHECKED._on_device(problem, map, (first, second), result, bounds)
     assert redo.dtype == torch.int32
     assert redo.shape == (1,)
     if not redo and bounds.isfinite().all():
