@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from support.maps import request
 from support.planted import assemble, problem_of, winograd
 from torch_corr import FFT, MAPS, Naive, Problem
 from torch_corr.testing import (
@@ -148,5 +149,5 @@ def test_an_algorithm_is_held_to_what_it_declares() -> None:
     assert callable(states.constant)
     problem = Problem.parse("n1c1-x9x9-o1-k3")
     least = torch.finfo(torch.float32).eps
-    assert states.constant(problem, "forward", torch.device("cpu"), torch.float32) > least
+    assert states.constant(request(problem)) > least
     assert declared(Rough()) == Fourier()  # it states no constant

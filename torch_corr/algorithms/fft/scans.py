@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ... import native
 from ...problem import Problem
-from ..base import FLOATS, MAPS, SLOTS, MapName, shape_of
+from ...request import MAPS, SLOTS, MapName, shape_of
+from ..base import FLOATS
 
 
 def can_read(values: Tensor) -> bool:
