@@ -14,7 +14,7 @@ from support.maps import operands_of, reference, request, some
 from support.memory import Peak
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms.fft import algorithm as fft
-from torch_corr.algorithms.fft import engine_batched, plan_batched, plans, search
+from torch_corr.algorithms.fft import engine_batched, plans, search
 from torch_corr.algorithms.fft.tiling import (
     GradInputAxis,
     aligned_length,
@@ -30,17 +30,17 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 class OnCuda(FFT):
     """Runs CUDA's plans, wherever its operands lie."""
 
-    def _plan(self, request: Request) -> plans.Plan:
+    def _plan(self, request: Request) -> plans.TransformPlan:
         return super()._plan(replace(request, device=CUDA))
 
 
-plans.MACHINES["batched alone"] = replace(plans.CUDA, engines=("batched",))
+plans.RATES_OF["batched alone"] = replace(plans.CUDA, engines=("batched",))
 
 
 class Batched(FFT):
     """Plans of the engine for devices alone."""
 
-    def _plan(self, request: Request) -> plans.Plan:
+    def _plan(self, request: Request) -> plans.TransformPlan:
         dtype = request.dtype
         sizes = self.rates_dtype(dtype).itemsize, dtype.itemsize
         options = self.tile, self.workspace_limit, "batched alone"
@@ -104,8 +104,8 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
         allowed = expected._replace(magnitude=spread, terms=expected.terms + 8 * lengths)
         bound = error_bound(allowed, dtype)
         for engine, run in fft._RUNS.items():
-            machine = plans.CUDA if engine == "batched" else plans.HOST
-            make = search._ENGINES[engine]
+            machine = plans.CUDA if engine == "batched" else plans.CPU
+            make = search._PLANNERS[engine]
             task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
             plan = make(task, limit, machine)
             assert plan is not None
@@ -114,7 +114,7 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
             result = operands[0].new_full(expected.value.shape, float("nan"))
             if map == "grad_input":
                 result.zero_()
-            run(plan, problem, map, *operands, result, result.new_empty(0))
+            run(plan, *operands, result, result.new_empty(0))
             error = (result - expected.value).abs()
             assert (error <= bound).all(), (str(problem), map, plan)
 
@@ -301,7 +301,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
             task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
-            made = plan_batched.plan(task, limit, plans.CUDA)
+            made = engine_batched.make_plan(task, limit, plans.CUDA)
             assert made is not None
             many = made.per_slab[0] < 3, made.per_slab[1] < axes[0].tiles
             for hold in (False, True) if map != "grad_weight" and any(many) else (False,):
@@ -310,7 +310,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
                     if map == "grad_input":
                         result.zero_()
                     plan = replace(made, block=block, hold=hold)
-                    engine_batched.run(plan, problem, map, *operands, result, result.new_empty(0))
+                    engine_batched.run(plan, *operands, result, result.new_empty(0))
                     torch.testing.assert_close(
                         result.to(expected.value.dtype), expected.value, rtol=1e-4, atol=1e-3
                     )
@@ -359,7 +359,9 @@ def test_no_batch_of_products_is_larger_than_a_launch(map: MapName) -> None:
     for width in (1_000_000, 2_000_000):
         problem = Problem.parse(f"n1c1-x1x{width}-o1-k1x16")
         (axes,) = search.tilings(problem, 32, aligned_length)
-        made = plan_batched.plan(plans.Task(problem, map, 4, 4, False, axes), 2**40, plans.CUDA)
+        made = engine_batched.make_plan(
+            plans.Task(problem, map, 4, 4, False, axes), 2**40, plans.CUDA
+        )
         assert (made is None) == (axes[1].tiles >= 2**16) == (width == 2_000_000)
 
 

@@ -15,7 +15,7 @@ Nothing is conjugated: W[-f] is the conjugate of W[f] only where w is real.
 
 The error is normwise, relative to the norms of a tile: :mod:`.error_bound` proves a bound.
 
-:mod:`.search` finds the best :class:`~.plans.Plan`, and one of three engines runs it.
+:mod:`.search` finds the best :class:`~.plans.TransformPlan`, and one of three engines runs it.
 :mod:`.engine_matrix` (for CPUs) and :mod:`.engine_batched` (for GPUs) transform by matrix products,
 :mod:`.engine_fft` by FFT.
 
@@ -43,7 +43,7 @@ from ..base import (
 )
 from ..cost import Fitted, Work
 from . import engine_batched, engine_fft, engine_matrix
-from .plans import Plan
+from .plans import TransformPlan
 from .search import plan
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -158,9 +158,9 @@ class FFT(Fitted):
         if chosen.engine == "matrix":
             return Work("matrix", chosen.cost)
         # Over one tile there is nothing to sum, and no padded copy to make.
-        one = chosen.single_tile and request.problem.batch == 1
+        one = chosen.task.single_tile and request.problem.batch == 1
         regime = "fft, one tile" if one else "fft"
-        return Work(f"{regime}, long" if max(chosen.lengths) >= LONG else regime, chosen.cost)
+        return Work(f"{regime}, long" if max(chosen.task.lengths) >= LONG else regime, chosen.cost)
 
     def cost(self, request: Request) -> Cost:
         """By fitted factors on the CPU; elsewhere what the plan chosen there does."""
@@ -192,7 +192,7 @@ class FFT(Fitted):
             unit = 2.0**-11
         return chosen.error * unit
 
-    def _plan(self, request: Request) -> Plan:
+    def _plan(self, request: Request) -> TransformPlan:
         dtype = request.dtype
         itemsize, is_complex = self.rates_dtype(dtype).itemsize, dtype.is_complex
         options = self.tile, self.workspace_limit, request.device.type
@@ -204,11 +204,12 @@ class FFT(Fitted):
             return first.new_zeros(shape)
         chosen = self._plan(Request.of(problem, map, first))
         # The tiles cover every output and every tap, but not every input.
-        zeros = map == "grad_input" and not chosen.is_overlap_save
+        zeros = map == "grad_input" and not chosen.task.is_overlap_save
         like = first.new_empty(0, dtype=self.rates_dtype(first.dtype))
-        operand_itemsize = like if chosen.accumulates else first
-        result = operand_itemsize.new_zeros(shape) if zeros else operand_itemsize.new_empty(shape)
-        _RUNS[chosen.engine](chosen, problem, map, first, second, result, like)
+        dtype = like.dtype if chosen.accumulates else first.dtype
+        new = first.new_zeros if zeros else first.new_empty
+        result = new(shape, dtype=dtype)
+        _RUNS[chosen.engine](chosen, first, second, result, like)
         return result.to(first.dtype)
 
 
