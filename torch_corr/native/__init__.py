@@ -1,7 +1,7 @@
 """The compiled part of the package, where it was built: its module, or why there is none.
 
 The C++ sources beside this file know nothing of torch: they take addresses and sizes, which are
-checked on both sides. ``direct`` runs the kernels; the check of ``fft`` runs the passes of scans.cpp.
+checked on both sides. ``direct`` runs the kernels; the check of ``fft`` runs scans.cpp.
 """
 
 from __future__ import annotations

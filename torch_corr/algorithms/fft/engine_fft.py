@@ -103,8 +103,8 @@ def _cost(task: Task, repeats: int) -> Cost:
         size = task.sizes(slot)
         channels = task.channels(slot) * (repeats if slot == "input" else 1)
         # Apart, only rows that are there are transformed.
-        operand_itemsize = min(task.windows(slot)[0].count, shape_of(problem, slot)[2])
-        rows = operand_itemsize if single_tile else height
+        read = min(task.windows(slot)[0].count, shape_of(problem, slot)[2])
+        rows = read if single_tile else height
         lines = each * rows * width * math.log2(width)
         across = each * (height * width) * math.log2(height)
         flops += channels * size.number * (lines + across)
