@@ -149,7 +149,7 @@ def test_trace(padding: Any, stride: int, mode: str) -> None:
 
 
 def test_trace_warns_where_it_holds_for_one_size() -> None:
-    with pytest.warns(torch.jit.TracerWarning, match="keeps what is right for 10x11 pixels"):
+    with pytest.warns(torch.jit.TracerWarning, match="stores the padding for 10x11 pixels"):
         torch.jit.trace(network("same", 2), torch.randn(2, 4, 10, 11))
 
 

@@ -141,7 +141,7 @@ REFUSED = [
     ({"kernel": (6, 2)}, RuntimeError, "along H it spans 6 pixels.*padded input has 5"),
     ({"kernel": (3, 4), "dilation": 2}, RuntimeError, "along W it spans 7 pixels.*dilation 2"),
     ({"stride": 2**63}, ValueError, "stride=9223372036854775808 does not fit in 64 bits"),
-    ({"size": (2**62, 4)}, RuntimeError, "more elements than 64 bits count"),
+    ({"size": (2**62, 4)}, RuntimeError, "more elements than 64 bits can count"),
     ({"padding": 2**40}, RuntimeError, "output of shape .* more elements than 64 bits"),
     ({"stride": 1.5}, TypeError, "stride must be an integer, got 1.5 of type float"),
     ({"stride": "2"}, TypeError, "stride must be an integer, got '2' of type str"),

@@ -1,6 +1,7 @@
-"""2-D cross-correlation for PyTorch: readable, provable, and yours to choose.
+"""2-D cross-correlation for PyTorch, with a choice of algorithms.
 
-``T(x, w, y) = sum(y * corr(x, w))`` is linear in each slot; everything here follows.
+:func:`corr2d` takes the arguments of ``torch.nn.functional.conv2d``, :class:`Corr2d` is a subclass
+of ``nn.Conv2d``, and :func:`convert` changes the algorithm of an existing model's layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The gradients are the adjoints, to every order and in both directions."""
+"""Laws about gradients: first and second order, reverse and forward mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .base import leaves, moot
 
 
 def differentiable(subject: Subject, case: Case) -> None:
-    """A valid problem has gradients, of the operands' shapes and dtype."""
+    """A valid problem has gradients with the operands' shapes and dtype."""
     x, w, g = case.operands()
     x, w = leaves(x, w)
     y = subject.forward(case.problem, x, w)
@@ -31,7 +31,7 @@ def differentiable(subject: Subject, case: Case) -> None:
 
 
 def gradients(subject: Subject, case: Case) -> None:
-    """Input and weight get the adjoints' values; complex ones conjugate the other operand."""
+    """The gradients of input and weight are correct; complex ones conjugate the other operand."""
     problem = case.problem
     x, w, g = case.operands()
     x, w = leaves(x, w)
@@ -42,7 +42,7 @@ def gradients(subject: Subject, case: Case) -> None:
 
 
 def frozen_operands(subject: Subject, case: Case) -> None:
-    """An operand's gradient is the same where the other one asks for none."""
+    """An operand's gradient is the same if the other operand needs none."""
     x, w, g = case.operands()
     expected = subject.expect_maps(case.problem, x, w, g)
     with moot("wrong with both gradients already"):
@@ -62,7 +62,7 @@ def frozen_operands(subject: Subject, case: Case) -> None:
 
 
 def second_order(subject: Subject, case: Case) -> None:
-    """The gradients of the gradients are the same trilinear form with other operands."""
+    """The gradients of the gradients are correct: maps of the same trilinear form."""
     problem = case.problem
     x, w, g = leaves(*case.operands())
     a, b, _ = case.another().operands()
@@ -81,7 +81,7 @@ def second_order(subject: Subject, case: Case) -> None:
 
 
 def second_order_bias(subject: Subject, case: Case) -> None:
-    """Beside a bias the second order is the same, and the bias' gradient is linear in the output's.
+    """With a bias the second order is the same, and grad_bias is linear in the output's gradient.
 
     grad_bias sums the output's gradient over each channel; its adjoint repeats a number there.
     """
@@ -112,9 +112,9 @@ def second_order_bias(subject: Subject, case: Case) -> None:
 
 
 def forward_mode(subject: Subject, case: Case) -> None:
-    """The tangent is the product rule's: corr(dx, w) + corr(x, dw); a bias' is added to it.
+    """The tangent is corr(dx, w) + corr(x, dw), plus the tangent of the bias.
 
-    The bias' tangent is tried alone, where nothing rounds.
+    The tangent of the bias is tested alone, where nothing is rounded.
     """
     problem = case.problem
     x, w, _ = case.operands()
@@ -142,7 +142,7 @@ def forward_mode(subject: Subject, case: Case) -> None:
 
 
 def _require_tangent_of_bias(subject: Subject, case: Case) -> None:
-    """That the output moves with a bias, if the callable takes one."""
+    """Raise Violation unless the bias' tangent reaches the output, if the callable has a bias."""
     problem, db = case.problem, case.bias() + 4
     x, w, _ = case.operands()
     with suppress(Refusal):
@@ -163,11 +163,10 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def finite_differences(subject: Subject, case: Case) -> None:
-    """``torch.autograd.gradcheck`` and ``gradgradcheck`` agree with the callable itself.
+    """``torch.autograd.gradcheck`` and ``gradgradcheck`` find no error in the gradients.
 
-    The form is linear in each operand, so central differences have rounding errors alone.
-    Images and channels are cut down to what has every kind of border: where it disagrees,
-    gradcheck computes the whole Jacobian for its message.
+    A map is linear in each operand, so central differences have only rounding errors.  Images and
+    channels are reduced by :func:`cut`, because on failure gradcheck computes the whole Jacobian.
     """
     problem = cut(case.problem)
     case = replace(case, data="normal", problem=problem)
@@ -192,9 +191,9 @@ def finite_differences(subject: Subject, case: Case) -> None:
 
 
 def cut(p: Problem) -> Problem:
-    """At most 3x3 outputs beside those of the padding, 2 images, 3 groups, 2 channels of each.
+    """Reduce a problem to 3x3 outputs plus those of padding, 2 images, 3 groups of 2 channels.
 
-    Padding is cut to where two windows on either side see nothing else.
+    Padding is reduced so that at most two windows on each side contain only padding.
     """
     rows, columns = (
         (min(first, span - 1 + 2 * step), min(last, span - 1 + 2 * step))
@@ -219,8 +218,9 @@ def cut(p: Problem) -> Problem:
 def trilinear(subject: Subject, case: Case) -> None:
     """<y, forward(x, w)> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>.
 
-    Each inner product is off by at most its map's errors, weighted, and its own rounding.
-    Complex operands: the bilinear product, with gradients of the conjugated operands.
+    The error of each inner product is at most its map's weighted errors plus its own rounding.
+    For complex operands the products do not conjugate, and the gradients are those of the
+    conjugated operands.
     """
     problem = case.problem
     x, w, y = case.operands()
@@ -251,7 +251,7 @@ def _inner_product(
     other: Tensor,
     slots: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor]:
-    """<other, result>, and how far rounding may have moved it."""
+    """<other, result>, and the bound of its rounding error."""
     reference = oracle(problem, *slots)
     require_alike("a map's result", result, tuple(other.shape), other)
     wide = reference.value.dtype

@@ -1,4 +1,4 @@
-"""The results are those of the definition, for every valid problem."""
+"""Laws about values: the output, the bias, empty sizes and large numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import is_differentiable, leaves, moot
 
 
 def accepts(subject: Subject, case: Case) -> None:
-    """A valid problem is computed: no error, the right shape, the operands' dtype and device."""
+    """A valid problem raises no error; the output has the right shape, dtype and device."""
     x, w, _ = case.operands()
     try:
         subject.forward(case.problem, x, w)
@@ -24,9 +24,9 @@ def accepts(subject: Subject, case: Case) -> None:
 
 
 def values(subject: Subject, case: Case) -> None:
-    """Every output is the definition's, within the rounding errors that are promised.
+    """Every output is the definition's, within the error bound.
 
-    Also where gradients are asked for, since training may take another path.
+    It is tested with and without gradients, which may use different code.
     """
     x, w, g = case.operands()
     expected = subject.expect_maps(case.problem, x, w, g)
@@ -38,10 +38,10 @@ def values(subject: Subject, case: Case) -> None:
 
 
 def bias(subject: Subject, case: Case) -> None:
-    """A bias is added to every pixel of its channel; its gradient is their gradients' sum.
+    """A bias is added to every pixel of its channel; its gradient is the sum of theirs.
 
-    The bias may be one more term of the sum, or be added to the rounded sum.  It may lie in
-    memory with gaps, and beside it input and weight have the gradients that they have without.
+    The bias may be one more term of the sum, or it may be added to the rounded sum.  Its stride may
+    be greater than 1.  It does not change the gradients of input and weight.
     """
     problem, b = case.problem, case.bias()
     x, w, g = case.operands()
@@ -52,7 +52,7 @@ def bias(subject: Subject, case: Case) -> None:
         return
     plain = subject.maps(problem, x, w, g)
     if "grad_weight" not in plain:
-        return  # which another law reports
+        return  # the law ``differentiable`` reports this
     (b,) = leaves(b)
     try:
         (alone,) = subject.pull(subject.forward(problem, x, w, b), (b,), g)
@@ -74,7 +74,7 @@ def bias(subject: Subject, case: Case) -> None:
 
 
 def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: Tensor) -> None:
-    """That a bias' gradient is right: it is the 1x1 kernel of one more channel, of ones."""
+    """Raise Violation unless grad_bias is correct: the gradient of a 1x1 kernel over ones."""
     p = case.problem
     channel = Problem(p.batch, 1, p.output_size, p.out_channels, (1, 1))
     require_alike(what, got, (p.out_channels,), g)
@@ -85,7 +85,7 @@ def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: 
 def _require_biased(
     subject: Subject, what: str, case: Case, x: Tensor, w: Tensor, b: Tensor
 ) -> None:
-    """That the callable's output with a bias is right."""
+    """Raise Violation unless the output with a bias is correct."""
     problem = case.problem
     y = subject.forward(problem, x, w, b, what=what)
     without = oracle(problem, input=x, weight=w)
@@ -101,9 +101,9 @@ def _require_biased(
 
 
 def zero_sizes(subject: Subject, case: Case) -> None:
-    """No images give no images; no channels sum to zero; and the gradients likewise.
+    """An empty batch gives an empty batch, and no channels give zeros; also in the gradients.
 
-    No filters give no channels, unless they are refused, as ``F.conv2d`` does.
+    No filters give no output channels, or raise an error as in ``F.conv2d``.
     """
     for nothing, problem in (
         ("no images", replace(case.problem, batch=0)),
@@ -128,7 +128,7 @@ def zero_sizes(subject: Subject, case: Case) -> None:
 
 
 def large_numbers(subject: Subject, case: Case) -> None:
-    """A stride or dilation beyond 32 bits is no smaller one: pixel numbers do not wrap around."""
+    """Strides and dilations above 32 bits work: pixel numbers do not wrap around."""
     for extra in (2**31, 2**32, 2**32 + 1):
         problem = case.problem
         stride, dilation = list(problem.stride), list(problem.dilation)
