@@ -86,26 +86,16 @@ def corr2d(
     if has_torch_function_variadic(input, weight, bias):
         if is_traced_for_quantization(input):
             _warn_of_quantization()
+        arguments = input, weight, bias, stride, padding, dilation, groups
         return handle_torch_function(
-            corr2d,
-            (input, weight, bias),
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode=padding_mode,
-            algorithm=algorithm,
+            corr2d, arguments[:3], *arguments, padding_mode=padding_mode, algorithm=algorithm
         )
     if is_dynamo_compiling():
         # In a tuple, Dynamo guards on the algorithm's value; otherwise on its identity, and equal
         # algorithms of several layers would need a graph each.
         key = _key_in_graph((algorithm,))
-        return _corr2d_in_graph(
-            input, weight, bias, stride, padding, dilation, groups, padding_mode, key
-        )
+        arguments = input, weight, bias, stride, padding, dilation, groups
+        return _corr2d_in_graph(key, padding_mode, *arguments)
     if algorithm == "auto" and padding_mode == "zeros":
         result = conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
         if result is not None:
@@ -156,32 +146,12 @@ def _key_in_graph(requested: tuple[AlgorithmLike]) -> str:
 _key_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _corr2d_in_graph(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: SizeLike,
-    padding: PaddingLike,
-    dilation: SizeLike,
-    groups: int,
-    padding_mode: str,
-    key: str,
-) -> Tensor:
+def _corr2d_in_graph(key: str, padding_mode: str, *arguments: Any) -> Tensor:
     """:func:`corr2d` as one call in Dynamo's graph.
 
     The backend ``eager`` runs this call; other backends trace it down to the operators.
     """
-    return corr2d(
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode=padding_mode,
-        algorithm=decode_algorithm(key),
-    )
+    return corr2d(*arguments, padding_mode=padding_mode, algorithm=decode_algorithm(key))
 
 
 def convolve2d(
@@ -223,34 +193,16 @@ def convolve2d(
         tensor([[ 1., 12., 23., 34., 40.]])
     """
     if has_torch_function_variadic(input, weight, bias):
+        arguments = input, weight, bias, stride, padding, dilation, groups
         return handle_torch_function(
-            convolve2d,
-            (input, weight, bias),
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode=padding_mode,
-            algorithm=algorithm,
+            convolve2d, arguments[:3], *arguments, padding_mode=padding_mode, algorithm=algorithm
         )
     if isinstance(weight, Tensor) and weight.dim() >= 2:
         if isinstance(padding, str) and padding == "same":
             padding = _same_as_scipy(weight, dilation)
         weight = weight.flip(-2, -1)
-    return corr2d(
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode=padding_mode,
-        algorithm=algorithm,
-    )
+    arguments = input, weight, bias, stride, padding, dilation, groups
+    return corr2d(*arguments, padding_mode=padding_mode, algorithm=algorithm)
 
 
 def _same_as_scipy(weight: Tensor, dilation: SizeLike) -> Sides:

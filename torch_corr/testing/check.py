@@ -25,7 +25,7 @@ from ..problem import Problem
 from .bounds import TF32_READING, Componentwise, ErrorModel
 from .laws import LAWS, Law, find_law
 from .normwise import Either, Fourier, Winograd
-from .report import Counterexample, Report, Verdict
+from .report import Counterexample, Outcome, Report, Verdict
 from .strategies import problems as any_problem
 from .subject import Case, Refusal, Silence, Subject, Violation, home
 
@@ -349,27 +349,12 @@ def _verdict(
         example = Counterexample(
             law.name, str(violation), case, subject.spelling, _error_model_code(subject)
         )
-        return Verdict(
-            law.name,
-            dtype,
-            "failed",
-            found.cases + 1,
-            found.refusals,
-            seconds,
-            found.reason,
-            example,
-        )
-    outcome = "passed" if found.cases else "refused"
-    reason = found.reason if found.refusals else "no case was drawn that the callable supports"
-    return Verdict(
-        law.name,
-        dtype,
-        "passed" if outcome == "passed" else "refused",
-        found.cases,
-        found.refusals,
-        seconds,
-        reason if outcome == "refused" or found.refusals else "",
-    )
+        counts = found.cases + 1, found.refusals
+        return Verdict(law.name, dtype, "failed", *counts, seconds, found.reason, example)
+    outcome: Outcome = "passed" if found.cases else "refused"
+    if not found.cases and not found.refusals:
+        found.reason = "no case was drawn that the callable supports"
+    return Verdict(law.name, dtype, outcome, found.cases, found.refusals, seconds, found.reason)
 
 
 def _error_model_code(subject: Subject) -> str:

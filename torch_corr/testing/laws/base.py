@@ -93,4 +93,13 @@ def moot(why: str) -> Iterator[None]:
         raise Refusal(f"moot: {why}") from violation
 
 
+@contextmanager
+def must_not_raise(what: str) -> Iterator[None]:
+    """Context in which a refusal of the callable violates the law."""
+    try:
+        yield
+    except Refusal as refusal:
+        raise Violation(f"{what} raises {refusal}") from refusal
+
+
 FINITE_DATA = tuple(each for each in DATA if each != "special")

@@ -14,7 +14,7 @@ from ...problem import Problem
 from ..bounds import unit_roundoff
 from ..oracle import oracle
 from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
-from .base import leaves, moot
+from .base import leaves, moot, must_not_raise
 
 
 def differentiable(subject: Subject, case: Case) -> None:
@@ -22,10 +22,8 @@ def differentiable(subject: Subject, case: Case) -> None:
     x, w, g = case.operands()
     x, w = leaves(x, w)
     y = subject.forward(case.problem, x, w)
-    try:
+    with must_not_raise("a valid problem"):
         grad_input, grad_weight = subject.pull(y, (x, w), g)
-    except Refusal as refusal:
-        raise Violation(f"a valid problem raises {refusal}") from refusal
     require_alike("grad_input", grad_input, tuple(x.shape), x)
     require_alike("grad_weight", grad_weight, tuple(w.shape), w)
 
@@ -68,11 +66,9 @@ def second_order(subject: Subject, case: Case) -> None:
     a, b, _ = case.another().operands()
     y = subject.forward(problem, x, w)
     grad_input, grad_weight = subject.pull(y, (x, w), g, create_graph=True)
-    try:
+    with must_not_raise("a gradient's gradient"):
         dw, dg = subject.pull(grad_input, (w, g), a, create_graph=True)
         dx, dg_ = subject.pull(grad_weight, (x, g), b)
-    except Refusal as refusal:
-        raise Violation(f"a gradient's gradient raises {refusal}") from refusal
     # grad_input = corr^T(g, conj w): linear in g, conjugate-linear in w.
     subject.require("d grad_input/dg", dg, problem, input=a, weight=w)
     subject.require("d grad_input/dw", dw, problem, input=a.conj(), output=g)
@@ -92,15 +88,12 @@ def second_order_bias(subject: Subject, case: Case) -> None:
     with moot("the second order is wrong without a bias already"):
         second_order(subject, case)
     y = subject.forward(problem, x, w, b)
-    grads = subject.pull(y, (x, w, b), g, create_graph=True)
-    grad_input, grad_weight, grad_bias = grads
+    grad_input, grad_weight, grad_bias = subject.pull(y, (x, w, b), g, create_graph=True)
     other_b = case.bias() + 4  # nowhere zero
-    try:
+    with must_not_raise("with a bias, a gradient's gradient"):
         (repeated,) = subject.pull(grad_bias, (g,), other_b, create_graph=True)
         (dw,) = subject.pull(grad_input, (w,), other_x, create_graph=True)
         (dx,) = subject.pull(grad_weight, (x,), other_w)
-    except Refusal as refusal:
-        raise Violation(f"beside a bias, a gradient's gradient raises {refusal}") from refusal
     everywhere = other_b[:, None, None].expand(problem.output_shape)
     require_alike("d grad_bias/dg", repeated, problem.output_shape, g)
     require_close("d grad_bias/dg", repeated, everywhere, torch.zeros(problem.output_shape))
@@ -108,7 +101,7 @@ def second_order_bias(subject: Subject, case: Case) -> None:
         ("d grad_input/dw", dw, {"input": other_x.conj(), "output": g}),
         ("d grad_weight/dx", dx, {"weight": other_w.conj(), "output": g}),
     ):
-        subject.require(f"{name} beside a bias", got, problem, **slots)
+        subject.require(f"{name} with a bias", got, problem, **slots)
 
 
 def forward_mode(subject: Subject, case: Case) -> None:

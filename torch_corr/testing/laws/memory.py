@@ -14,7 +14,7 @@ from ..data import SLOTS, Operands
 from ..oracle import oracle
 from ..poison import litter, poisoned
 from ..subject import Case, ExpectedMaps, Refusal, Subject, Violation, require_alike
-from .base import is_differentiable, leaves, moot
+from .base import is_differentiable, leaves, moot, must_not_raise
 
 CONTIGUOUS = torch.contiguous_format
 
@@ -31,10 +31,8 @@ def memory_formats(subject: Subject, case: Case) -> None:
         expected.require("output", subject.forward(case.problem, plain.input, plain.weight))
     for training in (False, True) if is_differentiable(case.dtype) else (False,):
         x, w = leaves(*values[:2]) if training else values[:2]
-        try:
+        with must_not_raise("with these strides a valid problem"):
             y = subject.forward(case.problem, x, w)
-        except Refusal as refusal:
-            raise Violation(f"with these strides a valid problem raises {refusal}") from refusal
         expected.require("output", y, what="output in training" if training else "output")
 
 
@@ -45,10 +43,8 @@ def gradient_memory_formats(subject: Subject, case: Case) -> None:
     expected = subject.expect_maps(case.problem, *plain)
     with moot("wrong for contiguous operands already"):
         _require_gradients(subject, case.problem, plain, expected)
-    try:
+    with must_not_raise("with these strides a valid problem"):
         _require_gradients(subject, case.problem, values, expected)
-    except Refusal as refusal:
-        raise Violation(f"with these strides a valid problem raises {refusal}") from refusal
 
 
 def _contiguous(values: Operands) -> Operands:

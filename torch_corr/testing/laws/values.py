@@ -11,16 +11,14 @@ from ...problem import Problem
 from ..bounds import unit_roundoff
 from ..oracle import oracle
 from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
-from .base import is_differentiable, leaves, moot
+from .base import is_differentiable, leaves, moot, must_not_raise
 
 
 def accepts(subject: Subject, case: Case) -> None:
     """A valid problem raises no error; the output has the right shape, dtype and device."""
     x, w, _ = case.operands()
-    try:
+    with must_not_raise("a valid problem"):
         subject.forward(case.problem, x, w)
-    except Refusal as refusal:
-        raise Violation(f"a valid problem raises {refusal}") from refusal
 
 
 def values(subject: Subject, case: Case) -> None:
@@ -54,23 +52,19 @@ def bias(subject: Subject, case: Case) -> None:
     if "grad_weight" not in plain:
         return  # the law ``differentiable`` reports this
     (b,) = leaves(b)
-    try:
+    with must_not_raise("the gradient of a bias alone"):
         (alone,) = subject.pull(subject.forward(problem, x, w, b), (b,), g)
-    except Refusal as refusal:
-        raise Violation(f"for a bias alone, {refusal}") from refusal
     _require_grad_bias(subject, "grad_bias alone", case, alone, g)
     expected = subject.expect_maps(problem, x, w, g)
     with moot("the gradients are wrong without a bias already"):
         expected.require_all(plain)
     x, w = leaves(x, w)
     y = subject.forward(problem, x, w, b)
-    try:
+    with must_not_raise("a problem with a bias"):
         grad_input, grad_weight, grad_bias = subject.pull(y, (x, w, b), g)
-    except Refusal as refusal:
-        raise Violation(f"with a bias, {refusal}") from refusal
     _require_grad_bias(subject, "grad_bias", case, grad_bias, g)
-    expected.require("grad_input", grad_input, what="grad_input beside a bias")
-    expected.require("grad_weight", grad_weight, what="grad_weight beside a bias")
+    expected.require("grad_input", grad_input, what="grad_input with a bias")
+    expected.require("grad_weight", grad_weight, what="grad_weight with a bias")
 
 
 def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: Tensor) -> None:
