@@ -85,10 +85,10 @@ def _textbook_window() -> None:
     X = torch.arange(9.0).reshape(3, 3)
     K = torch.arange(4.0).reshape(2, 2)
     Y = corr2d(X, K)
-    print("1. Slide K over X; each number out is the sum of one window times K.\n")
+    print("1. Slide K over X; each output is the sum of a window times K.\n")
     _print_beside(("X", X), ("K", K), ("corr2d(X, K)", Y))
     _compare("corr2d(X, K)", Y, torch.tensor([[19.0, 25.0], [37.0, 43.0]]))
-    print("   The textbook says [[19, 25], [37, 43]]: the same.\n")
+    print("   The textbook has the same result, [[19, 25], [37, 43]].\n")
 
 
 def _textbook_edges() -> tuple[Tensor, Tensor, Tensor]:
@@ -99,11 +99,11 @@ def _textbook_edges() -> tuple[Tensor, Tensor, Tensor]:
     print("2. K = [[1, -1]] finds the vertical edges of a black bar on white.\n")
     _print_beside(("X", X), ("K", K), ("corr2d(X, K)", Y))
     _compare("corr2d(X, K)", Y, torch.tensor([[0.0, 1, 0, 0, 0, -1, 0]]).expand(6, 7))
-    print("   1 from white to black, -1 from black to white.  The textbook says every row is")
-    print("   0 1 0 0 0 -1 0: the same.")
+    print("   1 is an edge from white to black, and -1 from black to white.  The rows are the same")
+    print("   in the textbook.")
     _compare("corr2d(X.T, K)", corr2d(X.T, K), torch.zeros(8, 5))
-    print("   The bar on its side has no vertical edge.  The textbook says that corr2d(X.T, K)")
-    print("   is 0 everywhere: the same.\n")
+    print("   The transposed image has no vertical edge, so corr2d(X.T, K) is 0 everywhere, as in")
+    print("   the textbook.\n")
     return X, K, Y
 
 
@@ -113,8 +113,8 @@ def _textbook_learning(X: Tensor, K: Tensor, Y: Tensor) -> None:
     torch.manual_seed(10)
     layer = Corr2d(1, 1, kernel_size=(1, 2), bias=False)
     images, targets = X[None, None], Y[None, None]
-    print("3. Corr2d learns that K from X and corr2d(X, K): 10 steps of gradient descent, squared")
-    print("   error summed, learning rate 0.03.\n")
+    print("3. Corr2d learns K from X and corr2d(X, K) in 10 steps of gradient descent (sum of the")
+    print("   squared errors, learning rate 0.03).\n")
     losses = []
     for step in range(1, 11):
         loss = ((layer(images) - targets) ** 2).sum()
@@ -126,12 +126,12 @@ def _textbook_learning(X: Tensor, K: Tensor, Y: Tensor) -> None:
             losses.append(loss.item())
             print(f"       step {step:>2}   loss {losses[-1]:.4f}")
     learned = layer.weight.detach()[0, 0]
-    print(
-        f"\n   The loss starts at {losses[0]:.2f} and ends at {losses[-1]:.4f}; the textbook says"
-    )
+    print(f"\n   The loss falls from {losses[0]:.2f} to {losses[-1]:.4f}; in the textbook it falls")
     print("   from about 5 to below 0.02.")
-    print(f"   The kernel learned is [{learned[0, 0]:.3f}, {learned[0, 1]:.3f}]; the textbook says")
-    print("   close to [1, -1].\n")
+    print(
+        f"   The kernel learned is [{learned[0, 0]:.3f}, {learned[0, 1]:.3f}]; in the textbook it"
+    )
+    print("   is close to [1, -1].\n")
     if not 4 < losses[0] < 6 or not losses[-1] < 0.02:
         raise _disagreement("the loss", f"{losses[0]} ... {losses[-1]}", "about 5 ... below 0.02")
     _compare("the kernel learned", learned, K, within=0.05)
@@ -145,8 +145,8 @@ def _compare(what: str, computed: Tensor, expected: Tensor, within: float = 0.0)
 
 def _disagreement(what: str, computed: str, expected: str) -> DemoError:
     return DemoError(
-        f"{what} is {computed} here, and {expected} in the textbook; this torch_corr with torch "
-        f"{torch.__version__} computes wrongly, please report it",
+        f"{what} is {computed} here, and {expected} in the textbook; this is a bug of torch_corr "
+        f"with torch {torch.__version__}, please report it",
         exit_code=1,
     )
 
@@ -214,25 +214,13 @@ def apply_filters(colour: Tensor) -> list[Panel]:
     offsets = torch.arange(-REACH, REACH + 1.0)
     bell = torch.exp(-((offsets / SIGMA) ** 2) / 2)
     gauss = torch.outer(bell, bell) / bell.sum() ** 2
+    horizontal = "Sobel; red: brighter below, blue: darker below"
+    vertical = "Sobel; red: brighter to the right, blue: darker"
+    blur = f"Gaussian, sigma {SIGMA:g} pixels, kernel {len(bell)} x {len(bell)}"
     return [
-        _panel(
-            "Horizontal edges",
-            "Sobel; red: brighter below, blue: darker below",
-            _layer(sobel),
-            grey,
-        ),
-        _panel(
-            "Vertical edges",
-            "Sobel; red: brighter to the right, blue: darker",
-            _layer(sobel.T),
-            grey,
-        ),
-        _panel(
-            "Blur",
-            f"Gaussian, sigma {SIGMA:g} pixels, kernel {len(bell)} x {len(bell)}",
-            _layer(gauss, channels=3),
-            colour,
-        ),
+        _panel("Horizontal edges", horizontal, _layer(sobel), grey),
+        _panel("Vertical edges", vertical, _layer(sobel.T), grey),
+        _panel("Blur", blur, _layer(gauss, channels=3), colour),
     ]
 
 
@@ -299,7 +287,7 @@ def _print_table(panels: list[Panel]) -> None:
             f"{_milliseconds(panel.reference_seconds):>12}{_number(panel.difference):>13}{panel.runs:>7}"
         )
     print()
-    print(f"Times: {_conditions()}; both fill the border first, runs take turns.")
+    print(f"Times: {_conditions()}; both pad the image first, and the runs alternate.")
     print("Difference: the largest of any pixel, where black is 0 and white is 1.\n")
 
 
@@ -385,7 +373,7 @@ def _need_packages() -> None:
             name = (error.name or module).partition(".")[0]
             missing.append("Pillow" if name == "PIL" else name)
         except ImportError as error:
-            raise DemoError(f"{module} is here but does not start: {error}", exit_code=1) from None
+            raise DemoError(f"{module} cannot be imported: {error}", exit_code=1) from None
     if missing:
         raise DemoError(
             f"the photograph needs {' and '.join(dict.fromkeys(missing))}, not installed here; "
