@@ -24,7 +24,7 @@ from .laws import CLAIMS, LAWS, Law, find_law
 from .normwise import Checked, Either, Fourier, Normwise, Winograd, declared
 from .oracle import Reference, oracle
 from .poison import litter, poisoned
-from .pytest_face import conformance_tests
+from .pytest_function import conformance_tests
 from .report import Counterexample, NonConformance, Report, Verdict
 from .strategies import operands, problems, tensors_for
 from .subject import Case, Refusal, Subject, Violation, require_close, require_right

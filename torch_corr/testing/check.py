@@ -256,7 +256,7 @@ def try_law(
 
     A callable that fails only sometimes (a race) counts as failing.
     """
-    if not law.speaks_of(dtype):
+    if not law.applies_to(dtype):
         return Verdict(law.name, dtype, "silent")
     began = monotonic()
     found = _Found()

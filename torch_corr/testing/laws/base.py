@@ -51,7 +51,7 @@ class Law:
         """The law as a sentence."""
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
-    def speaks_of(self, dtype: torch.dtype) -> bool:
+    def applies_to(self, dtype: torch.dtype) -> bool:
         """Whether the law applies to operands of a dtype."""
         if self.dtypes == "double":
             return dtype in (torch.float64, torch.complex128)
