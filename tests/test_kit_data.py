@@ -59,9 +59,10 @@ def test_every_kind_of_data_and_layout_is_drawn() -> None:
     assert find_law("non_finite").data == ("integers", "special")
     for data in values.data:
         assert kinds[data] >= examples / len(values.data) / 3, (data, kinds)
+    third = examples / 2 / len(LAYOUTS) / 3
     for layout in LAYOUTS:
         for slot in "xwy":
-            assert kinds[f"{slot} {layout}"] >= examples / 2 / len(LAYOUTS) / 3, (slot, layout, kinds)
+            assert kinds[f"{slot} {layout}"] >= third, (slot, layout, kinds)
         assert kinds[f"{slot} channels_last"] >= examples / 4, (slot, kinds)
 
 

@@ -143,7 +143,7 @@ def spellings(subject: Subject, case: Case) -> None:
         x, w, _ = replace(case, problem=problem).operands()
         alone = what == "an image without a batch"
         if all(first == last for first, last in problem.padding):
-            with moot("wrong in plain spelling already"):
+            with moot("wrong with plain arguments already"):
                 subject.require(what, subject.forward(problem, x, w), problem, x, w)
         try:
             with warnings.catch_warnings():

@@ -144,7 +144,7 @@ def _require_tangent_of_bias(subject: Subject, case: Case) -> None:
             y = subject.forward(problem, x, w, _dual(case.bias(), db))
             tangent = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
         if tangent is None:
-            raise Violation("the output has no tangent where the bias alone has one")
+            raise Violation("the output has no tangent if only the bias has one")
         require_alike("the bias' tangent", tangent, problem.output_shape, x)
         everywhere = db[:, None, None].expand(problem.output_shape)
         require_close("the bias' tangent", tangent, everywhere, torch.zeros(problem.output_shape))
