@@ -90,13 +90,9 @@ class Corr2d(nn.Conv2d):
         algorithm: AlgorithmLike = "auto",
     ) -> None:
         find_algorithm(algorithm)
-        in_channels, out_channels = (
-            as_int("in_channels", in_channels),
-            as_int("out_channels", out_channels),
-        )
-        _check_channels(
-            as_int("groups", groups), in_channels=in_channels, out_channels=out_channels
-        )
+        in_channels = as_int("in_channels", in_channels)
+        out_channels = as_int("out_channels", out_channels)
+        _check_channels(groups, in_channels=in_channels, out_channels=out_channels)
         _check_names(padding, padding_mode)
         super().__init__(
             in_channels,

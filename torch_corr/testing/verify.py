@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m torch_corr ve
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Test a convolution against every law of 2-D cross-correlation.",
-        epilog="laws:\n" + "\n".join(f"  {law.name:<18} {law.statement}" for law in LAWS),
+        epilog="laws:\n" + "\n".join(f"  {law.name:<23} {law.statement}" for law in LAWS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
@@ -54,16 +54,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a keyword argument of every call, e.g. algorithm=unfold",
     )
-    add("--device", type=_device, default="cpu", help="of the operands (default: cpu)")
+    add("--device", type=_device, default="cpu", help="the device of the operands (default: cpu)")
     add(
         "--dtype",
         dest="dtypes",
         type=_dtypes,
         default=[torch.float32],
         metavar="NAME[,NAME...]",
-        help="of the operands (default: float32)",
+        help="the dtypes of the operands (default: float32)",
     )
-    add("--errors", choices=sorted(ERROR_MODELS), default="componentwise")
+    add(
+        "--errors",
+        choices=sorted(ERROR_MODELS),
+        default="componentwise",
+        help="the bound of rounding errors (default: componentwise)",
+    )
     names, claims = [law.name for law in LAWS], list(CLAIMS)
     for option, choices, said in (
         ("--laws", names, "test only these laws"),
@@ -80,10 +85,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="limit the problems: " + ", ".join(sorted(callers_limits())),
     )
     add(
-        "--examples", type=_count, help="cases for each law and dtype (default: 100, or the budget)"
+        "--examples",
+        type=_count,
+        help="cases for each law and dtype (default: 100, or with --budget as many as fit)",
     )
     add("--budget", type=_seconds, metavar="TIME", help="time limit, e.g. 60s or 5m")
-    add("--seed", type=int, default=0, help="of the random cases (default: 0)")
+    add("--seed", type=int, default=0, help="the seed of the random cases (default: 0)")
     add(
         "--trace",
         type=_writable,

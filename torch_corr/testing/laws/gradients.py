@@ -156,7 +156,7 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def finite_differences(subject: Subject, case: Case) -> None:
-    """``torch.autograd.gradcheck`` and ``gradgradcheck`` find no error in the gradients.
+    """gradcheck and gradgradcheck of torch.autograd find no error in the gradients.
 
     A map is linear in each operand, so central differences have only rounding errors.  Images and
     channels are reduced by :func:`cut`, because on failure gradcheck computes the whole Jacobian.

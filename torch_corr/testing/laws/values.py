@@ -36,7 +36,7 @@ def values(subject: Subject, case: Case) -> None:
 
 
 def bias(subject: Subject, case: Case) -> None:
-    """A bias is added to every pixel of its channel; its gradient is the sum of theirs.
+    """A bias is added to every pixel of its channel; grad_bias sums the output's gradient.
 
     The bias may be one more term of the sum, or it may be added to the rounded sum.  Its stride may
     be greater than 1.  It does not change the gradients of input and weight.
