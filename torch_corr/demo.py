@@ -1,4 +1,4 @@
-"""``python -m torch_corr demo``: the textbook's numbers, then a real photograph.
+"""The command ``demo``: examples from a textbook, and a filtered photograph.
 
 The demo computes every number that it prints and compares it with the textbook.  If a number
 differs, the demo ends with exit code 1.
@@ -427,7 +427,7 @@ def read_picture(path: Path) -> tuple[Tensor, tuple[int, int]]:
                 image = _plain(PIL.ImageOps.exif_transpose(file))
     except PIL.UnidentifiedImageError:
         raise DemoError(f"{path} is no image, or of a format that Pillow does not know") from None
-    except Exception as error:  # on a damaged file Pillow's decoders raise nearly anything
+    except Exception as error:  # for damaged files, Pillow raises many types
         raise DemoError(f"{path} cannot be read as an image: {error}") from None
     size = image.size
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))

@@ -203,17 +203,17 @@ class Problem:
 
     @property
     def group_in(self) -> int:
-        """Input channels of one group, C / groups."""
+        """The number of input channels of a group, C / groups."""
         return self.in_channels // self.groups
 
     @property
     def group_out(self) -> int:
-        """Output channels of one group, O / groups."""
+        """The number of output channels of a group, O / groups."""
         return self.out_channels // self.groups
 
     @property
     def padded_size(self) -> Pair:
-        """(H + top + bottom, W + left + right)."""
+        """The size of the padded input, (H + top + bottom, W + left + right)."""
         (top, bottom), (left, right) = self.padding
         return self.size[0] + top + bottom, self.size[1] + left + right
 
@@ -224,23 +224,23 @@ class Problem:
 
     @property
     def output_size(self) -> Pair:
-        """(H', W') with H' = (H + top + bottom - d(kH-1) - 1) // s + 1, likewise W'."""
+        """The output's (H', W'), with H' = (H + top + bottom - d(kH-1) - 1) // s + 1."""
         (height, width), (rows, columns) = self.padded_size, self.span
         return (height - rows) // self.stride[0] + 1, (width - columns) // self.stride[1] + 1
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W)."""
+        """The shape of the input, (N, C, H, W)."""
         return (self.batch, self.in_channels, *self.size)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """(O, C / groups, kH, kW)."""
+        """The shape of the weight, (O, C / groups, kH, kW)."""
         return (self.out_channels, self.group_in, *self.kernel)
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
-        """(N, O, H', W')."""
+        """The shape of the output, (N, O, H', W')."""
         return (self.batch, self.out_channels, *self.output_size)
 
     @property

@@ -211,7 +211,7 @@ _LONG = (
 
 
 class _Axis(NamedTuple):
-    """The geometry of one axis."""
+    """The geometry of one axis of a problem."""
 
     taps: int
     stride: int

@@ -28,7 +28,7 @@ class Violation(AssertionError):  # noqa: N818
 
 
 class Refusal(Exception):  # noqa: N818
-    """The callable raised on a valid problem."""
+    """The callable raises on a valid problem, or another law already fails on the case."""
 
 
 class Silence(Exception):  # noqa: N818
@@ -351,7 +351,7 @@ def spelling(call: Callable[..., Any]) -> str:
         if not call.args and simple and not inner.startswith("#"):
             return f"import functools\n{inner}\nfn = functools.partial(fn, {values})"
     if isinstance(call, (OpOverload, OpOverloadPacket)):
-        return f"fn = torch.ops.{call}  # after an import of what registers it"
+        return f"fn = torch.ops.{call}  # first import the module that registers it"
     module, name = home(call)
     first, _, rest = name.partition(".")
     if not module:
