@@ -24,7 +24,8 @@ import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
 from torch_corr.algorithms.base import is_channels_last
 from torch_corr.dispatch.layout import IN_CHANNELS_LAST
-from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan
+from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan, refusals
+from torch_corr.request import Request
 from torch_corr.testing import ErrorModel, declared
 
 from .cases import CALLS, Work
@@ -114,7 +115,7 @@ class Ours(Contender):
             prod(problem.output_size) > NAIVE_PIXELS or problem.multiplications > NAIVE_PRODUCTS
         ):
             return ("one Python step per output pixel would take minutes here",)
-        return self.requested.refusals(problem, device, dtype)
+        return refusals(self.requested, Request.of_each_map(problem, device, dtype))
 
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         if work in CALLS:

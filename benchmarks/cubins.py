@@ -40,6 +40,7 @@ from torch_corr.algorithms.triton.algorithm import Triton, form_of
 from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
 from torch_corr.algorithms.triton.form import FUSION, Launch
 from torch_corr.planning.machine import peak_rates
+from torch_corr.request import Request
 
 from .cases import CASES, CUDA_CASES
 from .results import Results
@@ -404,7 +405,7 @@ def _prediction(target: Target, map: MapName) -> str:
         by = f"{by} {config.name}"
         rate = device.float32 if few and not isinstance(config, Band) else rate
     floor = max(moved / device.bytes, flops / rate)
-    cost = target.algorithm.cost(problem, map, torch.device("cuda"), dtype)
+    cost = target.algorithm.cost(Request(problem, map, torch.device("cuda"), dtype))
     rates = peak_rates(peak[dtype.itemsize], device.bytes, 2 * max(dtype.itemsize, 4))
     return (
         f"| {target.case} | {map} | {target.aim} | {moved / 1e6:.1f} | {flops / 1e9:.2f} | "

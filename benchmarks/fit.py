@@ -40,6 +40,7 @@ from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
 from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import current_machine, device_name
 from torch_corr.planning.timing import time_algorithms
+from torch_corr.request import Request
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": 12, "float64": 4, "bfloat16": 2, "float16": 2, "complex64": 1}
@@ -304,7 +305,7 @@ def measure(path: Path, seed: int, seconds: float) -> int:
                     print("not done: run the same command again")
                     return 3
                 able = _worth_timing(problem, map, dtype)
-                timed = time_algorithms(able, problem, map, CPU, dtype)
+                timed = time_algorithms(able, Request(problem, map, CPU, dtype))
                 line = {"problem": str(problem), "dtype": str(dtype).removeprefix("torch.")}
                 file.write(json.dumps({**line, "map": map, "seconds": timed}) + "\n")
                 file.flush()
@@ -317,7 +318,7 @@ def _worth_timing(problem: Problem, map: MapName, dtype: torch.dtype) -> list[Al
     return [
         each
         for each in ALGORITHMS
-        if not each.refusals(problem, CPU, dtype)
+        if not each.refusals(Request(problem, map, CPU, dtype))
         and (isinstance(each, Fitted) or prod(problem.output_size) < 1000)
     ]
 
@@ -353,7 +354,8 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
             if algorithm.name in timing.seconds and isinstance(algorithm, Fitted):
                 if isinstance(algorithm, FFT) and prod(timing.problem.kernel) < FEW_TAPS:
                     continue
-                regime, ideal = algorithm.work(timing.problem, timing.map, timing.dtype)
+                request = Request(timing.problem, timing.map, CPU, timing.dtype)
+                regime, ideal = algorithm.work(request)
                 rates = current_machine().rates(timing.dtype)
                 parts = [amount / rate for amount, rate in zip(ideal, rates)]
                 samples[algorithm.name, regime, timing.map][kind_of(timing.dtype)].append(
@@ -441,13 +443,13 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
     """How often ``auto`` takes the quickest or one within 5 % of it, and what it loses."""
     losses, slower, errors, gains = [], [], defaultdict(list), []
     for timing in timings:
-        made = Auto().choose(timing.map, timing.problem, CPU, timing.dtype)
-        name = getattr(made, "quick", made).name
+        made = Auto().choose(Request(timing.problem, timing.map, CPU, timing.dtype))
+        name = getattr(made, "fast", made).name
         if name not in timing.seconds:
             continue
         for algorithm in ALGORITHMS:
             if isinstance(algorithm, Fitted) and algorithm.name in timing.seconds:
-                cost = algorithm.cost(timing.problem, timing.map, CPU, timing.dtype)
+                cost = algorithm.cost(Request(timing.problem, timing.map, CPU, timing.dtype))
                 predicted = current_machine().seconds(cost, timing.dtype)
                 errors[algorithm.name].append(
                     abs(math.log(predicted / timing.seconds[algorithm.name]))

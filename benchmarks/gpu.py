@@ -48,6 +48,7 @@ from torch_corr.algorithms.fft.algorithm import FEW_TAPS
 from torch_corr.algorithms.triton.algorithm import Triton
 from torch_corr.algorithms.triton.configs import Config, Dot, Product
 from torch_corr.planning.machine import machine_of
+from torch_corr.request import Request
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
 from .ahead import sample_ahead
@@ -597,7 +598,8 @@ def _ways() -> Iterator[tuple[Case, MapName, tuple[Triton, ...]]]:
     for case in TIMED:
         for map in MAPS:
             rule = Triton()
-            others = rule.variants(case.problem, map, case.torch_dtype)
+            request = Request(case.problem, map, torch.device("cuda"), case.torch_dtype)
+            others = rule.variants(request)
             yield case, map, (rule, *(each for each in others if isinstance(each, Triton)))
 
 

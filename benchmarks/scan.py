@@ -53,6 +53,7 @@ import torch
 from torch import Tensor
 
 from torch_corr import Direct, Plan, Problem, corr2d, plan
+from torch_corr.request import Request
 from torch_corr.testing import Componentwise, declared, litter, oracle, poisoned
 from torch_corr.testing.bounds import rounded
 
@@ -384,7 +385,7 @@ def problem_with(case: Case, algorithm: str, repeats: int) -> tuple[str, str] | 
 
 
 def _definition(problem: Problem, map: str, operands: dict[str, Tensor]) -> Tensor:
-    able = not Direct().refusals(problem, torch.device("cpu"), torch.float64)
+    able = not Direct().refusals(Request(problem, "forward", torch.device("cpu"), torch.float64))
     first = operands["input"] if map != "grad_input" else operands["output"]
     second = operands["weight"] if map != "grad_weight" else operands["output"]
     if first.is_complex() or not able:

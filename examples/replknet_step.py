@@ -1,20 +1,19 @@
-"""Train a network with 31 x 31 kernels for a few steps, as it is and converted.
+"""Train a network with 31 x 31 kernels for a few steps, with and without ``convert``.
 
     python examples/replknet_step.py
 
-The network follows RepLKNet (Ding et al., *Scaling Up Your Kernels to 31x31*, CVPR 2022): four
-stages of depthwise kernels of 31, 29, 27 and 13 pixels, each with a 5 x 5 kernel beside it, between
-1 x 1 layers.  It is written with ``nn.Conv2d`` alone; its copy is converted by
-``torch_corr.convert``.  Both see the same random images and labels, a step of one after a step of
-the other, so that whatever else the machine does falls on both.
+The network follows RepLKNet (Ding et al., *Scaling Up Your Kernels to 31x31*, CVPR 2022).  It has
+four stages of depthwise kernels of 31, 29, 27 and 13 pixels, each in parallel with a 5 x 5 kernel
+and between 1 x 1 layers.  It uses only ``nn.Conv2d``; a copy is converted with
+``torch_corr.convert``.  Both train on the same random images and labels.  Their steps alternate, so
+that other load on the machine affects both.
 
-Expect the converted network to be at least 3 times as fast on a CPU (3.8 times where this was
-written: two cores of an AMD EPYC with AVX-512, PyTorch 2.13; what remains is mostly the 1 x 1
-layers, which both leave to PyTorch), and the two losses to differ by rounding, less than 1e-4 at
-every step.
+On a CPU the converted network is at least 3 times as fast: 3.8 times on two cores of an AMD EPYC
+with AVX-512 and PyTorch 2.13.  The remaining time is mostly that of the 1 x 1 layers, which run in
+PyTorch in both networks.  The losses differ by rounding errors, less than 1e-4 at every step.
 
-Exit code: 0; 1 when it is not 3 times as fast, as with smaller kernels or without the compiled
-part of the library, or when the losses part; 2 when the arguments are wrong.
+Exit code: 0; 1 if the converted network is not 3 times as fast (for example without the compiled
+kernels) or the losses differ; 2 if the arguments are wrong.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def main() -> int:
     images = torch.randn(arguments.batch, 3, arguments.image, arguments.image)
     labels = torch.randint(CLASSES, (arguments.batch,))
     runs = [Training("converted", ours), Training("nn.Conv2d", theirs)]
-    for step in range(arguments.steps + 1):  # the first is for warming up, and not counted
+    for step in range(arguments.steps + 1):  # the first step is a warm-up and not counted
         for run in runs:
             run.step(images, labels)
         a, b = (run.losses[-1] for run in runs)
@@ -80,12 +79,12 @@ def main() -> int:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Training steps of a network with 31 x 31 kernels, as it is and converted."
+        description="Train a network with 31 x 31 kernels, with and without torch_corr.convert."
     )
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--image", type=int, default=384, help="rows and columns of an image")
-    parser.add_argument("--batch", type=int, default=2, help="images in a step")
-    parser.add_argument("--steps", type=int, default=4, help="that are timed")
+    parser.add_argument("--batch", type=int, default=2, help="images per step")
+    parser.add_argument("--steps", type=int, default=4, help="timed steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--algorithm", default="auto", help="of the converted layers")
     arguments = parser.parse_args()
@@ -100,11 +99,11 @@ def parse() -> argparse.Namespace:
 
 
 class Training:
-    """A model with its optimizer, and what each step gave.
+    """A model with its optimizer, and the results of its steps.
 
     Attributes:
-        losses: mean cross-entropy before each step.
-        seconds: that each step took.
+        losses: the mean cross-entropy before each step.
+        seconds: the time of each step.
     """
 
     def __init__(self, name: str, model: nn.Module) -> None:
@@ -124,7 +123,7 @@ class Training:
 
 
 def replknet(width: int, kernels: Sequence[int], classes: int = CLASSES) -> nn.Sequential:
-    """From (N, 3, H, W) to scores (N, classes); one block for each kernel, each twice as wide."""
+    """A network from (N, 3, H, W) to scores (N, classes), with a stage for each kernel size."""
     layers: list[nn.Module] = [
         normalised(3, width, 3, stride=2),
         normalised(width, width, 3, groups=width),
@@ -143,7 +142,7 @@ def replknet(width: int, kernels: Sequence[int], classes: int = CLASSES) -> nn.S
 
 
 class LargeKernel(nn.Module):
-    """Mixes pixels: a large depthwise kernel and a small one beside it, between 1 x 1 layers."""
+    """A large and a small depthwise kernel in parallel, between 1 x 1 layers."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
@@ -159,7 +158,7 @@ class LargeKernel(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Mixes channels: two 1 x 1 layers, four times as wide between them."""
+    """Two 1 x 1 layers with four times as many channels in between."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -179,7 +178,7 @@ def normalised(
 def convolution(
     channels: int, features: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> nn.Sequential:
-    """A layer that keeps the size (but for the stride), and its normalisation."""
+    """A layer with "same" padding, and its normalisation."""
     return nn.Sequential(
         nn.Conv2d(channels, features, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(features),

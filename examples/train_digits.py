@@ -3,19 +3,18 @@
     python examples/train_digits.py
     python examples/train_digits.py --compare
 
-The data are the 1797 scanned digits of 8 x 8 pixels that scikit-learn carries (UCI, Alpaydin
-and Kaynak 1998); 360 of them are held back for the test.  Expect at least 97% of those right
-(99.2% where this was written, in 2 seconds on one core), a progress bar, and
-``train_digits.png`` with the curve of the loss and the learned kernels of the first layer.
+The data are the 1797 scanned digits of 8 x 8 pixels from scikit-learn (UCI, Alpaydin and Kaynak
+1998); 360 of them are the test set.  At least 97% of these should be correct (99.2% in a run of 2
+seconds on one core).  ``train_digits.png`` shows the loss and the learned kernels of the first
+layer.
 
-With ``--compare`` the same network of ``nn.Conv2d`` is trained from the same seed.  Its loss
-follows the same curve: expect the two to differ by no more than rounding, less than 1e-5 at
-every step (0 with ``--algorithm aten``, 2.4e-7 with ``unfold``).  SiLU and strides stand where
-ReLU and max-pooling often do for that reason: a kink turns a difference in the last bit into
-another path downhill, and the losses part by 1e-3 within 100 steps.
+``--compare`` also trains the same network with ``nn.Conv2d`` from the same seed.  The losses differ
+by rounding errors, less than 1e-5 at every step (0 with ``--algorithm aten``, 2.4e-7 with
+``unfold``).  For that reason the network uses SiLU and strides instead of ReLU and max-pooling:
+these are not smooth and amplify differences in the last bit, to 1e-3 within 100 steps.
 
-Exit code: 0; 1 when fewer than 97% are right (as after a single epoch) or the
-two losses part by more than 1e-3; 2 when the arguments are wrong.
+Exit code: 0; 1 if fewer than 97% are correct (as after a single epoch) or the losses differ by more
+than 1e-3; 2 if the arguments are wrong.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ SAME_CURVE = 1e-3
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (N, 1, 8, 8) in 0..1 and labels (N,) to learn from, and others to be tested on."""
+    """Images (N, 1, 8, 8), with values from 0 to 1, and labels (N,) for training and test."""
 
     images: Tensor
     labels: Tensor
@@ -52,14 +51,14 @@ class Digits:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of training one network.
+    """The results of training one network.
 
     Attributes:
-        name: of its layers.
-        losses: mean cross-entropy of each step's batch.
-        accuracy: on the test images, 0..1.
+        name: of its layer class.
+        losses: the mean cross-entropy of each step's batch.
+        accuracy: on the test images, from 0 to 1.
         kernels: of the first layer, (O, 1, kH, kW).
-        seconds: that training took.
+        seconds: the time of the training.
     """
 
     name: str
@@ -71,8 +70,8 @@ class Run:
 
 def main() -> int:
     arguments = parse()
-    # Images of 8 x 8 leave two threads little to share: 1.3 s instead of 1.8 s on idle cores,
-    # but a minute instead of 2 s on busy ones, where each waits for the other at every step.
+    # Two threads hardly help for images of 8 x 8: 1.3 s instead of 1.8 s on idle cores, but a
+    # minute instead of 2 s on busy ones, because the threads wait for each other at every step.
     torch.set_num_threads(1)
     try:
         digits = load(arguments.seed)
@@ -114,7 +113,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("train_digits.png"), metavar="PNG")
     parser.add_argument(
-        "--compare", action="store_true", help="train the same network of nn.Conv2d beside it"
+        "--compare", action="store_true", help="also train the same network with nn.Conv2d"
     )
     arguments = parser.parse_args()
     if arguments.epochs < 1:
@@ -129,7 +128,7 @@ def parse() -> argparse.Namespace:
 
 
 def load(seed: int) -> Digits:
-    """The digits, a fifth of each kind held back for the test."""
+    """Load the digits; a fifth of each class is the test set."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -143,7 +142,7 @@ def load(seed: int) -> Digits:
 
 
 def network(layer: Callable[..., nn.Module]) -> nn.Sequential:
-    """From 1 x 8 x 8 to a score for each of ten digits; ``layer`` is Corr2d or nn.Conv2d."""
+    """A network from 1 x 8 x 8 to ten scores; ``layer`` is Corr2d or nn.Conv2d."""
     return nn.Sequential(
         *block(layer, 1, 32),
         *block(layer, 32, 32),
@@ -157,7 +156,7 @@ def network(layer: Callable[..., nn.Module]) -> nn.Sequential:
 def block(
     layer: Callable[..., nn.Module], channels: int, features: int, stride: int = 1
 ) -> list[nn.Module]:
-    """A 3 x 3 layer, normalised and bent; normalising subtracts the mean, and any bias with it."""
+    """A 3 x 3 layer, a batch norm, which makes a bias unnecessary, and SiLU."""
     return [
         layer(channels, features, kernel_size=3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(features),
@@ -168,7 +167,7 @@ def block(
 def train(
     name: str, layer: Callable[..., nn.Module], digits: Digits, epochs: int, seed: int
 ) -> Run:
-    """Adam with one warm-up and one cool-down; the seed fixes weights, batches and dropout."""
+    """Train with Adam and a one-cycle schedule; the seed sets weights, batches and dropout."""
     torch.manual_seed(seed)
     model = network(layer)
     batches = -(-len(digits.labels) // BATCH)
@@ -196,7 +195,7 @@ def train(
 
 
 def progress(name: str, step: int, steps: int, loss: float, start: float) -> None:
-    """A bar on stderr, redrawn in place; in a log file, one line when it is full."""
+    """Draw a progress bar on stderr; in a log file, only when it is full."""
     if not sys.stderr.isatty() and step < steps:
         return
     bar = ("#" * (30 * step // steps)).ljust(30, ".")
@@ -207,7 +206,7 @@ def progress(name: str, step: int, steps: int, loss: float, start: float) -> Non
 
 
 def largest_difference(runs: list[Run]) -> float:
-    """Of the losses of the first and the last run, over all steps."""
+    """The largest difference of the losses of the first and the last run at any step."""
     return max(abs(a - b) for a, b in zip(runs[0].losses, runs[-1].losses))
 
 
@@ -216,7 +215,7 @@ def number(value: float) -> str:
 
 
 def plot(runs: list[Run], difference: float, path: Path) -> None:
-    """Loss curves on the left, the first layer's kernels on the right."""
+    """Plot the loss curves on the left and the first layer's kernels on the right."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -261,7 +260,7 @@ def plot(runs: list[Run], difference: float, path: Path) -> None:
 
 
 def montage(kernels: Tensor, columns: int) -> Tensor:
-    """Kernels (O, kH, kW) in rows, framed by pixels of NaN."""
+    """Arrange kernels (O, kH, kW) in rows, with borders of NaN."""
     framed = F.pad(kernels, (0, 1, 0, 1), value=math.nan)
     rows = [torch.cat(list(row), dim=1) for row in framed.split(columns)]
     return F.pad(torch.cat(rows), (1, 0, 1, 0), value=math.nan)

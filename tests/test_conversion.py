@@ -333,7 +333,7 @@ def quantized():
         (qat_convolution, "Conv2d has its own forward"),
         (
             with_its_padding_set_later,
-            "pads by [1, 1, 1, 1] still, although its padding is now (2, 2)",
+            "still pads by [1, 1, 1, 1], although its padding is now (2, 2)",
         ),
         (with_a_weight_of_another_kind, "Conv2d has a weight of type Packed"),
         (lambda: torch.jit.script(nn.Conv2d(2, 2, 3)), "Conv2d is scripted"),

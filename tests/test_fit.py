@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import fit
+from support.maps import request
 from torch_corr import MAPS, Direct, Problem
 from torch_corr.algorithms.cost import factors_key, rows_met
 from torch_corr.planning.machine import SHIPPED
@@ -25,7 +26,7 @@ def timings(number: int) -> list[fit.Timing]:
     made = []
     for problem, _ in islice(fit.corpus(0), number):
         for map in MAPS:
-            _, ideal = Direct().work(problem, map, torch.float32)
+            _, ideal = Direct().work(request(problem, map))
             parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
             made.append(fit.Timing(problem, torch.float32, map, {"direct": sum(parts), "aten": 1}))
     return made

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.laws import FLOATS, algorithm_id, assert_close, each_algorithm, promise
+from support.maps import request
 from support.needs import ONEDNN, needs
 from support.processes import run_python
 from torch_corr import (
@@ -184,7 +185,11 @@ def test_zero_filters_return_zero_channels(groups, device):
         F.conv2d(x, w, b, groups=groups)
     problem = Problem.of(x.shape, w.shape, groups=groups)
     assert Problem.parse(str(problem)) == problem
-    able = [each for each in ALGORITHMS if not each.refusals(problem, device, x.dtype)]
+    able = [
+        each
+        for each in ALGORITHMS
+        if not each.refusals(request(problem, device=device, dtype=x.dtype))
+    ]
     for algorithm in ("auto", Auto(measure=True), *able):
         y = corr2d(x, w, b, (1, 2), 1, 1, groups, algorithm=algorithm)
         assert y.shape == (2, 0, 7, 5)
@@ -266,7 +271,11 @@ def test_auto_sums_float16_in_float32(autocast):
 def test_integers_have_values_without_gradient(device):
     x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
     problem = Problem.of(x.shape, w.shape)
-    able = [each for each in ALGORITHMS if not each.refusals(problem, device, x.dtype)]
+    able = [
+        each
+        for each in ALGORITHMS
+        if not each.refusals(request(problem, device=device, dtype=x.dtype))
+    ]
     for algorithm in ("auto", *able):
         y = corr2d(x, w, torch.tensor([5], dtype=torch.int32), algorithm=algorithm)
         assert y.dtype == torch.int32

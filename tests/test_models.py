@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks import models
+from support.maps import request
 from support.needs import COMPILERS, needs
 from support.networks import (
     NETWORKS,
@@ -25,7 +26,7 @@ from support.networks import (
 )
 from torch_corr import Direct, Problem, convert, corr2d, intercept
 
-KERNELS = not Direct().refusals(Problem.parse("n1c1-x1-o1-k1"), torch.device("cpu"), torch.float32)
+KERNELS = not Direct().refusals(request(Problem.parse("n1c1-x1-o1-k1")))
 NAMED = "direct" if KERNELS else "unfold"
 
 each_network = pytest.mark.parametrize("name", NETWORKS)

@@ -15,7 +15,7 @@ from torch import nn
 import torch_corr
 from support.processes import run_python
 from torch_corr import _torch_compat as compat
-from torch_corr.functional import has_own_functions
+from torch_corr.functional import overrides_torch_function
 
 PACKAGE = Path(torch_corr.__file__).parent
 TOOL = Path(__file__).parent.parent / "tools" / "versions.py"
@@ -48,7 +48,7 @@ def test_constant_functions_are_marked_for_dynamo():
 
     marked: Any = torch.compiler.assume_constant_result(ours)
     assert marked._dynamo_marked_constant
-    assert has_own_functions._dynamo_marked_constant
+    assert overrides_torch_function._dynamo_marked_constant
 
 
 def test_missing_name_has_a_replacement_or_is_refused():

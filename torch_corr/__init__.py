@@ -1,12 +1,13 @@
-"""2-D cross-correlation for PyTorch: readable, provable, and yours to choose.
+"""2-D cross-correlation for PyTorch, with a choice of algorithms.
 
-``T(x, w, y) = sum(y * corr(x, w))`` is linear in each slot; everything here follows.
+:func:`corr2d` takes the arguments of ``torch.nn.functional.conv2d``, :class:`Corr2d` is a subclass
+of ``nn.Conv2d``, and :func:`convert` changes the algorithm of an existing model's layers.
 """
 
 from __future__ import annotations
 
 from ._version import __version__
-from .algorithms import ALGORITHMS, FFT, MAPS, Algorithm, Aten, Direct, Naive, Triton, Unfold
+from .algorithms import ALGORITHMS, FFT, Algorithm, Aten, Direct, Naive, Triton, Unfold
 from .conversion import Conversion, convert
 from .functional import convolve2d, corr2d, explain, plan
 from .interception import intercept
@@ -15,6 +16,7 @@ from .planning import wisdom
 from .planning.auto import Auto
 from .planning.plan import Plan
 from .problem import Problem
+from .request import MAPS, Request
 
 __all__ = [
     "ALGORITHMS",
@@ -30,6 +32,7 @@ __all__ = [
     "Naive",
     "Plan",
     "Problem",
+    "Request",
     "Triton",
     "Unfold",
     "__version__",

@@ -1,8 +1,8 @@
 """The command line: ``python -m torch_corr COMMAND``.
 
-One function per command: it adds the command's arguments to the parser and says what runs.
-What a command needs is imported when it runs, so that asking for help costs nothing more.
-Exit codes: 0 done, 1 could not be done here, 2 asked for wrongly.
+One function per command adds its arguments to the parser and sets the function to run.  A command
+imports what it needs when it runs, so ``--help`` is fast.  Exit codes: 0 success, 1 the command
+failed, 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # File names come back in messages, and not every terminal can spell every name.
+        # Messages contain file names, and some terminals cannot encode all of them.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     parsed = _parser().parse_args(arguments)
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader (``| head``) has seen enough; Python's own flush at exit must not fail.
+        # The reader (``| head``) closed the pipe.  Redirect, or Python's flush at exit fails too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
@@ -53,16 +53,16 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(commands: Commands) -> None:
     parser = commands.add_parser(
         "demo",
-        help="the textbook's steps with their numbers, then edges and a blur of a photograph",
-        description="The textbook's steps with their numbers, then edges and a blur of a "
-        "photograph, through Corr2d and beside F.conv2d, saved as one figure.",
+        help="examples of a textbook, then edges and a blur of a photograph",
+        description="Compute the examples of a textbook, filter a photograph with Corr2d and "
+        "F.conv2d, and save a figure.",
     )
     parser.add_argument(
         "image",
         nargs="?",
         metavar="IMAGE",
-        help="a picture in any format that Pillow opens; without it, the public-domain "
-        "portrait of Grace Hopper that comes with matplotlib",
+        help="a picture in any format that Pillow reads (default: the public-domain portrait "
+        "of Grace Hopper that comes with matplotlib)",
     )
     parser.add_argument(
         "--output",
@@ -82,10 +82,9 @@ def _demo(commands: Commands) -> None:
 def _verify(commands: Commands) -> None:
     parser = commands.add_parser(
         "verify",
-        help="hold any convolution against the laws of 2-D cross-correlation",
+        help="test any convolution against the laws of 2-D cross-correlation",
         add_help=False,
-        # The command's own parser, which needs hypothesis, reads all that follows.
-        prefix_chars="\0",
+        prefix_chars="\0",  # the parser of torch_corr.testing.verify reads the options
     )
     parser.add_argument("arguments", nargs="*")
 
@@ -104,8 +103,8 @@ def _explain(commands: Commands) -> None:
     parser = commands.add_parser(
         "explain",
         help="which algorithm each map of a problem gets, and why",
-        description="For each map: every algorithm's predicted time, workspace and error class, "
-        "what refuses and why, and the choice.",
+        description="Print, for each map, the predicted time, workspace and error class of every "
+        "algorithm, which algorithms refuse and why, and the choice.",
     )
     _add_problem(parser)
     parser.add_argument("--algorithm", default="auto", help="a name (default: %(default)s)")
@@ -122,11 +121,11 @@ def _measure(commands: Commands) -> None:
     parser = commands.add_parser(
         "measure",
         help="time every algorithm on a problem",
-        description="Time every algorithm that is able, for each map, in turns, and print them "
-        "with the choice.",
+        description="Time every algorithm that can run the problem, for each map, and print the "
+        "times and the choice.",
     )
     _add_problem(parser)
-    parser.add_argument("--save", metavar="JSON", help="keep the measurements as wisdom")
+    parser.add_argument("--save", metavar="JSON", help="save the measurements as wisdom")
 
     def run(arguments: argparse.Namespace) -> int:
         from .commands import measure
@@ -139,9 +138,9 @@ def _measure(commands: Commands) -> None:
 def _calibrate(commands: Commands) -> None:
     parser = commands.add_parser(
         "calibrate",
-        help="measure this machine's rates, by which the planner predicts, and save them",
-        description="Measure this machine's rates (matrix product, FFT, copy, call) in some ten "
-        "seconds, and save them in $TORCH_CORR_MACHINE, or else in torch_corr/machine.json under "
+        help="measure and save this machine's rates, from which the planner predicts times",
+        description="Measure this machine's rates (matrix product, FFT, copy, call) in about ten "
+        "seconds and save them in $TORCH_CORR_MACHINE, or else in torch_corr/machine.json under "
         "$XDG_CONFIG_HOME or ~/.config.",
     )
 
@@ -157,8 +156,8 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "problem",
         metavar="PROBLEM",
-        help="e.g. n8c64-x56-o64-k3-p1: batch and channels, size, filters, kernel; then, if "
-        "wanted, s(tride), p(adding), d(ilation), g(roups)",
+        help="e.g. n8c64-x56-o64-k3-p1: batch and channels, size, filters, kernel; optional: "
+        "s(tride), p(adding), d(ilation), g(roups)",
     )
     parser.add_argument("--dtype", default="float32", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")

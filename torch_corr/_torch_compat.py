@@ -1,8 +1,8 @@
-"""PyTorch's private names, and the differences between its versions, in one place.
+"""All private names of PyTorch that this package uses, and the differences between versions.
 
-Other modules take private names from here.  Any version of PyTorch may drop one:
-:data:`PRIVATE` says what depends on each, and ``tests/test_torch_compat.py`` looks for all of
-them.  Names are looked up once, at import, so that calls take no longer.
+Other modules import private names from here.  A new version of PyTorch may drop one, so
+:data:`PRIVATE` records what depends on each, and ``tests/test_torch_compat.py`` checks that they
+exist.  Names are looked up once, at import.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 PRIVATE: dict[str, str] = {}
-"""What depends on each private name that a module takes from here."""
+"""Maps each private name to the feature that depends on it."""
 
 
 class _Missing:
-    """Stands for a name that PyTorch lacks, and says so when it is used."""
+    """Replaces a name that PyTorch lacks; raises ImportError when it is used."""
 
-    def __init__(self, sentence: str) -> None:
-        vars(self)["sentence"] = sentence
+    def __init__(self, message: str) -> None:
+        vars(self)["message"] = message
 
     def __call__(self, *_: Any, **__: Any) -> Any:
-        raise ImportError(self.sentence)
+        raise ImportError(self.message)
 
     def __getattr__(self, _: str) -> Any:
-        raise ImportError(self.sentence)
+        raise ImportError(self.message)
 
 
 def _private(name: str, used_for: str, otherwise: Any = None) -> Any:
-    """The object of a private name.
+    """Look up a private name of PyTorch.
 
     Args:
-        name: its whole name.
-        used_for: what depends on it.
-        otherwise: a public replacement, for versions of PyTorch that lack the name; without one
-            whatever uses the name raises ImportError there.
+        name: the qualified name.
+        used_for: the feature that depends on it.
+        otherwise: a public replacement for versions of PyTorch that lack the name.  Without a
+            replacement, using the name raises ImportError in these versions.
     """
     PRIVATE[name] = used_for
     try:
@@ -95,13 +95,13 @@ _private("torch.autograd.forward_ad._current_level", "forward mode")
 
 
 def is_forward_mode() -> bool:
-    """Whether forward-mode differentiation goes on."""
+    """Whether forward-mode differentiation is active."""
     return forward_ad._current_level >= 0
 
 
-# --- tensors without memory of their own, and layouts: torch_corr.planning.plan, algorithms.base
+# --- views, zero tensors and layouts: torch_corr.planning.plan, torch_corr.algorithms.base
 
-_private("torch.Tensor._is_view", "results that may be written to")
+_private("torch.Tensor._is_view", "results that can be written to")
 _private("torch.Tensor._is_zerotensor", "gradients that autograd knows to be zero")
 _private("torch.Tensor._has_symbolic_sizes_strides", "the layout of tensors of symbolic sizes")
 is_contiguous_or_false: Callable[[Tensor], bool] = _private(
@@ -112,10 +112,10 @@ is_channels_last_or_false: Callable[[Tensor], bool] = _private(
     "the layout of tensors of data-dependent sizes",
 )
 
-# --- who watches: torch_corr.operators, torch_corr.functional
+# --- dispatch modes and profilers: torch_corr.operators, torch_corr.dispatch
 
 dispatch_stack_depth: Callable[[], int] = _private(
-    "torch._C._len_torch_dispatch_stack", "seeing that operators are watched, as by torch.compile"
+    "torch._C._len_torch_dispatch_stack", "seeing that a dispatch mode is active"
 )
 disable_current_modes: Callable[[], Any] = _private(
     "torch.utils._python_dispatch._disable_current_modes", "plans that are made within graphs"
@@ -126,7 +126,7 @@ TracingContext: Any = _private(
 is_profiling: Callable[[], bool] = _private(
     "torch._C._autograd._profiler_enabled",
     "the names that profilers show",
-    otherwise=lambda: True,  # record_function costs time, and is right without a profiler too
+    otherwise=lambda: True,  # record_function is correct without a profiler, but slower
 )
 
 # --- torch.jit.trace: torch_corr.functional
@@ -162,9 +162,9 @@ fp32_precision: Callable[[str, str], str] = _private(
 is_any_autocast: Callable[[], bool] = _private(
     "torch._C._is_any_autocast_enabled",
     "autocast",
-    otherwise=lambda: True,  # the setting of the operands' device is looked up then
+    otherwise=lambda: True,  # then the setting of the operands' device is looked up
 )
-_asks_onednn: Callable[[], bool] = _private(
+_onednn_has_bfloat16: Callable[[], bool] = _private(
     "torch.ops.mkldnn._is_mkldnn_bf16_supported",
     "choosing oneDNN for bfloat16",
     otherwise=lambda: False,  # as in builds without oneDNN
@@ -173,7 +173,7 @@ _asks_onednn: Callable[[], bool] = _private(
 
 def onednn_has_bfloat16() -> bool:
     """Whether oneDNN computes bfloat16 on this processor."""
-    return torch.backends.mkldnn.is_available() and _asks_onednn()  # type: ignore[no-untyped-call]
+    return torch.backends.mkldnn.is_available() and _onednn_has_bfloat16()  # type: ignore[no-untyped-call]
 
 
 # --- torch.compile: torch_corr.operators, torch_corr.value, torch_corr.problem
@@ -190,14 +190,14 @@ FrameExecStrategy: Any = _private(
 set_code_exec_strategy: Callable[[Any, Any], None] = _private(
     "torch._C._dynamo.eval_frame.set_code_exec_strategy", "keeping Dynamo out of functions"
 )
-# PyTorch 2.14 gave opaque types another name, and logs a warning where the old one is used.
+# PyTorch 2.14 renamed opaque types and logs a warning if the old name is used.
 _NEW_NAMES = find_spec("torch._custom_class_base") is not None
 OpaqueBaseMeta: Any = _private(
     "torch._custom_class_base.CustomClassBaseMeta"
     if _NEW_NAMES
     else "torch._opaque_base.OpaqueBaseMeta",
     "options of algorithms in graphs",
-    otherwise=type,  # only 2.11 wants this metaclass
+    otherwise=type,  # only 2.11 needs this metaclass
 )
 _register: Any = _private(
     "torch._library.opaque_object.register_custom_class"
@@ -208,11 +208,11 @@ _register: Any = _private(
 
 
 def register_value_type(cls: type) -> None:
-    """Register a class whose instances are constants to ``torch.compile``.
+    """Register a class whose instances ``torch.compile`` treats as constants.
 
     Raises:
         TypeError: the class compares by identity.
-        RuntimeError: a class of this name is registered.
+        RuntimeError: a class of this name is already registered.
     """
     _register(cls, typ="constant" if _NEW_NAMES else "value")
 
@@ -223,16 +223,16 @@ LazyConvXdMixin: Any = _private("torch.nn.modules.conv._LazyConvXdMixin", "LazyC
 _private("torch.nn.Conv2d._conv_forward", "undoing a conversion")
 OpOverload: Any = _private(
     "torch._ops.OpOverload",
-    "the kit, of operators",
+    "the conformance kit, for operators",
     otherwise=type(torch.ops.aten.convolution.default),
 )
 OpOverloadPacket: Any = _private(
     "torch._ops.OpOverloadPacket",
-    "the kit, of operators",
+    "the conformance kit, for operators",
     otherwise=type(torch.ops.aten.convolution),
 )
 CustomOpDef: Any = _private(
     "torch._library.custom_ops.CustomOpDef",
-    "the kit, of custom operators",
+    "the conformance kit, for custom operators",
     otherwise=getattr(torch.library, "CustomOpDef", ()),
 )

@@ -1,26 +1,24 @@
-"""One trilinear form, three maps, one Function, every order of derivative.
+"""Derivatives of every order, from one trilinear form.
 
-``T(x, w, y) = sum(y * corr(x, w))`` is linear in each slot.  Fill two slots and the third
-is a map; differentiate that map by either operand and you get another of the three.  So
-the rules below, told only which slot is open, are closed under ``backward``, ``jvp`` and
-``vmap``: no derivative of any order needs another rule.
+``T(x, w, y) = sum(y * corr(x, w))`` is linear in each of its three slots.  Fix two slots and the
+third gives a map: forward, grad_input or grad_weight.  The derivative of each map is another of
+the three.  So the rules in :class:`_Rules` need to know only which slot is open, and they serve
+``backward``, ``jvp`` and ``vmap`` of every order.
 
-The rules are written once, in :class:`_Rules`.  How they reach PyTorch depends on who
-calls, and :func:`trilinear` is the one place that asks:
+:func:`trilinear` chooses how to pass the rules to PyTorch:
 
-    nothing to differentiate    none: the map is run
-    eager PyTorch               ``Correlation``, the quick form: ``forward`` takes ``ctx``
-    operands with tangents      ``CorrelationOfDuals``, which keeps the operands until ``jvp``
-    a torch.func transform      ``CorrelationTransformed``, with ``setup_context`` and ``vmap``
-                                (of which functionalize, if innermost, is done without)
+    nothing to differentiate      run the map, without a Function
+    eager mode                    ``Correlation``: ``forward`` takes ``ctx``, which is the fastest
+    operands with tangents        ``CorrelationOfDuals``, which keeps the operands until ``jvp``
+    transforms of torch.func      ``CorrelationTransformed``, with ``setup_context`` and ``vmap``
+    functionalize, if innermost   call ``trilinear`` again on the unwrapped tensors
 
-Their names are what a person meets: ``grad_fn=<CorrelationBackward>``, in a profile, in anomaly
-mode.
+These names appear in ``grad_fn=<CorrelationBackward>``, in profiles and in anomaly mode.
 
-Graph capture takes these same routes, since Dynamo writes a call of ``corr2d`` into its graph
-unseen and what traces that graph further is plain Python.  At the bottom of each route is
-:func:`~torch_corr.operators.run`, where a capturer sees one operator; the operators in turn
-have these rules, so that a captured graph may be differentiated again.
+Captured graphs use the same rules.  Dynamo puts the call of ``corr2d`` into its graph without
+tracing it, and the next tracer runs this Python code.  Each way ends in
+:func:`~torch_corr.operators.run`, where the tracer sees one operator.  The operators have these
+rules too, so that a captured graph can be differentiated.
 """
 
 from __future__ import annotations
@@ -48,7 +46,6 @@ from ._torch_compat import (
     is_old_batched,
     remove_batch_dim,
 )
-from .algorithms import MAPS, MapName
 from .operators import (
     INPUT,
     LIBRARY,
@@ -67,6 +64,7 @@ from .operators import (
 )
 from .planning.plan import Plan
 from .problem import Problem, is_known_zero
+from .request import MAPS, MapName
 
 
 @skip_dynamo
@@ -76,44 +74,44 @@ def trilinear(
     weight: Tensor | None = None,
     output: Tensor | None = None,
 ) -> Tensor:
-    """Fill two slots of ``T(x, w, y) = sum(y * corr(x, w))`` and get the third.
+    """Compute one slot of ``T(x, w, y) = sum(y * corr(x, w))`` from the other two.
 
     Args:
         plan: the problem, and the algorithm for each map.
-        input: (N, C, H, W), or None to ask for it.
-        weight: (O, C/G, kH, kW), or None to ask for it.
-        output: (N, O, H', W'), or None to ask for it.
+        input: (N, C, H, W), or None to compute it.
+        weight: (O, C/groups, kH, kW), or None to compute it.
+        output: (N, O, H', W'), or None to compute it.
 
     Returns:
         The slot that is None: ``output`` by the map ``forward``, ``input`` by
         ``grad_input``, ``weight`` by ``grad_weight``.  Differentiable to every order.
     """
     slots = (input, weight, output)
-    route: type[_Rules] = Correlation
+    function: type[_Rules] = Correlation
     if are_functorch_transforms_active():
-        route = CorrelationTransformed
+        function = CorrelationTransformed
         innermost = innermost_transform()
         if innermost.key() == TransformType.Functionalize:
             return _under_functionalize(innermost, plan, slots)
     elif any(map(_is_old_batched, slots)):
         return _under_old_vmap(plan, slots)
     elif is_forward_mode() and any(map(_has_tangent, slots)):
-        route = CorrelationOfDuals
+        function = CorrelationOfDuals
     elif not torch.is_grad_enabled() or not any(map(_requires_grad, slots)):
-        return run(plan, slots)  # as the first gradients; a Function costs as much as conv2d
-    result: Tensor = route.apply(plan, *slots)  # type: ignore[no-untyped-call]
+        return run(plan, slots)  # a Function takes as long as a small conv2d
+    result: Tensor = function.apply(plan, *slots)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Rules(Function):
-    """The rules of differentiation; arguments are the plan and the three slots."""
+    """The rules of differentiation.  The arguments are the plan and the three slots."""
 
     @staticmethod
     @skip_dynamo
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Open the operand's slot, and fill the one that was open with its gradient.
+        """Compute each operand's gradient from the other operand and the result's gradient.
 
-        The form is bilinear, not sesquilinear, so the adjoint conjugates the other operand.
+        The form does not conjugate, so the adjoint conjugates the other operand.
         """
         gradients: list[Tensor | None] = [None, None, None]
         if gradient is None:
@@ -133,7 +131,7 @@ class _Rules(Function):
     @staticmethod
     @skip_dynamo
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
-        """The product rule: the form with one operand at a time replaced by its tangent."""
+        """The product rule: the sum of the maps with one operand replaced by its tangent."""
         operands = ctx.saved_tensors
         terms = [
             trilinear(ctx.plan, *_with(operands, slot, tangent))
@@ -146,37 +144,24 @@ class _Rules(Function):
 class Correlation(_Rules):
     @staticmethod
     @skip_dynamo
-    def forward(
-        ctx: Any,
-        plan: Plan | Deferred,
-        input: Tensor | None,
-        weight: Tensor | None,
-        output: Tensor | None,
-    ) -> Tensor:
-        slots = (input, weight, output)
-        _remember(ctx, plan, slots)
+    def forward(ctx: Any, plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
+        _save(ctx, plan, slots)
         return run(plan, slots)
 
 
 class CorrelationOfDuals(Correlation):
     @staticmethod
     @skip_dynamo
-    def forward(
-        ctx: Any,
-        plan: Plan | Deferred,
-        input: Tensor | None,
-        weight: Tensor | None,
-        output: Tensor | None,
-    ) -> Tensor:
-        ctx.save_for_forward(input, weight, output)
-        return Correlation.forward(ctx, plan, input, weight, output)
+    def forward(ctx: Any, plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
+        ctx.save_for_forward(*slots)
+        return Correlation.forward(ctx, plan, *slots)
 
     @staticmethod
     @skip_dynamo
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor | None:
         tangent = _Rules.jvp(ctx, _, *tangents)
-        # Left there, these would stand in for the saved tensors in backward, unnecessarily
-        # alive and without the check that nobody has written to them since.
+        # Otherwise backward would use these instead of the saved tensors.  It would keep them
+        # alive and not check whether they were modified in place.
         ctx.saved_for_forward = None
         return tangent
 
@@ -184,19 +169,14 @@ class CorrelationOfDuals(Correlation):
 class CorrelationTransformed(_Rules):
     @staticmethod
     @skip_dynamo
-    def forward(
-        plan: Plan | Deferred,
-        input: Tensor | None,
-        weight: Tensor | None,
-        output: Tensor | None,
-    ) -> Tensor:
-        return run(plan, (input, weight, output))
+    def forward(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
+        return run(plan, slots)
 
     @staticmethod
     @skip_dynamo
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         plan, *slots = inputs
-        _remember(ctx, plan, slots)
+        _save(ctx, plan, slots)
         ctx.save_for_forward(*slots)
 
     @staticmethod
@@ -208,67 +188,62 @@ class CorrelationTransformed(_Rules):
             value if value is None or dim is None else value.movedim(dim, 0)
             for value, dim in zip(slots, in_dims[1:])
         ]
-        return _mapped(plan, leading, [dim is not None for dim in in_dims[1:]], info.batch_size), 0
+        return _vmap(plan, leading, [dim is not None for dim in in_dims[1:]], info.batch_size), 0
 
 
-def _mapped(
+def _vmap(
     plan: Plan | Deferred,
     slots: Slots,
     mapped: list[bool],
     times: int,
-    fill: Callable[..., Tensor] = trilinear,
+    compute: Callable[..., Tensor] = trilinear,
 ) -> Tensor:
-    """Many problems of one geometry as a single larger one: vmap's rule.
+    """The rule of vmap: ``times`` problems of one geometry become one larger problem.
 
-    Each axis of the form, image axes aside, is shared by two slots, the groups by all
-    three.  The mapped axis is folded into the one that the slot without it lacks.
+    The slots share the batch, the groups and the channels of a group.  Each slot lacks one of
+    these axes, except the groups.  The mapped axis is folded into the axis that the unmapped
+    operand lacks, or into the groups if both operands are mapped.
 
     Args:
-        slots: operands, of which the mapped ones have an axis of length ``times`` in front.
-        mapped: for each slot whether it has.
-        fill: what fills the open slot of the larger problem.
+        plan: the plan of one problem.
+        slots: the operands; mapped ones have an additional first axis of length ``times``.
+        mapped: for each slot, whether it has that axis.
+        times: the length of the mapped axis.
+        compute: computes the open slot of the larger problem.
 
     Returns:
-        The open slot, with the axis in front.
+        The open slot, with an additional first axis.
     """
     opened = open_slot(slots)
-    lacking = [slot for slot, has in enumerate(mapped) if not has and slot != opened]
-    axis = _LACKED_AXIS[lacking[0]] if lacking else _GROUPS
+    unmapped = [slot for slot, has in enumerate(mapped) if not has and slot != opened]
+    axis = _LACKED_AXIS[unmapped[0]] if unmapped else _GROUPS
     if is_known_zero(times):
         (some, *_) = (value for value in slots if value is not None)
         return some.new_zeros((0, *_shape(plan.problem, opened)))
     problem = _folded_problem(plan.problem, axis, times)
     fits = not isinstance(plan, Plan) or problem.is_symbolic or plan.able(problem)
     if not fits and times > 1:
-        # Too large for the algorithm in one piece (a workspace limit): take it in two.
-        halves = [(0, times // 2), (times // 2, times - times // 2)]
-        return torch.cat(
-            [
-                _mapped(
-                    plan,
-                    [
-                        value.narrow(0, start, length) if value is not None and has else value
-                        for value, has in zip(slots, mapped)
-                    ],
-                    mapped,
-                    length,
-                    fill,
-                )
-                for start, length in halves
+        # The larger problem exceeds a limit of the algorithm, such as the workspace: split it.
+        parts = []
+        for start, length in ((0, times // 2), (times // 2, times - times // 2)):
+            part = [
+                value.narrow(0, start, length) if value is not None and has else value
+                for value, has in zip(slots, mapped)
             ]
-        )
+            parts.append(_vmap(plan, part, mapped, length, compute))
+        return torch.cat(parts)
     operands = [
         _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
         for slot, (value, has) in enumerate(zip(slots, mapped))
     ]
     larger = planned(problem, plan.device, plan.dtype, plan.requested)
-    return _unfold(plan.problem, opened, axis, fill(larger, *operands), times)
+    return _unfold(plan.problem, opened, axis, compute(larger, *operands), times)
 
 
 def _under_functionalize(transform: Any, plan: Plan | Deferred, slots: Slots) -> Tensor:
-    """``torch.func.functionalize``, for which a Function has no rule: one transform less.
+    """Compute below the transform ``functionalize``, for which a Function has no rule.
 
-    Whatever was written to the operands is in them; a map writes to nothing and makes no view.
+    This is correct because a map does not modify its operands and does not return a view.
     """
     api = FunctorchFunctionalizeAPI(transform)
     plain: Any = api.unwrap_tensors(tuple(slots))
@@ -279,32 +254,31 @@ def _under_functionalize(transform: Any, plan: Plan | Deferred, slots: Slots) ->
 
 
 def _under_old_vmap(plan: Plan | Deferred, slots: Slots) -> Tensor:
-    """The same for the vmap that came before torch.func, which ``is_grads_batched`` still uses."""
+    """The rule of vmap for the legacy vmap, which ``is_grads_batched`` still uses."""
     level = _innermost_old_level(slots)
-    # An operand that is not mapped at this level comes back with an axis of length 1.
+    # An operand that is not mapped at this level gets an axis of length 1.
     leading = [value if value is None else remove_batch_dim(value, level, 1, 0) for value in slots]
     times = max(value.shape[0] for value in leading if value is not None)
     mapped = [value is not None and value.shape[0] == times for value in leading]
     operands = [value if value is None or has else value[0] for value, has in zip(leading, mapped)]
-    return add_batch_dim(_mapped(plan, operands, mapped, times), 0, level)
+    return add_batch_dim(_vmap(plan, operands, mapped, times), 0, level)
 
 
 _OLD_LEVELS = 64
-"""How deep the older vmap nests at most."""
+"""The maximum nesting of the legacy vmap."""
 
 
 def _innermost_old_level(slots: Slots) -> int:
     """The deepest level at which an operand is mapped.
 
-    Found out from the operands, since backward on CUDA runs in a thread of its own, whose nesting
-    is none; where the thread has one it is no deeper than that.
+    PyTorch's count of levels belongs to a thread.  Backward on CUDA runs in another thread, where
+    the count is 0, so all levels are tried there.
     """
-
     nesting = increment_old_vmap() - 1
     decrement_old_vmap()
 
     def mapped(value: Tensor, level: int) -> bool:
-        # One that is not comes back with an axis as long as one likes.
+        # An operand that is not mapped at this level is expanded to the length that is passed.
         one, two = (remove_batch_dim(value, level, n, 0).shape[0] for n in (1, 2))
         return one == two
 
@@ -320,15 +294,14 @@ def _is_old_batched(value: Tensor | None) -> bool:
     return value is not None and is_old_batched(value)
 
 
-def _remember(ctx: Any, plan: Plan | Deferred, slots: Slots) -> None:
-    """Save each operand that the other's gradient needs, and no more."""
+def _save(ctx: Any, plan: Plan | Deferred, slots: Slots) -> None:
+    """Save the plan and each operand that the other operand's gradient needs."""
     ctx.set_materialize_grads(False)
     ctx.plan = plan
     ctx.open = open_slot(slots)
     needs = ctx.needs_input_grad[1:]
-    wanted = sum(needs)
     ctx.save_for_backward(
-        *(value if wanted > own else None for value, own in zip(slots, needs))  # by another slot
+        *(value if sum(needs) > own else None for value, own in zip(slots, needs))
     )
 
 
@@ -339,7 +312,7 @@ def _with(slots: Slots, slot: int, value: Tensor | None) -> list[Tensor | None]:
 
 
 def _is_transformed(slots: Slots) -> bool:
-    """Whether a map of these is more than its numbers: a vmap, old or new, or a tangent."""
+    """Whether vmap, another transform or forward mode applies to the operands."""
     return (
         are_functorch_transforms_active() or is_forward_mode() or any(map(_is_old_batched, slots))
     )
@@ -355,8 +328,7 @@ def _has_tangent(value: Tensor | None) -> bool:
     return forward_ad.unpack_dual(value).tangent is not None  # type: ignore[no-untyped-call]
 
 
-# The axes of the form that sums run over, image axes aside: batch, groups, input channels
-# of a group, output channels of a group.  Each slot has three of them, in this order.
+# The axes of the form, without those of the image.  Each slot has three of them, in this order.
 _BATCH, _GROUPS, _IN, _OUT = "batch", "groups", "group_in", "group_out"
 _AXES = {
     INPUT: (_BATCH, _GROUPS, _IN),
@@ -367,7 +339,7 @@ _LACKED_AXIS = {INPUT: _OUT, WEIGHT: _BATCH, OUTPUT: _IN}
 
 
 def _folded_problem(problem: Problem, axis: str, times: int) -> Problem:
-    """The problem with ``times`` as much of an axis."""
+    """The problem with one axis ``times`` as long."""
     return replace(
         problem,
         batch=problem.batch * (times if axis == _BATCH else 1),
@@ -382,18 +354,18 @@ def _shape(problem: Problem, slot: int) -> tuple[int, ...]:
 
 
 def _split_shape(problem: Problem, slot: int) -> tuple[int, ...]:
-    """The slot's shape with groups and the channels within a group as axes of their own."""
+    """The slot's shape with separate axes for the groups and the channels of a group."""
     return *(getattr(problem, axis) for axis in _AXES[slot]), *_shape(problem, slot)[2:]
 
 
 def _fold(problem: Problem, folded: Problem, slot: int, axis: str, value: Tensor) -> Tensor:
-    """Put the leading axis of ``value`` into the named axis of its slot."""
+    """Merge the first axis of ``value`` into an axis of its slot."""
     split = value.reshape(value.shape[0], *_split_shape(problem, slot))
     return split.movedim(0, _AXES[slot].index(axis)).reshape(_shape(folded, slot))
 
 
 def _unfold(problem: Problem, slot: int, axis: str, value: Tensor, times: int) -> Tensor:
-    """Take ``times`` out of the named axis of a slot again, to lead."""
+    """Split ``times`` off an axis of a slot, as the first axis; the inverse of :func:`_fold`."""
     shape, position = list(_split_shape(problem, slot)), _AXES[slot].index(axis)
     split = value.reshape(*shape[:position], times, *shape[position:])
     return split.movedim(position, 0).reshape(times, *_shape(problem, slot))
@@ -401,7 +373,7 @@ def _unfold(problem: Problem, slot: int, axis: str, value: Tensor, times: int) -
 
 @skip_dynamo
 def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
-    """An operator above autograd: the rules, where there is something to differentiate."""
+    """The Autograd kernel of an operator."""
     operands = first, second
     if (torch.is_grad_enabled() and any(value.requires_grad for value in operands)) or (
         is_fwd_grad_enabled()
@@ -410,8 +382,8 @@ def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any)
     ):
         if are_functorch_transforms_active():
             raise NotImplementedError(
-                f"torch_corr::{map} cannot be differentiated by torch.func when it is called "
-                f"itself; call torch_corr.corr2d, which can"
+                f"torch_corr::{map} cannot be differentiated by torch.func; call "
+                f"torch_corr.corr2d, which can"
             )
         plan = plan_of(map, first, second, *arguments)
         return trilinear(plan, *slots_of(map, first, second))
@@ -421,7 +393,7 @@ def _differentiate(map: MapName, first: Tensor, second: Tensor, *arguments: Any)
 
 
 @skip_dynamo
-def _map_over(
+def _vmap_operator(
     map: MapName,
     info: Any,
     in_dims: tuple[int | None, ...],
@@ -429,18 +401,17 @@ def _map_over(
     second: Tensor,
     *arguments: Any,
 ) -> tuple[Tensor, int]:
-    """An operator under vmap."""
+    """The vmap rule of an operator."""
     dims = in_dims[:2]
     operands = [
         value if dim is None else value.movedim(dim, 0) for value, dim in zip((first, second), dims)
     ]
-    one = [value if dim is None else value[0] for value, dim in zip(operands, dims)]
-    plan = plan_of(map, one[0], one[1], *arguments)
+    one, other = (value if dim is None else value[0] for value, dim in zip(operands, dims))
+    plan = plan_of(map, one, other, *arguments)
     mapped = [dim is not None for dim in slots_of(map, *dims)]
-    slots = slots_of(map, *operands)
-    return _mapped(plan, slots, mapped, info.batch_size, operate), 0
+    return _vmap(plan, slots_of(map, *operands), mapped, info.batch_size, operate), 0
 
 
 for _map in MAPS:
     LIBRARY.impl(_map, partial(_differentiate, _map), "Autograd")
-    torch.library.register_vmap(f"torch_corr::{_map}", partial(_map_over, _map), lib=LIBRARY)
+    torch.library.register_vmap(f"torch_corr::{_map}", partial(_vmap_operator, _map), lib=LIBRARY)

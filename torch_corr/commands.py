@@ -1,4 +1,4 @@
-"""What the planner's commands print: ``explain``, ``measure`` and ``calibrate``."""
+"""The commands ``explain``, ``measure`` and ``calibrate`` of ``python -m torch_corr``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .problem import Problem
 
 
 def explain(spelling: str, device: str, dtype: str, algorithm: str) -> int:
-    """Print a problem's plan: each algorithm's predicted time, and the choice."""
+    """Print the plan of a problem, with the predicted time of each algorithm."""
     return _print_plan(spelling, device, dtype, algorithm)
 
 
 def measure(spelling: str, device: str, dtype: str, keep: str | None) -> int:
-    """Time every able algorithm on a problem, print the plan, and keep the wisdom in a file."""
+    """Time every algorithm that can run a problem, print the plan, and save the wisdom."""
     code = _print_plan(spelling, device, dtype, Auto(measure=True))
     if code == 0 and keep is not None:
         print(
@@ -32,15 +32,17 @@ def measure(spelling: str, device: str, dtype: str, keep: str | None) -> int:
 
 
 def calibrate_and_save() -> int:
-    """Measure the machine, print its rates beside those that ship, and save them."""
+    """Measure the machine's rates, print them with their ratios to the shipped ones, save them."""
     if busy := _load():
         print(
-            f"the machine is busy, with a load of {busy:.1f} on {os.cpu_count()} cores: rates that "
-            "are measured now may be far too low; measure again when it is quiet",
+            f"the machine is busy, with a load of {busy:.1f} on {os.cpu_count()} cores: the "
+            "measured rates may be far too low; measure again when it is idle",
             file=sys.stderr,
         )
     machine, path = calibrate(), calibration_path()
-    print(f"{machine.name}, {machine.threads} threads; in parentheses times those that ship")
+    print(
+        f"{machine.name}, {machine.threads} threads; in parentheses, the ratio to the shipped rates"
+    )
     for dtype in ("float32", "float64"):
         print(f"  {dtype}: {_rates(machine, dtype)}")
     try:
@@ -48,15 +50,15 @@ def calibrate_and_save() -> int:
     except OSError as error:
         print(f"cannot write {path}: {error}", file=sys.stderr)
         return 1
-    print(f"saved as {path}; processes that start from now on plan with it")
+    print(f"saved as {path}; processes that start from now on use it")
     return 0
 
 
 def _load() -> float:
-    """How many processes ran in the last minute, if more than a quarter of the cores; else 0."""
+    """The load average of the last minute if above a quarter of the cores, else 0."""
     try:
         load = os.getloadavg()[0]
-    except (AttributeError, OSError):  # not told by every system
+    except (AttributeError, OSError):  # not available on every system
         return 0.0
     return load if load > (os.cpu_count() or 1) / 4 else 0.0
 

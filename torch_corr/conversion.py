@@ -1,10 +1,9 @@
-"""Converting a model: each ``nn.Conv2d`` keeps its class and runs an algorithm of this library.
+"""``convert``: make the ``nn.Conv2d`` layers of a model run an algorithm of this library.
 
-``nn.Conv2d.forward`` calls ``self._conv_forward(input, weight, bias)``.  An attribute of that name
-on the layer takes precedence over the method of the class, and is all that ``convert`` adds.  The
-class stays, so tools that look it up with ``type(layer)`` (FLOP counters, fusion, quantization)
-find what they know.  Parameters, buffers, hooks, the training flag and whatever an optimizer holds
-are the same objects, and removing the attribute undoes the conversion.
+``nn.Conv2d.forward`` calls ``self._conv_forward(input, weight, bias)``.  ``convert`` sets an
+attribute of that name on the layer, which takes precedence over the method of the class.  Nothing
+else changes, so tools that look up ``type(layer)`` (FLOP counters, fusion, quantization) work as
+before.  Removing the attribute undoes the conversion.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from .functional import corr2d, has_own_functions, is_traced_for_quantization
+from .functional import corr2d, is_traced_for_quantization, overrides_torch_function
 from .modules import Corr2d
 from .operators import skip_dynamo
 from .planning.plan import AlgorithmLike, find_algorithm
@@ -25,19 +24,19 @@ from .problem import as_pair, resolve_padding
 
 
 class ConvForward:
-    """The ``_conv_forward`` of one converted layer: :func:`~torch_corr.corr2d` of an algorithm.
+    """The ``_conv_forward`` of a converted layer: calls :func:`~torch_corr.corr2d`.
 
     Stride, padding, dilation, groups and padding mode are read from the layer at each call.  The
-    reference to the layer is weak: with a strong one, layer and attribute would keep each other
-    alive, and the memory of a deleted model would wait for the garbage collector.
+    reference to the layer is weak, so that layer and attribute do not form a cycle that only the
+    garbage collector can free.
 
-    A weight or bias whose class overrides ``__torch_function__`` goes to the method of the layer's
-    class: it may implement ``conv2d``, but hardly ``corr2d``.  PyTorch's expanded weights, which
-    compute per-sample gradients, are of such a class.  So does the weight of a layer that torch.ao
-    traces, to quantize the ``conv2d`` that it finds.
+    If the class of weight or bias overrides ``__torch_function__``, the layer calls ``conv2d``,
+    because the class may implement ``conv2d`` but not ``corr2d``.  PyTorch's expanded weights,
+    which compute per-sample gradients, are such a class.  The layer also calls ``conv2d`` while
+    torch.ao traces it, because torch.ao quantizes only ``conv2d``.
 
     Attributes:
-        algorithm: what :func:`convert` was given.
+        algorithm: the algorithm that was passed to :func:`convert`.
     """
 
     __slots__ = ("_layer", "algorithm")
@@ -48,7 +47,7 @@ class ConvForward:
 
     @property
     def layer(self) -> nn.Conv2d | None:
-        """The converted layer; None after it was deleted."""
+        """The converted layer, or None if it was deleted."""
         return self._layer()
 
     @skip_dynamo
@@ -56,13 +55,13 @@ class ConvForward:
         layer = self._layer()
         if layer is None:
             raise RuntimeError(
-                "this Conv2d is a shallow copy (copy.copy) of a converted layer that was deleted "
-                "since, and reads its stride and padding there; call torch_corr.convert on this "
-                "copy, or use copy.deepcopy"
+                "this Conv2d is a shallow copy (copy.copy) of a converted layer that was deleted; "
+                "the copy reads its stride and padding from that layer; call torch_corr.convert "
+                "on this copy, or use copy.deepcopy"
             )
-        # Tested inline: two calls cost the smallest layer 5% more instructions (callgrind).
+        # Tested inline: two more calls are 5% more instructions for the smallest layer (callgrind).
         common = type(weight) in _COMMON and type(bias) in _COMMON
-        if not common and (_is_for_conv2d(weight) or _is_for_conv2d(bias)):
+        if not common and (_needs_conv2d(weight) or _needs_conv2d(bias)):
             return type(layer)._conv_forward(layer, input, weight, bias)  # type: ignore[no-any-return]
         return corr2d(
             input,
@@ -77,7 +76,7 @@ class ConvForward:
         )
 
     def __reduce__(self) -> Any:
-        """For pickle and deepcopy, which put the copy of the layer in its place."""
+        """For pickle and deepcopy, which replace the layer by its copy."""
         return ConvForward, (self._layer(), self.algorithm)
 
     def __repr__(self) -> str:
@@ -87,19 +86,19 @@ class ConvForward:
 _COMMON = (Tensor, nn.Parameter, type(None))
 
 
-def _is_for_conv2d(operand: Tensor | None) -> bool:
-    """Whether a parameter was replaced by something that may only know ``conv2d``."""
-    return has_own_functions(type(operand)) or is_traced_for_quantization(operand)
+def _needs_conv2d(operand: Tensor | None) -> bool:
+    """Whether a parameter may support only ``conv2d``."""
+    return overrides_torch_function(type(operand)) or is_traced_for_quantization(operand)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What :func:`convert` did to a model; print it to read.
+    """The report of :func:`convert`; print it to read it.
 
     Attributes:
         algorithm: the algorithm of the converted layers.
-        replaced: the layers whose algorithm was replaced, by their names in the model.
-        skipped: why other convolutions were left alone, a sentence for each name.
+        replaced: the converted layers, by their names in the model.
+        skipped: the reasons why other convolutions were not converted, by their names.
     """
 
     algorithm: AlgorithmLike
@@ -107,11 +106,11 @@ class Conversion:
     skipped: dict[str, str]
 
     def revert(self) -> None:
-        """Let the converted layers run PyTorch's convolution again, with their present weights.
+        """Make the converted layers run PyTorch's convolution again, with their present weights.
 
-        Whatever else happened to them meanwhile stays: parametrizations, ``fully_shard``.  Copies
-        made meanwhile (by ``copy.deepcopy``, or by tools that fuse layers) stay converted.  A
-        second call does nothing.
+        Other changes since the conversion (parametrizations, ``fully_shard``) remain.  Copies of
+        the layers (by ``copy.deepcopy``, or by tools that fuse layers) stay converted.  A second
+        call does nothing.
         """
         for layer in self.replaced.values():
             if _converted(layer) is not None:
@@ -131,28 +130,27 @@ class Conversion:
 def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
     """Make every ``nn.Conv2d`` of a model run an algorithm of this library, in place.
 
-    The layers stay the same objects of the same class with the same parameters; ``state_dict``,
-    ``repr``, hooks, training flag and optimizers do not change, and ``type(layer) is nn.Conv2d``
-    still holds.  A layer gets one attribute, ``_conv_forward``, which ``nn.Conv2d.forward`` calls.
-    Deep copies and pickles of the model are converted too.  Subclasses of ``nn.Conv2d`` that
-    compute as it does, parametrized layers and layers split by ``fully_shard`` are converted.
+    Each layer gets one attribute, ``_conv_forward``, which ``nn.Conv2d.forward`` calls.  Its
+    class, parameters, ``state_dict``, ``repr``, hooks, training flag and optimizers do not change.
+    Subclasses of ``nn.Conv2d`` that compute as it does, parametrized layers and layers split by
+    ``fully_shard`` are converted too, and so are deep copies and pickles of the model.
 
-    Left alone and reported are: layers with a forward of their own, lazy ones that have no weight
-    yet, scripted and quantized ones, any ``Corr2d``, and layers that are converted already.  So
-    convert one layer with an algorithm of its own first, then the whole model with another.
+    The report lists the layers that are skipped: layers with their own forward, lazy layers
+    without a weight, scripted and quantized layers, ``Corr2d``, and layers that are converted
+    already.  So to give one layer another algorithm, convert it first, then the whole model.
 
-    A shallow copy (``copy.copy``) of a converted layer reads stride and padding from the layer that
-    it was copied from; convert the copy before changing them.
+    A shallow copy (``copy.copy``) of a converted layer reads stride and padding from the original
+    layer; convert the copy before you change them.
 
     Args:
-        model: any module; an ``nn.Conv2d`` itself too.
-        algorithm: for all of them: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
+        model: any module, including an ``nn.Conv2d``.
+        algorithm: for all layers: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
 
     Returns:
-        What was converted and what was not, with :meth:`Conversion.revert`.
+        The report: the converted layers and the skipped ones, with :meth:`Conversion.revert`.
 
     Raises:
-        TypeError: ``model`` is no module, or ``algorithm`` no algorithm.
+        TypeError: ``model`` is not a module, or ``algorithm`` is not an algorithm.
         ValueError: no algorithm has that name.
 
     Example:
@@ -167,12 +165,12 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be a torch.nn.Module, got {type(model).__name__}; for functions that call "
-            f"conv2d there is torch_corr.intercept"
+            f"conv2d, use torch_corr.intercept"
         )
-    find_algorithm(algorithm)  # or it raises
+    find_algorithm(algorithm)  # raises if there is none
     report = Conversion(algorithm, {}, {})
     for name, module in list(model.named_modules()):
-        if (reason := _why_not(module)) is not None:
+        if (reason := _refusal(module)) is not None:
             report.skipped[name] = reason
         elif isinstance(module, nn.Conv2d):
             module._conv_forward = ConvForward(module, algorithm)  # type: ignore[method-assign]
@@ -181,13 +179,13 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
 
 
 def _converted(module: nn.Module) -> ConvForward | None:
-    """What :func:`convert` added to a layer; None if it did not."""
+    """The attribute that :func:`convert` added to a layer, or None."""
     added = vars(module).get("_conv_forward")
     return added if isinstance(added, ConvForward) else None
 
 
-def _why_not(module: nn.Module) -> str | None:
-    """Why a convolution cannot be converted; None if it can, or if it is something else."""
+def _refusal(module: nn.Module) -> str | None:
+    """Why a convolution cannot be converted; None if it can, or if it is not a convolution."""
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         scripted = getattr(module, "original_name", "")
@@ -205,19 +203,19 @@ def _why_not(module: nn.Module) -> str | None:
         )
     if isinstance(module, LazyModuleMixin):
         return f"{kind} has no weight yet; call the model once, then convert it"
-    if own := [name for name in _COMPUTING if _overrides(module, name)]:
+    if own := [name for name in _FORWARD_METHODS if _overrides(module, name)]:
         return f"{kind} has its own {own[0]}; torch_corr.intercept redirects conv2d calls in there"
-    if _pads_otherwise(module):
+    if _has_stale_padding(module):
         pads = list(module._reversed_padding_repeated_twice)
-        return f"{kind} pads by {pads} still, although its padding is now {module.padding!r}"
+        return f"{kind} still pads by {pads}, although its padding is now {module.padding!r}"
     weight = module._parameters.get("weight")
-    if has_own_functions(type(weight)):
+    if overrides_torch_function(type(weight)):
         return f"{kind} has a weight of type {type(weight).__name__}, which may not know corr2d"
     return None
 
 
-_COMPUTING = ("forward", "_conv_forward", "__call__")
-"""The methods through which an ``nn.Conv2d`` computes."""
+_FORWARD_METHODS = ("forward", "_conv_forward", "__call__")
+"""The methods that compute the result of an ``nn.Conv2d``."""
 
 
 def _overrides(module: nn.Conv2d, method: str) -> bool:
@@ -226,13 +224,11 @@ def _overrides(module: nn.Conv2d, method: str) -> bool:
     return not inherited or (own is not None and not isinstance(own, ConvForward))
 
 
-def _pads_otherwise(module: nn.Conv2d) -> bool:
-    """Whether padding was set later, of which ``nn.Conv2d`` takes no notice but for zeros."""
+def _has_stale_padding(module: nn.Conv2d) -> bool:
+    """Whether ``padding`` was changed after construction; only the mode ``zeros`` uses it then."""
     if module.padding_mode == "zeros":
         return False
-    kernel, dilation = (
-        as_pair("kernel_size", module.kernel_size),
-        as_pair("dilation", module.dilation),
-    )
+    kernel = as_pair("kernel_size", module.kernel_size)
+    dilation = as_pair("dilation", module.dilation)
     rows, columns = resolve_padding(module.padding, kernel, kernel, (1, 1), dilation)
     return tuple(module._reversed_padding_repeated_twice) != (*columns, *rows)

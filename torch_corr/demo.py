@@ -1,7 +1,7 @@
-"""``python -m torch_corr demo``: the textbook's numbers, then a real photograph.
+"""The command ``demo``: examples from a textbook, and a filtered photograph.
 
-Every number printed is computed here and now.  What the textbook says stands beside it and
-is compared; a disagreement ends the demo with exit code 1.
+The demo computes every number that it prints and compares it with the textbook.  If a number
+differs, the demo ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LONGEST_SIDE = 1024
-"""Pixels.  A larger picture is shrunk: a panel of the figure shows no more than this."""
+"""In pixels.  A larger picture is shrunk, since a panel of the figure shows no more than this."""
 
 SIGMA = 3.0
-"""Standard deviation of the blur in pixels; its kernel reaches three of them each way."""
+"""Standard deviation of the blur in pixels."""
 
 REACH = round(3 * SIGMA)
+"""Pixels from the center of the blur's kernel to its border."""
 
 
 class DemoError(Exception):
-    """A sentence for the person at the keyboard; exit code 2 where the request was wrong."""
+    """Ends the demo with a message; the exit code is 2 if the arguments are wrong, else 1."""
 
-    def __init__(self, sentence: str, exit_code: int) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
         self.exit_code = exit_code
 
 
 def run(image: str | None, output: str) -> int:
-    """The whole demo; returns the exit code.
+    """Run the demo and return the exit code.
 
     Args:
-        image: path of a picture, or None for the portrait that matplotlib carries.
-        output: path of the PNG to write; a file that is there already is replaced.
+        image: path of a picture, or None for the portrait that comes with matplotlib.
+        output: path of the PNG to write; an existing file is replaced.
+
     Returns:
-        0; 1 when a package is missing, the figure cannot be written, or a number is not the
-        textbook's; 2 when ``image`` or ``output`` is unusable.
+        0 if everything worked; 1 if a package is missing, the figure cannot be written or a
+        number differs from the textbook's; 2 if ``image`` or ``output`` cannot be used.
     """
     try:
         target = _checked_output(output, image)
@@ -72,7 +74,7 @@ def run(image: str | None, output: str) -> int:
 
 
 def textbook() -> None:
-    """Section 7.2 of *Dive into Deep Learning*, its numbers computed and compared."""
+    """Compute the examples of section 7.2 of *Dive into Deep Learning* and compare them."""
     print("Dive into Deep Learning, section 7.2, step by step\n")
     _textbook_window()
     bar, kernel, edges = _textbook_edges()
@@ -83,10 +85,10 @@ def _textbook_window() -> None:
     X = torch.arange(9.0).reshape(3, 3)
     K = torch.arange(4.0).reshape(2, 2)
     Y = corr2d(X, K)
-    print("1. Slide K over X; each number out is the sum of one window times K.\n")
+    print("1. Slide K over X; each output is the sum of a window times K.\n")
     _print_beside(("X", X), ("K", K), ("corr2d(X, K)", Y))
     _compare("corr2d(X, K)", Y, torch.tensor([[19.0, 25.0], [37.0, 43.0]]))
-    print("   The textbook says [[19, 25], [37, 43]]: the same.\n")
+    print("   The textbook has the same result, [[19, 25], [37, 43]].\n")
 
 
 def _textbook_edges() -> tuple[Tensor, Tensor, Tensor]:
@@ -97,22 +99,22 @@ def _textbook_edges() -> tuple[Tensor, Tensor, Tensor]:
     print("2. K = [[1, -1]] finds the vertical edges of a black bar on white.\n")
     _print_beside(("X", X), ("K", K), ("corr2d(X, K)", Y))
     _compare("corr2d(X, K)", Y, torch.tensor([[0.0, 1, 0, 0, 0, -1, 0]]).expand(6, 7))
-    print("   1 from white to black, -1 from black to white.  The textbook says every row is")
-    print("   0 1 0 0 0 -1 0: the same.")
+    print("   1 is an edge from white to black, and -1 from black to white.  The rows are the same")
+    print("   in the textbook.")
     _compare("corr2d(X.T, K)", corr2d(X.T, K), torch.zeros(8, 5))
-    print("   The bar on its side has no vertical edge.  The textbook says that corr2d(X.T, K)")
-    print("   is 0 everywhere: the same.\n")
+    print("   The transposed image has no vertical edge, so corr2d(X.T, K) is 0 everywhere, as in")
+    print("   the textbook.\n")
     return X, K, Y
 
 
 def _textbook_learning(X: Tensor, K: Tensor, Y: Tensor) -> None:
-    # Where ten steps arrive depends on where they start, and a good third of all seeds get
-    # below 0.02.  This one's losses are close to those that the textbook prints.
+    # The loss after ten steps depends on the initial weights; with about a third of the seeds it
+    # is below 0.02.  With this seed the losses are close to those that the textbook prints.
     torch.manual_seed(10)
     layer = Corr2d(1, 1, kernel_size=(1, 2), bias=False)
     images, targets = X[None, None], Y[None, None]
-    print("3. Corr2d learns that K from X and corr2d(X, K): 10 steps of gradient descent, squared")
-    print("   error summed, learning rate 0.03.\n")
+    print("3. Corr2d learns K from X and corr2d(X, K) in 10 steps of gradient descent (sum of the")
+    print("   squared errors, learning rate 0.03).\n")
     losses = []
     for step in range(1, 11):
         loss = ((layer(images) - targets) ** 2).sum()
@@ -124,12 +126,12 @@ def _textbook_learning(X: Tensor, K: Tensor, Y: Tensor) -> None:
             losses.append(loss.item())
             print(f"       step {step:>2}   loss {losses[-1]:.4f}")
     learned = layer.weight.detach()[0, 0]
-    print(
-        f"\n   The loss starts at {losses[0]:.2f} and ends at {losses[-1]:.4f}; the textbook says"
-    )
+    print(f"\n   The loss falls from {losses[0]:.2f} to {losses[-1]:.4f}; in the textbook it falls")
     print("   from about 5 to below 0.02.")
-    print(f"   The kernel learned is [{learned[0, 0]:.3f}, {learned[0, 1]:.3f}]; the textbook says")
-    print("   close to [1, -1].\n")
+    print(
+        f"   The kernel learned is [{learned[0, 0]:.3f}, {learned[0, 1]:.3f}]; in the textbook it"
+    )
+    print("   is close to [1, -1].\n")
     if not 4 < losses[0] < 6 or not losses[-1] < 0.02:
         raise _disagreement("the loss", f"{losses[0]} ... {losses[-1]}", "about 5 ... below 0.02")
     _compare("the kernel learned", learned, K, within=0.05)
@@ -143,14 +145,14 @@ def _compare(what: str, computed: Tensor, expected: Tensor, within: float = 0.0)
 
 def _disagreement(what: str, computed: str, expected: str) -> DemoError:
     return DemoError(
-        f"{what} is {computed} here, and {expected} in the textbook; this torch_corr with torch "
-        f"{torch.__version__} computes wrongly, please report it",
+        f"{what} is {computed} here, and {expected} in the textbook; this is a bug of torch_corr "
+        f"with torch {torch.__version__}, please report it",
         exit_code=1,
     )
 
 
 def _print_beside(*matrices: tuple[str, Tensor]) -> None:
-    """Matrices of whole numbers beside each other, each under its name."""
+    """Print matrices of integers side by side, each under its name."""
     blocks = []
     for name, matrix in matrices:
         rows = [" ".join(f"{int(value):>2}" for value in row) for row in matrix.tolist()]
@@ -167,17 +169,17 @@ def _print_beside(*matrices: tuple[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One filter's picture, and how it came about.
+    """A filtered picture, with the time of the layer.
 
     Attributes:
         name: what the filter shows.
-        legend: how to read its picture.
-        picture: (C, H, W), brightness in units where white is 1.
-        algorithm: that computed the forward map.
+        legend: how to read the picture.
+        picture: (C, H, W); black is 0 and white is 1.
+        algorithm: the name of the algorithm of the forward map.
         seconds: median time of the layer.
         reference_seconds: median time of ``F.pad`` and ``F.conv2d``.
-        difference: the largest between the two pictures.
-        runs: how many times each was timed.
+        difference: the largest absolute difference from the result of ``F.conv2d``.
+        runs: how often each was timed.
     """
 
     name: str
@@ -191,7 +193,7 @@ class Panel:
 
 
 def photograph(path: Path | None, output: Path) -> None:
-    """Edges and a blur of a picture through ``Corr2d``, timed, printed and saved as a figure."""
+    """Apply three filters to a picture, print their times and save a figure."""
     _need_packages()
     source, credit = (_portrait(), "Grace Hopper, public domain") if path is None else (path, "")
     colour, size = read_picture(source)
@@ -205,37 +207,25 @@ def photograph(path: Path | None, output: Path) -> None:
 
 
 def apply_filters(colour: Tensor) -> list[Panel]:
-    """The three filters of the demo on a colour picture of shape (1, 3, H, W)."""
-    # Brightness as television weighs the colours (ITU-R BT.601).
+    """Apply the three filters of the demo to a colour picture (1, 3, H, W)."""
+    # Brightness by ITU-R BT.601.
     grey = (colour * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     sobel = torch.tensor([[-1.0, -2, -1], [0, 0, 0], [1, 2, 1]]) / 8  # brightness per pixel
     offsets = torch.arange(-REACH, REACH + 1.0)
     bell = torch.exp(-((offsets / SIGMA) ** 2) / 2)
     gauss = torch.outer(bell, bell) / bell.sum() ** 2
+    horizontal = "Sobel; red: brighter below, blue: darker below"
+    vertical = "Sobel; red: brighter to the right, blue: darker"
+    blur = f"Gaussian, sigma {SIGMA:g} pixels, kernel {len(bell)} x {len(bell)}"
     return [
-        _panel(
-            "Horizontal edges",
-            "Sobel; red: brighter below, blue: darker below",
-            _layer(sobel),
-            grey,
-        ),
-        _panel(
-            "Vertical edges",
-            "Sobel; red: brighter to the right, blue: darker",
-            _layer(sobel.T),
-            grey,
-        ),
-        _panel(
-            "Blur",
-            f"Gaussian, sigma {SIGMA:g} pixels, kernel {len(bell)} x {len(bell)}",
-            _layer(gauss, channels=3),
-            colour,
-        ),
+        _panel("Horizontal edges", horizontal, _layer(sobel), grey),
+        _panel("Vertical edges", vertical, _layer(sobel.T), grey),
+        _panel("Blur", blur, _layer(gauss, channels=3), colour),
     ]
 
 
 def _layer(kernel: Tensor, channels: int = 1) -> Corr2d:
-    """A layer that correlates every channel by itself with a given kernel."""
+    """A depthwise layer that applies one kernel to every channel."""
     layer = Corr2d(
         channels,
         channels,
@@ -243,7 +233,7 @@ def _layer(kernel: Tensor, channels: int = 1) -> Corr2d:
         padding="same",
         groups=channels,
         bias=False,
-        padding_mode="reflect",  # zeros around would draw a black frame's edges
+        padding_mode="reflect",  # zeros would add edges at the border
     )
     with torch.no_grad():
         layer.weight.copy_(kernel)
@@ -251,7 +241,7 @@ def _layer(kernel: Tensor, channels: int = 1) -> Corr2d:
 
 
 def _panel(name: str, legend: str, layer: Corr2d, images: Tensor) -> Panel:
-    """Run a layer and what it stands for, ``F.pad`` and ``F.conv2d``, side by side."""
+    """Run a layer, compare it with ``F.pad`` and ``F.conv2d``, and time both."""
     rows, columns = (size // 2 for size in layer.kernel_size)
 
     def padded() -> Tensor:
@@ -260,46 +250,33 @@ def _panel(name: str, legend: str, layer: Corr2d, images: Tensor) -> Panel:
     def reference() -> Tensor:
         return F.conv2d(padded(), layer.weight, groups=layer.groups)
 
-    def ours() -> Tensor:
-        result: Tensor = layer(images)
-        return result
-
-    picture = ours()
+    picture: Tensor = layer(images)
     difference = (picture - reference()).abs().max().item()
-    seconds, reference_seconds, runs = _medians(ours, reference)
+    seconds, reference_seconds, runs = _medians(lambda: layer(images), reference)
     chosen = plan(padded(), layer.weight, groups=layer.groups, algorithm=layer.algorithm)
-    return Panel(
-        name,
-        legend,
-        picture[0],
-        chosen.forward.name,
-        seconds,
-        reference_seconds,
-        difference,
-        runs,
-    )
+    algorithm = chosen.forward.name
+    return Panel(name, legend, picture[0], algorithm, seconds, reference_seconds, difference, runs)
 
 
 def _medians(
     first: Callable[[], Tensor], second: Callable[[], Tensor], most_runs: int = 25
 ) -> tuple[float, float, int]:
-    """Median seconds of two calls and the number of runs, taking turns.
+    """The median times of two calls in seconds, and the number of runs.
 
-    Turns, so that a busy moment of the machine falls on both; whoever starts changes too.
+    The calls alternate, so that other load on the machine affects both.
     """
-    calls = (first, second)
-    times: tuple[list[float], list[float]] = ([], [])
-    for call in calls * 2:  # warm up
+    times: dict[Callable[[], Tensor], list[float]] = {first: [], second: []}
+    for call in (first, second) * 2:  # warm up
         call()
     deadline = time.perf_counter() + 1.0
     for run in range(most_runs):
         if run >= 5 and time.perf_counter() > deadline:
             break
-        for which in ((0, 1), (1, 0))[run % 2]:
+        for call in (first, second) if run % 2 == 0 else (second, first):
             start = time.perf_counter()
-            calls[which]()
-            times[which].append(time.perf_counter() - start)
-    return median(times[0]), median(times[1]), len(times[0])
+            call()
+            times[call].append(time.perf_counter() - start)
+    return median(times[first]), median(times[second]), len(times[first])
 
 
 def _print_table(panels: list[Panel]) -> None:
@@ -310,7 +287,7 @@ def _print_table(panels: list[Panel]) -> None:
             f"{_milliseconds(panel.reference_seconds):>12}{_number(panel.difference):>13}{panel.runs:>7}"
         )
     print()
-    print(f"Times: {_conditions()}; both fill the border first, runs take turns.")
+    print(f"Times: {_conditions()}; both pad the image first, and the runs alternate.")
     print("Difference: the largest of any pixel, where black is 0 and white is 1.\n")
 
 
@@ -328,17 +305,17 @@ def _number(value: float) -> str:
 
 
 def _draw(colour: Tensor, credit: str, panels: list[Panel]) -> bytes:
-    """The figure, as the bytes of a PNG."""
+    """Draw the figure and return the bytes of a PNG."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     height, width = colour.shape[2:]
-    # A panel is about as high as its picture, within reason for the tallest and the flattest.
+    # A panel is as high as its picture, within limits for very tall and very flat pictures.
     panel_height = 4.6 * min(max(height / width, 0.15), 1.6)
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a dark style of the reader's would swallow the labels
+        matplotlib.rcdefaults()  # the user's style may make the labels invisible
         figure = Figure(
             figsize=(10, 2 * panel_height + 3),
             dpi=120,
@@ -373,7 +350,7 @@ def _draw_panel(axes: Axes, name: str, caption: str, picture: Tensor) -> None:
     if picture.shape[0] == 3:
         axes.imshow(picture.clamp(0, 1).permute(1, 2, 0).numpy())
     else:
-        # A few pixels at the sharpest edges would leave all others pale.
+        # Ignore the strongest 1% of the pixels, or the others would be pale.
         strength = picture.abs().flatten().sort().values
         limit = max(strength[int(0.99 * (len(strength) - 1))].item(), 1e-3)
         axes.imshow(picture[0].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -392,11 +369,11 @@ def _need_packages() -> None:
         try:
             __import__(module)
         except ModuleNotFoundError as error:
-            # Not always the module asked for: matplotlib will not start without Pillow.
+            # The missing module may be a dependency: matplotlib imports Pillow.
             name = (error.name or module).partition(".")[0]
             missing.append("Pillow" if name == "PIL" else name)
         except ImportError as error:
-            raise DemoError(f"{module} is here but does not start: {error}", exit_code=1) from None
+            raise DemoError(f"{module} cannot be imported: {error}", exit_code=1) from None
     if missing:
         raise DemoError(
             f"the photograph needs {' and '.join(dict.fromkeys(missing))}, not installed here; "
@@ -409,7 +386,7 @@ def _portrait() -> Path:
     from matplotlib.cbook import get_sample_data
 
     path = Path(str(get_sample_data("grace_hopper.jpg", asfileobj=False)))
-    if not path.is_file():  # as in some Linux distributions' own packages
+    if not path.is_file():  # some Linux distributions omit the sample data
         raise DemoError(
             "this matplotlib comes without its sample photograph; give one of your own: "
             "python -m torch_corr demo IMAGE",
@@ -419,46 +396,46 @@ def _portrait() -> Path:
 
 
 def _check_readable(path: Path) -> None:
-    """That a path is a file one may read."""
+    """Raise DemoError unless the path is a readable file."""
     try:
         if path.is_dir():
-            raise DemoError(f"{path} is a directory; give the path of a picture", exit_code=2)
+            raise DemoError(f"{path} is a directory; give the path of a picture")
         with path.open("rb"):
             return
     except FileNotFoundError:
-        raise DemoError(f"there is no file {path}", exit_code=2) from None
+        raise DemoError(f"there is no file {path}") from None
     except PermissionError:
-        raise DemoError(f"no permission to read {path}", exit_code=2) from None
+        raise DemoError(f"no permission to read {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise DemoError(f"cannot read {path}: {error}", exit_code=2) from None
+        raise DemoError(f"cannot read {path}: {error}") from None
 
 
 def read_picture(path: Path) -> tuple[Tensor, tuple[int, int]]:
-    """A picture as (1, 3, H, W) in 0..1, upright, shrunk to fit; and its own (width, height)."""
+    """Read a picture, rotate it as EXIF says, and shrink it to ``LONGEST_SIDE``.
+
+    Returns:
+        The picture (1, 3, H, W), with values from 0 to 1, and the (width, height) of the file.
+    """
     import numpy as np
     import PIL.Image
     import PIL.ImageOps
 
     try:
         with warnings.catch_warnings():
-            # Large pictures are welcome, and an oddity that Pillow reads past is not ours.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # Pillow warns about large pictures and odd metadata
             with PIL.Image.open(path) as file:
                 image = _plain(PIL.ImageOps.exif_transpose(file))
     except PIL.UnidentifiedImageError:
-        raise DemoError(
-            f"{path} is no image, or of a format that Pillow does not know", exit_code=2
-        ) from None
-    except Exception as error:  # on a damaged file Pillow's decoders raise nearly anything
-        raise DemoError(f"{path} cannot be read as an image: {error}", exit_code=2) from None
+        raise DemoError(f"{path} is no image, or of a format that Pillow does not know") from None
+    except Exception as error:  # for damaged files, Pillow raises many types
+        raise DemoError(f"{path} cannot be read as an image: {error}") from None
     size = image.size
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     if min(image.size) <= REACH:
         shrunk = "" if image.size == size else f", {image.width} x {image.height} when shrunk"
         raise DemoError(
             f"{path} is {size[0]} x {size[1]} pixels{shrunk}; the blur needs at least "
-            f"{REACH + 1} each way",
-            exit_code=2,
+            f"{REACH + 1} each way"
         )
     values = np.array(image, dtype=np.float32)
     pixels = torch.from_numpy(values / 255 if image.mode == "RGB" else values)
@@ -468,13 +445,13 @@ def read_picture(path: Path) -> tuple[Tensor, tuple[int, int]]:
 
 
 def _plain(image: Image) -> Image:
-    """RGB with 8 bits a channel; or one channel of floats in 0..1, for grey of more than 8."""
+    """Convert to RGB with 8 bits per channel; grey with more bits to one channel of floats."""
     import numpy as np
     import PIL.Image
 
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.array(image, dtype=np.float32), posinf=0, neginf=0)
-        # Sixteen bits, or what floats and 32 bits hold: a scale of one's own, shown whole.
+        # 16 bits have a fixed scale.  Other numbers have none, so they are scaled to 0..1.
         if image.mode != "F" and values.min() >= 0 and values.max() <= 65535:
             values /= 65535
         elif values.min() < 0 or values.max() > 1:
@@ -488,25 +465,23 @@ def _plain(image: Image) -> Image:
 
 
 def _checked_output(output: str, image: str | None) -> Path:
-    """The path to save to, refused before any work when it cannot be written."""
+    """The path of the figure.  Raises DemoError if it cannot be written."""
     path = Path(output)
     try:
         if path.suffix.lower() != ".png":
-            raise DemoError(f"--output {path} must end in .png, the figure's format", exit_code=2)
+            raise DemoError(f"--output {path} must end in .png, the figure's format")
         if path.is_dir():
-            raise DemoError(f"--output {path} is a directory; add a file name", exit_code=2)
+            raise DemoError(f"--output {path} is a directory; add a file name")
         if not path.parent.is_dir():
-            raise DemoError(
-                f"--output {path}: there is no directory {path.parent}; make it first", exit_code=2
-            )
+            raise DemoError(f"--output {path}: there is no directory {path.parent}; make it first")
         if image is not None and path.exists() and path.samefile(image):
-            raise DemoError(f"--output {path} is the picture itself; name another", exit_code=2)
+            raise DemoError(f"--output {path} is the picture itself; name another")
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):  # a missing picture has a sentence of its own
+        if isinstance(error, FileNotFoundError):  # _check_readable reports a missing picture
             return path
-        raise DemoError(f"cannot write --output {path}: {error}", exit_code=2) from None
+        raise DemoError(f"cannot write --output {path}: {error}") from None
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise DemoError(f"no permission to write {path}; name another --output", exit_code=2)
+        raise DemoError(f"no permission to write {path}; name another --output")
     return path
 
 

@@ -1,4 +1,4 @@
-"""The functions that users call."""
+"""The public functions: ``corr2d``, ``convolve2d``, ``plan`` and ``explain``."""
 
 from __future__ import annotations
 
@@ -37,40 +37,39 @@ def corr2d(
 
     ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + u*d - p, j*s + v*d - p] * w[o,c,u,v]``
 
-    where ``c`` runs over the channels of ``o``'s group, ``p`` is the padding at the top
-    (left), and a pixel outside the image is what ``padding_mode`` says.
+    ``c`` runs over the channels of ``o``'s group, ``p`` is the padding at the top (left), and
+    ``padding_mode`` gives the pixels outside the image.
 
     Args:
         input: (N, C, H, W), (C, H, W), or (H, W) with a 2-D weight.  float64, float32,
-            bfloat16, float16, complex128, complex64, or an integer type (no gradients).
-            Of ``to_mkldnn()`` only for ``"auto"`` and ``"aten"``, as ``F.conv2d`` takes it.
+            bfloat16, float16, complex128, complex64, or an integer dtype (no gradients).
+            ``"auto"`` and ``"aten"`` also accept an input from ``to_mkldnn()``.
         weight: (O, C/groups, kH, kW), or (kH, kW) with a 2-D input; the input's dtype.
-            O may be 0, which ``F.conv2d`` refuses.
+            O may be 0, unlike in ``F.conv2d``.
         bias: (O,), added to every pixel of channel ``o``; the input's dtype.
-        stride: steps between windows, an integer or a pair (rows, columns).
+        stride: pixels between windows, an integer or a pair (rows, columns).
         padding: pixels around the image: an integer, a pair (rows, columns), pairs
             ((top, bottom), (left, right)), or ``"valid"`` (none), ``"full"`` (d(k-1) on
-            every side) or ``"same"`` (ceil(size/stride) outputs, an odd pixel at the end;
+            every side) or ``"same"`` (ceil(size/stride) outputs; an odd pixel goes to the end;
             ``docs/padding.md`` compares other libraries).
-        dilation: steps between taps, an integer or a pair.
+        dilation: pixels between taps, an integer or a pair.
         groups: number of independent groups that the channels are divided into.
-        padding_mode: what padding holds: ``"zeros"``, ``"reflect"``, ``"replicate"`` or
-            ``"circular"``, which repeats the image as often as it takes, where ``nn.Conv2d``
-            refuses padding larger than the image.
-        algorithm: ``"auto"``, the name of one, or an :class:`~torch_corr.Algorithm`.
-            A named algorithm runs or refuses; it is never replaced by another.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.  Circular
+            padding may be larger than the image, unlike in ``nn.Conv2d``.
+        algorithm: ``"auto"``, the name of an algorithm, or an :class:`~torch_corr.Algorithm`.
+            An algorithm that you name runs or raises; another one never replaces it.
 
     Returns:
         (N, O, H', W') with H' = (H + top + bottom - d(kH-1) - 1) // s + 1, likewise W';
         without N for a 3-D input, (H', W') for a 2-D one.  Differentiable to every order,
-        forward and backward.
+        in reverse and forward mode.
 
     Raises:
-        RuntimeError: shapes, dtypes or devices disagree, or numbers make no correlation
-            (as ``F.conv2d``); or the named algorithm refuses, with its reasons.
-        TypeError: an argument is of the wrong type (as ``F.conv2d``).
-        ValueError: no such algorithm or padding mode.
-        NotImplementedError: no algorithm does this dtype (as ``F.conv2d``).
+        RuntimeError: shapes, dtypes or devices do not match, or a number is out of range (as in
+            ``F.conv2d``); or the named algorithm refuses the problem, with its reasons.
+        TypeError: an argument has the wrong type (as in ``F.conv2d``).
+        ValueError: the algorithm or the padding mode is unknown.
+        NotImplementedError: no algorithm supports this dtype (as in ``F.conv2d``).
 
     Source:
         The same function as ``torch.nn.functional.conv2d``, and as ``corr2d`` in Zhang et
@@ -87,26 +86,16 @@ def corr2d(
     if has_torch_function_variadic(input, weight, bias):
         if is_traced_for_quantization(input):
             _warn_of_quantization()
+        arguments = input, weight, bias, stride, padding, dilation, groups
         return handle_torch_function(
-            corr2d,
-            (input, weight, bias),
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode=padding_mode,
-            algorithm=algorithm,
+            corr2d, arguments[:3], *arguments, padding_mode=padding_mode, algorithm=algorithm
         )
     if is_dynamo_compiling():
-        # In a tuple Dynamo guards on its value, bare on which object it is: one graph serves all
-        # layers that have one such each, and their copies.
+        # In a tuple, Dynamo guards on the algorithm's value; otherwise on its identity, and equal
+        # algorithms of several layers would need a graph each.
         key = _key_in_graph((algorithm,))
-        return _corr2d_in_graph(
-            input, weight, bias, stride, padding, dilation, groups, padding_mode, key
-        )
+        arguments = input, weight, bias, stride, padding, dilation, groups
+        return _corr2d_in_graph(key, padding_mode, *arguments)
     if algorithm == "auto" and padding_mode == "zeros":
         result = conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
         if result is not None:
@@ -117,73 +106,52 @@ def corr2d(
 
 
 def is_traced_for_quantization(operand: Any) -> bool:
-    """Whether the FX mode of torch.ao traces a model, to quantize the ``conv2d`` calls in it."""
+    """Whether the FX mode of torch.ao is tracing, to quantize the ``conv2d`` calls of a model."""
     module: str = type(operand.tracer).__module__ if isinstance(operand, Proxy) else ""
     return module.startswith("torch.ao.quantization.")
 
 
 def _warn_of_quantization() -> None:
     warnings.warn(
-        "torch.ao.quantization looks for nn.Conv2d, and leaves corr2d and Corr2d in floating "
-        "point; write nn.Conv2d, for which torch_corr.convert chooses an algorithm too",
+        "torch.ao.quantization quantizes nn.Conv2d and leaves corr2d and Corr2d in floating "
+        "point; write nn.Conv2d and call torch_corr.convert, which chooses an algorithm for it",
         stacklevel=3,
     )
 
 
-def has_own_functions(kind: type) -> bool:
-    """Whether a class of tensors says itself what functions do: perhaps conv2d, hardly corr2d."""
+def overrides_torch_function(kind: type) -> bool:
+    """Whether a tensor class overrides ``__torch_function__``; it may not know ``corr2d``."""
     own: Any = kind.__torch_function__ if issubclass(kind, Tensor) else None
     return getattr(own, "__func__", _INHERITED) is not _INHERITED
 
 
 _INHERITED = Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
 
-# Dynamo calls it while it traces.  Traced as code it would answer False for every class.
-has_own_functions._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Dynamo calls the function instead of tracing it.  If traced, it returns False for every class.
+overrides_torch_function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _key_in_graph(requested: tuple[AlgorithmLike]) -> str:
-    """The algorithm as a string, which is what a graph can hold.
+    """The algorithm as a string, because graphs hold no other objects.
 
-    Dynamo calls this while it traces, which makes it the place to say that the call after it
-    goes into the graph unseen; saying so at import would load all of Dynamo.
+    Dynamo calls this function while it traces.  It marks ``_corr2d_in_graph``, which is called
+    next, as a call that Dynamo does not trace.  Doing this at import would import all of Dynamo.
     """
     torch.compiler.allow_in_graph(_corr2d_in_graph)  # type: ignore[no-untyped-call]
     (algorithm,) = requested
     return encode_algorithm(algorithm)
 
 
-# What the decorator ``torch.compiler.assume_constant_result`` does.
+# As the decorator ``torch.compiler.assume_constant_result``, which imports Dynamo.
 _key_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _corr2d_in_graph(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: SizeLike,
-    padding: PaddingLike,
-    dilation: SizeLike,
-    groups: int,
-    padding_mode: str,
-    key: str,
-) -> Tensor:
+def _corr2d_in_graph(key: str, padding_mode: str, *arguments: Any) -> Tensor:
     """:func:`corr2d` as one call in Dynamo's graph.
 
-    The backend ``eager`` makes this very call; others trace it further, as Python, down to
-    the operators.
+    The backend ``eager`` runs this call; other backends trace it down to the operators.
     """
-    return corr2d(
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode=padding_mode,
-        algorithm=decode_algorithm(key),
-    )
+    return corr2d(*arguments, padding_mode=padding_mode, algorithm=decode_algorithm(key))
 
 
 def convolve2d(
@@ -198,26 +166,24 @@ def convolve2d(
     padding_mode: str = "zeros",
     algorithm: AlgorithmLike = "auto",
 ) -> Tensor:
-    """Convolve images with filters, as mathematics defines it: the kernel is flipped.
+    """Convolve images with filters as defined in mathematics: the kernel is flipped.
 
     ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + (kH-1-u)*d - p, ...] * w[o,c,u,v]``
 
-    With ``padding="full"`` and one channel this is the whole discrete convolution of image
-    and kernel, which commutes: ``convolve2d(a, b, padding="full") == convolve2d(b, a, ...)``.
-    Channels are summed as in :func:`corr2d`.  Arguments, results and errors are those of
-    :func:`corr2d`, except for one value of ``padding``.
+    With ``padding="full"`` and one channel this is the discrete convolution of image and kernel,
+    which commutes: ``convolve2d(a, b, padding="full") == convolve2d(b, a, padding="full")``.
+    Arguments, results and errors are those of :func:`corr2d`, except for ``padding="same"``.
 
     Args:
-        padding: as for :func:`corr2d`, except that ``"same"`` pads as scipy does: d(k-1) pixels
-            along each axis, an odd one at the top (left), where :func:`corr2d` puts it at the
-            bottom (right).  A stride then takes every s-th row and column of that result, so that
-            ``convolve2d(x, w, stride=s, padding="same")`` is
-            ``convolve2d(x, w, padding="same")[..., ::s, ::s]``.  ``docs/padding.md`` compares
-            the two with ``F.conv2d``, scipy, TensorFlow and JAX.
+        padding: as in :func:`corr2d`, except that ``"same"`` pads as scipy does: d(k-1) pixels
+            along each axis, with an odd pixel at the top (left); :func:`corr2d` puts it at the
+            bottom (right).  With a stride s the result is every s-th row and column of the result
+            for stride 1.  ``docs/padding.md`` compares both functions with ``F.conv2d``, scipy,
+            TensorFlow and JAX.
 
     Source:
-        ``scipy.signal.convolve2d`` computes the same for one channel, where ``mode`` is
-        ``padding`` and ``boundary="wrap"`` is ``padding_mode="circular"``.
+        ``scipy.signal.convolve2d`` computes the same for one channel; its ``mode`` is
+        ``padding``, and its ``boundary="wrap"`` is ``padding_mode="circular"``.
 
     Example:
         >>> x, w = torch.tensor([[1., 2., 3., 4.]]), torch.tensor([[1., 10.]])
@@ -227,38 +193,20 @@ def convolve2d(
         tensor([[ 1., 12., 23., 34., 40.]])
     """
     if has_torch_function_variadic(input, weight, bias):
+        arguments = input, weight, bias, stride, padding, dilation, groups
         return handle_torch_function(
-            convolve2d,
-            (input, weight, bias),
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode=padding_mode,
-            algorithm=algorithm,
+            convolve2d, arguments[:3], *arguments, padding_mode=padding_mode, algorithm=algorithm
         )
     if isinstance(weight, Tensor) and weight.dim() >= 2:
         if isinstance(padding, str) and padding == "same":
             padding = _same_as_scipy(weight, dilation)
         weight = weight.flip(-2, -1)
-    return corr2d(
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        groups,
-        padding_mode=padding_mode,
-        algorithm=algorithm,
-    )
+    arguments = input, weight, bias, stride, padding, dilation, groups
+    return corr2d(*arguments, padding_mode=padding_mode, algorithm=algorithm)
 
 
 def _same_as_scipy(weight: Tensor, dilation: SizeLike) -> Sides:
-    """The padding that keeps the image's size, an odd pixel at the top (left)."""
+    """The padding that keeps the image's size; an odd pixel goes to the top (left)."""
     kernel = as_pair("kernel", plain_shape(weight)[-2:])
     rows, columns = window_span(kernel, as_pair("dilation", dilation))
     return (rows // 2, (rows - 1) // 2), (columns // 2, (columns - 1) // 2)
@@ -274,10 +222,16 @@ def plan(
     *,
     algorithm: AlgorithmLike = "auto",
 ) -> Plan:
-    """Which algorithm each map of ``corr2d`` with these arguments gets; print it to read why.
+    """The algorithm that ``corr2d`` uses for each map with these arguments.
 
-    Args are those of :func:`corr2d` for zero padding; only the operands' shapes, dtype, device
-    and, for ``auto``, layout matter.  Under autocast the dtype is that which it makes.
+    The arguments are those of :func:`corr2d`, with zero padding.  Of the operands, only shape,
+    dtype, device and layout matter.  Under autocast the plan is for the dtype of autocast.
+
+    Returns:
+        A :class:`~torch_corr.Plan`.  Print it to see the predicted time of each algorithm.
+
+    Raises:
+        RuntimeError, TypeError, ValueError, NotImplementedError: as :func:`corr2d`.
 
     Example:
         >>> chosen = plan(torch.ones(1, 1, 6, 8), torch.ones(1, 1, 1, 2))
@@ -311,10 +265,13 @@ def explain(
     *,
     algorithm: AlgorithmLike = "auto",
 ) -> None:
-    """Print, for each map of ``corr2d`` with these arguments, what each algorithm would take.
+    """Print :func:`plan` of these arguments: the choice for each map, and the alternatives.
 
-    One line for each algorithm, quickest first: its time, predicted or measured, the workspace
-    that it takes, the class of its error; ``>`` stands before the one that runs.  Below, what
-    refuses, and why.  The same as ``print(plan(...))``.
+    Each line shows one algorithm, fastest first: its predicted or measured time, its workspace in
+    MiB and its error class.  ``>`` marks the algorithm that runs.  Below them are the algorithms
+    that refuse the problem, with their reasons.
+
+    Raises:
+        RuntimeError, TypeError, ValueError, NotImplementedError: as :func:`corr2d`.
     """
     print(plan(input, weight, stride, padding, dilation, groups, algorithm=algorithm))

@@ -1,9 +1,8 @@
-"""Intercepting calls of ``conv2d``: what ``convert`` cannot reach, because it is no layer.
+"""``intercept``: redirect calls of ``conv2d`` that are not in an ``nn.Conv2d`` layer.
 
-A ``TorchFunctionMode`` sees each call of PyTorch's Python functions before PyTorch does, and hands
-``conv2d`` to ``corr2d``.  PyTorch takes every mode off while a function that they have seen runs,
-and they see ``corr2d``, ``backward`` and ``grad`` as one function each: so the convolutions that
-our own algorithms call, forward or backward, are never redirected.
+A ``TorchFunctionMode`` receives each call of a PyTorch function and passes ``conv2d`` to
+``corr2d``.  While the mode handles a call, PyTorch disables it.  So it does not receive the calls
+of ``conv2d`` within ``corr2d``, ``backward`` and ``grad``, which the algorithms make.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from .functional import corr2d, has_own_functions
+from .functional import corr2d, overrides_torch_function
 from .operators import skip_dynamo
 from .planning.plan import AlgorithmLike, find_algorithm
 
@@ -22,26 +21,29 @@ from .planning.plan import AlgorithmLike, find_algorithm
 class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
     """Redirect every ``conv2d`` inside a ``with`` block to :func:`~torch_corr.corr2d`.
 
-    ``F.conv2d`` and ``torch.conv2d``, which are one, ``nn.Conv2d`` and whatever calls it, and
-    ``torch.ops.aten.conv2d`` as exported programs call it; eager, in ``torch.compile`` (the block
-    around the call or inside the function), under ``torch.func``.  Not redirected are calls
-    that Python does not see (``torch.jit.script``), those that ask for an algorithm themselves
-    (``corr2d``, ``Corr2d``, converted layers), and those on tensors of a class with a
-    ``__torch_function__`` of its own, which may know what ``conv2d`` is to it, but not ``corr2d``.
+    It redirects ``F.conv2d``, ``torch.conv2d``, ``nn.Conv2d`` and ``torch.ops.aten.conv2d``
+    (exported programs), in eager mode, in ``torch.compile`` (with the block around the compiled
+    function or inside it) and under ``torch.func``.  It does not redirect
 
-    Blocks nest, the innermost decides, and one object may be entered again.  A block holds for
-    the thread that entered it; threads that are started inside begin without it.  Gradients are
-    those of the calls made inside, wherever ``backward`` is called.  What activation checkpointing
-    computes again in ``backward`` is redirected when the block is within the checkpointed function;
-    around it PyTorch's own does that, which is a CheckpointError where it saves other tensors.
+    - calls that do not go through Python (``torch.jit.script``);
+    - calls with an algorithm of their own (``corr2d``, ``Corr2d``, converted layers);
+    - calls on tensors whose class overrides ``__torch_function__``, which may not support
+      ``corr2d``.
 
-    In the block each of PyTorch's functions costs 1 us more to call, one written in Python, as
-    ``layer_norm``, 2 us; that is what any ``TorchFunctionMode`` costs.  ``conv2d`` itself costs
-    2 us more than ``corr2d`` (which on the smallest problem takes 7 us, and ``conv2d`` outside
-    4 us).  A training step of SegFormer, 70 ms with 431 calls, takes 2% longer.
+    Blocks can be nested, and the innermost one applies.  An object can be entered again.  A block
+    applies only to the thread that entered it.  The gradients of a redirected call use the
+    algorithm too, also if ``backward`` is called outside the block.  With activation
+    checkpointing, put the block inside the checkpointed function.  Otherwise PyTorch recomputes
+    the call without the block and may raise CheckpointError.
+
+    Inside the block each call of a PyTorch function takes 1 us longer, or 2 us if it is written in
+    Python like ``layer_norm``; this is the cost of any ``TorchFunctionMode``.  A redirected
+    ``conv2d`` takes 2 us more than ``corr2d``.  For the smallest problem ``corr2d`` takes 7 us,
+    and ``conv2d`` outside the block 4 us.  A training step of SegFormer (70 ms, 431 calls) takes 2%
+    longer.
 
     Args:
-        algorithm: for all of them: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
+        algorithm: for all calls: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
 
     Raises:
         TypeError: ``algorithm`` is neither a string nor an algorithm.
@@ -57,7 +59,7 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
     """
 
     def __init__(self, algorithm: AlgorithmLike = "auto") -> None:
-        find_algorithm(algorithm)  # or it raises
+        find_algorithm(algorithm)  # raises if there is none
         super().__init__()
         self.algorithm = algorithm
 
@@ -69,14 +71,14 @@ class intercept(TorchFunctionMode):  # noqa: N801  (as torch.no_grad)
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Hand ``conv2d`` to ``corr2d``, and anything else to itself."""
+        """Call ``corr2d`` instead of ``conv2d``, and any other function unchanged."""
         kwargs = kwargs or {}
-        if func in _CONV2D and not any(map(has_own_functions, types)):
+        if func in _CONV2D and not any(map(overrides_torch_function, types)):
             return corr2d(*args, **kwargs, algorithm=self.algorithm)
         return func(*args, **kwargs)
 
 
-# F.conv2d is torch.conv2d; the operator is reached as a whole or by either of its overloads.
+# F.conv2d is torch.conv2d.  The operator can be called directly or through an overload.
 _CONV2D = frozenset(
     (
         torch.conv2d,

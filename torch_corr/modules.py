@@ -1,4 +1,4 @@
-"""Layers: what ``nn.Conv2d`` is, with this library's padding and choice of algorithm."""
+"""``Corr2d`` and ``LazyCorr2d``: subclasses of ``nn.Conv2d`` that call ``corr2d``."""
 
 from __future__ import annotations
 
@@ -28,36 +28,39 @@ from .suggest import did_you_mean
 
 
 class Corr2d(nn.Conv2d):
-    """A layer of :func:`~torch_corr.corr2d`; an ``nn.Conv2d`` in everything else.
+    """An ``nn.Conv2d`` that computes with :func:`~torch_corr.corr2d`.
 
     ``y[n,o,i,j] = b[o] + sum_{c,u,v} x[n, c, i*s + u*d - p, j*s + v*d - p] * w[o,c,u,v]``
 
     The constructor, the parameters' names and shapes, their initial values from a given seed
-    and the ``state_dict`` are those of ``nn.Conv2d``, and ``isinstance(m, nn.Conv2d)`` holds.
+    and the ``state_dict`` are those of ``nn.Conv2d``.
 
     Args:
         in_channels: C.
         out_channels: O.
         kernel_size: (kH, kW), or one integer for both.
         stride, dilation, groups: as for :func:`~torch_corr.corr2d`.
-        padding: as for :func:`~torch_corr.corr2d`: beyond ``nn.Conv2d``'s also pairs
-            ((top, bottom), (left, right)), ``"full"``, and ``"same"`` with a stride.
-        bias: whether to learn one number b[o] for each output channel.
-        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; circular
-            padding may be larger than the image, which ``nn.Conv2d`` refuses.
+        padding: as for :func:`~torch_corr.corr2d`.  Unlike ``nn.Conv2d`` it may be
+            ((top, bottom), (left, right)), ``"full"``, or ``"same"`` with a stride.
+        bias: whether to learn a number b[o] for each output channel.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.  Circular
+            padding may be larger than the image, unlike in ``nn.Conv2d``.
         device, dtype: of the parameters.
-        algorithm: ``"auto"``, the name of one, or an :class:`~torch_corr.Algorithm`.
+        algorithm: ``"auto"``, the name of an algorithm, or an :class:`~torch_corr.Algorithm`.
 
     Shape:
         input (N, C, H, W) or (C, H, W); output (N, O, H', W') or (O, H', W'), with
         H' = (H + top + bottom - d(kH-1) - 1) // s + 1, likewise W'.
 
     Raises:
-        ValueError: channels not divisible by groups, or an unknown padding, padding mode or
-            algorithm (as ``nn.Conv2d``).
-        RuntimeError: a kernel, stride, dilation or padding out of range (``nn.Conv2d``
+        ValueError: the channels are not divisible by groups, or the padding, padding mode or
+            algorithm is unknown (as in ``nn.Conv2d``).
+        RuntimeError: the kernel, stride, dilation or padding is out of range (``nn.Conv2d``
             raises the same when it is called).
-        TypeError: a number is no integer.
+        TypeError: a number is not an integer.
+
+    Source:
+        ``torch.nn.Conv2d``, and ``Corr2D`` in Zhang et al., *Dive into Deep Learning*, section 7.2.
 
     Example:
         >>> layer = Corr2d(3, 8, kernel_size=3, padding="same", stride=2)
@@ -66,7 +69,7 @@ class Corr2d(nn.Conv2d):
     """
 
     algorithm: AlgorithmLike = "auto"
-    """On the class too, for a layer that got this class by ``layer.__class__ = Corr2d``."""
+    """The class attribute serves layers that are changed by ``layer.__class__ = Corr2d``."""
 
     __jit_ignored_attributes__ = ("algorithm",)
 
@@ -87,20 +90,16 @@ class Corr2d(nn.Conv2d):
         algorithm: AlgorithmLike = "auto",
     ) -> None:
         find_algorithm(algorithm)
-        in_channels, out_channels = (
-            as_int("in_channels", in_channels),
-            as_int("out_channels", out_channels),
-        )
-        _check_channels(
-            as_int("groups", groups), in_channels=in_channels, out_channels=out_channels
-        )
+        in_channels = as_int("in_channels", in_channels)
+        out_channels = as_int("out_channels", out_channels)
+        _check_channels(groups, in_channels=in_channels, out_channels=out_channels)
         _check_names(padding, padding_mode)
         super().__init__(
             in_channels,
             out_channels,
             _positive_pair("kernel_size", kernel_size),
             _positive_pair("stride", stride),
-            0,  # until _set_padding, which knows more spellings
+            0,  # _set_padding sets it
             _positive_pair("dilation", dilation),
             groups,
             bias,
@@ -112,16 +111,14 @@ class Corr2d(nn.Conv2d):
         self.algorithm = algorithm
 
     def _set_padding(self, padding: PaddingLike) -> None:
-        """Keep the padding in ``nn.Conv2d``'s spelling where it has one."""
+        """Store the padding in the form of ``nn.Conv2d``, if it has one."""
         if isinstance(padding, str):
             self.padding = padding
             if padding == "valid":
                 return
-            # For "same" with a stride this depends on the input's size, so stands for stride 1.
-            kernel, dilation = (
-                as_pair("kernel_size", self.kernel_size),
-                as_pair("dilation", self.dilation),
-            )
+            # "same" with a stride depends on the input's size; these are the sides for stride 1.
+            kernel = as_pair("kernel_size", self.kernel_size)
+            dilation = as_pair("dilation", self.dilation)
             sides = resolve_padding(padding, kernel, kernel, (1, 1), dilation)
         else:
             sides = as_sides(padding)
@@ -130,14 +127,14 @@ class Corr2d(nn.Conv2d):
             (top, bottom), (left, right) = sides
             symmetric = (top, left) == (bottom, right)
             self.padding = (top, left) if symmetric else sides  # type: ignore[assignment]
-        # What ``nn.Conv2d`` gives to ``F.pad``, for code that reads it there.
+        # ``nn.Conv2d`` passes this list to ``F.pad``, and other code reads it.
         self._reversed_padding_repeated_twice = [*sides[1], *sides[0]]
 
     @skip_dynamo
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self._scripted(input, weight, bias)
-        else:  # noqa: RET505 - what TorchScript leaves unread
+        else:  # noqa: RET505 - TorchScript does not compile this branch
             return corr2d(
                 input,
                 weight,
@@ -151,12 +148,12 @@ class Corr2d(nn.Conv2d):
             )
 
     def _scripted(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer in TorchScript, a language with no convolution but PyTorch's."""
-        if isinstance(self.padding, str):  # noqa: SIM102 - alone, TorchScript reads no further
+        """The layer in TorchScript, which supports only PyTorch's convolution."""
+        if isinstance(self.padding, str):  # noqa: SIM102 - TorchScript needs a separate test
             if self.padding == "same" and max(self.stride) > 1:
                 raise RuntimeError(
-                    "padding='same' with a stride depends on the input's size, for which "
-                    "TorchScript's convolution has no rule; use torch.export, or padding "
+                    "padding='same' with a stride depends on the input's size, which "
+                    "TorchScript's convolution does not support; use torch.export, or padding "
                     "((top, bottom), (left, right))"
                 )
         most = max(self._reversed_padding_repeated_twice)
@@ -169,13 +166,13 @@ class Corr2d(nn.Conv2d):
         return conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        """The arguments, as ``nn.Conv2d`` shows them, and the algorithm where one is named."""
+        """The arguments as in ``nn.Conv2d``, and the algorithm unless it is ``"auto"``."""
         named = "" if self.algorithm == "auto" else f", algorithm={self.algorithm!r}"
         return f"{super().extra_repr()}{named}"  # type: ignore[no-untyped-call]
 
 
 class LazyCorr2d(LazyConvXdMixin, Corr2d):  # type: ignore[misc]
-    """A :class:`Corr2d` that learns ``in_channels`` from its first input and becomes one.
+    """A :class:`Corr2d` that takes ``in_channels`` from its first input.
 
     Arguments, errors and shapes are those of :class:`Corr2d` without ``in_channels``.
 
@@ -205,7 +202,7 @@ class LazyCorr2d(LazyConvXdMixin, Corr2d):  # type: ignore[misc]
         _check_channels(groups=groups, out_channels=out_channels)
         super().__init__(
             0,
-            0,  # no weight yet, hence no output channels to make memory for
+            0,  # no output channels, so that no weight is allocated
             kernel_size,
             stride,
             padding,
@@ -239,8 +236,8 @@ def _check_channels(groups: int, **channels: int) -> None:
             raise RuntimeError(f"{name} must be at least 0, got {number}")
         if number % groups:
             raise ValueError(
-                f"{name}={number} is not divisible by groups={groups}; every group needs as many "
-                f"channels as the next"
+                f"{name}={number} is not divisible by groups={groups}; all groups need the same "
+                f"number of channels"
             )
 
 

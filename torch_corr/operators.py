@@ -1,16 +1,14 @@
-"""Three operators, one for each map, for whoever watches operators and not Python.
+"""Three PyTorch operators, one for each map.
 
 ``torch.compile``, fake tensors, tensor subclasses and FLOP counters see a program as the
-PyTorch operators that it calls.  Compiled kernels and loops in Python mean nothing to them,
-so what an algorithm does is one operator there, of known shape and known cost:
+PyTorch operators that it calls.  For them each map is one operator of known shape and cost:
 
     torch_corr::forward      (x, w) -> y
     torch_corr::grad_input   (y, w) -> x
     torch_corr::grad_weight  (x, y) -> w
 
-The plan is made when the operator runs, from the sizes that it then has: a graph that was
-captured for any batch chooses for each batch as eager PyTorch does.  :func:`run` is the one
-place that asks whether anybody watches; where nobody does, the algorithm is called directly.
+An operator plans when it runs, from its actual sizes, so a captured graph chooses for each batch
+as eager mode does.  :func:`run` decides whether to call the operator or, faster, the algorithm.
 """
 
 from __future__ import annotations
@@ -34,11 +32,12 @@ from ._torch_compat import (
     is_profiling,
     set_code_exec_strategy,
 )
-from .algorithms import MAPS, MapName
-from .algorithms.base import SLOTS, Slot, is_channels_last, shape_of
+from .algorithms import Algorithm
+from .algorithms.base import is_channels_last
 from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
+from .request import MAPS, SLOTS, MapName, Request, Slot, shape_of
 from .sharding import is_distributed, register_splits
 
 Slots: TypeAlias = Sequence[Tensor | None]
@@ -46,7 +45,7 @@ Slots: TypeAlias = Sequence[Tensor | None]
 INPUT, WEIGHT, OUTPUT = range(3)
 _NAMES: tuple[Slot, ...] = ("input", "weight", "output")
 OPERANDS = {map: tuple(_NAMES.index(slot) for slot in SLOTS[map][:2]) for map in MAPS}
-"""The slots that each map reads, by number."""
+"""The numbers of the two slots that each map reads."""
 
 _MAP_OF = {_NAMES.index(SLOTS[map][2]): map for map in MAPS}
 _PLAIN = (Tensor, Parameter)
@@ -56,13 +55,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def skip_dynamo(function: _Function) -> _Function:
-    """Keep Dynamo out of a function that PyTorch calls, and out of whatever it calls in turn.
+    """Decorator that keeps Dynamo from compiling a function and all functions that it calls.
 
-    Once a compiled function has left its graph, Dynamo looks at every Python function that runs.
-    ``loss.backward()`` there would make graphs of our loops, new ones for each size, and fail on
-    some.  So ``torch.compiler.disable`` too, but that loads Dynamo, and wraps each call.
+    After a graph break, Dynamo compiles every Python function that runs.  In ``loss.backward()``
+    it would compile the loops of this package, again for each size, and fail on some.
+    ``torch.compiler.disable`` has the same effect, but it imports Dynamo and wraps each call.
 
-    What is called from within a graph Dynamo still takes into it.
+    Dynamo still traces calls of the function from within a graph.
     """
     set_code_exec_strategy(function.__code__, _SKIP)
     return function
@@ -70,10 +69,10 @@ def skip_dynamo(function: _Function) -> _Function:
 
 @dataclass(frozen=True)
 class Deferred:
-    """A plan for sizes that are symbols: made anew, from numbers, whenever an operator runs.
+    """A plan for symbolic sizes.  The operator makes the actual plan each time it runs.
 
     Attributes:
-        problem: the geometry, with symbols in it.
+        problem: the geometry, with symbolic sizes.
         device, dtype, requested: as in :class:`~torch_corr.Plan`.
     """
 
@@ -86,46 +85,47 @@ class Deferred:
 def planned(
     problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
 ) -> Plan | Deferred:
-    """The plan for a problem, as :func:`make_plan`; deferred where sizes are symbols."""
+    """:func:`make_plan` of a problem, or a :class:`Deferred` plan if its sizes are symbolic."""
     if problem.is_symbolic:
         return Deferred(problem, device, dtype, requested)
     return make_plan(problem, device, dtype, requested)
 
 
 def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
-    """Fill the open slot: by the plan, or by an operator where somebody watches those."""
+    """Compute the open slot, with the plan's algorithm or, if needed, with an operator."""
     map = _MAP_OF[open_slot(slots)]
     if isinstance(plan, Plan):
         if not _needs_custom_op(slots):
             return _recorded(plan, map, slots)
-        algorithm: Any = getattr(plan, map)
+        algorithm: Auto | Algorithm = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.requested)
-    if not getattr(algorithm, "is_pytorch", False) or is_distributed(slots):
+    if isinstance(algorithm, Auto) or not algorithm.is_pytorch or is_distributed(slots):
         return operate(plan, *slots)
     operands = [slots[slot] for slot in OPERANDS[map]]
-    problem, device = plan.problem, plan.device
-    if problem.is_data_dependent or algorithm.needs_sizes(problem, device, plan.dtype):
-        # Which of PyTorch's operators to call depends on sizes, so it is decided when they are
-        # known: when the graph runs.
-        if device.type == "cpu" and any(
+    request = Request(plan.problem, map, plan.device, plan.dtype)
+    if plan.problem.is_data_dependent or algorithm.needs_sizes(request):
+        # The choice among PyTorch's operators depends on the sizes, so it waits until the graph
+        # runs.
+        if plan.device.type == "cpu" and any(
             is_channels_last(each) for each in operands if each is not None
         ):
-            # On a CPU the same algorithm, which keeps the layout.
+            # On a CPU this is the same algorithm; it also keeps the layout.
             plan = replace(plan, requested=Auto(channels_last=True))
         return operate(plan, *slots)
-    # PyTorch's own operators need no hiding, and compilers do much with them.
-    result: Tensor = getattr(algorithm, map)(problem, *operands)
+    # Compilers can trace and optimize PyTorch's own operators.
+    result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
     return result
 
 
 def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | None:
-    """The gradients of input and weight at one time; None where each is to be had by itself.
+    """Compute the gradients of input and weight in one call; None if that is not possible.
 
-    That is where the plan has them so, and nobody watches.
+    It is possible if the plan has one algorithm for both and no operator is needed.
 
     Args:
-        slots: all three, the output's gradient in its slot.
+        plan: the plan of the correlation.
+        slots: all three; the output's slot holds its gradient.
     """
     if not isinstance(plan, Plan) or not plan.has_both_gradients or _needs_custom_op(slots):
         return None
@@ -137,7 +137,7 @@ def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | Non
 
 
 def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
-    """Fill the open slot by the operator of the map."""
+    """Compute the open slot with the operator of its map."""
     if is_distributed(slots):
         register_splits()
     p, map = plan.problem, _MAP_OF[open_slot(slots)]
@@ -158,7 +158,7 @@ def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
 
 
 def open_slot(slots: Slots) -> int:
-    """The slot to fill, which is None."""
+    """The number of the slot to compute: the one that is None."""
     return INPUT if slots[INPUT] is None else WEIGHT if slots[WEIGHT] is None else OUTPUT
 
 
@@ -170,7 +170,7 @@ def _needs_custom_op(slots: Slots) -> bool:
 
 
 def _recorded(plan: Plan, map: MapName, slots: Slots) -> Tensor:
-    """Run a plan, under a name such as ``torch_corr::fft.grad_weight`` where a profiler is on."""
+    """Run a plan.  Profilers show it as ``torch_corr::fft.grad_weight``, for example."""
     if not is_profiling():
         return plan.run(*slots)
     with record_function(f"torch_corr::{getattr(plan, map).name}.{map}"):
@@ -178,37 +178,38 @@ def _recorded(plan: Plan, map: MapName, slots: Slots) -> Tensor:
 
 
 _requested: dict[str, AlgorithmLike] = {}
+"""The algorithm of each key that is not a name."""
 
 
 def encode_algorithm(requested: AlgorithmLike) -> str:
-    """What was asked for, as a string: operators take no algorithms.
+    """The requested algorithm as a string, because operators take no other objects.
 
-    A name stands for itself, an :class:`~torch_corr.Algorithm` is kept under its ``repr``.
+    The key of a name is the name; the key of an :class:`~torch_corr.Algorithm` is its ``repr``.
     """
     find_algorithm(requested)
     if isinstance(requested, str):
         return requested
     key = repr(requested)
     while _requested.setdefault(key, requested) != requested:
-        key += "'"  # another that looks the same
+        key += "'"  # another algorithm with the same repr
     return key
 
 
 def decode_algorithm(key: str) -> AlgorithmLike:
-    """What :func:`encode_algorithm` made a string of."""
+    """The inverse of :func:`encode_algorithm`."""
     return _requested.get(key, key)
 
 
 def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbers: Any) -> Problem:
-    """The problem that an operator's arguments spell.
+    """The problem of an operator's arguments.
 
-    Batch and channels are read from the operands' shapes alone, so that an operator does
-    right on a part of the batch.
+    Batch and channels come from the operands' shapes, so an operator is correct for a part of the
+    batch too.
 
     Args:
-        map: which operator.
-        first: shape of its first operand.
-        second: shape of its second operand.
+        map: the operator.
+        first: the shape of its first operand.
+        second: the shape of its second operand.
         numbers: its other arguments, without the algorithm.
     """
     groups, *numbers = numbers  # type: ignore[assignment]
@@ -232,7 +233,7 @@ def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbe
 
 
 def slots_of(map: MapName, first: Any, second: Any) -> list[Any]:
-    """The three slots of the form with an operator's operands in theirs."""
+    """The three slots, with a map's operands and None."""
     slots = [None, None, None]
     for slot, value in zip(OPERANDS[map], (first, second)):
         slots[slot] = value
@@ -243,7 +244,7 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
     """The plan for an operator's arguments.
 
     Raises:
-        RuntimeError: the operands' shapes do not belong together, or the algorithm refuses.
+        RuntimeError: the operands' shapes do not match, or the algorithm refuses.
     """
     *numbers, key = arguments
     problem = problem_of(map, first.shape, second.shape, *numbers)
@@ -270,7 +271,7 @@ def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Te
 
 @skip_dynamo
 def _fake_impl(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
-    """What a capturer is told, and relies on: shape and layout of the result."""
+    """An empty tensor with the shape and the layout of the operator's result."""
     plan = plan_of(map, first, second, *arguments)
     shape, layout = shape_of(plan.problem, SLOTS[map][2]), _fake_layout(map, plan)
     return torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
@@ -281,13 +282,13 @@ def _fake_layout(map: MapName, plan: Plan | Deferred) -> torch.memory_format:
 
 
 def _flops(map: MapName, first: Any, second: Any, *arguments: Any, **_: Any) -> int:
-    """Two for each product, as PyTorch counts its own convolution."""
+    """Two FLOPs for each product, as for PyTorch's convolution."""
     return 2 * problem_of(map, first, second, *arguments[:-1]).multiplications
 
 
 LIBRARY: Any = torch.library.Library("torch_corr", "DEF")  # type: ignore[no-untyped-call]
-# Groups come first: DTensor remembers what became of a call by the operands and by the arguments
-# from the first integer on, and takes lists that come before it to be always the same.
+# Groups come before the lists, because DTensor's cache of sharding decisions ignores lists before
+# the first integer argument.
 _GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, str algorithm"
 _OPERANDS: dict[MapName, str] = {
     "forward": "Tensor input, Tensor weight, SymInt groups",
@@ -300,7 +301,6 @@ for _map in MAPS:
     )
     LIBRARY.impl(_map, partial(_compute, _map), "CompositeExplicitAutograd")
     torch.library.register_fake(f"torch_corr::{_map}", partial(_fake_impl, _map), lib=LIBRARY)
-    # At import, although PyTorch's module of formulas imports Triton, 200 ms where that is
-    # installed: a FlopCounterMode copies the formulas when it is made, and silently counts what
-    # comes later as nothing.
+    # Register at import, although this imports Triton if it is installed (200 ms).  A
+    # FlopCounterMode copies the formulas when it is created and counts later ones as zero.
     register_flop_formula(getattr(torch.ops.torch_corr, _map))(partial(_flops, _map))

@@ -1,12 +1,10 @@
-"""The geometry of one correlation, as a value.
+"""The geometry of one correlation, as a checked value.
 
-A :class:`Problem` holds every size that a 2-D cross-correlation needs and no
-tensor, dtype or device.  It is checked when it is made, so whoever holds one may
-rely on it; but for sizes that are symbols (``torch.SymInt``), which a graph captured
-for many shapes has: such a problem stands for all of them, and each is checked when
-the graph is run.  A problem has one spelling, ``str(problem)``, which :meth:`Problem.parse`
-reads back; that spelling is the key, the test id, the command-line argument and
-the noun of every error message.
+A :class:`Problem` holds every size of a 2-D cross-correlation, but no tensor, dtype or device.
+The constructor checks it.  Sizes may be symbols (``torch.SymInt``), as in a graph that is captured
+for many shapes; such a problem is checked when the graph runs.  ``str(problem)`` is the notation
+for problems in error messages, test names, files and command lines, and :meth:`Problem.parse`
+reads it.
 """
 
 from __future__ import annotations
@@ -43,24 +41,31 @@ class Problem:
 
     ``y[n,o,i,j] = sum_{c,u,v} x[n, c, i*s + u*d - p, j*s + v*d - p] * w[o,c,u,v]``
 
-    where ``c`` runs over the channels of ``o``'s group, ``p`` is the padding at the
-    top (left), and a pixel outside the image counts as zero.
+    ``c`` runs over the channels of ``o``'s group, ``p`` is the padding at the top (left), and
+    pixels outside the image are zero.
 
     Attributes:
         batch: number of images N >= 0.
         in_channels: channels C >= 0 of the input, a multiple of ``groups``.
-        size: (H, W) of the input; at least 1x1 unless batch or channels are empty.
+        size: (H, W) of the input; at least 1x1 unless ``batch`` or ``in_channels`` is 0.
         out_channels: channels O >= 0 of the output, a multiple of ``groups``.
         kernel: (kH, kW) of the weight, at least 1x1.
-        stride: steps between windows, at least 1.
+        stride: pixels between windows, at least 1.
         padding: ((top, bottom), (left, right)) zeros around the image, at least 0.
-        dilation: steps between taps, at least 1.
+        dilation: pixels between taps, at least 1.
         groups: number of independent channel groups, at least 1.
 
     Raises:
         TypeError: a field is not an integer, or not a pair of integers.
         ValueError: an integer does not fit in 64 bits.
-        RuntimeError: the sizes make no correlation (as ``F.conv2d``).
+        RuntimeError: a number is out of range, or the sizes do not match (as in ``F.conv2d``).
+
+    Example:
+        >>> problem = Problem(batch=1, in_channels=3, size=(8, 9), out_channels=4, kernel=(3, 3))
+        >>> problem.output_shape, str(problem)
+        ((1, 4, 6, 7), 'n1c3-x8x9-o4-k3x3-s1x1-p0,0x0,0-d1x1-g1')
+        >>> Problem.parse("n1c3-x8x9-o4-k3") == problem
+        True
     """
 
     batch: int
@@ -92,20 +97,20 @@ class Problem:
         dilation: SizeLike = 1,
         groups: int = 1,
     ) -> Self:
-        """The problem of correlating an (N, C, H, W) input with an (O, C/groups, kH, kW) weight.
+        """The problem of the arguments of ``corr2d``, with shapes instead of tensors.
 
         Args:
             input_shape: (N, C, H, W).
             weight_shape: (O, C/groups, kH, kW).
-            stride: an integer or a pair, as everywhere in PyTorch.
+            stride: an integer or a pair.
             padding: an integer, a pair, pairs ((top, bottom), (left, right)), or one
                 of ``"valid"``, ``"same"``, ``"full"`` (see :func:`resolve_padding`).
             dilation: an integer or a pair.
             groups: number of channel groups.
 
         Raises:
-            RuntimeError: the weight's channels are not the input's divided by groups,
-                or any reason for which :class:`Problem` refuses.
+            RuntimeError: the weight's channels are not C/groups.
+            RuntimeError, TypeError, ValueError: as :class:`Problem`.
         """
         batch, in_channels, *size = input_shape
         out_channels, group_channels, *kernel = weight_shape
@@ -138,15 +143,15 @@ class Problem:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a problem from its spelling; the inverse of ``str``.
+        """Read a problem such as ``n8c64-x56x56-o64-k3x3-s1x1-p1,1x1,1-d1x1-g1``.
 
-        ``n8c64-x56x56-o64-k3x3-s1x1-p1,1x1,1-d1x1-g1`` is complete.  A single number
-        stands for both axes (``k3``), one padding for both sides (``p1x2``), padding
-        may be named (``psame``), and ``s``, ``p``, ``d``, ``g`` may be left out.
+        This is the inverse of ``str``.  Shorter forms: one number for both axes (``k3``), one
+        padding for both sides (``p1x2``), a name for the padding (``psame``).  ``s``, ``p``, ``d``
+        and ``g`` are optional.
 
         Raises:
-            ValueError: the text is no spelling of a problem.
-            RuntimeError: it is, but of sizes that make no correlation.
+            ValueError: the text does not have this form.
+            RuntimeError: a number is out of range, or the sizes do not match.
         """
         match = _SPELLING.fullmatch(text.strip())
         if match is None:
@@ -182,12 +187,12 @@ class Problem:
 
     @property
     def is_symbolic(self) -> bool:
-        """Whether some number is a symbol that stands for many."""
+        """Whether a number is symbolic (``torch.SymInt``)."""
         return any(isinstance(each, torch.SymInt) for each in self._numbers)
 
     @property
     def is_data_dependent(self) -> bool:
-        """Whether some size is known only when a graph runs: one that it takes from its data."""
+        """Whether a size depends on data, so that it is unknown until the graph runs."""
         return is_data_dependent(self._numbers)
 
     @property
@@ -198,54 +203,54 @@ class Problem:
 
     @property
     def group_in(self) -> int:
-        """Input channels of one group, C / groups."""
+        """The number of input channels of a group, C / groups."""
         return self.in_channels // self.groups
 
     @property
     def group_out(self) -> int:
-        """Output channels of one group, O / groups."""
+        """The number of output channels of a group, O / groups."""
         return self.out_channels // self.groups
 
     @property
     def padded_size(self) -> Pair:
-        """(H + top + bottom, W + left + right)."""
+        """The size of the padded input, (H + top + bottom, W + left + right)."""
         (top, bottom), (left, right) = self.padding
         return self.size[0] + top + bottom, self.size[1] + left + right
 
     @property
     def span(self) -> Pair:
-        """Pixels from a window's first tap to its last, both counted: d(k-1) + 1."""
+        """Pixels from the first to the last tap of a window, d(k-1) + 1 along each axis."""
         return window_span(self.kernel, self.dilation)
 
     @property
     def output_size(self) -> Pair:
-        """(H', W') with H' = (H + top + bottom - d(kH-1) - 1) // s + 1, likewise W'."""
-        (height, width), (down, across) = self.padded_size, self.span
-        return (height - down) // self.stride[0] + 1, (width - across) // self.stride[1] + 1
+        """The output's (H', W'), with H' = (H + top + bottom - d(kH-1) - 1) // s + 1."""
+        (height, width), (rows, columns) = self.padded_size, self.span
+        return (height - rows) // self.stride[0] + 1, (width - columns) // self.stride[1] + 1
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """(N, C, H, W)."""
+        """The shape of the input, (N, C, H, W)."""
         return (self.batch, self.in_channels, *self.size)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """(O, C / groups, kH, kW)."""
+        """The shape of the weight, (O, C / groups, kH, kW)."""
         return (self.out_channels, self.group_in, *self.kernel)
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
-        """(N, O, H', W')."""
+        """The shape of the output, (N, O, H', W')."""
         return (self.batch, self.out_channels, *self.output_size)
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is multiplied: no images, no pixels, or no channels on either side."""
+        """Whether there is nothing to multiply, because a size or a number of channels is 0."""
         return 0 in self.input_shape or self.out_channels == 0
 
     @property
     def multiplications(self) -> int:
-        """Products in the definition, taps on the padding included; each map has as many."""
+        """The number of products of each map, including those with padding."""
         return prod(self.output_shape) * self.group_in * prod(self.kernel)
 
     def _check(self) -> None:
@@ -261,12 +266,12 @@ class Problem:
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise RuntimeError(
-                    f"{name}={getattr(self, name)} is not divisible by groups={self.groups}; every "
-                    f"group needs as many channels as the next"
+                    f"{name}={getattr(self, name)} is not divisible by groups={self.groups}; all "
+                    f"groups need the same number of channels"
                 )
         if 0 in self.size and self.batch and self.in_channels:
             raise RuntimeError(
-                f"input of shape {shape_str(self.input_shape)} holds images without pixels; only "
+                f"input of shape {shape_str(self.input_shape)} has images without pixels; only "
                 f"the batch or the channels may be empty"
             )
         for axis, padded, span, kernel, dilation in zip(
@@ -281,29 +286,28 @@ class Problem:
                 )
         if max(self.padded_size) > _INT64_MAX:
             raise RuntimeError(
-                f"padding {self.padding} makes the input's size {self.padded_size}, more than 64 "
-                f"bits count"
+                f"padding {self.padding} makes the input's size {self.padded_size}, which does not "
+                f"fit in 64 bits"
             )
         for what, shape in (("input", self.input_shape), ("output", self.output_shape)):
             if prod(shape) > _INT64_MAX:
                 raise RuntimeError(
-                    f"{what} of shape {shape_str(shape)} has more elements than 64 bits count"
+                    f"{what} of shape {shape_str(shape)} has more elements than 64 bits can count"
                 )
 
 
 def resolve_padding(
     padding: PaddingLike, size: Pair, kernel: Pair, stride: Pair, dilation: Pair
 ) -> Sides:
-    """Padding as ((top, bottom), (left, right)), from any of its spellings.
+    """Padding as ((top, bottom), (left, right)), from a number, pairs or a name.
 
-    ``"valid"`` is none; ``"full"`` is d(k-1) on every side, so that each overlap of
-    image and kernel is an output; ``"same"`` gives ceil(size / stride) outputs, an odd
-    pixel going to the bottom (right), as TensorFlow and JAX do and PyTorch does
-    for stride 1.
+    ``"valid"`` is no padding.  ``"full"`` is d(k-1) pixels on every side, so that every overlap of
+    image and kernel gives an output.  ``"same"`` gives ceil(size / stride) outputs; an odd pixel
+    goes to the bottom (right), as in TensorFlow and JAX, and in PyTorch for stride 1.
 
     Raises:
-        TypeError: not an integer, pair, pair of pairs or string.
-        RuntimeError: an unknown name.
+        TypeError: the padding is not an integer, a pair, a pair of pairs or a string.
+        RuntimeError: the name is unknown, or a number is out of range.
     """
     for name, pair in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
         for number in pair:
@@ -327,18 +331,18 @@ def resolve_padding(
 
 
 def window_span(kernel: Pair, dilation: Pair) -> Pair:
-    """Pixels from a window's first tap to its last, both counted: d(k-1) + 1."""
+    """Pixels from the first to the last tap of a window, d(k-1) + 1 along each axis."""
     return dilation[0] * (kernel[0] - 1) + 1, dilation[1] * (kernel[1] - 1) + 1
 
 
 def as_int(name: str, value: Any) -> int:
-    """``value`` as an integer that fits in 64 bits; a bool or a float is none."""
+    """``value`` as an integer of 64 bits.  Raises TypeError for a bool or a float."""
     if type(value) is int and -_INT64_MAX <= value <= _INT64_MAX:
         return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got the bool {value}")
     if isinstance(value, torch.SymInt):
-        # Held as it is: taken as an index it would become the one number that it has now.
+        # operator.index would replace the symbol by its present value.
         return cast(int, value)
     try:
         number = operator.index(value)
@@ -352,7 +356,7 @@ def as_int(name: str, value: Any) -> int:
 
 
 def as_pair(name: str, value: Any) -> Pair:
-    """``value`` as two integers, one for the rows and one for the columns."""
+    """``value``, an integer or a pair, as two integers (rows, columns)."""
     items = _items(value)
     if items is None:
         number = as_int(name, value)
@@ -365,7 +369,7 @@ def as_pair(name: str, value: Any) -> Pair:
 
 
 def as_sides(padding: Any) -> Sides:
-    """``padding`` as ((top, bottom), (left, right)); an integer holds for both sides."""
+    """``padding``, an integer, a pair or two pairs, as ((top, bottom), (left, right))."""
     items = _items(padding)
     if items is None or all(_items(item) is None for item in items):
         rows, columns = as_pair("padding", padding)
@@ -378,22 +382,22 @@ def as_sides(padding: Any) -> Sides:
 
 
 def require(condition: bool, message: Callable[[], str]) -> None:
-    """Raise RuntimeError unless the condition holds; of data-dependent sizes, when a graph runs."""
+    """Raise RuntimeError unless the condition holds; if it depends on data, when the graph runs."""
     check(condition, message)
 
 
 def is_data_dependent(sizes: Iterable[int]) -> bool:
-    """Whether one of these is known only when a graph runs, so that nothing may branch on it."""
+    """Whether one of the sizes depends on data, so that the code must not branch on it."""
     if not any(isinstance(each, torch.SymInt) for each in sizes):
         return False
-    # The import takes 200 ms, but where there are symbols it has been made.
+    # The import takes 200 ms, but if there are symbols, the module is already imported.
     from torch.fx.experimental.symbolic_shapes import has_free_unbacked_symbols
 
     return has_free_unbacked_symbols(tuple(sizes))
 
 
 def is_known_zero(size: int) -> bool:
-    """Whether a size is zero; False where only data can tell."""
+    """Whether a size is zero; False if that depends on data."""
     if not isinstance(size, torch.SymInt):
         return size == 0
     from torch.fx.experimental.symbolic_shapes import guard_or_false
@@ -402,7 +406,7 @@ def is_known_zero(size: int) -> bool:
 
 
 def holds_always(condition: bool) -> bool:
-    """Whether a condition holds, of symbols for all sizes that they stand for."""
+    """Whether a condition holds; for symbols, whether it holds for all their values."""
     if not isinstance(condition, torch.SymBool):
         return condition
     from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -411,7 +415,7 @@ def holds_always(condition: bool) -> bool:
 
 
 def same_shape(first: Sequence[int], second: Sequence[int]) -> bool:
-    """Whether two shapes are equal; a condition to assert where a size is data-dependent."""
+    """Whether two shapes are equal; a condition for :func:`require` if sizes depend on data."""
     if not is_data_dependent((*first, *second)):
         return tuple(first) == tuple(second)
     from torch.fx.experimental.symbolic_shapes import sym_and
@@ -422,7 +426,7 @@ def same_shape(first: Sequence[int], second: Sequence[int]) -> bool:
 
 
 def shape_str(shape: Iterable[int]) -> str:
-    """A shape as a person writes it: ``(2, 4, 7, 8)``."""
+    """A shape for messages: ``(2, 4, 7, 8)``."""
     return str(tuple(shape))
 
 
@@ -433,11 +437,11 @@ def _items(value: Any) -> list[Any] | None:
 
 def _same(size: int, span: int, stride: int) -> Pair:
     if stride == 1:
-        total = span - 1  # whatever the size, which may be a symbol
+        total = span - 1  # independent of the size, which may be a symbol
     else:
         outputs = (size + stride - 1) // stride  # not -(-size // stride): ONNX rounds to zero
         total = (outputs - 1) * stride + span - size
-        if span < stride:  # else it is not negative; a formula of many layers grows by each max
+        if span < stride:  # otherwise never negative, and each max makes symbolic formulas longer
             total = torch.sym_max(total, 0)  # type: ignore[no-untyped-call]
     return total // 2, total - total // 2
 

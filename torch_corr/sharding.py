@@ -1,10 +1,9 @@
-"""DTensors: each process computes on its part, and nothing is gathered.
+"""Sharding rules for DTensors: each process computes its own part, without communication.
 
-``T(x, w, y)`` sums over four axes besides the images' own: batch, groups, and the channels of
-a group on either side.  Where both slots that have an axis are split along it, every process
-runs the same map on its part.  The third slot, which lacks the axis, is whole in every process
-if it is an operand, and a sum that is still partial if it is the result.  So does PyTorch with
-its own convolution along the batch; here it holds for every algorithm, and along channels.
+``T(x, w, y)`` sums over the batch, the groups, and the input and output channels of a group.  Two
+of the three slots have each of the axes batch, input channels and output channels.  If both are
+sharded along the axis, every process runs the same map on its shard.  The third slot is replicated
+if it is an operand, and a partial sum if it is the result.  These rules hold for every algorithm.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .algorithms import MAPS, MapName
+from .request import MAPS, MapName
 
-# For batch, input channels and output channels in turn: the dimension of the first operand, of
-# the second and of the result that is split along the axis.
+# For batch, input channels and output channels: the dimension along which the first operand, the
+# second operand and the result are sharded.
 _SPLITS: dict[MapName, tuple[tuple[int | None, int | None, int | None], ...]] = {
     "forward": ((0, None, 0), (1, 1, None), (None, 0, 1)),
     "grad_input": ((0, None, 0), (None, 1, 1), (1, 0, None)),
@@ -30,14 +29,14 @@ _SPLITS: dict[MapName, tuple[tuple[int | None, int | None, int | None], ...]] = 
 
 def is_distributed(slots: Sequence[Tensor | None]) -> bool:
     """Whether any slot holds a DTensor."""
-    # Who has not imported that has none, and importing it takes half a second.
+    # If the module is not imported, there are no DTensors.  Importing it takes half a second.
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", ())
     return any(isinstance(value, kind) for value in slots)
 
 
 @cache
 def register_splits() -> None:
-    """Tell DTensor how our operators may be split; once."""
+    """Register the sharding rules of the three operators, once."""
     from torch.distributed.tensor.experimental import register_sharding
 
     for map in MAPS:
@@ -45,12 +44,12 @@ def register_splits() -> None:
 
 
 def _placements(map: MapName, first: Any, second: Any, groups: int, *others: Any) -> list[Any]:
-    """What result and operands may be along one axis of the mesh, as DTensor wants it told."""
+    """The allowed placements of result and operands along one mesh axis, for DTensor."""
     from torch.distributed.tensor import Partial, Replicate, Shard
 
     unplaced = [None] * (1 + len(others))
     found: list[Any] = [([Replicate()], [Replicate(), Replicate(), *unplaced])]
-    # Channels of several groups would leave another number of groups to each process.
+    # With several groups, shards of the channels would have fewer groups.
     for *operands, result in _SPLITS[map] if groups == 1 else _SPLITS[map][:1]:
         given = [Replicate() if each is None else Shard(each) for each in operands]
         made = Partial() if result is None else Shard(result)

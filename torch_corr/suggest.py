@@ -1,4 +1,4 @@
-"""Did you mean ...?  The one place that guesses what a misspelt name was to be."""
+"""Suggestions for misspelled names in error messages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'same'?"`` when a known name is close, else the empty string."""
+    """``"; did you mean 'same'?"`` if a known name is similar, else the empty string."""
     close = get_close_matches(name.lower(), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

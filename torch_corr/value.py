@@ -1,7 +1,7 @@
-"""What is a value to PyTorch's compiler as well, as a number is.
+"""Frozen dataclasses that ``torch.compile`` treats as constants.
 
-Dynamo guards on the value of these, and where the code that it traces makes one it makes a real
-one.  Without this it hands on an instance with none of its options set.
+Dynamo guards on the value of such an instance, and creates a real instance if the traced code
+creates one.  Without the registration, Dynamo passes on an instance whose fields are not set.
 """
 
 from __future__ import annotations
@@ -17,39 +17,40 @@ from ._torch_compat import OpaqueBaseMeta, register_value_type
 
 
 class _ValueMeta(OpaqueBaseMeta, ABCMeta):  # type: ignore[misc]
-    """PyTorch 2.11 registers only classes of its own metaclass, later versions any."""
+    """The metaclass that PyTorch 2.11 requires for registered classes; later versions do not."""
 
-    # PyTorch's own takes the fake of a value for one, too; nobody here asks, and it takes longer.
+    # PyTorch's metaclass also accepts fakes of values, which is slower and not needed here.
     __instancecheck__ = type.__instancecheck__
 
 
 @dataclass(frozen=True)
 class Value(metaclass=_ValueMeta):
-    """Base of frozen dataclasses, registered one by one: PyTorch 2.11 does not look at bases."""
+    """Base class of algorithms and other frozen dataclasses; registers each subclass."""
 
     def __init_subclass__(cls, **words: Any) -> None:
         super().__init_subclass__(**words)
-        # PyTorch refuses what compares by identity, and a second class of one name, as where a
-        # notebook's cell runs again, which it has noted by then.  Later versions look at the bases.
+        # PyTorch 2.11 does not look at base classes, so each subclass is registered.  It refuses
+        # classes that compare by identity.  It also refuses a second class of the same name, as in
+        # a notebook cell that runs again; the first registration still holds.
         with suppress(TypeError, RuntimeError):
             register_value_type(cls)
 
     def __post_init__(self) -> None:
-        """Raises TypeError for an option that is no value: plans are remembered by them."""
+        """Raise TypeError for options that cannot be keys of the cache of plans."""
         for option in fields(self):
-            if isinstance(held := getattr(self, option.name), Tensor):
+            if isinstance(value := getattr(self, option.name), Tensor):
                 raise TypeError(
-                    f"{option.name}={held!r} is a tensor, to which others may be written; options "
-                    f"are values, so take its .item()"
+                    f"{option.name}={value!r} is a tensor, which may change; options are constant "
+                    f"values, so pass its .item()"
                 )
         try:
             hash(self)
         except TypeError as error:
             raise TypeError(
-                f"{self!r} has an option that cannot be hashed ({error}); options are values, as "
-                f"numbers, words and tuples are"
+                f"{self!r} has an option that cannot be hashed ({error}); options are constant "
+                f"values: numbers, strings and tuples"
             ) from None
 
     def __fx_repr__(self) -> tuple[str, dict[str, type]]:
-        """How PyTorch's graphs write it down."""
+        """The source code that ``torch.fx`` writes for this value."""
         return repr(self), {type(self).__name__: type(self)}

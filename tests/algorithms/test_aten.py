@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.laws import assert_right
-from support.maps import all_operands, operands_of
+from support.maps import all_operands, operands_of, request
 from support.spies import BACKWARD, Recorder
 from torch_corr import MAPS, Aten, Corr2d, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
@@ -24,8 +24,8 @@ STRIDED = "n2c4-x9x8-o4-k3-s2-p1-g4"
 
 def test_copies_for_onednn_only_on_cpu():
     problem = Problem.parse("n1c8-x56-o8-k31-p15-g8")
-    assert Aten().workspace(problem, "forward", CPU, torch.float32) > 0
-    assert Aten().workspace(problem, "forward", torch.device("cuda"), torch.float32) == 0
+    assert Aten().workspace(request(problem)) > 0
+    assert Aten().workspace(request(problem, device=torch.device("cuda"))) == 0
 
 
 @pytest.mark.parametrize("text", WIDE)
@@ -33,17 +33,17 @@ def test_copies_for_onednn_only_on_cpu():
 def test_wide_padding_is_explicit(text, dtype):
     problem = Problem.parse(text)
     x, w = (torch.randn(shape).to(dtype) for shape in (problem.input_shape, problem.weight_shape))
-    assert not Aten().runs_as_conv2d(problem, CPU, dtype)
-    assert Aten().workspace(problem, "forward", CPU, dtype) > 0
+    assert not Aten().runs_as_conv2d(request(problem, dtype=dtype))
+    assert Aten().workspace(request(problem, dtype=dtype)) > 0
     assert_right(Aten().forward(problem, x, w), problem, input=x, weight=w, algorithm=Aten())
 
 
 def test_fast_cases_run_as_conv2d():
     for text in ("n1c128-x56-o128-k13-p6-g128", "n1c1-x99-o1-k31-p15", "n4c32-x64-o32-k15-p7"):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
-    assert Aten().runs_as_conv2d(Problem.parse(WIDE[0]), torch.device("cuda"), torch.float32)
-    assert Aten().runs_as_conv2d(Problem.parse(WIDE[0]), CPU, torch.float64)
+            assert Aten().runs_as_conv2d(request(Problem.parse(text), dtype=dtype))
+    assert Aten().runs_as_conv2d(request(Problem.parse(WIDE[0]), device=torch.device("cuda")))
+    assert Aten().runs_as_conv2d(request(Problem.parse(WIDE[0]), dtype=torch.float64))
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -102,7 +102,7 @@ def test_both_gradients_in_one_call(text, dtype, at_once):
     """Bitwise equal to the separate maps, where ``aten`` rewrites nothing."""
     problem = Problem.parse(text)
     x, w, y = all_operands(problem, dtype)
-    assert Aten().has_both_gradients(problem, CPU, dtype) == at_once
+    assert Aten().has_both_gradients(request(problem, dtype=dtype)) == at_once
     if at_once:
         found = Aten().gradients(problem, x, w, y)
         assert torch.equal(found[0], Aten().grad_input(problem, y, w))

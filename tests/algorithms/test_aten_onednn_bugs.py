@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import conv2d
 
 from support.laws import assert_all_right, assert_right
+from support.maps import request
 from support.spies import BACKWARD, CONVOLUTION, Recorder
 from torch_corr import MAPS, Aten, Problem, corr2d
 from torch_corr.algorithms import aten as aten_module
@@ -212,14 +213,14 @@ def test_long_depthwise_kernels_run_in_float32(text, algorithm):
 def test_common_layers_run_as_conv2d(text, dtype):
     if dtype == HALF and not aten_module._ONEDNN_HAS_BFLOAT16:
         pytest.skip("oneDNN has no bfloat16 on this processor")
-    assert Aten().runs_as_conv2d(Problem.parse(text), CPU, dtype)
+    assert Aten().runs_as_conv2d(request(Problem.parse(text), dtype=dtype))
 
 
 @pytest.mark.parametrize(("text", "dtype"), [*WRONG, *DEADLY], ids=ids)
 def test_rewritten_problems_do_not_run_as_conv2d(text, dtype):
     problem = Problem.parse(text)
-    assert not Aten().runs_as_conv2d(problem, CPU, dtype)
-    assert Aten().runs_as_conv2d(problem, CPU, torch.float64) == (
+    assert not Aten().runs_as_conv2d(request(problem, dtype=dtype))
+    assert Aten().runs_as_conv2d(request(problem, dtype=torch.float64)) == (
         problem.padding[0][0] == problem.padding[0][1]
         and problem.padding[1][0] == problem.padding[1][1]
     )
@@ -229,9 +230,9 @@ def test_bfloat16_goes_through_float32_without_onednn(monkeypatch):
     """PyTorch's own loops sum in bfloat16: 392 instead of 396 for 33 filters."""
     monkeypatch.setattr(aten_module, "_ONEDNN_HAS_BFLOAT16", False)
     problem = Problem.parse("n1c2-x5-o4-k3")
-    assert not Aten().runs_as_conv2d(problem, CPU, HALF)
+    assert not Aten().runs_as_conv2d(request(problem, dtype=HALF))
     for map in MAPS:
-        assert aten_module._computed_in_float32(problem, map, CPU, HALF)
+        assert aten_module._computed_in_float32(request(problem, map, dtype=HALF))
 
 
 COMPILED = [

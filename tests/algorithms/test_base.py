@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.maps import all_operands
+from support.maps import all_operands, request
 from torch_corr import ALGORITHMS, FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold
 
 CPU = torch.device("cpu")
@@ -83,4 +83,4 @@ def test_every_algorithm_states_its_workspace():
     for algorithm in ALGORITHMS:
         for map in MAPS:
             for dtype in (torch.float32, torch.float16):
-                assert algorithm.workspace(problem, map, torch.device("cpu"), dtype) >= 0
+                assert algorithm.workspace(request(problem, map, dtype=dtype)) >= 0

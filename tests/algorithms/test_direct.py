@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from support.laws import FLOATS, assert_right
-from support.maps import OPERANDS
+from support.maps import OPERANDS, request
 from support.needs import KERNELS, needs
 from torch_corr import MAPS, Direct, Problem, native
 from torch_corr.algorithms import MapName
@@ -240,13 +240,13 @@ def test_entry_points_check_what_they_are_told(at: int, change: Callable[[int], 
 
 
 def test_refusals() -> None:
-    cpu, problem = torch.device("cpu"), Problem.parse("n1c1-x8x8-o1-k3")
-    assert Direct().refusals(problem, cpu, torch.float32) == ()
-    (sentence,) = Direct().refusals(problem, torch.device("meta"), torch.float32)
+    problem = Problem.parse("n1c1-x8x8-o1-k3")
+    assert Direct().refusals(request(problem)) == ()
+    (sentence,) = Direct().refusals(request(problem, device="meta"))
     assert "no kernels for meta" in sentence
-    (sentence,) = Direct(isa="mmx").refusals(problem, cpu, torch.float32)
+    (sentence,) = Direct(isa="mmx").refusals(request(problem))
     assert "no instruction set 'mmx' on this machine; it has" in sentence
-    (sentence,) = Direct().refusals(replace(problem, stride=2**50), cpu, torch.float32)
+    (sentence,) = Direct().refusals(request(replace(problem, stride=2**50)))
     assert "2**48" in sentence
 
 
@@ -254,7 +254,7 @@ def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(native, "compiled", None)
     monkeypatch.setattr(native, "why_missing", "No module named '_compiled'")
     problem = Problem.parse("n1c1-x8x8-o1-k3")
-    (sentence,) = Direct().refusals(problem, torch.device("cpu"), torch.float32)
+    (sentence,) = Direct().refusals(request(problem))
     assert "were not compiled when torch_corr was installed" in sentence
     assert "reinstall with a C++17 compiler" in sentence
 
@@ -269,7 +269,7 @@ def test_scratch_is_as_stated(isa: str, map: MapName, problem: Problem, dtype: t
     torch.set_num_threads(1)
     try:
         getattr(Direct(isa=isa), map)(problem, *some(problem, map, dtype).values())
-        stated = Direct(isa=isa).workspace(problem, map, torch.device("cpu"), dtype)
+        stated = Direct(isa=isa).workspace(request(problem, map, dtype=dtype))
     finally:
         torch.set_num_threads(threads)
     assert compiled.last_scratch() <= stated

@@ -21,7 +21,7 @@ from support.laws import (
     name_of,
     promise,
 )
-from support.maps import operands_of
+from support.maps import operands_of, request
 from torch_corr import ALGORITHMS, MAPS, Problem, corr2d
 from torch_corr.testing import LAWS, check_corr2d, operands, problems
 
@@ -41,7 +41,9 @@ def check(law, algorithm, device, dtypes):
         torchs = name_of(algorithm) in ("aten", "auto")
         if law == "non_finite" and torchs and onednn_spreads_nan(problem, device, dtype):
             return False
-        return isinstance(algorithm, str) or not algorithm.refusals(problem, device, dtype)
+        return isinstance(algorithm, str) or not algorithm.refusals(
+            request(problem, device=device, dtype=dtype)
+        )
 
     report = check_corr2d(
         partial(corr2d, algorithm=algorithm),
@@ -107,7 +109,7 @@ def test_fresh_memory_is_poisoned():
 def test_conjugated_and_negated_views(data, algorithm, device):
     """Operands whose conjugation or sign is a flag on the tensor, not yet in memory."""
     problem = Problem.parse("n2c4-x5x6-o6-k3x2-s2x1-p1,0x2,1-g2")
-    if algorithm.refusals(problem, device, torch.complex128):
+    if algorithm.refusals(request(problem, device=device, dtype=torch.complex128)):
         return
     conjugated = [value.conj() for value in data.draw(operands(problem, torch.complex128, device))]
     negated = [value.imag for value in conjugated]

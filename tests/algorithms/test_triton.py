@@ -28,7 +28,7 @@ from torch import Tensor
 
 from support.kernel_bugs import BUGS, changed
 from support.laws import FLOATS, assert_right
-from support.maps import OPERANDS
+from support.maps import OPERANDS, request
 from support.needs import CUDA as ANY_CUDA
 from support.needs import FAST_TRITON, TRITON, TRITON_COMPILES, TRITON_RUNS, needs, only
 from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d
@@ -454,7 +454,7 @@ def test_configurations_are_measured_and_the_quickest_is_taken(
     problem = Problem.parse("n1c2-x9x8-o2-k5x3-p1-g2")
     try:
         for map in MAPS:
-            variants = Triton().variants(problem, map, torch.float32)
+            variants = Triton().variants(request(problem, map))
             others = [each.spelling for each in variants]
             assert len(others) > 1
             wanted = "triton" if map == "grad_weight" else others[0]
@@ -861,31 +861,27 @@ def test_axes_pair_the_pixels_of_the_definition(map: Any, problem: Problem) -> N
 
 
 def test_refusals_say_why() -> None:
-    problem, cpu = Problem.parse("n1c1-x8x8-o1-k3"), torch.device("cpu")
-    (sentence,) = Triton().refusals(problem, torch.device("meta"), torch.float32)
+    problem = Problem.parse("n1c1-x8x8-o1-k3")
+    (sentence,) = Triton().refusals(request(problem, device="meta"))
     if not HAVE:
         assert "Triton is not installed" in sentence
     elif INTERPRETED:
-        assert Triton().refusals(problem, cpu, torch.float32) == ()
+        assert Triton().refusals(request(problem)) == ()
         assert "interpreter runs on the cpu" in sentence
-        (unknown,) = Triton(correlate="dot-64x46").refusals(problem, cpu, torch.float32)
+        (unknown,) = Triton(correlate="dot-64x46").refusals(request(problem))
         assert "no configuration 'dot-64x46'; did you mean 'dot-64x64'? (it has" in unknown
         strided = Problem.parse("n1c1-x8x8-o1-k3-s2")
-        (shared,) = Triton(correlate="taps-8").refusals(strided, cpu, torch.float32)
+        (shared,) = Triton(correlate="taps-8").refusals(request(strided))
         assert "taps-8 shares rows, which grad_input with a stride does not" in shared
-        (several,) = Triton(weight="band-64x64").refusals(
-            Problem.parse("n1c2-x8x8-o1-k3"), cpu, torch.float32
-        )
+        (several,) = Triton(weight="band-64x64").refusals(request(Problem.parse("n1c2-x8x8-o1-k3")))
         assert several == "band-64x64 is for one channel to one, as in depthwise layers"
-        (thin,) = Triton(weight="band-64x64").refusals(
-            Problem.parse("n1c1-x64-o1-k3"), cpu, torch.float32
-        )
+        (thin,) = Triton(weight="band-64x64").refusals(request(Problem.parse("n1c1-x64-o1-k3")))
         assert "rows of 64 pixels are more than 16 times as wide as the kernel" in thin
-        assert "no int8 here" in Triton().refusals(problem, cpu, torch.int8)[0]
+        assert "no int8 here" in Triton().refusals(request(problem, dtype=torch.int8))[0]
     else:
         assert "no kernels for meta; it runs on CUDA" in sentence
         if not torch.cuda.is_available():
-            (sentence,) = Triton().refusals(problem, torch.device("cuda"), torch.float32)
+            (sentence,) = Triton().refusals(request(problem, device="cuda"))
             assert sentence == "PyTorch finds no CUDA device here"
 
 
@@ -928,7 +924,7 @@ class Launcherless:
 def test_grids_that_no_device_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "_where_refusals", lambda _: ())
     problem = Problem.parse("n1000000c1000000-x1-o1000000-k1-g1000000")
-    (sentence,) = Triton().refusals(problem, torch.device("cuda"), torch.float32)
+    (sentence,) = Triton().refusals(request(problem, device="cuda"))
     assert "more than the 2**31 - 1 of a CUDA grid" in sentence
 
 
@@ -979,7 +975,7 @@ def test_a_triton_that_is_of_no_use_is_refused_alone(
 def test_workspace_is_stated_without_triton() -> None:
     problem = Problem.parse("n2c64-x8-o64-k3-p1")
     for map in MAPS:
-        assert Triton().workspace(problem, map, torch.device("cuda"), torch.float32) > 0
+        assert Triton().workspace(request(problem, map, "cuda")) > 0
 
 
 @compiles

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.maps import all_operands
+from support.maps import all_operands, request
 from support.memory import Peak
 from torch_corr import MAPS, Problem, Unfold
 from torch_corr.algorithms.unfold import algorithm as unfold
@@ -39,8 +39,8 @@ def test_strips_hold_exactly_the_rows_of_each_tap(problem, data):
 def test_large_dilation_does_not_increase_workspace():
     near, far = (Problem.parse(f"n1c2-x4001x8-o2-k3x3-d{d}x1") for d in (1, 2000))
     for map in MAPS:
-        assert Unfold().workspace(far, map, CPU, torch.float64) <= Unfold().workspace(
-            near, map, CPU, torch.float64
+        assert Unfold().workspace(request(far, map, dtype=torch.float64)) <= Unfold().workspace(
+            request(near, map, dtype=torch.float64)
         )
 
 
@@ -48,13 +48,11 @@ def test_large_dilation_does_not_increase_workspace():
 def test_blocks_fit_the_caches_or_repeat_few_rows(map):
     dense, large = Problem.parse("n4c64-x56-o64-k3-p1"), Problem.parse("n1c1-x1024-o1-k31-p15")
     for problem in (dense, large):
-        images, rows, columns = Unfold()._lengths(problem, map, torch.float32, torch.device("cpu"))
+        images, rows, columns = Unfold()._lengths(request(problem, map))
         assert images == 1
         assert columns == problem.size[1]
-        most = max(
-            unfold.CACHED, unfold._strips_bytes(problem, map, torch.float32, (1, 1, columns)) * 3
-        )
-        assert unfold._strips_bytes(problem, map, torch.float32, (1, rows, columns)) <= most
+        most = max(unfold.CACHED, unfold._strips_bytes(request(problem, map), (1, 1, columns)) * 3)
+        assert unfold._strips_bytes(request(problem, map), (1, rows, columns)) <= most
         assert map == "grad_input" or 2 * rows > problem.kernel[0]
 
 
@@ -73,14 +71,14 @@ def test_peak_measures_memory():
 @given(data=st.data(), problem=problems(max_batch=8, max_channels=8, max_size=24))
 def test_memory_stays_within_stated_workspace(data, problem, limit):
     algorithm = Unfold(workspace_limit=limit)
-    if algorithm.refusals(problem, torch.device("cpu"), torch.float32):
+    if algorithm.refusals(request(problem)):
         return
     x, w, y = data.draw(operands(problem, torch.float32, layouts=("contiguous",)))
     pairs = {"forward": (x, w), "grad_input": (y, w), "grad_weight": (x, y)}
     for map in MAPS:
         with Peak() as peak:
             result = getattr(algorithm, map)(problem, *pairs[map])
-        stated = algorithm.workspace(problem, map, torch.device("cpu"), torch.float32)
+        stated = algorithm.workspace(request(problem, map))
         assert peak.most - result.numel() * 4 <= stated
         assert stated <= limit
 

@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from support.laws import ABLE, algorithm_id
+from support.maps import request
 from support.spies import saved_by
 from torch_corr import (
     Auto,
@@ -491,7 +492,7 @@ def test_auto_made_inside_keeps_its_options():
             return corr2d(x, w, algorithm=Auto(measure=True, error="componentwise"))
 
         agree(captured, F.conv2d, x, w)
-    key = Key.of(Problem.of(x.shape, w.shape), "forward", x.device, x.dtype)
+    key = Key.of(request(Problem.of(x.shape, w.shape), device=x.device, dtype=x.dtype))
     assert all(0 < seconds < 1 for seconds in WISDOM.seconds(key).values())
     assert "fft" not in WISDOM.seconds(key)
 

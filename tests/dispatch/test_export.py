@@ -141,7 +141,7 @@ def test_trace(padding, stride, mode):
 
 
 def test_trace_for_one_size_warns():
-    with pytest.warns(torch.jit.TracerWarning, match="keeps what is right for 10x11 pixels"):
+    with pytest.warns(torch.jit.TracerWarning, match="stores the padding for 10x11 pixels"):
         torch.jit.trace(network("same", 2), EXAMPLE)
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from support.maps import request
 from support.needs import ONEDNN, needs
 from torch_corr import (
     ALGORITHMS,
@@ -173,10 +174,10 @@ def test_refusal_of_named_algorithm():
     with pytest.raises(RuntimeError) as caught:
         corr2d(X, W, algorithm=Unfold(workspace_limit=100))
     message = str(caught.value)
-    problem, here = Problem.of(X.shape, W.shape), (torch.device("cpu"), torch.float32)
+    requested = request(Problem.of(X.shape, W.shape))
     assert "'unfold' cannot run n2c4-x7x8-o6-k3x2-s1x1-p0,0x0,0-d1x1-g1 on cpu/float32:" in message
     assert "more than the limit of 100; raise it with Unfold(workspace_limit=...)" in message
-    able = [each.name for each in ALGORITHMS if not each.refusals(problem, *here)]
+    able = [each.name for each in ALGORITHMS if not each.refusals(requested)]
     assert f"Able here: {', '.join(able)}. Or pass algorithm='auto'." in message
     integers = torch.ones(1, 1, 5, 5, dtype=torch.int8), torch.ones(1, 1, 2, 2, dtype=torch.int8)
     with pytest.raises(RuntimeError, match="no dilated convolution in int8"):
@@ -296,8 +297,8 @@ def test_custom_algorithms_have_their_own_refusals():
     class Squares(Naive):
         name = "squares"
 
-        def refusals(self, problem, *_):
-            rows, columns = problem.size
+        def refusals(self, request):
+            rows, columns = request.problem.size
             return () if rows == columns else (f"only square images, this is {rows} by {columns}",)
 
     assert corr2d(X[..., :7], W, algorithm=Squares()).shape == (2, 6, 5, 6)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from support.algorithms import Paused, Sleeper
+from support.maps import request
 from support.needs import KERNELS, needs
 from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold, corr2d
 from torch_corr.planning import auto as auto_module
@@ -57,11 +58,11 @@ def test_measured_time_beats_predictions():
 @pytest.mark.parametrize("map", MAPS)
 def test_depthwise_rgb_does_not_run_aten(map, dtype, monkeypatch):
     """PyTorch's kernels take as long for 3 depthwise channels as for 16."""
-    if Direct().refusals(SMALL, CPU, dtype):
+    if Direct().refusals(request(SMALL, dtype=dtype)):
         pytest.skip("direct is not compiled")
     monkeypatch.setattr(auto_module, "machine_of", lambda device, dtype: SHIPPED)
     photograph = Problem.parse("n1c3-x618x530-o3-k19-g3")
-    chosen = Auto().choose(map, photograph, CPU, dtype)
+    chosen = Auto().choose(request(photograph, map, dtype=dtype))
     assert not isinstance(chosen, Aten)
 
 
@@ -82,14 +83,11 @@ def test_componentwise_error_excludes_fft():
     loose, strict = Auto(), Auto(error="componentwise")
     for map in MAPS:
         names, free = (
-            {
-                each.algorithm.name: each.refusals
-                for each in auto.survey(map, LARGE_KERNEL, CPU, torch.float32)
-            }
+            {each.algorithm.name: each.refusals for each in auto.survey(request(LARGE_KERNEL, map))}
             for auto in (strict, loose)
         )
         assert "Auto(error='componentwise') was asked for" in names["fft, checked"][0]
-        chosen = strict.choose(map, LARGE_KERNEL, CPU, torch.float32)
+        chosen = strict.choose(request(LARGE_KERNEL, map))
         assert chosen is not None
         assert chosen.error_class == "componentwise"
         assert free["fft, checked"] == ()
@@ -99,12 +97,12 @@ def test_auto_respects_workspace_limit():
     """Algorithms with a limit of their own use less; the others are left out."""
     auto = Auto(workspace_limit=2**20)
     for map in MAPS:
-        for each in auto.survey(map, LARGE_KERNEL, CPU, torch.float32):
+        for each in auto.survey(request(LARGE_KERNEL, map)):
             if not each.refusals:
                 assert each.workspace <= 2**20
-        chosen = auto.choose(map, LARGE_KERNEL, CPU, torch.float32)
+        chosen = auto.choose(request(LARGE_KERNEL, map))
         assert chosen is not None
-        assert chosen.workspace(LARGE_KERNEL, map, CPU, torch.float32) <= 2**20
+        assert chosen.workspace(request(LARGE_KERNEL, map)) <= 2**20
 
 
 def test_measured_variant_is_chosen(monkeypatch, tmp_path):
@@ -116,7 +114,7 @@ def test_measured_variant_is_chosen(monkeypatch, tmp_path):
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
     assert measured.forward == Paused(pause=0.0)
     assert "  > paused 0.0" in str(measured)
-    times = WISDOM.seconds(Key.of(SMALL, "forward", CPU, torch.float32))
+    times = WISDOM.seconds(Key.of(request(SMALL)))
     assert set(times) == {"paused", "paused 0.0"}
     wisdom.save(tmp_path / "wisdom.json")
     wisdom.forget()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from support.maps import request
 from torch_corr import FFT, MAPS, Aten, Auto, Problem, Triton, Unfold
 from torch_corr.algorithms import CheckedFFT
 from torch_corr.algorithms.triton import algorithm as triton_module
@@ -34,7 +35,9 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend_device):
     least = 1e6 * (flops / 989.4e12 + moved / 3.352e12) + 4
     (row,) = {line for line in words.splitlines() if "> aten" in line}
     assert row.split() == f"> aten {least:.3g} us predicted 0.0 MiB componentwise".split()
-    WISDOM.remember(Key.of(problem, "forward", CUDA, torch.float16), {"aten": 2.0, "unfold": 1.0})
+    WISDOM.remember(
+        Key.of(request(problem, device=CUDA, dtype=torch.float16)), {"aten": 2.0, "unfold": 1.0}
+    )
     clear_plans()
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert isinstance(plan.forward, Unfold)
@@ -48,13 +51,13 @@ def test_large_kernel_takes_checked_fft_with_triton_fallback(measured, with_trit
     if measured:
         for map in MAPS:
             seen = {"fft, checked": 0.4, "triton taps-4": 4.0, "aten": 5.0}
-            WISDOM.remember(Key.of(problem, map, CUDA, dtype), seen)
+            WISDOM.remember(Key.of(request(problem, map, CUDA, dtype)), seen)
     plan = make_plan(problem, CUDA, dtype, "auto")
     for map in MAPS:
         chosen = getattr(plan, map)
         assert isinstance(chosen, CheckedFFT), str(plan)
-        assert not chosen.refusals(problem, CUDA, dtype)
-        assert chosen.workspace(problem, map, CUDA, dtype) <= Auto().workspace_limit
+        assert not chosen.refusals(request(problem, device=CUDA, dtype=dtype))
+        assert chosen.workspace(request(problem, map, CUDA, dtype)) <= Auto().workspace_limit
     assert str(plan).count("normwise; each result is checked, else triton") == 3
     plan = make_plan(problem, CUDA, dtype, Auto(error="componentwise"))
     assert not any(isinstance(getattr(plan, map), CheckedFFT) for map in MAPS)
@@ -77,11 +80,15 @@ def test_empty_problem_is_planned_without_division_by_zero(spelling, with_triton
 def test_checked_fft_needs_a_fallback(with_triton, monkeypatch):
     """Triton refuses, or needs more memory than the limit."""
     problem, dtype = Problem.parse("n4c64-x128-o64-k16"), torch.float32
-    WISDOM.remember(Key.of(problem, "forward", CUDA, dtype), {"fft, checked": 0.4, "aten": 5.0})
-    limit = FFT().workspace(problem, "forward", CUDA, dtype)
+    WISDOM.remember(
+        Key.of(request(problem, device=CUDA, dtype=dtype)), {"fft, checked": 0.4, "aten": 5.0}
+    )
+    limit = FFT().workspace(request(problem, device=CUDA, dtype=dtype))
     workspace = Triton().workspace
     monkeypatch.setattr(Triton, "workspace", lambda *_: limit + 1)
-    assert isinstance(Auto(workspace_limit=limit).choose("forward", problem, CUDA, dtype), Aten)
+    assert isinstance(
+        Auto(workspace_limit=limit).choose(request(problem, device=CUDA, dtype=dtype)), Aten
+    )
     monkeypatch.setattr(Triton, "workspace", workspace)
     monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ("not today",))
     clear_plans()
@@ -97,7 +104,7 @@ def test_checked_fft_and_fallback_respect_workspace_limit(spelling, with_triton)
         plan = make_plan(problem, CUDA, dtype, Auto(workspace_limit=limit))
         for map in MAPS:
             chosen = getattr(plan, map)
-            assert chosen.workspace(problem, map, CUDA, dtype) <= limit, map
+            assert chosen.workspace(request(problem, map, CUDA, dtype)) <= limit, map
     assert isinstance(plan.forward, CheckedFFT)
 
 
@@ -193,7 +200,7 @@ def test_triton_in_channels_last_where_pytorch_measured_slow(spelling, dtype, tr
     """As timed on an H200; wisdom of contiguous images does not count."""
     problem = Problem.parse(spelling)
     for map in MAPS:
-        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"unfold": 1e-9, "aten": 1.0})
+        WISDOM.remember(Key.of(request(problem, map, CUDA, dtype)), {"unfold": 1e-9, "aten": 1.0})
     plan = make_plan(problem, CUDA, dtype, Auto(channels_last=True))
     assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*triton}
     assert {type(getattr(plan, map)) for map in MAPS} <= {Aten, Triton}
@@ -204,7 +211,9 @@ def test_triton_in_channels_last_where_pytorch_measured_slow(spelling, dtype, tr
 def test_wisdom_of_contiguous_images_ignored_in_channels_last(layout, with_triton, monkeypatch):
     problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
     for map in MAPS:
-        WISDOM.remember(Key.of(problem, map, CUDA, dtype), {"aten": 1e-9, "triton taps-4": 1.0})
+        WISDOM.remember(
+            Key.of(request(problem, map, CUDA, dtype)), {"aten": 1e-9, "triton taps-4": 1.0}
+        )
     monkeypatch.setattr(torch, "conv2d", lambda *_: "conv2d")
     with FakeTensorMode():
         x = torch.empty(problem.input_shape, device=CUDA, memory_format=layout)

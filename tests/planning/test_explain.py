@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from support.maps import request
 from torch_corr import ALGORITHMS, MAPS, Auto, Direct, Problem, explain, plan
 from torch_corr.algorithms.triton import algorithm as triton_module
 from torch_corr.algorithms.triton import form as triton_form
@@ -21,7 +22,7 @@ SMALL = Problem.parse("n1c2-x9-o2-k3")
 def test_docs_show_what_explain_prints(monkeypatch):
     """With the shipped rates, two threads and the compiled kernels, without Triton."""
     problem = Problem.parse("n1c1-x1024-o1-k51-p25")
-    if Direct().refusals(problem, CPU, torch.float32) or machine_of(CPU, torch.float32) != SHIPPED:
+    if Direct().refusals(request(problem)) or machine_of(CPU, torch.float32) != SHIPPED:
         pytest.skip("direct is not compiled, or another machine's rates were kept here")
     # As if Triton were not installed; the answers are cached.
     monkeypatch.setattr(triton_form, "find_spec", lambda _: None)
@@ -36,7 +37,7 @@ def test_docs_show_what_explain_prints(monkeypatch):
 def test_printed_plan_shows_times_of_its_choice():
     """Printing does not time again, which could change the fastest algorithm."""
     plan = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
-    keys = [Key.of(SMALL, map, CPU, torch.float32) for map in MAPS]
+    keys = [Key.of(request(SMALL, map)) for map in MAPS]
     before = [dict(WISDOM.seconds(key)) for key in keys]
     assert all("fft" in "".join(times) for times in before)
     printed = str(plan)

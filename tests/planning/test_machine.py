@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from support.devices import DEVICES
+from support.maps import request
 from torch_corr import Aten, Problem, Triton
 from torch_corr.algorithms import Cost
 from torch_corr.planning.machine import (
@@ -84,7 +85,7 @@ def test_depthwise_cost_is_independent_of_matrix_units(way, pretend_device):
 
     def seconds(dtype, tf32):
         torch.backends.cudnn.allow_tf32 = tf32
-        cost = way.cost(problem, "forward", CUDA, dtype)._replace(bytes=0)
+        cost = way.cost(request(problem, device=CUDA, dtype=dtype))._replace(bytes=0)
         return machine_of(CUDA, dtype).seconds(cost, dtype)
 
     whole = seconds(torch.float32, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from support.maps import all_operands
+from support.maps import all_operands, request
 from support.spies import Spy
 from torch_corr import ALGORITHMS, MAPS, Naive, Plan, Problem, Unfold, corr2d
 from torch_corr.planning import plan as planner_module
@@ -40,7 +40,9 @@ def test_auto_takes_first_able_algorithm_for_small_problems():
     assert make_plan(PROBLEM, CPU, torch.float32, "auto").forward == ALGORITHMS[0]
     dilated = Problem.parse("n1c2-x5x5-o2-k2x2-d2")
     chosen = make_plan(dilated, CPU, torch.int8, "auto").forward
-    assert chosen == next(a for a in ALGORITHMS if not a.refusals(dilated, CPU, torch.int8))
+    assert chosen == next(
+        a for a in ALGORITHMS if not a.refusals(request(dilated, dtype=torch.int8))
+    )
 
 
 def test_no_able_algorithm_lists_all_refusals():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support.algorithms import Sleeper
+from support.maps import request
 from torch_corr import Aten, Auto, Problem, Unfold, corr2d
 from torch_corr.planning import timing as stopwatch
 from torch_corr.planning.plan import clear_plans, make_plan
@@ -45,7 +46,7 @@ def test_no_timing_during_cuda_graph_capture(with_triton, monkeypatch):
 
 
 def test_slow_algorithm_has_longer_time():
-    times = time_algorithms([Unfold(), Sleeper()], SMALL, "forward", CPU, torch.float32)
+    times = time_algorithms([Unfold(), Sleeper()], request(SMALL))
     assert times["sleeper"] > times["unfold"] > 0
 
 
@@ -67,6 +68,6 @@ def test_slow_algorithm_is_timed_once(monkeypatch):
     )
     monkeypatch.setattr(stopwatch, "_timed", lambda device, work: (work(), runs[-1])[1])
     quick = Sleeper(pause=0.001)
-    times = time_algorithms([quick, slow], SMALL, "forward", CPU, torch.float32)
+    times = time_algorithms([quick, slow], request(SMALL))
     assert times == {quick.spelling: 0.001, slow.spelling: 0.02}
     assert runs.count(0.02) == 1 < runs.count(0.001)

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from support.maps import request
 from torch_corr import MAPS, Aten, Auto, Problem, Unfold
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
@@ -19,7 +20,7 @@ SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 def test_wisdom_round_trips_through_file(tmp_path):
     make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
-    key = Key.of(SMALL, "forward", CPU, torch.float32)
+    key = Key.of(request(SMALL))
     times = dict(WISDOM.seconds(key))
     assert min(times.values()) > 0
     assert wisdom.save(tmp_path / "wisdom.json") == len(MAPS)
@@ -34,7 +35,7 @@ def test_loaded_wisdom_replaces_cached_plans(tmp_path, monkeypatch):
     clear_plans()
     before = make_plan(SMALL, CPU, torch.float32, "auto").forward
     chosen = Unfold() if before != Unfold() else Aten()
-    WISDOM.remember(Key.of(SMALL, "forward", CPU, torch.float32), {chosen.name: 1e-9})
+    WISDOM.remember(Key.of(request(SMALL)), {chosen.name: 1e-9})
     wisdom.save(tmp_path / "wisdom.json")
     wisdom.load(tmp_path / "wisdom.json")
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == chosen
@@ -79,7 +80,7 @@ def test_bad_entry_rejects_whole_file(tmp_path):
 
 def test_key_distinguishes_tf32(pretend_device):
     def dtype_of(dtype, device=CUDA):
-        return Key.of(SMALL, "forward", device, dtype).dtype
+        return Key.of(request(SMALL, device=device, dtype=dtype)).dtype
 
     pretend_device("H100")
     torch.backends.cudnn.allow_tf32 = True

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from torch_corr import Problem, Unfold
-from torch_corr.algorithms import Algorithm, Cost, MapName
+from torch_corr.algorithms import Algorithm, Cost
+from torch_corr.request import Request
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,7 @@ class Sleeper(Unfold):
         threading.Event().wait(self.pause)
         return super().forward(problem, input, weight)
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         return Cost()
 
 
@@ -40,5 +38,5 @@ class Paused(Sleeper):
     def spelling(self) -> str:
         return self.name if self.pause == 0.02 else f"paused {self.pause}"
 
-    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+    def variants(self, request: Request) -> tuple[Algorithm, ...]:
         return (Paused(pause=0.0),)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from support.maps import request
 from torch_corr import ALGORITHMS, corr2d
 from torch_corr.problem import Problem
 from torch_corr.testing import ErrorModel, check_corr2d, declared, problems
@@ -56,7 +57,7 @@ def rights() -> Iterator[Right]:
     # It calls PyTorch where that is faster, and so spreads NaN as PyTorch does.
     yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both, able=conv2d_is_sound)
     for algorithm in ALGORITHMS:
-        if algorithm.refusals(SMALLEST, torch.device("cpu"), torch.float32):
+        if algorithm.refusals(request(SMALLEST)):
             continue  # triton needs CUDA
         fourier, torchs = algorithm.error_class == "normwise", algorithm.name == "aten"
         yield Right(

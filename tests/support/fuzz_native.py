@@ -51,6 +51,27 @@ EDGES = [
 ]
 
 
+MAPS = {"forward": "xwy", "grad_input": "ywx", "grad_weight": "xyw"}
+
+
+def gives_results_at_points(native, sizes, code: int, data, rng) -> None:
+    """Some results one by one are those of the whole map, summed in double precision."""
+    for number, (name, (a, b, c)) in enumerate(MAPS.items()):
+        first, second = data[a].astype(np.float64), data[b].astype(np.float64)
+        whole = np.empty(data[c].size)
+        pointers = [v for o in (first, second, whole) for v in (o.ctypes.data, o.size)]
+        getattr(native, name)(*pointers, *sizes, 1, 1, "")
+        points = rng.integers(0, max(1, whole.size), min(50, whole.size))
+        for threads in (1, 3):
+            sums = np.full(len(points), np.nan)
+            operands = [v for o in (data[a], data[b]) for v in (o.ctypes.data, o.size)]
+            native.results_at(
+                number, *operands, points.ctypes.data, sums.ctypes.data, len(points), sizes, code,
+                threads,
+            )  # fmt: skip
+            assert np.allclose(sums, whole[points], rtol=1e-9, atol=1e-9), (name, sizes)
+
+
 def keeps_the_form(native, sizes, seed: int) -> None:
     """All maps, instruction sets and numbers of threads on one geometry."""
     n, c, h, w, o, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g = sizes
@@ -63,14 +84,12 @@ def keeps_the_form(native, sizes, seed: int) -> None:
     for code, dtype in enumerate([np.float32, np.float64, np.float16]):
         data = {k: v.astype(dtype) for k, v in exact.items()}
         first = {}
+        if code < 2:
+            gives_results_at_points(native, sizes, code, data, rng)
         for isa in native.isas():
             for threads in (1, 3):
                 forms = []
-                for name, (a, b, c) in {
-                    "forward": "xwy",
-                    "grad_input": "ywx",
-                    "grad_weight": "xyw",
-                }.items():
+                for name, (a, b, c) in MAPS.items():
                     out = np.full(shapes[c], np.nan, dtype)
                     operands = [data[a], data[b], out]
                     pointers = [v for o in operands for v in (o.ctypes.data, o.size)]
@@ -111,21 +130,27 @@ def counts_past_2_to_the_31(native) -> None:
 
 
 def scans_planes(native, r: random.Random) -> None:
-    """Norms, and which numbers are small, of planes of any size."""
+    """Bounds from norms, and which numbers are small, of planes of any size."""
     count, pixels = r.choice([1, 2, 7]), r.choice([1, 31, 32, 33, 8191, 8192, 8193, 70_000])
+    sizes = [count, 1, 1, pixels, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     for code, dtype in enumerate([np.float32, np.float64]):
         x = np.random.default_rng(r.randrange(2**20)).standard_normal((count, pixels)).astype(dtype)
         x[-1, -1] = np.nan
-        least = np.abs(x[:, 0]) * dtype(0.01)
-        small = np.flatnonzero(~(np.abs(x) >= least[:, None])).tolist()
+        w = np.ones(1, dtype)
+        bounds = np.abs(x[:, 0].astype(np.float64)) * 0.01
+        small = np.flatnonzero(~(np.abs(x) >= bounds.astype(dtype)[:, None])).tolist()
         exact = np.sqrt((x.astype(np.float64) ** 2).sum(1))
+        exact[np.isnan(exact)] = np.inf
         for isa in native.isas():
             for threads in (1, 3):
                 norms = np.zeros(count)
                 how = code, threads, isa
-                native.norms(x.ctypes.data, x.size, norms.ctypes.data, count, *how)
-                assert np.allclose(norms, exact, rtol=1e-12, atol=0, equal_nan=True), isa
-                requested = x.ctypes.data, x.size, least.ctypes.data, count
+                operands = x.ctypes.data, x.size, w.ctypes.data, 1
+                native.error_bounds(
+                    0, *operands, norms.ctypes.data, count, 1.0, 1e-99, 1e99, 1e99, sizes, *how
+                )
+                assert np.allclose(norms, exact, rtol=1e-12, atol=0), isa
+                requested = x.ctypes.data, x.size, bounds.ctypes.data, count, 1.0, 0.0
                 assert native.below(*requested, len(small), *how) == small, isa
                 assert native.below(*requested, len(small) - 1, *how) is None, isa
 

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor
 
 from torch_corr import Problem
+from torch_corr.request import SLOTS, MapName, Request
 from torch_corr.testing import Reference, oracle
 
-OPERANDS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-}
+OPERANDS: dict[str, tuple[str, ...]] = {map: slots[:2] for map, slots in SLOTS.items()}
+
+
+def request(
+    problem: Problem,
+    map: MapName = "forward",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Request:
+    """A request, by default of the output in float32 on the CPU."""
+    return Request(problem, map, torch.device(device), dtype)
 
 
 def operands_of(map: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import torch
 
 from torch_corr import Algorithm, Problem, native
 from torch_corr.algorithms.triton.form import interpreted
+from torch_corr.request import Request
 
 CUDA = "CUDA"
 TRITON = 'Triton (pip install "torch_corr[triton]")'
@@ -78,7 +79,7 @@ def lacks(item: pytest.Item) -> str | None:
 
 
 def _lacks(algorithm: Algorithm, device: torch.device) -> str | None:
-    reasons = algorithm.refusals(_SMALLEST, device, torch.float32)
+    reasons = algorithm.refusals(Request(_SMALLEST, "forward", device, torch.float32))
     if not reasons:
         return None
     what = _ALGORITHM_NEEDS.get(algorithm.name)

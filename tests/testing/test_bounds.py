@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
+from support.maps import request
 from support.planted import assemble, callable_of, tf32, winograd
 from torch_corr import FFT, MAPS, Naive, Problem
 from torch_corr.testing import (
@@ -135,5 +136,5 @@ def test_declared_error_models():
     assert callable(states.constant)
     problem = Problem.parse("n1c1-x9x9-o1-k3")
     least = torch.finfo(torch.float32).eps
-    assert states.constant(problem, "forward", torch.device("cpu"), torch.float32) > least
+    assert states.constant(request(problem)) > least
     assert declared(Rough()) == Fourier()  # it states no constant

@@ -29,16 +29,16 @@ def test_every_kind_of_data_and_layout_is_drawn():
         layouts = data.draw(formats.cases(problem, torch.float32, "cpu")).layouts
         kinds.update(f"{slot} {each}" for slot, each in zip("xwy", layouts))
 
-    for number, size in enumerate(rounds(300)):
+    for number, size in enumerate(rounds(900)):
         draw(count, size, (0, number))()
     assert set(values.data) == set(DATA) - {"special"}
     assert find_law("non_finite").data == ("integers", "special")
     for data in values.data:
-        assert kinds[data] >= 300 / len(values.data) / 3, (data, kinds)
+        assert kinds[data] >= 900 / len(values.data) / 3, (data, kinds)
     for layout in LAYOUTS:
         for slot in "xwy":
-            assert kinds[f"{slot} {layout}"] >= 300 / 2 / len(LAYOUTS) / 3, (slot, layout, kinds)
-        assert kinds[f"{slot} channels_last"] >= 300 / 4, (slot, kinds)
+            assert kinds[f"{slot} {layout}"] >= 900 / 2 / len(LAYOUTS) / 3, (slot, layout, kinds)
+        assert kinds[f"{slot} channels_last"] >= 900 / 4, (slot, kinds)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.complex64, torch.float64])

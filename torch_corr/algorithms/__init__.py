@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from ..request import MAPS, MapName, dtype_name
 from .aten import Aten
 from .base import (
     DEFAULT_WORKSPACE,
-    MAPS,
     Algorithm,
     Cost,
     ErrorClass,
-    MapName,
     accumulation_dtype,
-    dtype_name,
     may_use_tf32,
 )
 from .direct import Direct

@@ -21,18 +21,16 @@ from torch.nn.functional import pad
 
 from .._torch_compat import onednn_has_bfloat16
 from ..problem import Pair, Problem
+from ..request import MAPS, MapName, Request, dtype_name
 from .base import (
     COMPLEX,
     FEW,
     FLOATS,
     INTEGERS,
-    MAPS,
     Algorithm,
     Cost,
-    MapName,
     complex_from_real,
     definition_flops,
-    dtype_name,
     dtype_refusal,
     is_channels_last,
     matrix_speed,
@@ -43,7 +41,7 @@ PEAK = 33.5
 """Products that an H200 does in a picosecond, as a large matrix product in float32 would."""
 
 
-def _cuda_slowdown(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+def _cuda_slowdown(request: Request) -> float:
     """How many times longer than a large matrix product PyTorch takes on CUDA, at the least.
 
     Fitted to what it took of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
@@ -52,6 +50,7 @@ def _cuda_slowdown(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
     cuDNN for those of halves under small kernels.  What it takes for many channels in float64 is
     known of one layer; of other dtypes it is near enough to a matrix product.
     """
+    problem, map, dtype = request.problem, request.map, request.dtype
     few, side = problem.group_in * problem.group_out <= FEW, prod(problem.kernel) ** 0.5
     if not few:
         if dtype != torch.float64:
@@ -92,9 +91,7 @@ NEAR = 2**23
 layers of 28x28 and less take it a third of what the regime of all sizes predicts."""
 
 
-def lags_in_channels_last(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> bool:
+def lags_in_channels_last(request: Request) -> bool:
     """Whether PyTorch was seen to lag where images lie in channels_last: wide depthwise kernels.
 
     On an H200 (cuDNN 9.19, 2026-11-27) ConvNeXt's 7x7 took it 0.7, 0.7 and 31 ms in float32 and
@@ -102,9 +99,9 @@ def lags_in_channels_last(
     0.2 to 0.8 and 0.6 to 1.9.  For 3x3, and for the weight's gradient of 7x7 in halves, cuDNN has
     kernels as quick as memory.
     """
-    side = prod(problem.kernel) ** 0.5
-    quick = map == "grad_weight" and dtype.itemsize == 2 and side <= 7
-    return device.type == "cuda" and _depthwise(problem) and side >= 7 and not quick
+    problem, side = request.problem, prod(request.problem.kernel) ** 0.5
+    quick = request.map == "grad_weight" and request.dtype.itemsize == 2 and side <= 7
+    return request.device.type == "cuda" and _depthwise(problem) and side >= 7 and not quick
 
 
 @dataclass(frozen=True)
@@ -115,45 +112,42 @@ class Aten(Fitted):
     is_pytorch = True
     has_cuda_cost_model = True
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        able = FLOATS + COMPLEX + (INTEGERS if device.type in ("cpu", "meta") else ())
+    def refusals(self, request: Request) -> tuple[str, ...]:
+        dtype = request.dtype
+        able = FLOATS + COMPLEX + (INTEGERS if request.device.type in ("cpu", "meta") else ())
         refusals = dtype_refusal(dtype, able)
         small_integer = dtype in INTEGERS and dtype != torch.int64
-        if small_integer and problem.dilation != (1, 1):
+        if small_integer and request.problem.dilation != (1, 1):
             refusals += (f"PyTorch has no dilated convolution in {dtype_name(dtype)}",)
         return refusals
 
-    def call_seconds(self, device: torch.device, cost: Cost) -> tuple[float, float]:
+    def call_seconds(self, request: Request, cost: Cost) -> tuple[float, float]:
         """Nothing is added: it is what others are compared with."""
         return 0.0, 0.0
 
-    def keeps_channels_last(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> bool:
+    def keeps_channels_last(self, request: Request) -> bool:
         """Everywhere but for the layers in which PyTorch is slow in that layout."""
-        return not lags_in_channels_last(problem, map, device, dtype)
+        return not lags_in_channels_last(request)
 
-    def runs_as_conv2d(self, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def runs_as_conv2d(self, request: Request) -> bool:
         """Whether PyTorch's convolution does this problem without any of what is put around it."""
         return (
-            not problem.is_empty
-            and not _needs_subsampling(problem, device, dtype)
+            not request.problem.is_empty
+            and not _needs_subsampling(request)
             and not any(
-                _computed_in_float32(problem, map, device, dtype)
-                or _rewritten(problem, map, device, dtype).problem != problem
-                for map in MAPS
+                _computed_in_float32(each) or _rewritten(each).problem != each.problem
+                for each in map(request.with_map, MAPS)
             )
         )
 
-    def needs_sizes(self, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def needs_sizes(self, request: Request) -> bool:
         """Whether only numbers tell how the problem is to be rewritten, and it has symbols.
 
         Those of the batch do not matter.  The image's width does with a stride, since there may be
         a single column of output, and its height with much padding, since the kernel may be taller.
         """
-        if device.type != "cpu" or dtype not in _BY_ONEDNN:
+        problem = request.problem
+        if request.device.type != "cpu" or request.dtype not in _BY_ONEDNN:
             return False
         channels = problem.in_channels, problem.out_channels, problem.groups
         numbers = *channels, *problem.kernel, *problem.stride, *problem.dilation
@@ -165,44 +159,34 @@ class Aten(Fitted):
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         if problem.is_empty:
             return input.new_zeros(problem.output_shape)
-        if _computed_in_float32(problem, "forward", input.device, input.dtype):
-            return self.forward(problem, input.float(), weight.float()).to(input.dtype)
-        return conv2d(problem, input, weight, None)
+        given = _rewritten_for(problem, "forward", input)
+        if given.in_float32:
+            return _conv2d(given, input.float(), weight.float(), None).to(input.dtype)
+        return _conv2d(given, input, weight, None)
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         if problem.is_empty:
             return output.new_zeros(problem.input_shape)
-        if _computed_in_float32(problem, "grad_input", output.device, output.dtype):
-            return self.grad_input(problem, output.float(), weight.float()).to(output.dtype)
         if output.is_complex():
             return complex_from_real(self.grad_input, problem, output, weight)
-        given, extra = _rewritten(problem, "grad_input", output.device, output.dtype)
-        input = _placeholder_of_input(output, given.input_shape)
-        result, _ = _backward(given, output, input, regular(weight), (True, False))
-        if is_channels_last(output):
-            # As PyTorch's own backward, which sees the layout of the input itself.
-            result = result.contiguous(memory_format=torch.channels_last)
-        return _without(result, extra)
+        given = _rewritten_for(problem, "grad_input", output)
+        if given.in_float32:
+            return _grad_input(given, output.float(), weight.float()).to(output.dtype)
+        return _grad_input(given, output, weight)
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         if problem.is_empty:
             return input.new_zeros(problem.weight_shape)
-        if _computed_in_float32(problem, "grad_weight", input.device, input.dtype):
-            return self.grad_weight(problem, input.float(), output.float()).to(input.dtype)
         if input.is_complex():
             return complex_from_real(self.grad_weight, problem, input, output)
-        given, extra = _rewritten(problem, "grad_weight", input.device, input.dtype)
-        input = _with(input, extra)
-        if _needs_subsampling(given, input.device, input.dtype) and _pair(given) == (0, 0):
-            given, input = _subsampled(given, input)
-        weight = _placeholder(output, given.weight_shape)
-        return _backward(given, output, input, weight, (False, True))[1]
+        given = _rewritten_for(problem, "grad_weight", input)
+        if given.in_float32:
+            return _grad_weight(given, input.float(), output.float()).to(input.dtype)
+        return _grad_weight(given, input, output)
 
-    def has_both_gradients(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> bool:
+    def has_both_gradients(self, request: Request) -> bool:
         """Where nothing is put around PyTorch's own backward."""
-        return _has_both_gradients(problem, device, dtype)
+        return not request.dtype.is_complex and self.runs_as_conv2d(request)
 
     def gradients(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
@@ -212,42 +196,38 @@ class Aten(Fitted):
             input, weight = regular(input), regular(weight)
         return _backward(problem, output, input, weight, (True, True))
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """The copies made here, of all slots in float32 or of the padded input.
 
         PyTorch's own scratch is not known; nor do sizes tell whether an output is in
         channels_last, beside which a device is given an input for its layout's sake.
         """
+        problem = request.problem
         height, width = problem.padded_size
         padded = problem.batch * problem.in_channels * height * width
-        if _computed_in_float32(problem, map, device, dtype):
-            slots = problem.input_shape, problem.weight_shape, problem.output_shape
-            return torch.float32.itemsize * (padded + sum(prod(shape) for shape in slots))
-        extra = _rewritten(problem, map, device, dtype).extra
-        return padded * dtype.itemsize if any(extra) else 0
+        if _computed_in_float32(request):
+            return torch.float32.itemsize * (padded + sum(map(prod, request.shapes)))
+        return padded * request.dtype.itemsize if any(_rewritten(request).extra) else 0
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         """By fitted factors on the CPU, by what was timed on CUDA; elsewhere the definition's."""
-        if device.type == "cpu":
-            return super().cost(problem, map, device, dtype)
-        ideal = Algorithm.cost(self, problem, map, device, dtype)
-        if device.type != "cuda" or torch.version.hip is not None:
+        if request.device.type == "cpu":
+            return super().cost(request)
+        ideal = Algorithm.cost(self, request)
+        if request.device.type != "cuda" or torch.version.hip is not None:
             return ideal
-        return ideal._replace(matmul_flops=ideal.matmul_flops * _cuda_slowdown(problem, map, dtype))
+        return ideal._replace(matmul_flops=ideal.matmul_flops * _cuda_slowdown(request))
 
-    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+    def work(self, request: Request) -> Work:
         """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""
+        problem, map, dtype = request.problem, request.map, request.dtype
         if dtype.is_complex:
             # PyTorch's forward is three real ones, of sums; our gradients are four.
-            regime, ideal = self.work(problem, map, dtype.to_real())
+            regime, ideal = self.work(replace(request, dtype=dtype.to_real()))
             times = 3 if map == "forward" else 4
             return Work(regime, Cost(*(times * amount for amount in ideal)))
         ins, outs, flops = problem.group_in, problem.group_out, definition_flops(problem, dtype)
-        bytes = moved(problem, map, dtype)
+        bytes = moved(request)
         if dtype == torch.float64:
             # The columns of all images of a group are laid out at once; few filters make a thin
             # product.
@@ -300,16 +280,37 @@ _BY_ONEDNN = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
 
 def conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``torch.conv2d`` on a problem, rewritten where that would be wrong or slow."""
-    given, extra = _rewritten(problem, "forward", input.device, input.dtype)
+    return _conv2d(_rewritten(Request.of(problem, "forward", input)), input, weight, bias)
+
+
+def _conv2d(given: _Rewritten, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    problem = given.problem
     return torch.conv2d(
-        _with(input, extra),
+        _with(input, given.extra),
         regular(weight),
         bias,
-        given.stride,
-        _pair(given),
-        given.dilation,
-        given.groups,
+        problem.stride,
+        _pair(problem),
+        problem.dilation,
+        problem.groups,
     )
+
+
+def _grad_input(given: _Rewritten, output: Tensor, weight: Tensor) -> Tensor:
+    input = _placeholder_of_input(output, given.problem.input_shape)
+    result, _ = _backward(given.problem, output, input, regular(weight), (True, False))
+    if is_channels_last(output):
+        # As PyTorch's own backward, which sees the layout of the input itself.
+        result = result.contiguous(memory_format=torch.channels_last)
+    return _without(result, given.extra)
+
+
+def _grad_weight(given: _Rewritten, input: Tensor, output: Tensor) -> Tensor:
+    problem, input = given.problem, _with(input, given.extra)
+    if given.subsampled:
+        problem, input = _subsampled(problem, input)
+    weight = _placeholder(output, problem.weight_shape)
+    return _backward(problem, output, input, weight, (False, True))[1]
 
 
 def regular(value: Tensor) -> Tensor:
@@ -356,33 +357,50 @@ class _Rewritten(NamedTuple):
     problem: Problem
     extra: Sides
     """What the image is padded by first; negative: cut off."""
+    subsampled: bool = False
+    """Whether pixels that a 1x1 kernel steps over are left out: :func:`_needs_subsampling`."""
+    in_float32: bool = False
+    """Whether operands are first converted to float32: :func:`_computed_in_float32`."""
 
 
-def _rewritten(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> _Rewritten:
+def _rewritten_for(problem: Problem, map: MapName, operand: Tensor) -> _Rewritten:
+    """The problem that PyTorch is given to compute a map of such operands; kept by sizes."""
+    try:
+        return _kept(problem, map, operand.device, operand.dtype)
+    except TypeError:  # a symbol has no hash
+        return _kept.__wrapped__(problem, map, operand.device, operand.dtype)
+
+
+@lru_cache(maxsize=4096)
+def _kept(problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> _Rewritten:
+    request = Request(problem, map, device, dtype)
+    if _computed_in_float32(request):
+        return _rewritten(replace(request, dtype=torch.float32))._replace(in_float32=True)
+    return _rewritten(request)
+
+
+def _rewritten(request: Request) -> _Rewritten:
     """The problem that PyTorch is given instead.
 
     Rules look at the geometry and the dtype alone: in which layout a convolution runs is not
     known here, since PyTorch and its compilers choose it.
     """
-    try:
-        return _rewritten_once(problem, map, device, dtype)
-    except TypeError:  # a symbol has no hash
-        return _rewritten_once.__wrapped__(problem, map, device, dtype)
+    given = _with_other_padding(request)
+    if request.map != "grad_weight":
+        return given
+    steps_over = _needs_subsampling(replace(request, problem=given.problem))
+    return given._replace(subsampled=steps_over and _pair(given.problem) == (0, 0))
 
 
-@lru_cache(maxsize=4096)
-def _rewritten_once(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> _Rewritten:
+def _with_other_padding(request: Request) -> _Rewritten:
+    problem, map, dtype = request.problem, request.map, request.dtype
     (top, bottom), (left, right) = problem.padding
     if _any_symbol(top, bottom, left, right):
         # Comparing symbols would hold a captured graph to what they compare to now.
         return _with_padding(problem, (0, 0), (left, right, top, bottom))
     down, across = min(top, bottom), min(left, right)
     extra = left - across, right - across, top - down, bottom - down
-    if device.type != "cpu" or dtype not in _BY_ONEDNN:
+    if request.device.type != "cpu" or dtype not in _BY_ONEDNN:
         return _with_padding(problem, (down, across), extra)
     if not _any_symbol(*problem.kernel):
         # One tap has no gaps.  oneDNN chooses other kernels by the dilation all the same; that of
@@ -399,7 +417,7 @@ def _rewritten_once(
         extra = left, reach + 1 - left - problem.size[1], *extra[2:]
         problem = replace(problem, stride=(problem.stride[0], 1))
         return _with_padding(problem, (down, 0), extra)
-    if _needs_explicit_padding(problem, map, device, dtype) or _pads_too_far(problem, map, across):
+    if _needs_explicit_padding(problem, map, dtype) or _pads_too_far(problem, map, across):
         across, extra = 0, (left, right, *extra[2:])
     return _with_padding(problem, (down, across), extra)
 
@@ -443,14 +461,7 @@ def _without(image: Tensor, extra: Sides) -> Tensor:
     return _with(image, (-left, -right, -top, -bottom))
 
 
-@lru_cache(maxsize=4096)
-def _has_both_gradients(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-    return not dtype.is_complex and Aten().runs_as_conv2d(problem, device, dtype)
-
-
-def _computed_in_float32(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> bool:
+def _computed_in_float32(request: Request) -> bool:
     """Where a half-precision map on the CPU goes through float32.
 
     PyTorch's own float16 convolution there sums the weight's gradient over the batch in
@@ -463,7 +474,8 @@ def _computed_in_float32(
     forward in bfloat16 and channels_last does not end, from 15 taps across and 32 columns of
     output on: oneDNN generates code without bound.
     """
-    if device.type != "cpu":
+    problem, map, dtype = request.problem, request.map, request.dtype
+    if request.device.type != "cpu":
         return False
     if dtype != torch.bfloat16 or not _ONEDNN_HAS_BFLOAT16:
         return dtype in (torch.float16, torch.bfloat16)
@@ -493,9 +505,7 @@ def _has_taps_on_padding_alone(problem: Problem) -> bool:
     return False
 
 
-def _needs_explicit_padding(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> bool:
+def _needs_explicit_padding(problem: Problem, map: MapName, dtype: torch.dtype) -> bool:
     """Whether oneDNN's kernels do not take so wide a padding to the left and right.
 
     They hold a few columns of output in registers and take no padding wider than those.  What
@@ -505,7 +515,7 @@ def _needs_explicit_padding(
     512x512 image, 101x101 with padding 50: 8.1 s / 0.4, but 51x51 with padding 25 even.  Padding
     of rows does not matter, nor does any to the gradients (0.9 to 1.3 times).
     """
-    if map != "forward" or device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+    if map != "forward" or dtype not in (torch.float32, torch.bfloat16):
         return False
     across, channels = max(problem.padding[1]), min(problem.group_in, problem.group_out)
     if _depthwise(problem):
@@ -544,7 +554,7 @@ def _covers_image(problem: Problem) -> bool:
     return not _any_symbol(problem.size[0]) and problem.span[0] > problem.size[0]
 
 
-def _needs_subsampling(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+def _needs_subsampling(request: Request) -> bool:
     """Whether to leave out pixels that a 1x1 kernel steps over, before its gradient is taken.
 
     oneDNN does so itself, into a workspace that is too small where the image is channels_last and
@@ -552,7 +562,8 @@ def _needs_subsampling(problem: Problem, device: torch.device, dtype: torch.dtyp
     process dies or computes on with what it has overwritten (oneDNN issue 6035, version 3.12).  A
     compiler may lay out any image so.  The pixels that are left give the same sums.
     """
-    onednn = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16, torch.complex64)
+    problem, dtypes = request.problem, (torch.float32, torch.bfloat16, torch.complex64)
+    onednn = request.device.type == "cpu" and request.dtype in dtypes
     steps = problem.kernel == (1, 1) and problem.stride != (1, 1)
     return onednn and steps and problem.group_in < 16
 

@@ -14,34 +14,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._torch_compat import fp32_precision, is_channels_last_or_false, is_contiguous_or_false
 from ..problem import Problem, as_int, is_data_dependent
+from ..request import Request, dtype_name
 from ..value import Value
-
-MapName: TypeAlias = Literal["forward", "grad_input", "grad_weight"]
-MAPS: tuple[MapName, ...] = ("forward", "grad_input", "grad_weight")
-
-Slot = Literal["input", "weight", "output"]
-SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
-    "forward": ("input", "weight", "output"),
-    "grad_input": ("output", "weight", "input"),
-    "grad_weight": ("input", "output", "weight"),
-}
-"""The slots of the form that each map reads, in the order of its operands, and the one it fills."""
-
-
-def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
-    """The shape of one slot of a problem."""
-    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
-    return shape
-
 
 ErrorClass: TypeAlias = Literal["componentwise", "normwise"]
 
@@ -110,10 +93,12 @@ class Algorithm(Value):
         return self.name
 
     @abstractmethod
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        """Why this algorithm cannot run the problem there, a sentence each; empty if it can."""
+    def refusals(self, request: Request) -> tuple[str, ...]:
+        """Why this algorithm cannot compute the map, a sentence each; empty if it can.
+
+        The reasons may depend on the map.  A caller that names an algorithm needs all three maps,
+        so a named algorithm must be able to compute them all.
+        """
 
     @abstractmethod
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
@@ -128,12 +113,10 @@ class Algorithm(Value):
         """(x, y) -> w: the adjoint of ``forward`` in its weight, of ``problem.weight_shape``."""
 
     @abstractmethod
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
-        """Bytes that ``map`` takes there at its peak beyond its operands and its result."""
+    def workspace(self, request: Request) -> int:
+        """Bytes that the map takes there at its peak beyond its operands and its result."""
 
-    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+    def variants(self, request: Request) -> tuple[Algorithm, ...]:
         """Other ways to run the map that this algorithm has, each of another spelling, for the
         planner to time beside it; asked only where nothing refuses."""
         return ()
@@ -145,7 +128,8 @@ class Algorithm(Value):
 
     def limited(self, workspace_limit: int) -> Algorithm:
         """The same algorithm with a limit on its workspace in bytes, if it has such an option."""
-        return self
+        option: dict[str, Any] = {"workspace_limit": workspace_limit}
+        return replace(self, **option) if hasattr(self, "workspace_limit") else self
 
     def checked(self, device: torch.device, fallback: Algorithm) -> Algorithm:
         """The same algorithm, with its results checked and rejected ones recomputed.
@@ -157,31 +141,27 @@ class Algorithm(Value):
         """
         raise NotImplementedError(f"{self.name} does not need a check")
 
-    def is_worth_planning(self, problem: Problem) -> bool:
+    def is_worth_planning(self, request: Request) -> bool:
         """Whether it can be faster than others by more than it takes to plan it."""
         return True
 
-    def uses_matrix_products(self, device: torch.device) -> bool:
+    def uses_matrix_products(self, request: Request) -> bool:
         """Whether it calls PyTorch's matrix products there, whose settings then apply."""
         return False
 
-    def call_seconds(self, device: torch.device, cost: Cost) -> tuple[float, float]:
+    def call_seconds(self, request: Request, cost: Cost) -> tuple[float, float]:
         """What calling it adds to its predicted time, and the least time that the host takes."""
-        return OWN_CALL.get(device.type, 0.0), 0.0
+        return OWN_CALL.get(request.device.type, 0.0), 0.0
 
-    def keeps_channels_last(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> bool:
+    def keeps_channels_last(self, request: Request) -> bool:
         """Whether it is the one to take for images in channels_last, whose layout it returns."""
         return False
 
-    def runs_as_conv2d(self, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def runs_as_conv2d(self, request: Request) -> bool:
         """Whether ``torch.conv2d`` and its own derivatives do exactly what the three maps do."""
         return False
 
-    def has_both_gradients(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> bool:
+    def has_both_gradients(self, request: Request) -> bool:
         """Whether :meth:`gradients` computes both gradients by one call."""
         return False
 
@@ -191,7 +171,7 @@ class Algorithm(Value):
         """The gradients of input and weight by one call; only where it has both."""
         raise NotImplementedError(f"{self.name} computes one gradient at a time")
 
-    def needs_sizes(self, problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
+    def needs_sizes(self, request: Request) -> bool:
         """Whether the maps depend on sizes that are still symbols."""
         return False
 
@@ -199,14 +179,13 @@ class Algorithm(Value):
         """The dtype whose rates price :meth:`cost`: the operands' own, unless a wider is used."""
         return dtype
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
-        """What ``map`` does, for the planner to price; asked only where nothing refuses.
+    def cost(self, request: Request) -> Cost:
+        """What the map does, for the planner to price; asked only where nothing refuses.
 
         Unless an algorithm knows better: the definition's multiplications and additions, and
         every operand and the result passing through memory once.
         """
+        problem, dtype = request.problem, request.dtype
         return Cost(definition_flops(problem, dtype), 0.0, operand_bytes(problem, dtype), 1)
 
 
@@ -299,8 +278,3 @@ def dtype_refusal(dtype: torch.dtype, able: tuple[torch.dtype, ...]) -> tuple[st
     if dtype in able:
         return ()
     return (f"no {dtype_name(dtype)} here; it does {', '.join(map(dtype_name, able))}",)
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float32`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")

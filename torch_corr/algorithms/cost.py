@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 
 from ..problem import Problem
-from .base import Algorithm, Cost, MapName, dtype_name, operand_bytes
+from ..request import MapName, Request, dtype_name
+from .base import Algorithm, Cost, operand_bytes
 from .cost_factors import FACTORS
 
 
@@ -44,17 +45,15 @@ class Fitted(Algorithm):
     """An algorithm whose cost is its work times fitted factors."""
 
     @abstractmethod
-    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
-        """What ``map`` does on the CPU."""
+    def work(self, request: Request) -> Work:
+        """What the map does on the CPU."""
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         """The work, times the factors of its regime; on another device than the CPU, the ideal."""
-        regime, ideal = self.work(problem, map, dtype)
-        if device.type != "cpu":
+        regime, ideal = self.work(request)
+        if request.device.type != "cpu":
             return ideal
-        factors = factors_of(self.name, regime, map, self.rates_dtype(dtype))
+        factors = factors_of(self.name, regime, request.map, self.rates_dtype(request.dtype))
         return Cost(*(factor * amount for factor, amount in zip(factors, ideal)))
 
 
@@ -113,14 +112,10 @@ FRESH_COST = 6
 columns of windows, on two Zen 4 cores: 6 to 25 GB/s below :data:`FRESH`, 2 to 2.5 above it."""
 
 
-def moved(problem: Problem, map: MapName, dtype: torch.dtype) -> float:
+def moved(request: Request) -> float:
     """Bytes of operands and result, those of a result in fresh memory at their price."""
-    result = {
-        "forward": problem.output_shape,
-        "grad_input": problem.input_shape,
-        "grad_weight": problem.weight_shape,
-    }[map]
-    return operand_bytes(problem, dtype) + fresh(dtype.itemsize * prod(result))
+    itemsize, (*_, result) = request.dtype.itemsize, request.shapes
+    return operand_bytes(request.problem, request.dtype) + fresh(itemsize * prod(result))
 
 
 def fresh(bytes: float) -> float:

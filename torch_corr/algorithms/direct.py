@@ -17,11 +17,11 @@ from torch import Tensor
 
 from .. import native
 from ..problem import Problem
+from ..request import MapName, Request
 from .base import (
     COMPLEX,
     FLOATS,
     Cost,
-    MapName,
     accumulation_dtype,
     complex_from_real,
     dtype_refusal,
@@ -58,10 +58,9 @@ class Direct(Fitted):
         if not isinstance(self.isa, str):
             raise TypeError(f"isa must be a string, as 'avx2', got {self.isa!r}")
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
+    def refusals(self, request: Request) -> tuple[str, ...]:
         """Why the kernels cannot run here: not compiled, not a CPU, not a floating dtype."""
+        problem, device = request.problem, request.device
         reasons: list[str] = []
         if native.compiled is None:
             reasons.append(
@@ -74,14 +73,14 @@ class Direct(Fitted):
             reasons.append(f"no kernels for {device.type}; it runs on the cpu")
         if max(*problem.stride, *problem.dilation, *map(max, problem.padding)) > _LARGEST:
             reasons.append("a stride, dilation or padding past 2**48; its kernels count no further")
-        reasons.extend(dtype_refusal(dtype, FLOATS + COMPLEX))
+        reasons.extend(dtype_refusal(request.dtype, FLOATS + COMPLEX))
         return tuple(reasons)
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         """(x, w) -> y by register tiles of output rows and columns."""
         if input.is_complex():
             return complex_from_real(self.forward, problem, input, weight)
-        return self._call("forward", problem, input, weight, problem.output_shape)
+        return self._call(problem, "forward", input, weight, problem.output_shape)
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         """(y, w) -> x as forward correlations, one for each residue of the stride."""
@@ -89,7 +88,7 @@ class Direct(Fitted):
             return complex_from_real(self.grad_input, problem, output, weight)
 
         def correlate(output: Tensor, weight: Tensor) -> Tensor:
-            return self._call("grad_input", problem, output, weight, problem.input_shape)
+            return self._call(problem, "grad_input", output, weight, problem.input_shape)
 
         result = correlate(output, weight)
         if weight.numel() and not isfinite(weight.sum().item()):
@@ -104,12 +103,11 @@ class Direct(Fitted):
         """(x, y) -> w by register tiles of taps, summed in an order that the sizes alone decide."""
         if input.is_complex():
             return complex_from_real(self.grad_weight, problem, input, output)
-        return self._call("grad_weight", problem, input, output, problem.weight_shape)
+        return self._call(problem, "grad_weight", input, output, problem.weight_shape)
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """Scratch of every thread and copies of the weights; nothing that grows with images."""
+        problem, map, dtype = request.problem, request.map, request.dtype
         taps = prod(problem.weight_shape)
         width = accumulation_dtype(dtype).itemsize
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
@@ -119,10 +117,11 @@ class Direct(Fitted):
         scratch = _THREAD_SCRATCH + max(0, row - _STRIP)
         return torch.get_num_threads() * scratch + width * copies
 
-    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+    def work(self, request: Request) -> Work:
         """Products of a row of pixels with a row of taps; rows in the padding are passed over,
         columns there are not.  Idle lanes and rows of the register tiles count as work, and so
         does starting a row."""
+        problem, map, dtype = request.problem, request.map, request.dtype
         lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
         if map == "grad_weight":
             rows, columns = problem.output_size
@@ -143,14 +142,13 @@ class Direct(Fitted):
         dilated = any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
         if problem.stride != (1, 1) or dilated:
             regime += ", apart"
-        return Work(regime, Cost(flops, 0, moved(problem, map, dtype), 1))
+        return Work(regime, Cost(flops, 0, moved(request), 1))
 
     def _call(
-        self, map: MapName, problem: Problem, first: Tensor, second: Tensor, shape: tuple[int, ...]
+        self, problem: Problem, map: MapName, first: Tensor, second: Tensor, shape: tuple[int, ...]
     ) -> Tensor:
         first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
         result = first.new_empty(shape)
-        (top, bottom), (left, right) = problem.padding
         getattr(native.compiled, map)(
             first.data_ptr(),
             first.numel(),
@@ -158,18 +156,7 @@ class Direct(Fitted):
             second.numel(),
             result.data_ptr(),
             result.numel(),
-            problem.batch,
-            problem.in_channels,
-            *problem.size,
-            problem.out_channels,
-            *problem.kernel,
-            *problem.stride,
-            top,
-            bottom,
-            left,
-            right,
-            *problem.dilation,
-            problem.groups,
+            *native.sizes(problem),
             _CODES[first.dtype],
             torch.get_num_threads(),
             self._isa(),

@@ -16,18 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ..problem import Problem
+from ..request import Request
 from .base import (
     COMPLEX,
     FLOATS,
     INTEGERS,
     Algorithm,
     Cost,
-    MapName,
     accumulation_dtype,
     dtype_refusal,
 )
@@ -40,14 +39,12 @@ class Naive(Algorithm):
     name = "naive"
     is_reference = True
 
-    def is_worth_planning(self, problem: Problem) -> bool:
+    def is_worth_planning(self, request: Request) -> bool:
         """It never is: it takes a Python step per output pixel."""
         return False
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        return dtype_refusal(dtype, FLOATS + COMPLEX + INTEGERS)
+    def refusals(self, request: Request) -> tuple[str, ...]:
+        return dtype_refusal(request.dtype, FLOATS + COMPLEX + INTEGERS)
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         image, kernel = _padded_image(problem, input), _kernel(problem, weight)
@@ -81,22 +78,19 @@ class Naive(Algorithm):
             result += (pixel * window).sum(0, dtype=result.dtype)
         return result.reshape(problem.weight_shape).to(input.dtype)
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         """Some calls of PyTorch for each output pixel, which write and read every product."""
-        products = problem.multiplications * dtype.itemsize
-        return Cost(0, 0, 3.0 * products, 15.0 * prod(problem.output_size))
+        products = request.problem.multiplications * request.dtype.itemsize
+        return Cost(0, 0, 3.0 * products, 15.0 * prod(request.problem.output_size))
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """The padded image, and one window's products, in the dtype that sums them."""
+        problem = request.problem
         height, width = problem.padded_size
         image = problem.batch * problem.in_channels * height * width
         products = problem.batch * problem.out_channels * problem.group_in
         products *= problem.kernel[0] * problem.kernel[1]
-        return (image + products) * accumulation_dtype(dtype).itemsize
+        return (image + products) * accumulation_dtype(request.dtype).itemsize
 
 
 def _windows(problem: Problem) -> Iterator[tuple[int, int, slice, slice]]:

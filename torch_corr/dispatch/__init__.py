@@ -1,5 +1,5 @@
-"""The path of a call: normalise the arguments, validate them, plan, run.
+"""The steps of a call of ``corr2d``: normalise the arguments, validate them, plan, run.
 
-:mod:`.pipeline` is that path and :mod:`.fast_path` its one exception. Each other module has one
-subject: validation, padding with anything but zeros, memory layout, autocast, captured programs.
+:mod:`.pipeline` runs these steps, and :mod:`.fast_path` skips them for the smallest layers.  The
+other modules treat validation, non-zero padding, memory layout, autocast and captured programs.
 """

@@ -1,4 +1,4 @@
-"""Autocast: operands take its dtype before anything looks at them."""
+"""Autocast: the operands are converted before they are validated."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..operators import skip_dynamo
 from ..planning.plan import autocasts
 
 _AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)
-"""What autocast casts."""
+"""The dtypes that autocast converts."""
 
 
 @skip_dynamo
 def cast_as_autocast(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]:
-    """Operands in the dtype of autocast where that is on."""
+    """The operands, converted to the dtype of autocast if that is enabled."""
     if not isinstance(input, Tensor) or not autocasts(input.device):
         return input, weight, bias
     input, weight, bias = (
@@ -28,6 +28,6 @@ def cast_as_autocast(input: Any, weight: Any, bias: Any) -> tuple[Any, Any, Any]
 
 @skip_dynamo
 def dtype_under_autocast(value: Tensor) -> torch.dtype:
-    """The dtype in which autocast, if on, has an operand computed; float64 stays, as in conv2d."""
+    """The operand's dtype after autocast, if that is enabled; float64 stays, as in conv2d."""
     cast = value.dtype in _AUTOCAST and autocasts(value.device)
     return torch.get_autocast_dtype(value.device.type) if cast else value.dtype

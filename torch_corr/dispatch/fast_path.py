@@ -1,6 +1,6 @@
-"""The fast path: calls that ``auto`` leaves to ``torch.conv2d`` altogether.
+"""The fast path: call ``torch.conv2d`` directly if ``auto`` chooses it for all three maps.
 
-Four microseconds of planning would double the cost of the smallest layers.
+The other steps take four microseconds, which would double the time of the smallest layers.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from .validation import check_bias, check_operands
 def conv2d_if_chosen(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor | None:
-    """``torch.conv2d`` itself, where ``auto`` gives it all three maps; else None.
+    """The result of ``torch.conv2d`` if ``auto`` chooses it for all three maps, else None.
 
-    It brings PyTorch's own derivatives, which are the same.  The arguments go to PyTorch as
-    they are, and what it refuses is refused in our words.
+    PyTorch's derivatives then apply.  If PyTorch refuses the arguments, this raises the error
+    message of this library.
     """
     if are_functorch_transforms_active():
-        return None  # conv2d mistakes the shape of a vmap over nothing
+        return None  # conv2d returns a wrong shape for a vmap over an empty axis
     if type(input) is not Tensor and is_distributed((input, weight)):
         return None  # conv2d's second derivative of DTensors is silently wrong
     try:
         if input.requires_grad != weight.requires_grad and torch.is_grad_enabled():
-            # One gradient, which does not need the operand that it is of.  conv2d keeps that one
-            # too; a leaf the graph holds anyway, as the weight of a network's first layer.
+            # Only one operand needs a gradient.  conv2d saves this operand unnecessarily; that
+            # costs no memory only if it is a leaf, such as a weight.
             trained = input if input.requires_grad else weight
             if not trained.is_leaf:
                 return None
@@ -49,7 +49,7 @@ def conv2d_if_chosen(
         shapes = input.shape, weight.shape
         requested = *shapes, stride, padding, dilation, groups, device, dtype
         chosen = _is_conv2d(*requested, "auto")
-        # What was measured is of contiguous images, and says nothing of others.
+        # Measurements on CUDA are for contiguous images, so they do not apply to channels_last.
         if not chosen or (len(WISDOM) and input.device.type == "cuda"):
             if (layout := resolve_for_layout(input, weight)) is not None:
                 chosen = _is_conv2d(*requested, layout)
@@ -57,13 +57,13 @@ def conv2d_if_chosen(
                 return None
         if are_misread(input, weight):
             return None
-        # PyTorch computes on across cpu and meta, and on layouts of its own.
+        # PyTorch accepts operands on cpu and meta together, and other layouts.
         if weight.device != device or input.layout is not torch.strided:
             return None
         if bias is not None and bias.device != device:
             return None
     except TypeError:
-        # Lists have no hash; whatever else it was, the checks that follow say it.
+        # A list cannot be hashed.  Other errors are reported by the checks of the pipeline.
         numbers = stride, padding, dilation
         if not any(isinstance(each, list) for each in numbers):
             return None
@@ -72,7 +72,7 @@ def conv2d_if_chosen(
         )
         return conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
     except (AttributeError, RuntimeError, ValueError):
-        return None  # not to be planned: the checks that follow say why, or spell it anew
+        return None  # the pipeline reports the error, or handles these arguments
     try:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     except (RuntimeError, TypeError, ValueError):
@@ -96,12 +96,12 @@ def _is_conv2d(
     algorithm: AlgorithmLike,
 ) -> bool:
     if is_exporting_or_tracing():
-        raise TypeError("shapes are of tensors under jit.trace; an error, so as not to be kept")
+        raise TypeError("shapes hold tensors under jit.trace, and must not be cached")
     numbers = stride, padding, dilation, groups
     if any(isinstance(each, Tensor) for each in numbers):
-        return False  # a Tensor may change, and would be kept here
+        return False  # a Tensor may change after it is cached
     if device.type == "meta":
-        return False  # conv2d there lets a bias of any shape pass
+        return False  # conv2d on meta does not check the shape of the bias
     flat = not isinstance(padding, tuple) or all(isinstance(each, int) for each in padding)
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
         return False

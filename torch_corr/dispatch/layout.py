@@ -1,4 +1,4 @@
-"""How operands lie in memory, and which algorithm their layout asks for."""
+"""The memory layout of the operands, and the algorithm that it requires."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IN_CHANNELS_LAST = Auto(channels_last=True)
 
 @skip_dynamo
 def resolve_algorithm(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -> AlgorithmLike:
-    """What is planned with, where nothing is computed or a layout is to be handed on."""
+    """The algorithm to plan with; differs from ``algorithm`` for meta, export and channels_last."""
     if input.is_meta:
         return "auto"
     if is_exporting_or_tracing():
@@ -28,35 +28,31 @@ def resolve_algorithm(algorithm: AlgorithmLike, input: Tensor, weight: Tensor) -
 
 
 def resolve_for_layout(input: Tensor, weight: Tensor) -> AlgorithmLike | None:
-    """What stands for ``auto`` where an operand lies in channels_last, else None."""
+    """The algorithm that replaces ``auto`` if an operand is channels_last, else None."""
     if not any(map(is_channels_last_image, (input, weight))):
         return None
-    # On a CPU nothing else is ever chosen, and of PyTorch's own compilers make more.
-    # A plan that waits for the sizes must say itself that it does so.
-    waits = is_data_dependent((*input.shape, *weight.shape))
-    return IN_CHANNELS_LAST if input.is_cuda or waits else "aten"
+    # On a CPU, Auto(channels_last=True) always chooses aten, which compilers can trace.  A plan
+    # for data-dependent sizes is made later, so it must contain the layout.
+    deferred = is_data_dependent((*input.shape, *weight.shape))
+    return IN_CHANNELS_LAST if input.is_cuda or deferred else "aten"
 
 
 def is_channels_last_image(operand: Tensor) -> bool:
-    """Whether an operand has PyTorch's channels_last layout, which goes on to the result.
+    """Whether an operand is channels_last, so that the result is channels_last too.
 
-    Not of integers, of which it refuses some problems.
+    False for integers, because PyTorch refuses some problems in channels_last.
     """
     return (
         (operand.is_floating_point() or operand.is_complex())
-        and not are_functorch_transforms_active()  # a mapped tensor cannot tell
+        and not are_functorch_transforms_active()  # the layout of a mapped tensor is unknown
         and is_channels_last(operand)
     )
 
 
 @skip_dynamo
 def is_left_to_pytorch(input: Any, algorithm: AlgorithmLike) -> bool:
-    """Whether images lie as oneDNN likes them, which PyTorch's own convolution alone reads.
-
-    What it takes and what it refuses there is its own affair.
-    """
-    opaque = getattr(input, "is_mkldnn", False)
-    if not opaque:
+    """Whether the input is from ``to_mkldnn()``; only PyTorch's convolution reads its layout."""
+    if not getattr(input, "is_mkldnn", False):
         return False
     found = find_algorithm(algorithm)
     return isinstance(found, Auto) or found.is_pytorch

@@ -1,4 +1,4 @@
-"""Padding with something else than zeros: the border is filled in before the correlation."""
+"""Non-zero padding: the border is added to the input before the correlation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,17 @@ def fill_padding(
     dilation: Pair,
     mode: str,
 ) -> tuple[Tensor, tuple[tuple[int, ...], tuple[int, ...]], tuple[Pair, Sides, Pair]]:
-    """The input with its border filled in, and what is left to do: larger, without padding."""
+    """Add the border to the input.
+
+    Args:
+        input: (N, C, H, W).
+        shapes: the shapes of input and weight.
+        stride, padding, dilation: as in ``corr2d``.
+        mode: one of ``PADDING_MODES``, except ``"zeros"``.
+
+    Returns:
+        The larger input, the new shapes, and (stride, no padding, dilation).
+    """
     if mode not in PADDING_MODES:
         raise ValueError(
             f"unknown padding_mode {mode!r}{did_you_mean(str(mode), PADDING_MODES)}; use one of "
@@ -55,7 +65,7 @@ def fill_padding(
             )
     (top, bottom), (left, right) = sides
     if is_known_zero(channels):
-        mode = "constant"  # nothing to fill, and PyTorch's other modes refuse to
+        mode = "constant"  # PyTorch's other modes refuse an input without channels
     if mode == "circular" and not _wraps_once(sides, (height, width)):
         for dim, side in enumerate(sides, start=-2):
             if not all(map(is_known_zero, side)):
@@ -67,14 +77,14 @@ def fill_padding(
 
 
 def _wraps_once(sides: Sides, sizes: Pair) -> bool:
-    """Whether PyTorch's ``pad`` can fill a circular border: it repeats an image only once."""
+    """Whether no side is larger than the image, which ``F.pad`` requires for circular padding."""
     return all(holds_always(pixels <= size) for size, side in zip(sizes, sides) for pixels in side)
 
 
 def wrap(input: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Pad an axis with its own pixels, repeated as often as it takes."""
+    """Pad an axis circularly, repeating it as often as needed."""
     size = input.size(dim)
     indices = torch.arange(-before, size + after, device=input.device)
-    # A tensor of one, because ONNX has no remainder by a number that depends on the input.
+    # A tensor with one element, because ONNX has no remainder by a symbolic integer.
     period = torch.full((1,), size, dtype=torch.int64, device=input.device)
     return input.index_select(dim, indices % period)

@@ -1,4 +1,4 @@
-"""A call of ``corr2d``: normalise, validate, plan, run."""
+"""The steps of ``corr2d``: normalise, validate, plan, run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def correlate(
     padding_mode: str,
     algorithm: AlgorithmLike,
 ) -> Tensor:
-    """:func:`~torch_corr.corr2d` of plain tensors."""
+    """:func:`~torch_corr.corr2d` without the fast path and without ``__torch_function__``."""
     if padding_mode == "zeros" and is_left_to_pytorch(input, algorithm):
         numbers: Any = stride, padding, dilation, groups
         return torch.conv2d(input, weight, bias, *numbers)
@@ -72,13 +72,13 @@ def correlate(
 
 @skip_dynamo
 def plan_call(*arguments: Any) -> Plan | Deferred:
-    """The plan for the arguments of :func:`known_plan`, of which sizes may be symbols."""
+    """:func:`known_plan`, or a deferred plan if sizes are symbols."""
     try:
         if dispatch_stack_depth() == 0:
             return known_plan(*arguments)
-        with disable_current_modes():  # if it measures, then on tensors that are no fakes
+        with disable_current_modes():  # measurements need real tensors, not fakes
             return known_plan(*arguments)
-    except TypeError:  # a symbol has no hash
+    except TypeError:  # a symbol cannot be hashed
         *geometry, device, dtype, algorithm = arguments
         return planned(Problem.of(*geometry), device, dtype, algorithm)
 
@@ -95,5 +95,6 @@ def known_plan(
     dtype: torch.dtype,
     algorithm: AlgorithmLike,
 ) -> Plan:
+    """The cached plan for sizes that are numbers."""
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
     return make_plan(problem, device, dtype, algorithm)

@@ -1,4 +1,4 @@
-"""What operands must be, and their shapes as numbers."""
+"""Checks of the operands, and their shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..problem import Problem, Sides, as_sides, require, same_shape, shape_str
 
 @skip_dynamo
 def check_operands(input: Any, weight: Any, bias: Any) -> None:
-    """That input, weight and bias are strided tensors of fitting rank, one dtype, one device."""
+    """Raise unless the operands are dense tensors of valid ranks, on one device, of one dtype."""
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if not isinstance(value, Tensor) and (name != "bias" or value is not None):
             raise TypeError(
@@ -29,10 +29,10 @@ def check_operands(input: Any, weight: Any, bias: Any) -> None:
             )
         if value.is_quantized:
             raise NotImplementedError(
-                f"{name} is quantized ({value.dtype}), and no algorithm computes with that; call "
-                f"{name}.dequantize(). In a model that torch.ao quantizes, write nn.Conv2d, the "
-                f"only class that it replaces, instead of Corr2d; torch_corr.convert then gives "
-                f"layers an algorithm and keeps their class"
+                f"{name} is quantized ({value.dtype}), which no algorithm supports; call "
+                f"{name}.dequantize(). In a model that torch.ao quantizes, write nn.Conv2d instead "
+                f"of Corr2d, because torch.ao replaces only nn.Conv2d; torch_corr.convert then "
+                f"gives layers an algorithm and keeps their class"
             )
     ranks = input.dim(), weight.dim()
     if ranks not in ((4, 4), (3, 4), (2, 2)):
@@ -45,12 +45,12 @@ def check_operands(input: Any, weight: Any, bias: Any) -> None:
     for name, value in (("weight", weight), ("bias", bias)):
         if value is None:
             continue
-        for what, mend in (("dtype", ".to(input.dtype)"), ("device", ".to(input.device)")):
+        for what, fix in (("dtype", ".to(input.dtype)"), ("device", ".to(input.device)")):
             theirs, ours = getattr(value, what), getattr(input, what)
             if theirs != ours:
                 raise RuntimeError(
                     f"input and {name} must share one {what}, got {ours} and {theirs}; convert "
-                    f"one of them, e.g. {name}{mend}"
+                    f"one of them, e.g. {name}{fix}"
                 )
     for name, value in (("input", input), ("weight", weight), ("bias", bias)):
         if value is not None and value.layout != torch.strided:
@@ -62,6 +62,7 @@ def check_operands(input: Any, weight: Any, bias: Any) -> None:
 
 @skip_dynamo
 def check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
+    """Raise RuntimeError unless the bias has one element for each output channel."""
     require(
         same_shape(plain_shape(bias), (problem.out_channels,)),
         lambda: (
@@ -73,13 +74,13 @@ def check_bias(bias: Tensor, weight: Tensor, problem: Problem) -> None:
 
 @skip_dynamo
 def with_all_axes(value: Tensor) -> Tensor:
-    """A 3-D or 2-D operand with the axes of length 1 that it leaves out."""
+    """A 2-D or 3-D operand as 4-D, with leading axes of length 1."""
     return value if value.dim() == 4 else value[(None,) * (4 - value.dim())]
 
 
 @skip_dynamo
 def plain_shape(value: Tensor) -> tuple[int, ...]:
-    """The shape in numbers, or in symbols; under ``torch.jit.trace`` it would be of tensors."""
+    """The shape as numbers or symbols; ``value.shape`` holds tensors under ``torch.jit.trace``."""
     state = get_tracing_state()
     if state is None:
         return value.shape
@@ -92,4 +93,5 @@ def plain_shape(value: Tensor) -> tuple[int, ...]:
 
 @skip_dynamo
 def hashable_padding(padding: Any) -> str | Sides:
+    """The padding as a name or as tuples."""
     return padding if isinstance(padding, str) else as_sides(padding)

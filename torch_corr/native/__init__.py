@@ -1,7 +1,7 @@
 """The compiled part of the package, where it was built: its module, or why there is none.
 
-The C++ sources beside this file know nothing of torch: addresses and sizes cross, checked on both
-sides. ``direct`` runs its kernels; the check of ``fft`` runs its passes over planes.
+The C++ sources beside this file know nothing of torch: they take addresses and sizes, which are
+checked on both sides. ``direct`` runs the kernels; the check of ``fft`` runs scans.cpp.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from typing import Any
+
+from ..problem import Problem
 
 compiled: Any
 why_missing: str
@@ -24,3 +26,22 @@ ISA_VARIABLE = "TORCH_CORR_ISA"
 def requested_isa() -> str:
     """The instruction set that the environment names; empty for the best one."""
     return os.environ.get(ISA_VARIABLE, "")
+
+
+def sizes(problem: Problem) -> tuple[int, ...]:
+    """The sizes of a problem in the order in which the compiled functions take them."""
+    (top, bottom), (left, right) = problem.padding
+    return (
+        problem.batch,
+        problem.in_channels,
+        *problem.size,
+        problem.out_channels,
+        *problem.kernel,
+        *problem.stride,
+        top,
+        bottom,
+        left,
+        right,
+        *problem.dilation,
+        problem.groups,
+    )

@@ -99,7 +99,8 @@ struct Engines {
   int64_t strip_rows;     // output rows of a strip
   Status (*correlate)(const Correlation&, Dtype, int threads);
   Status (*reduce_taps)(const TapReduction&, Dtype, int threads);
-  void (*sum_squares)(const Planes&, Dtype, double* sums, int threads);  // of each block
+  // Of each block; NaN where a number in float64 that is not zero is not between the two.
+  void (*sum_squares)(const Planes&, Dtype, double smallest, double largest, double* sums, int threads);
   void (*flag_below)(const Planes&, Dtype, const void* least, uint8_t* flags, int threads);
 };
 

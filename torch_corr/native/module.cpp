@@ -4,10 +4,12 @@
 // is the one they imply, so the caller vouches for no more than "this many numbers of this dtype,
 // dense and aligned, live at this address".
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -81,35 +83,73 @@ void call(uintptr_t first_address, int64_t first_elements, uintptr_t second_addr
       reinterpret_cast<const void*>(second_address), reinterpret_cast<void*>(result_address), threads);
 }
 
-Planes checked_planes(uintptr_t address, int64_t elements, int64_t count, int dtype) {
+void check_floats(int dtype) {
   if (dtype != int(Dtype::float32) && dtype != int(Dtype::float64))
-    throw std::invalid_argument("planes of dtype code " + std::to_string(dtype) +
-                                ", which is neither float32 nor float64");
-  if (count < 1 || elements < 1 || elements % count)
+    throw std::invalid_argument("dtype code " + std::to_string(dtype) + " is neither float32 nor float64");
+}
+
+// (address, elements) of the two operands of a map in float32 or float64, then its sizes.
+MapCall checked_call(int map, uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
+                     int64_t second_elements, const std::array<int64_t, 16>& s, int dtype) {
+  if (map < 0 || map > int(MapName::grad_weight))
+    throw std::invalid_argument("unknown map code " + std::to_string(map));
+  check_floats(dtype);
+  const Geometry geometry = checked_geometry({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
+                                              s[10], s[11], s[12], s[13], s[14], s[15]});
+  const MapCall call = map_call(geometry, MapName(map), Dtype(dtype),
+                                reinterpret_cast<const void*>(first_address),
+                                reinterpret_cast<const void*>(second_address));
+  const uintptr_t alignment = alignment_of(Dtype(dtype));
+  check_operand({"first operand", first_address, first_elements, call.first.count * call.first.pixels},
+                alignment);
+  check_operand(
+      {"second operand", second_address, second_elements, call.second.count * call.second.pixels},
+      alignment);
+  return call;
+}
+
+void call_error_bounds(int map, uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
+                       int64_t second_elements, uintptr_t bounds, int64_t planes, double factor,
+                       double smallest, double largest, double most,
+                       const std::array<int64_t, 16>& sizes, int dtype, int threads,
+                       const std::string& isa) {
+  check_threads(threads);
+  const MapCall call = checked_call(map, first_address, first_elements, second_address, second_elements,
+                                    sizes, dtype);
+  check_operand({"bounds", bounds, planes, call.result.count}, alignof(double));
+  error_bounds(engines_named(isa), call, factor, {smallest, largest, most},
+               reinterpret_cast<double*>(bounds), threads);
+}
+
+void call_results_at(int map, uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
+                     int64_t second_elements, uintptr_t points, uintptr_t sums, int64_t count,
+                     const std::array<int64_t, 16>& sizes, int dtype, int threads) {
+  check_threads(threads);
+  const MapCall call = checked_call(map, first_address, first_elements, second_address, second_elements,
+                                    sizes, dtype);
+  check_operand({"points", points, count, count}, alignof(int64_t));
+  check_operand({"sums", sums, count, count}, alignof(double));
+  const int64_t* indices = reinterpret_cast<const int64_t*>(points);
+  for (int64_t i = 0; i < count; i++)
+    if (indices[i] < 0 || indices[i] >= call.result.count * call.result.pixels)
+      throw std::invalid_argument("point " + std::to_string(indices[i]) + " is not in the result");
+  results_at(call, indices, count, reinterpret_cast<double*>(sums), threads);
+}
+
+std::optional<std::vector<int64_t>> call_below(uintptr_t address, int64_t elements, uintptr_t bounds,
+                                               int64_t planes, double factor, double tiny, int64_t most,
+                                               int dtype, int threads, const std::string& isa) {
+  check_threads(threads);
+  check_floats(dtype);
+  if (planes < 1 || elements < 1 || elements % planes)
     throw std::invalid_argument(std::to_string(elements) + " elements are not " +
-                                std::to_string(count) + " planes");
+                                std::to_string(planes) + " planes");
   check_operand({"planes", address, elements, elements}, alignment_of(Dtype(dtype)));
-  const int64_t pixels = elements / count;
-  return {reinterpret_cast<const void*>(address), count, pixels, (pixels + kScanBlock - 1) / kScanBlock};
-}
-
-void call_norms(uintptr_t address, int64_t elements, uintptr_t result, int64_t planes, int dtype,
-                int threads, const std::string& isa) {
-  check_threads(threads);
-  const Planes checked = checked_planes(address, elements, planes, dtype);
-  check_operand({"result", result, planes, planes}, alignof(double));
-  norms(engines_named(isa), checked, Dtype(dtype), reinterpret_cast<double*>(result), threads);
-}
-
-std::optional<std::vector<int64_t>> call_below(uintptr_t address, int64_t elements, uintptr_t least,
-                                               int64_t planes, int64_t most, int dtype, int threads,
-                                               const std::string& isa) {
-  check_threads(threads);
-  const Planes checked = checked_planes(address, elements, planes, dtype);
-  check_operand({"least", least, planes, planes}, alignment_of(Dtype(dtype)));
+  check_operand({"bounds", bounds, planes, planes}, alignof(double));
+  const Planes scanned = planes_of(reinterpret_cast<const void*>(address), planes, elements / planes);
   std::vector<int64_t> found;
-  if (!below(engines_named(isa), checked, Dtype(dtype), reinterpret_cast<const void*>(least), most,
-             found, threads))
+  if (!below(engines_named(isa), scanned, Dtype(dtype), reinterpret_cast<const double*>(bounds), factor,
+             tiny, most, found, threads))
     return std::nullopt;
   return found;
 }
@@ -140,11 +180,17 @@ NB_MODULE(_compiled, m) {
   m.def("forward", &call<forward, Role::input, Role::weight, Role::output>, unlocked);
   m.def("grad_input", &call<grad_input, Role::output, Role::weight, Role::input>, unlocked);
   m.def("grad_weight", &call<grad_weight, Role::input, Role::output, Role::weight>, unlocked);
-  m.def("norms", &call_norms, unlocked,
-        "2-norms of planes: (address, elements, address of float64 results, planes, dtype, threads, isa).");
+  m.def("error_bounds", &call_error_bounds, unlocked,
+        "For each plane of a map's result a factor times the sum of products of norms: (map, address and "
+        "elements of two operands, address and number of float64 bounds, factor, smallest and largest "
+        "modulus that is safe to square, most that a bound may be, sizes, dtype, threads, isa).");
+  m.def("results_at", &call_results_at, unlocked,
+        "Some results of a map in float64: (map, address and elements of two operands, address of int64 "
+        "indices, address of float64 sums, how many, sizes, dtype, threads).");
   m.def("below", &call_below, unlocked,
-        "Indices of numbers whose modulus is not at least that of their plane, None if more than most: "
-        "(address, elements, address of one least number each, planes, most, dtype, threads, isa).");
+        "Indices of numbers whose modulus is below a factor times the bound of their plane, or below tiny "
+        "where that is not 0; None if there are more than most: (address, elements, address of float64 "
+        "bounds, planes, factor, tiny, most, dtype, threads, isa).");
   m.def("isas", &isas, "Instruction sets that this machine can run, best first.");
   m.def("last_scratch", &last_scratch, "Bytes that each thread of the last map took for itself.");
   m.def("has_openmp", &has_openmp, "Whether the kernels can use more than one thread.");

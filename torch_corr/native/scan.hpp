@@ -9,6 +9,9 @@
 namespace torch_corr {
 namespace TORCH_CORR_ISA {
 
+TORCH_CORR_INLINE float modulus(float value) { return __builtin_fabsf(value); }
+TORCH_CORR_INLINE double modulus(double value) { return __builtin_fabs(value); }
+
 template <class T>
 TORCH_CORR_INLINE double sum_of_squares(const T* values, int64_t count) {
   constexpr int kLanes = 32;  // four vectors of doubles where they are widest
@@ -25,8 +28,18 @@ TORCH_CORR_INLINE double sum_of_squares(const T* values, int64_t count) {
   return total;
 }
 
-TORCH_CORR_INLINE float modulus(float value) { return __builtin_fabsf(value); }
-TORCH_CORR_INLINE double modulus(double value) { return __builtin_fabs(value); }
+// Whether a number that is not zero is not between the two.
+TORCH_CORR_INLINE bool any_outside(const double* values, int64_t count, double smallest, double largest) {
+  int64_t outside = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const double size = modulus(values[i]);
+    outside |= !(size > smallest && size < largest) & (size != 0);
+  }
+  return outside;
+}
+
+// The square of no float32 underflows or overflows in double precision.
+TORCH_CORR_INLINE bool any_outside(const float*, int64_t, double, double) { return false; }
 
 // NaN is below everything.
 template <class T>
@@ -51,9 +64,10 @@ inline void visit_blocks(const Planes& planes, int threads, const Visit& visit) 
 }
 
 template <class T>
-void sum_squares_as(const Planes& planes, double* sums, int threads) {
+void sum_squares_as(const Planes& planes, double smallest, double largest, double* sums, int threads) {
   visit_blocks<T>(planes, threads, [&](int64_t i, int64_t, const T* values, int64_t count) {
-    sums[i] = sum_of_squares(values, count);
+    const bool outside = any_outside(values, count, smallest, largest);
+    sums[i] = outside ? __builtin_nan("") : sum_of_squares(values, count);
   });
 }
 
@@ -64,9 +78,10 @@ void flag_below_as(const Planes& planes, const void* least, uint8_t* flags, int 
   });
 }
 
-inline void sum_squares(const Planes& planes, Dtype dtype, double* sums, int threads) {
-  dtype == Dtype::float64 ? sum_squares_as<double>(planes, sums, threads)
-                          : sum_squares_as<float>(planes, sums, threads);
+inline void sum_squares(const Planes& planes, Dtype dtype, double smallest, double largest,
+                        double* sums, int threads) {
+  dtype == Dtype::float64 ? sum_squares_as<double>(planes, smallest, largest, sums, threads)
+                          : sum_squares_as<float>(planes, smallest, largest, sums, threads);
 }
 
 inline void flag_below(const Planes& planes, Dtype dtype, const void* least, uint8_t* flags,

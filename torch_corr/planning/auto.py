@@ -16,20 +16,14 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from ..algorithms import (
-    ALGORITHMS,
-    DEFAULT_WORKSPACE,
-    Algorithm,
-    ErrorClass,
-    MapName,
-)
+from ..algorithms import ALGORITHMS, DEFAULT_WORKSPACE, Algorithm, ErrorClass
 from ..algorithms.base import (
     OWN_CALL,
     check_workspace_limit,
     may_use_tf32,
     products_may_use_tf32,
 )
-from ..problem import Problem
+from ..request import Request
 from ..suggest import did_you_mean
 from ..value import Value
 from .machine import machine_of
@@ -124,17 +118,13 @@ class Auto(Value):
                 "which tells nothing of channels_last; leave one of the two out"
             )
 
-    def choose(
-        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> Algorithm | None:
+    def choose(self, request: Request) -> Algorithm | None:
         """The algorithm for one map; None where none is able."""
-        return _Race(self, map, problem, device, dtype).winner()
+        return _Race(self, request).winner()
 
-    def survey(
-        self, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> list[Candidate]:
+    def survey(self, request: Request) -> list[Candidate]:
         """All algorithms, with what speaks against each, workspace and seconds."""
-        return _Race(self, map, problem, device, dtype).survey(ALGORITHMS)
+        return _Race(self, request).survey(ALGORITHMS)
 
 
 @dataclass(frozen=True)
@@ -142,34 +132,31 @@ class _Race:
     """The algorithms against each other for one map, by the rules of an :class:`Auto`."""
 
     rules: Auto
-    map: MapName
-    problem: Problem
-    device: torch.device
-    dtype: torch.dtype
+    request: Request
 
     def winner(self) -> Algorithm | None:
         """The algorithm to take; None where none is able."""
-        cuda = self.device.type == "cuda"
-        small = self.problem.multiplications < WORTH_A_CHOICE
+        device = self.request.device.type
+        small = self.request.problem.multiplications < WORTH_A_CHOICE
         # How far code stays behind its machine is known of CPUs, and of some on CUDA; elsewhere
         # only what was measured counts.
-        known = self.device.type in OWN_CALL or len(WISDOM)
+        known = device in OWN_CALL or len(WISDOM)
         if not self.rules.measure and (small or self._keeps_to_pytorch or not known):
             # Asked one by one, PyTorch first: some need long to answer.
             unchecked = (each for each in ALGORITHMS if not each.needs_check)
-            return next((each for each in unchecked if not self._refusals(each)), None)
+            return next((each for each in unchecked if not each.refusals(self.request)), None)
         survey = self.survey(self._entrants())
         race = [each for each in survey if not each.refusals]
-        if self.device.type != "cpu":
+        if device != "cpu":
             measured = [each for each in race if each.source == "measured"]
             predicted = [each for each in race if each.algorithm.has_cuda_cost_model]
-            race = measured or (predicted if cuda else race[:1])
-        if not race and cuda:
+            race = measured or (predicted if device == "cuda" else race[:1])
+        if not race and device == "cuda":
             # Algorithms without a cost model are still faster than the reference.
             others = [a for a in ALGORITHMS if not (a.has_cuda_cost_model or a.is_reference)]
             race = [each for each in self.survey(others) if not each.refusals][:1]
         if not race:
-            return None if self._refusals(REFERENCE) else REFERENCE
+            return None if REFERENCE.refusals(self.request) else REFERENCE
         return _quickest(race)
 
     def survey(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
@@ -195,22 +182,20 @@ class _Race:
             each
             for each in ALGORITHMS
             if not each.is_reference
-            and (self.rules.measure or each.is_worth_planning(self.problem))
+            and (self.rules.measure or each.is_worth_planning(self.request))
         ]
-        if self.device.type == "cuda" and not self.rules.measure and not len(WISDOM):
+        if self.request.device.type == "cuda" and not self.rules.measure and not len(WISDOM):
             return [each for each in entrants if each.has_cuda_cost_model]
         return entrants
 
     def _candidates(self, algorithm: Algorithm) -> list[Candidate]:
         """An algorithm with the options that the rules give it, and what it has of variants."""
         algorithm = algorithm.limited(self.rules.workspace_limit)
-        if refusals := self._refusals(algorithm):
+        if refusals := algorithm.refusals(self.request):
             return [Candidate(algorithm, refusals, 0, math.inf, "predicted")]
         # Variants are in it where they are to be measured or have been.
         known, measure = self._known(), self.rules.measure
-        variants = (
-            algorithm.variants(self.problem, self.map, self.dtype) if measure or known else ()
-        )
+        variants = algorithm.variants(self.request) if measure or known else ()
         able = algorithm, *(each for each in variants if measure or each.spelling in known)
         return [self._candidate(each) for each in able]
 
@@ -228,18 +213,18 @@ class _Race:
         ]
         fallback = _quickest(direct) if direct else REFERENCE
         limited = algorithm.limited(self.rules.workspace_limit)
-        checked = limited.checked(self.device, fallback)
-        if refusals := self._refusals(checked):
+        checked = limited.checked(self.request.device, fallback)
+        if refusals := checked.refusals(self.request):
             return Candidate(limited, refusals, 0, math.inf, "predicted")
         return self._candidate(checked)
 
     def _candidate(self, algorithm: Algorithm) -> Candidate:
         """An algorithm that is able, as it is predicted to do."""
-        workspace = algorithm.workspace(*self._where)
-        cost = algorithm.cost(*self._where)
-        priced = algorithm.rates_dtype(self.dtype)
-        seconds = machine_of(self.device, priced).seconds(cost, priced)
-        call, least = algorithm.call_seconds(self.device, cost)
+        workspace = algorithm.workspace(self.request)
+        cost = algorithm.cost(self.request)
+        priced = algorithm.rates_dtype(self.request.dtype)
+        seconds = machine_of(self.request.device, priced).seconds(cost, priced)
+        call, least = algorithm.call_seconds(self.request, cost)
         seconds = max(seconds, least) + call
         refusals = self._rules_out(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
@@ -248,13 +233,14 @@ class _Race:
         """Why an algorithm that is able is not to be chosen."""
         if not algorithm.is_pytorch and self._keeps_to_pytorch:
             return ("images in channels_last stay with PyTorch, which hands the layout on",)
-        multiplies = algorithm.uses_matrix_products(self.device)
-        if multiplies and (sentence := _against_products(algorithm.rates_dtype(self.dtype))):
+        multiplies = algorithm.uses_matrix_products(self.request)
+        dtype = algorithm.rates_dtype(self.request.dtype)
+        if multiplies and (sentence := _against_products(dtype)):
             return (sentence,)
         if algorithm.error_class != "componentwise":
             if self.rules.error == "componentwise":
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
-            if self.device.type not in ("cpu", "cuda"):
+            if self.request.device.type not in ("cpu", "cuda"):
                 return (
                     "its results must be checked, which is written for CPUs and CUDA; name 'fft' "
                     "to have them unchecked",
@@ -268,39 +254,31 @@ class _Race:
 
     def _measured(self, able: Sequence[Candidate]) -> Mapping[str, float]:
         """Seconds that are known of those that are able; of all with a chance, if to measure."""
-        if self.rules.measure and self.device.type != "meta":
+        if self.rules.measure and self.request.device.type != "meta":
             with _measuring:
                 seen = WISDOM.seconds(self._key)
-                hopeful = _worth_measuring(able, self.device)
+                hopeful = _worth_measuring(able, self.request.device)
                 if new := [each for each in hopeful if each.spelling not in seen]:
-                    _refuse_capture(self.problem, self.device)
-                    times = time_algorithms(new, self.problem, self.map, self.device, self.dtype)
+                    _refuse_capture(self.request)
+                    times = time_algorithms(new, self.request)
                     WISDOM.remember(self._key, times)
         return self._known()
 
     def _known(self) -> Mapping[str, float]:
         """Seconds by spelling of what has been measured here; nothing runs on meta."""
-        if self.device.type == "meta" or not len(WISDOM) or self.rules.channels_last:
+        if self.request.device.type == "meta" or not len(WISDOM) or self.rules.channels_last:
             return {}
         return WISDOM.seconds(self._key)
-
-    def _refusals(self, algorithm: Algorithm) -> tuple[str, ...]:
-        return algorithm.refusals(self.problem, self.device, self.dtype)
 
     @property
     def _keeps_to_pytorch(self) -> bool:
         return self.rules.channels_last and any(
-            each.is_pytorch and each.keeps_channels_last(*self._where) for each in ALGORITHMS
+            each.is_pytorch and each.keeps_channels_last(self.request) for each in ALGORITHMS
         )
-
-    @property
-    def _where(self) -> tuple[Problem, MapName, torch.device, torch.dtype]:
-        """In the order in which an algorithm is asked."""
-        return self.problem, self.map, self.device, self.dtype
 
     @cached_property
     def _key(self) -> Key:
-        return Key.of(*self._where)
+        return Key.of(self.request)
 
 
 def _against_products(dtype: torch.dtype) -> str:
@@ -318,8 +296,9 @@ def _against_products(dtype: torch.dtype) -> str:
     return ""
 
 
-def _refuse_capture(problem: Problem, device: torch.device) -> None:
+def _refuse_capture(request: Request) -> None:
     """Nothing is timed while a CUDA graph is captured: to wait for the device would end that."""
+    problem, device = request.problem, request.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f"Auto(measure=True) cannot time {problem} on {device} while a CUDA graph is captured, "

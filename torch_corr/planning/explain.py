@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ..algorithms import Algorithm, MapName
+from ..algorithms import Algorithm
+from ..request import MapName
 from .auto import Candidate
 from .machine import machine_of
 

@@ -7,18 +7,19 @@ result passes its check (:class:`~torch_corr.algorithms.CheckedFFT`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from itertools import count
+from functools import cached_property, lru_cache, wraps
+from itertools import chain, count
 from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from ..algorithms import ALGORITHMS, MAPS, Algorithm, MapName, dtype_name, may_use_tf32
+from ..algorithms import ALGORITHMS, Algorithm, may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
+from ..request import MapName, Request
 from ..suggest import did_you_mean
 from .auto import Auto
 from .explain import provenance, table
@@ -80,34 +81,39 @@ class Plan:
         return self.grad_input.gradients(self.problem, input, weight, output)
 
     @property
+    def requests(self) -> tuple[Request, ...]:
+        """What it computes, one request for each map."""
+        return Request.of_each_map(self.problem, self.device, self.dtype)
+
+    @cached_property
     def has_both_gradients(self) -> bool:
         """Whether one algorithm computes both gradients, and does so by one call."""
         return self.grad_input == self.grad_weight and self.grad_input.has_both_gradients(
-            self.problem, self.device, self.dtype
+            self.requests[1]
         )
 
     @property
     def is_conv2d(self) -> bool:
         """Whether ``torch.conv2d`` with its own derivatives is all that this plan would do."""
         one = self.forward == self.grad_input == self.grad_weight
-        return one and self.forward.runs_as_conv2d(self.problem, self.device, self.dtype)
+        return one and self.forward.runs_as_conv2d(self.requests[0])
 
     def able(self, problem: Problem) -> bool:
         """Whether what was asked for can run another problem of this device and dtype."""
         requested = find_algorithm(self.requested)
         if isinstance(requested, Auto):
             return bool(able_algorithms(problem, self.device, self.dtype))
-        return not requested.refusals(problem, self.device, self.dtype)
+        return not refusals(requested, Request.of_each_map(problem, self.device, self.dtype))
 
     def __str__(self) -> str:
         """For each map every algorithm's time, workspace and error class, or why it is out."""
         requested = find_algorithm(self.requested)
         named = self.requested if isinstance(self.requested, str) else repr(self.requested)
-        lines = [f"{_where(self.problem, self.device, self.dtype)}, algorithm={named}"]
+        lines = [f"{self.requests[0]}, algorithm={named}"]
         auto = requested if isinstance(requested, Auto) else Auto()
-        for map in MAPS:
-            survey = auto.survey(map, self.problem, self.device, self.dtype)
-            lines.extend(table(map, survey, getattr(self, map)))
+        for request in self.requests:
+            map = request.map
+            lines.extend(table(map, auto.survey(request), getattr(self, map)))
         return "\n".join([*lines, provenance(self.device, self.dtype)])
 
 
@@ -175,21 +181,17 @@ def make_plan(
         TypeError: ``requested`` is neither a string nor an :class:`Algorithm`.
     """
     algorithm = find_algorithm(requested)
+    requests = Request.of_each_map(problem, device, dtype)
     if isinstance(algorithm, Auto):
-        return Plan(
-            problem,
-            device,
-            dtype,
-            requested,
-            *(_chosen(algorithm, map, problem, device, dtype) for map in MAPS),
-        )
-    if sentences := algorithm.refusals(problem, device, dtype):
+        chosen = (_chosen(algorithm, request) for request in requests)
+        return Plan(problem, device, dtype, requested, *chosen)
+    if sentences := refusals(algorithm, requests):
         able = able_algorithms(problem, device, dtype)
         names = ", ".join(each.name for each in able)
         raise RuntimeError(
             "\n".join(
                 [
-                    f"algorithm {algorithm.name!r} cannot run {_where(problem, device, dtype)}:",
+                    f"algorithm {algorithm.name!r} cannot run {requests[0]}:",
                     *(f"  - {sentence}" for sentence in sentences),
                     f"Able here: {names}. Or pass algorithm='auto'." if able else "None is able.",
                 ]
@@ -236,23 +238,25 @@ def find_algorithm(requested: AlgorithmLike) -> Auto | Algorithm:
 
 
 def able_algorithms(problem: Problem, device: torch.device, dtype: torch.dtype) -> list[Algorithm]:
-    """The algorithms that can run the problem there, in their order."""
-    return [each for each in ALGORITHMS if not each.refusals(problem, device, dtype)]
+    """The algorithms that can run all three maps of the problem there, in their order."""
+    requests = Request.of_each_map(problem, device, dtype)
+    return [each for each in ALGORITHMS if not refusals(each, requests)]
 
 
-def _chosen(
-    auto: Auto, map: MapName, problem: Problem, device: torch.device, dtype: torch.dtype
-) -> Algorithm:
-    if algorithm := auto.choose(map, problem, device, dtype):
+def refusals(algorithm: Algorithm, requests: Iterable[Request]) -> tuple[str, ...]:
+    """Why an algorithm cannot compute all of these, each reason once; empty if it can."""
+    return tuple(dict.fromkeys(chain.from_iterable(map(algorithm.refusals, requests))))
+
+
+def _chosen(auto: Auto, request: Request) -> Algorithm:
+    if algorithm := auto.choose(request):
         return algorithm
     reasons = [
         f"  - {each.algorithm.name}: {sentence}"
-        for each in auto.survey(map, problem, device, dtype)
+        for each in auto.survey(request)
         for sentence in each.refusals
     ]
-    raise NotImplementedError(
-        "\n".join([f"no algorithm can run {_where(problem, device, dtype)}:", *reasons])
-    )
+    raise NotImplementedError("\n".join([f"no algorithm can run {request}:", *reasons]))
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -263,7 +267,3 @@ def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
         first.clone() if first._is_zerotensor() else first,
         second.clone() if second._is_zerotensor() else second,
     )
-
-
-def _where(problem: Problem, device: torch.device, dtype: torch.dtype) -> str:
-    return f"{problem} on {device}/{dtype_name(dtype)}"

@@ -9,10 +9,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from ..algorithms import Algorithm, MapName
-from ..algorithms.base import SLOTS, shape_of
+from ..algorithms import Algorithm
 from ..algorithms.cost import FRESH
-from ..problem import Problem
+from ..request import Request
 
 _ENOUGH = 0.05
 """Seconds of runs after which an algorithm has been timed well enough."""
@@ -24,13 +23,7 @@ _LONG = 1.0
 """Seconds of a first run beside which what it sets up is nothing: it counts as a timed one."""
 
 
-def time_algorithms(
-    algorithms: Sequence[Algorithm],
-    problem: Problem,
-    map: MapName,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, float]:
+def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[str, float]:
     """Median seconds of each algorithm on one map, by spelling.
 
     Each runs once untimed, since a first run sets up what lasts, and twice to sort out those
@@ -38,9 +31,12 @@ def time_algorithms(
     itself, else an image that takes seconds would be measured for minutes.  The operands are made
     here, without touching the random generators: no algorithm's speed depends on its data.
     """
+    problem, map, device = request.problem, request.map, request.device
     if device.type == "cpu":
         settle_memory()
-    left, right = _operands(problem, map, device, dtype)
+    left, right = (
+        torch.full(shape, 0.5, dtype=request.dtype, device=device) for shape in request.shapes[:2]
+    )
 
     def run(algorithm: Algorithm) -> float:
         return _timed(device, lambda: getattr(algorithm, map)(problem, left, right))
@@ -97,13 +93,3 @@ def _wait(device: torch.device) -> None:
     """Until a device has done what it was told to do; a CPU has by then."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
-
-
-def _operands(
-    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    first, second = (
-        torch.full(shape_of(problem, slot), 0.5, dtype=dtype, device=device)
-        for slot in SLOTS[map][:2]
-    )
-    return first, second

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .._version import __version__
-from ..algorithms import MapName, dtype_name, may_use_tf32
+from ..algorithms import may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
+from ..request import Request, dtype_name
 from .machine import device_name
 
 _FORMAT = 1
@@ -44,8 +45,9 @@ class Key(NamedTuple):
     version: str
 
     @classmethod
-    def of(cls, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> Key:
-        """The key of a problem's map here and now."""
+    def of(cls, request: Request) -> Key:
+        """The key of a request here and now."""
+        device, dtype = request.device, request.dtype
         cuda = device.type == "cuda"
         name = "tf32" if cuda and may_use_tf32(dtype) else dtype_name(dtype)
         if cuda and dtype.is_complex and may_use_tf32(dtype.to_real()):
@@ -54,8 +56,8 @@ class Key(NamedTuple):
         # A transform multiplies matrices, for which PyTorch has a setting of its own.
         products = ", products in tf32" if cuda and products_may_use_tf32(dtype) else ""
         return cls(
-            problem=str(problem),
-            map=map,
+            problem=str(request.problem),
+            map=request.map,
             device=device_name(device),
             dtype=name + products,
             threads=torch.get_num_threads() if device.type == "cpu" else 0,

@@ -1,9 +1,10 @@
-"""Hold a correlation against the definition: strategies, an independent oracle, bounds, laws.
+"""The conformance kit: test any 2-D cross-correlation against its definition.
 
     from torch_corr.testing import check_corr2d
     check_corr2d(my_conv2d, device="cuda", dtypes=[torch.float16]).raise_if_failed()
 
-The one part of the package that needs hypothesis: ``pip install "torch_corr[kit]"``.
+It contains an independent oracle, error bounds, the laws of correlation, and strategies that draw
+problems and operands.  It needs hypothesis: ``pip install "torch_corr[kit]"``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .laws import CLAIMS, LAWS, Law, find_law
 from .normwise import Checked, Either, Fourier, Normwise, Winograd, declared
 from .oracle import Reference, oracle
 from .poison import litter, poisoned
-from .pytest_face import conformance_tests
+from .pytest_function import conformance_tests
 from .report import Counterexample, NonConformance, Report, Verdict
 from .strategies import operands, problems, tensors_for
 from .subject import Case, Refusal, Subject, Violation, require_close, require_right

@@ -1,18 +1,18 @@
-"""How far a right result may lie from the exact one: derived, never picked.
+"""Derived bounds for the rounding errors of a correlation.
 
-Notation: ``u`` is the unit roundoff of a dtype, ``gamma(n, u) = n*u / (1 - n*u)``.
+Notation: ``u`` is the unit roundoff of a dtype, and ``gamma(n, u) = n*u / (1 - n*u)``.
 
-**Componentwise.**  A sum of ``n`` products in floating point, in any order, with or without
-fused multiply-adds, multiplies each product by at most ``n`` factors ``(1 + delta)`` with
-``|delta| <= u``: one for the product, at most ``n - 1`` for the additions above it.  Hence
+**Componentwise.**  Consider a sum of ``n`` products in floating point, in any order, with or
+without fused multiply-adds.  Each product is multiplied by at most ``n`` factors ``(1 + delta)``
+with ``|delta| <= u``: one for the product and at most ``n - 1`` for the additions.  Hence
 
     |computed - exact| <= gamma(n, u) * sum |a||b|
 
 (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., Lemma 3.1, (3.5), 4.2).
-Direct loops, im2col with a matrix product, and implicit versions of either keep it.
+This bound holds for direct loops, for im2col with a matrix product, and for implicit GEMM.
 
-**Normwise.**  Fourier transforms and Winograd's mix all pixels of an image or a tile, so their
-errors are relative to it: ``normwise.py``.
+**Normwise.**  Fourier and Winograd transforms mix all pixels of an image or a tile, so their
+errors are relative to its norm.  ``normwise.py`` has these bounds.
 """
 
 from __future__ import annotations
@@ -28,56 +28,74 @@ from ..problem import Problem
 from .oracle import Reference
 
 Slots: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Input, weight and output, of which the open one is None."""
+"""Input, weight and output; the open slot is None."""
 
-# A complex product from three real ones (Gauss), the least accurate in use, has
+# The least accurate common method computes a complex product from three real ones (Gauss):
 #   Re = xr*wr - xi*wi,  Im = (xr+xi)(wr+wi) - xr*wr - xi*wi.
-# With S = sum |x||w|: sum |xr*wr| + |xi*wi| <= S and sum |xr+xi||wr+wi| <= 2 S.  At most
-# n + 4 factors act on a term (two operand sums, the product, n - 1 additions, two final
-# subtractions), so the errors of Re and Im are at most gamma(n + 4) times S and 3 S, and
-# the modulus at most sqrt(1 + 9) gamma(n + 4) S < 4 gamma(n + 4) S.
+# With S = sum |x||w|: sum |xr*wr| + |xi*wi| <= S and sum |xr+xi||wr+wi| <= 2 S.  Each term has at
+# most n + 4 factors (two operand sums, the product, n - 1 additions, two final subtractions).
+# So the errors of Re and Im are at most gamma(n + 4) times S and 3 S, and the modulus of the
+# error is at most sqrt(1 + 9) gamma(n + 4) S < 4 gamma(n + 4) S.
 _COMPLEX_FACTOR, _COMPLEX_EXTRA_TERMS = 4, 4
 
 TF32_READING = 2.0**-10
-"""TF32 has 11 digits; hardware that is fed float32 may cut the others off."""
+"""Relative error of an operand in TF32, which has 11 bits; hardware may truncate the others."""
 
 
 class ErrorModel(Protocol):
-    """What an algorithm promises about its rounding errors."""
+    """A bound for the rounding errors of an algorithm."""
 
     def bound(
         self, problem: Problem, reference: Reference, slots: Slots, dtype: torch.dtype
     ) -> Tensor:
-        """The largest error of each result in ``dtype``, float64."""
+        """The largest allowed error of each element of a map's result.
+
+        Args:
+            problem: the geometry.
+            reference: the exact result.
+            slots: the operands; the open slot is None.
+            dtype: of the operands and the result.
+
+        Returns:
+            A float64 tensor of the result's shape.
+        """
         ...
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
-    """Half the distance from 1 to the next number of the dtype; 0 for integers."""
+    """Half the distance from 1 to the next larger number of the dtype; 0 for integers."""
     if not (dtype.is_floating_point or dtype.is_complex):
         return 0.0
     return torch.finfo(dtype).eps / 2
 
 
 def gamma(terms: Tensor, roundoff: float) -> Tensor:
-    """``n*u / (1 - n*u)``; meaningful for n*u < 1."""
+    """``n*u / (1 - n*u)``, for n*u < 1."""
     return terms * roundoff / (1 - terms * roundoff)
 
 
 def error_bound(
     reference: Reference, dtype: torch.dtype, summing: torch.dtype | None = None
 ) -> Tensor:
-    """The largest componentwise error of a right map with results in ``dtype``.
+    """The componentwise bound for a result in ``dtype``.
 
-    ``c * gamma(n, u_sum) * S + u_out * |y| + underflow``, where products are summed in
-    ``summing`` (float32 for the halves, else the dtype itself), the result is rounded once
-    to ``dtype``, and ``S = sum |a||b|``; c = 1 for real numbers, 4 (and n + 4) for complex
-    ones.  The oracle's own float64 error is added.  Integers are exact; in a float dtype they
-    are while ``c * S <= 1/u_sum``, since then no partial sum is rounded, in any order.
+    ``c * gamma(n, u_sum) * S + u_out * |y| + underflow`` with ``S = sum |a||b|``.  c is 1 for real
+    numbers; for complex ones c is 4, and n + 4 replaces n.  The oracle's own float64 error is
+    added.  Integer dtypes must be exact.  Integers in a float dtype must be exact if
+    ``c * S <= 1/u_sum``, because then no partial sum is rounded, in any order.
 
-    Underflow: each of the n products, sums and the final rounding loses at most the
-    smallest normal number, whether subnormals are kept or flushed to zero; so does a
-    subnormal operand that is flushed, as long as the other one is at most 1.
+    Underflow: each of the n products and sums and the final rounding loses at most the smallest
+    normal number, whether subnormals are kept or flushed to zero.  A flushed subnormal operand
+    loses at most as much if the other operand is at most 1.
+
+    Args:
+        reference: the exact result with its magnitudes S and numbers of terms n.
+        dtype: of the result, which is rounded once to it.
+        summing: the dtype of the sums; None means float32 for float16 and bfloat16, and ``dtype``
+            otherwise.
+
+    Returns:
+        A float64 tensor of the result's shape.
     """
     if not (dtype.is_floating_point or dtype.is_complex):
         return torch.zeros_like(reference.magnitude)
@@ -96,12 +114,12 @@ def error_bound(
 
 @dataclass(frozen=True)
 class Componentwise:
-    """Products are summed as they are, in any order: :func:`error_bound`.
+    """The bound of :func:`error_bound`, for sums of products in any order.
 
     Attributes:
-        halves: dtype in which products of float16 and bfloat16 are summed; None: in their own.
-        operands: relative error ``r`` with which operands are read, :data:`TF32_READING` for
-            TF32.  A product is then off by ``(2 + r) r`` besides, as are its rounding errors.
+        halves: the dtype of the sums for float16 and bfloat16; None means the operands' dtype.
+        operands: the relative error ``r`` of the operands, :data:`TF32_READING` for TF32.  It adds
+            a relative error of ``(2 + r) r`` to each product.
     """
 
     halves: torch.dtype | None = torch.float32
@@ -115,13 +133,13 @@ class Componentwise:
 
 
 def summing_dtype(dtype: torch.dtype, halves: torch.dtype | None) -> torch.dtype:
-    """The dtype in which products are summed: ``halves`` for the halves, else their own."""
+    """The dtype of the sums: ``halves`` for float16 and bfloat16, ``dtype`` for the others."""
     half = dtype in (torch.float16, torch.bfloat16)
     return halves if half and halves is not None else dtype
 
 
 def rounded(error: Tensor, reference: Reference, dtype: torch.dtype) -> Tensor:
-    """The error, after one more rounding to ``dtype``; an exact small integer has none."""
+    """The error after a final rounding to ``dtype``; exact small integers are not rounded."""
     u = unit_roundoff(dtype)
     rounding = u * (reference.value.abs() + error)
     rounding = rounding + torch.finfo(dtype).tiny * (reference.terms > 0).double()

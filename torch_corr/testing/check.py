@@ -1,7 +1,7 @@
-"""Hold a callable against every law: draw cases, shrink failures, report.
+"""``check_corr2d``: test a callable against every law and report the results.
 
-Hypothesis draws and shrinks; what is kept of a failure is the smallest :class:`Case` that
-broke the law, a value that needs no Hypothesis to be tried again.
+Hypothesis draws and shrinks the cases.  The report contains the smallest :class:`Case` that failed,
+which can be run again without Hypothesis.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..problem import Problem
 from .bounds import TF32_READING, Componentwise, ErrorModel
 from .laws import LAWS, Law, find_law
 from .normwise import Either, Fourier, Winograd
-from .report import Counterexample, Report, Verdict
+from .report import Counterexample, Outcome, Report, Verdict
 from .strategies import problems as any_problem
 from .subject import Case, Refusal, Silence, Subject, Violation, home
 
@@ -37,7 +37,7 @@ ERROR_MODELS: dict[str, ErrorModel] = {
     "any": Either((Componentwise(), Fourier(), Winograd())),
 }
 SHRINKING_SECONDS = 5.0
-_ROUND = 5
+_EXAMPLES_PER_ROUND = 5
 
 Able = Callable[[Problem, torch.device, torch.dtype], bool]
 Progress = Callable[[int, int, str], None]
@@ -45,16 +45,16 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Trial:
-    """How to try a law: on which cases, how many, how long.
+    """The options of a test of a law.
 
     Attributes:
-        problems: strategy for problems.
-        device: where operands lie.
-        examples: how many cases a law with a share of 1 gets.
-        seconds: after which no further case is begun; None for no limit.
-        seed: of the cases.
-        able: what the callable claims to be able to do; other cases are not tried.
-        trace: a file that holds the law and case being tried, for when the process dies.
+        problems: the strategy that draws problems.
+        device: the device of the operands.
+        examples: the number of cases for a law with a share of 1.
+        seconds: no case starts after this time; None for no limit.
+        seed: of the random cases.
+        able: whether the callable supports a problem, device and dtype; other cases are skipped.
+        trace: a file to which each case is written before it runs, in case the process dies.
     """
 
     problems: st.SearchStrategy[Problem]
@@ -84,39 +84,47 @@ def check_corr2d(
     progress: Progress | None = None,
     trace: Path | None = None,
 ) -> Report:
-    """Whether a callable is a 2-D cross-correlation: values, gradients and manners.
+    """Test whether a callable is a 2-D cross-correlation.
+
+    The laws cover values, gradients up to second order, and the use of memory, threads and errors.
 
     Args:
-        fn: callable with the arguments of ``torch.nn.functional.conv2d``; those that have
-            their default are left out, the others but input and weight given by name.
-        device: where to try it.
+        fn: a callable with the arguments of ``torch.nn.functional.conv2d``.  It is called with
+            input and weight by position and the other arguments by keyword; arguments with
+            their default value are omitted.
+        device: the device of the operands.
         dtypes: of the operands, one or several.
-        laws: names of the laws to try; None for all that need no claim.
-        without: names of laws to leave out, which the report says.
-        claims: names of laws that bind only who claims them, to try besides:
+        laws: names of the laws to test; None for all that need no claim.
+        without: names of laws to leave out; the report lists them as excluded.
+        claims: names of additional laws to test, which are optional for a callable:
             ``forward_mode``, ``batch_invariance``, ``spellings``.
-        errors: what the callable promises about rounding: ``"componentwise"`` (sums of
-            products), ``"tf32"`` (of operands cut to 11 digits), ``"normwise"`` (Fourier
-            transforms), ``"winograd"`` (tiles of 4), ``"any"`` of these but TF32, or an
-            :class:`ErrorModel` of your own numbers: ``Winograd(tile=2)``, ``Normwise(constant)``.
-        problems: which problems it is for, e.g. ``problems(max_groups=1)``; None for all
-            that ``F.conv2d`` takes.
-        able: says of a problem, device and dtype whether the callable is for it.
-        examples: cases for each law and dtype; some dear laws take a share of it.
-        budget: seconds that all of it may take, roughly, since each law is tried on one case
-            at least; None for no limit.
-        seed: another one draws other cases.
-        name: what the report calls it.
-        progress: called before each law with the number done, their total, and a name.
-        trace: a file to write each case to before it is tried: if the callable takes the
-            process down, its last words.
+        errors: the bound of the rounding errors: ``"componentwise"`` (sums of products),
+            ``"tf32"`` (the same, with operands of 11 bits), ``"normwise"`` (Fourier
+            transforms), ``"winograd"`` (tiles of 4), ``"any"`` (the largest of these except
+            TF32), or an :class:`ErrorModel` such as ``Winograd(tile=2)``.
+        problems: a strategy for problems, e.g. ``problems(max_groups=1)``; None for all
+            that ``F.conv2d`` accepts.
+        able: ``able(problem, device, dtype)`` says whether the callable supports a problem.
+        examples: the number of cases for each law and dtype; expensive laws get fewer.
+        budget: time limit in seconds; None for no limit.  One case of each law always runs.
+        seed: of the random cases.
+        name: of the callable, for the report.
+        progress: called before each law with the number of laws done, their total, and a name.
+        trace: a file to which each case is written before it runs.  If the callable kills the
+            process, the file contains the case that did it.
 
     Returns:
-        A :class:`Report`; ``print`` it, ``raise_if_failed()``, ``to_json()``.
+        A :class:`Report`; use ``print``, ``raise_if_failed()`` or ``to_json()``.
 
     Raises:
-        TypeError: ``fn`` cannot be called.
-        ValueError: no such law, promise or device; no example, no dtype.
+        TypeError: ``fn`` is not callable.
+        ValueError: a law, error model or device is unknown, or there is no example or no dtype.
+
+    Example:
+        >>> from torch.nn.functional import conv2d
+        >>> report = check_corr2d(conv2d, laws=["values"], examples=5)
+        >>> report.passed
+        True
     """
     if not callable(fn):
         raise TypeError(f"fn must be callable, got {type(fn).__name__}")
@@ -152,14 +160,16 @@ def check_corr2d(
 
 
 def callers_problems() -> st.SearchStrategy[Problem]:
-    """What ``F.conv2d`` takes: no sizes of zero (they have a law of their own), one padding
-    for both sides of an axis, every regime, and in half of the ordinary problems one axis long
-    enough for a tail."""
+    """Problems that ``F.conv2d`` accepts, in every regime.
+
+    Sizes are not zero, since the law ``zero_sizes`` tests these, and both sides of an axis have
+    the same padding.
+    """
     return any_problem(**callers_limits())
 
 
 def callers_limits() -> dict[str, Any]:
-    """The limits of :func:`callers_problems`, by their names in :func:`problems`."""
+    """The arguments of :func:`problems` for :func:`callers_problems`."""
     return {
         "max_batch": 3,
         "max_channels": 3,
@@ -182,37 +192,43 @@ def recheck(
     *,
     errors: str | ErrorModel = "componentwise",
 ) -> None:
-    """Try a law on one case.
+    """Test one law on one case, for example the counterexample of a report.
 
     Args:
-        law: its name.
-        fn: as for :func:`check_corr2d`; so is ``errors``.
-        case: what to try it on.
+        law: the name of the law.
+        fn: the callable, as for :func:`check_corr2d`.
+        case: the problem and the operands.
+        errors: as for :func:`check_corr2d`.
 
     Raises:
         Violation: the law fails.
-        Refusal: the callable raises, and the law does not mind.
+        Refusal: the callable raises, and the law permits that.
+        ValueError: the law or the error model is unknown.
+
+    Example:
+        >>> from torch.nn.functional import conv2d
+        >>> recheck("values", conv2d, Case("n1c1-x3x3-o1-k2x2", "float32"))
     """
     find_law(law).check(Subject(fn, error_model(errors)), case)
 
 
 def error_model(errors: str | ErrorModel) -> ErrorModel:
-    """The promise of a name.  Raises ValueError for one that is none."""
+    """The error model of a name.  Raises ValueError if the name is unknown."""
     if not isinstance(errors, str):
         return errors
     if errors not in ERROR_MODELS:
         raise ValueError(
-            f"no promise {errors!r} about rounding; use one of {', '.join(ERROR_MODELS)}, or an "
+            f"unknown error model {errors!r}; use one of {', '.join(ERROR_MODELS)}, or an "
             f"ErrorModel such as Normwise(constant)"
         )
     return ERROR_MODELS[errors]
 
 
 def require_usable(device: torch.device | str) -> None:
-    """That numbers can be sent to the device and fetched back."""
+    """Raise ValueError unless tensors can be copied to the device and back."""
     try:
         torch.zeros(1, device=device).cpu()
-    except Exception as error:  # each backend has its own
+    except Exception as error:  # backends raise different types
         raise ValueError(
             f"device {str(device)!r} cannot compute here: {str(error).splitlines()[0]}"
         ) from error
@@ -220,17 +236,17 @@ def require_usable(device: torch.device | str) -> None:
 
 @dataclass
 class _Found:
-    """What trying a law has come to so far."""
+    """The results of a law so far."""
 
     cases: int = 0
     refusals: int = 0
     reason: str = ""
-    worst: tuple[Case, Violation] | None = None
-    settled: set[Case] = field(default_factory=set)
+    smallest: tuple[Case, Violation] | None = None
+    done: set[Case] = field(default_factory=set)
 
     @property
     def anything(self) -> bool:
-        return bool(self.cases or self.refusals or self.worst)
+        return bool(self.cases or self.refusals or self.smallest)
 
 
 def try_law(
@@ -238,9 +254,9 @@ def try_law(
 ) -> Verdict:
     """Draw cases for a law until one fails, then shrink it.
 
-    A callable that fails only now and then (a race) counts as failing.
+    A callable that fails only sometimes (a race) counts as failing.
     """
-    if not law.speaks_of(dtype):
+    if not law.applies_to(dtype):
         return Verdict(law.name, dtype, "silent")
     began = monotonic()
     found = _Found()
@@ -252,29 +268,31 @@ def try_law(
         case = data.draw(law.cases(trial.problems, dtype, trial.device))
         if stop is not None and monotonic() > stop and found.anything:
             return
-        if case in found.settled:
+        if case in found.done:
             return
         if trial.able and not trial.able(case.problem, torch.device(case.device), dtype):
             return
         if trial.trace:
             trial.trace.write_text(
-                Counterexample(law.name, "", case, subject.spelling, _fake_impl(subject)).snippet
+                Counterexample(
+                    law.name, "", case, subject.spelling, _error_model_code(subject)
+                ).snippet
             )
         try:
             law.check(subject, case)
         except Refusal as refusal:
             found.refusals += 1
-            found.settled.add(case)
+            found.done.add(case)
             found.reason = found.reason or str(refusal)
         except Violation as violation:
-            if found.worst is None:
+            if found.smallest is None:
                 stop = monotonic() + shrinking
-            if found.worst is None or case.size < found.worst[0].size:
-                found.worst = case, violation
+            if found.smallest is None or case.size < found.smallest[0].size:
+                found.smallest = case, violation
             raise
         else:
             found.cases += 1
-            found.settled.add(case)
+            found.done.add(case)
 
     try:
         for number, examples in enumerate(rounds(max(1, round(trial.examples * law.share)))):
@@ -284,27 +302,27 @@ def try_law(
     except Silence as silence:
         return Verdict(law.name, dtype, "silent", reason=str(silence))
     except (Violation, HypothesisException) as error:
-        if found.worst is None and not isinstance(error, Unsatisfiable):
+        if found.smallest is None and not isinstance(error, Unsatisfiable):
             raise
     return _verdict(law, subject, dtype, found, monotonic() - began)
 
 
 def rounds(examples: int) -> Iterator[int]:
-    """So many examples in short rounds.
+    """Split the examples into rounds of 5.
 
-    Hypothesis varies what it drew before, so a long round lingers in one region: of 200
-    problems in rounds of 25 between 1 and 16 had more than 128 channels, in rounds of 5 between
-    5 and 13 (8 seeds).  Each round begins with the simplest case, which is tried in the first
-    alone: hence one more in the others.
+    Hypothesis varies earlier examples, so the examples of a long round resemble each other.  With
+    rounds of 25, between 1 and 16 of 200 problems had more than 128 channels; with rounds of 5,
+    between 5 and 13 (8 seeds).  Each round starts with the simplest case, which counts only in the
+    first round, so the other rounds have one example more.
     """
-    for start in range(0, examples, _ROUND):
-        yield min(_ROUND, examples - start) + (start > 0)
+    for start in range(0, examples, _EXAMPLES_PER_ROUND):
+        yield min(_EXAMPLES_PER_ROUND, examples - start) + (start > 0)
 
 
 def draw(
     attempt: Callable[[st.DataObject], None], examples: int, seed: tuple[int, int]
 ) -> Callable[[], None]:
-    """``attempt`` on so many draws of Hypothesis, of which a failing one is shrunk."""
+    """A function that calls ``attempt`` for each example and shrinks a failing one."""
 
     @hypothesis.seed(str(seed))
     @settings(
@@ -326,36 +344,21 @@ def draw(
 def _verdict(
     law: Law, subject: Subject, dtype: torch.dtype, found: _Found, seconds: float
 ) -> Verdict:
-    if found.worst is not None:
-        case, violation = found.worst
+    if found.smallest is not None:
+        case, violation = found.smallest
         example = Counterexample(
-            law.name, str(violation), case, subject.spelling, _fake_impl(subject)
+            law.name, str(violation), case, subject.spelling, _error_model_code(subject)
         )
-        return Verdict(
-            law.name,
-            dtype,
-            "failed",
-            found.cases + 1,
-            found.refusals,
-            seconds,
-            found.reason,
-            example,
-        )
-    outcome = "passed" if found.cases else "refused"
-    reason = found.reason if found.refusals else "no case was drawn that it is able to do"
-    return Verdict(
-        law.name,
-        dtype,
-        "passed" if outcome == "passed" else "refused",
-        found.cases,
-        found.refusals,
-        seconds,
-        reason if outcome == "refused" or found.refusals else "",
-    )
+        counts = found.cases + 1, found.refusals
+        return Verdict(law.name, dtype, "failed", *counts, seconds, found.reason, example)
+    outcome: Outcome = "passed" if found.cases else "refused"
+    if not found.cases and not found.refusals:
+        found.reason = "no case was drawn that the callable supports"
+    return Verdict(law.name, dtype, outcome, found.cases, found.refusals, seconds, found.reason)
 
 
-def _fake_impl(subject: Subject) -> str:
-    """Python that makes the promise about rounding, without what it has by default."""
+def _error_model_code(subject: Subject) -> str:
+    """Python code for the error model, without default arguments."""
     model = subject.errors
     if not is_dataclass(model):
         return repr(model)
@@ -370,10 +373,10 @@ def _fake_impl(subject: Subject) -> str:
 def select_laws(
     laws: Collection[str] | None = None, claims: Collection[str] = ()
 ) -> tuple[Law, ...]:
-    """The laws of the given names, or all that need no claim, and those claimed.
+    """The laws with the given names, or all that need no claim; and the claimed ones.
 
     Raises:
-        ValueError: no law has such a name.
+        ValueError: a name is unknown.
     """
     for each in (*(laws or ()), *claims):
         find_law(each)

@@ -1,7 +1,7 @@
-"""Operands of every kind that has broken a convolution, each drawn from a seed.
+"""Random operands of the kinds of data and layouts that expose bugs in convolutions.
 
-What an operand holds (``DATA``) and how it lies in memory (``LAYOUTS``) are chosen apart;
-both are functions of a name, so that a counterexample can say in two words what it took.
+``DATA`` names the kinds of numbers and ``LAYOUTS`` the memory layouts.  A seed gives the same
+operands on every machine.
 """
 
 from __future__ import annotations
@@ -46,24 +46,36 @@ def make_operands(
     layouts: tuple[str, ...] = ("contiguous",) * 3,
     seed: int = 0,
 ) -> Operands:
-    """All three slots of a problem, from a seed: the same on every machine.
+    """Input, weight and output of a problem, the same for a seed on every machine.
 
     Args:
-        data: what they hold, one of ``DATA``:
+        problem: the geometry.
+        dtype: of the operands.
+        device: of the operands; they are drawn on the CPU and copied.
+        data: the kind of numbers, one of ``DATA``:
 
             - ``normal``: standard normal numbers.
-            - ``integers``: integers so small that every sum of products is exact.
-            - ``wide``: either sign, magnitudes over the widest range of powers of two
-              whose sums of products stay finite.
-            - ``cancelling``: sums of terms far larger than the sum itself.
-            - ``subnormal``: an input below the smallest normal number; the others at most
-              1, so that whoever flushes subnormals to zero loses no more than the bound.
-            - ``special``: zeros of either sign, the smallest normal numbers, and up to two
-              NaN or infinities an operand, among normal numbers.
+            - ``integers``: integers small enough that every sum of products is exact.
+            - ``wide``: both signs, with magnitudes over the widest range of powers of two for
+              which sums of products stay finite.
+            - ``cancelling``: the terms of a sum are far larger than the sum.
+            - ``subnormal``: the input is below the smallest normal number.  The other operands
+              are at most 1, so that flushing subnormals to zero stays within the bound.
+            - ``special``: normal numbers with zeros of both signs, the smallest normal numbers,
+              and at most two NaN or infinities per operand.
 
-            Integer dtypes hold small integers whatever is asked, and ``normal`` ones
-            integers over the dtype's whole range, which wrap around.
-        layouts: how each slot lies in memory, of ``LAYOUTS``.
+            Integer dtypes always hold small integers, except that ``normal`` draws from the
+            dtype's whole range, so that sums wrap around.
+        layouts: the memory layouts of input, weight and output, of ``LAYOUTS``.
+        seed: of the random numbers.
+
+    Raises:
+        ValueError: the kind of data or a layout is unknown.
+
+    Example:
+        >>> x, w, y = make_operands(Problem.parse("n2c3-x5-o4-k3"), torch.float32, seed=1)
+        >>> x.shape, w.shape, y.shape
+        (torch.Size([2, 3, 5, 5]), torch.Size([4, 3, 3, 3]), torch.Size([2, 4, 3, 3]))
     """
     if data not in DATA:
         raise ValueError(f"unknown data {data!r}; use one of {', '.join(DATA)}")
@@ -79,7 +91,7 @@ def make_operands(
             values.append(_real(problem, slot, shape, dtype, data, generator))
     return Operands(
         *(
-            # The dtype first: not every device has float64.
+            # Convert the dtype first, because not every device supports float64.
             in_layout(value.to(dtype).to(device), layout)
             for value, layout in zip(values, layouts)
         )
@@ -94,7 +106,7 @@ def _real(
     data: str,
     generator: torch.Generator,
 ) -> Tensor:
-    """The real numbers (a real or an imaginary part) of one slot, in float64 or int64."""
+    """The numbers of one slot, or their real or imaginary parts, in float64 or int64."""
     if not (dtype.is_floating_point or dtype.is_complex):
         info = torch.iinfo(dtype)
         least, most = max(info.min, -9), 9
@@ -110,7 +122,7 @@ def _real(
         power = torch.randint(low, high + 1, shape, generator=generator)
         return normal.sign() * torch.ldexp(1 + normal.abs().frac(), power)
     if data == "cancelling":
-        # A plateau under noise, seen through signs that alternate along a row.
+        # A constant with noise; the signs of the weight alternate along a row.
         if slot == "input":
             return 64 + normal
         signs = 1 - 2 * (torch.arange(shape[-1]) % 2).double()
@@ -125,7 +137,7 @@ def _real(
 
 
 def _with_special_values(normal: Tensor, tiny: float, generator: torch.Generator) -> Tensor:
-    """``normal``, with a quarter of it 0, -0, tiny or -tiny, and at most two NaN or infinities."""
+    """Replace a quarter of the numbers by 0, -0, tiny or -tiny, and at most two by NaN or inf."""
     small = torch.tensor([0.0, -0.0, tiny, -tiny], dtype=normal.dtype)
     large = torch.tensor([float("nan"), float("inf"), -float("inf")], dtype=normal.dtype)
     choice = torch.randint(0, 16, normal.shape, generator=generator)
@@ -139,26 +151,26 @@ def _with_special_values(normal: Tensor, tiny: float, generator: torch.Generator
 
 
 def most_terms(problem: Problem) -> int:
-    """The most products that any result of the three maps sums."""
+    """The largest number of products in a sum of any of the three maps."""
     taps, pixels = prod(problem.kernel), prod(problem.output_size)
     return max(1, problem.group_in * taps, problem.group_out * taps, max(1, problem.batch) * pixels)
 
 
 def exact_integer(problem: Problem, dtype: torch.dtype) -> int:
-    """The largest k <= 9 such that sums of products of integers up to k are exact, at least 1.
+    """The largest k from 1 to 9 for which sums of products of integers up to k are exact.
 
-    They are while ``terms * k**2 <= 2**p``, p the digits of the significand, since then no
-    partial sum, in any order, needs more digits than there are.
+    They are exact if ``terms * k**2 <= 2**p``, where p is the number of bits of the significand,
+    because then every partial sum fits.
     """
     terms = most_terms(problem) * (4 if dtype.is_complex else 1)
     return max(1, min(9, isqrt(round(2 / torch.finfo(dtype).eps) // terms)))
 
 
 def _exponents(problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
-    """Least and largest power of two of ``wide`` numbers: sums of products stay finite.
+    """The smallest and largest exponent of ``wide`` numbers.
 
-    ``2**(high+1)`` is the largest number, so ``terms * 2**(2*high+2)``, doubled for complex
-    products and again for rounding, must not pass the dtype's largest.
+    The largest number is ``2**(high+1)``.  So ``terms * 2**(2*high+2)``, doubled for complex
+    products and again for rounding, must not exceed the dtype's largest number.
     """
     info = torch.finfo(dtype)
     largest = torch.tensor(info.max, dtype=torch.float64).log2().floor().int().item()
@@ -168,25 +180,31 @@ def _exponents(problem: Problem, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def in_layout(value: Tensor, layout: str) -> Tensor:
-    """The 4-D ``value`` with other strides.
+    """A 4-D tensor in another memory layout.
 
-    - ``channels_last``: the channels of a pixel side by side, and the strides say so even where
-      the shape leaves open which layout it is, as those of a permuted NHWC image with one channel
-      do.
+    - ``channels_last``: the strides of a permuted NHWC image, also for shapes that have several
+      layouts, such as one channel or one pixel.
     - ``channel_slice``: every second channel of a larger channels_last image.
-    - ``singleton_strides``: contiguous, but with a stride of 0 on each axis of size 1, as a slice
-      of an expanded tensor has.
+    - ``singleton_strides``: contiguous, but with a stride of 0 on each axis of size 1, as in a
+      slice of an expanded tensor.
     - ``transposed``: axes in another order.
     - ``every_second``: every second pixel of a larger image.
-    - ``cropped``: cut out of a larger block on all four axes, hence with an offset.
-    - ``offset``: starts inside a larger block, at an odd element.
-    - ``repeated``: another value, which repeats the first image and row with strides of 0.
-    - ``expanded``: another value, the first element everywhere, with no stride but 0.
+    - ``cropped``: cut from a larger block along all four axes, with an offset.
+    - ``offset``: starts at an odd element of a larger block.
+    - ``repeated``: the first image and row are repeated with strides of 0; this changes the values.
+    - ``expanded``: the first element is repeated with strides of 0; this changes the values.
 
-    The block around a value is full of NaN (integers: the largest), as other data may be.
+    Larger blocks are filled with NaN (for integers, the largest number).
+
+    Raises:
+        ValueError: the layout is unknown.
+
+    Example:
+        >>> in_layout(torch.zeros(1, 2, 3, 4), "channels_last").stride()
+        (24, 1, 8, 2)
     """
     if layout == "channels_last":
-        # Not ``contiguous``, which returns the value as it is where the shape leaves both open.
+        # ``contiguous`` would return the value unchanged if its shape has several layouts.
         return torch.empty_like(value, memory_format=torch.channels_last).copy_(value)
     if layout == "channel_slice":
         images, channels, height, width = value.shape
@@ -218,7 +236,7 @@ def in_layout(value: Tensor, layout: str) -> Tensor:
 
 
 def _block(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Memory of another shape, full of what no result may be made of."""
+    """A tensor of another shape, filled with NaN or the largest integer."""
     if value.dtype.is_floating_point or value.dtype.is_complex:
         return value.new_full(shape, float("nan"))
     return value.new_full(shape, torch.iinfo(value.dtype).max)

@@ -1,12 +1,13 @@
-"""Bounds for algorithms that mix what one output does not read: relative to whole planes.
+"""Error bounds for Fourier and Winograd transforms, relative to the norms of whole planes.
 
-Each of the three maps sums, for the result's plane (n, o), products of one plane of either
-operand over the index that these share.  With ``|.|`` some norm of a plane, the bounds are
-multiples of the same sum of products of norms:
+These algorithms mix all pixels of a plane, so an error may exceed the bound for the output's own
+products.  A map's result plane is a sum of correlations of planes of the operands.  With a norm
+``|.|`` of a plane, the bounds are
 
     |computed - exact| <= constant * P,    P[n, o] = sum_c |x[n,c]| |w[o,c]|    (forward)
 
-and likewise ``P[n, c] = sum_o |y[n,o]| |w[o,c]|``, ``P[o, c] = sum_n |x[n,c]| |y[n,o]|``.
+with ``P[n, c] = sum_o |y[n,o]| |w[o,c]|`` for grad_input and ``P[o, c] = sum_n |x[n,c]| |y[n,o]|``
+for grad_weight.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..algorithms import Algorithm, MapName
+from ..algorithms import Algorithm
 from ..problem import Problem
+from ..request import MapName, Request
 from .bounds import (
     Componentwise,
     ErrorModel,
@@ -35,20 +37,20 @@ from .bounds import (
 )
 from .oracle import Reference, oracle
 
-Constant: TypeAlias = Callable[[Problem, MapName, torch.device, torch.dtype], float]
+Constant: TypeAlias = Callable[[Request], float]
 
-_OPENED: tuple[MapName, MapName, MapName] = ("grad_input", "grad_weight", "forward")
+_MAP_OF_SLOT: tuple[MapName, MapName, MapName] = ("grad_input", "grad_weight", "forward")
 
 
 @dataclass(frozen=True)
 class Normwise:
-    """What an algorithm's author proved: ``constant * P`` with 2-norms of planes.
+    """A bound ``constant * P`` with the 2-norms of planes, for an algorithm with a proven constant.
 
     Attributes:
-        constant: the factor, as a function of problem, map (``"forward"``, ``"grad_input"`` or
-            ``"grad_weight"``), device and dtype; or a number, which counts unit roundoffs of the
-            dtype that is summed in.  To first order in u: a hundredth part is added for the rest.
-        halves: dtype in which float16 and bfloat16 are summed; None: in their own.
+        constant: a function of the :class:`~torch_corr.Request` with the dtype of the sums; or a
+            number of unit roundoffs of that dtype.  The constant may be of first order in u: 1% is
+            added for higher orders.
+        halves: the dtype of the sums for float16 and bfloat16; None means the operands' dtype.
     """
 
     constant: float | Constant
@@ -60,39 +62,40 @@ class Normwise:
         summing = summing_dtype(dtype, self.halves)
         if callable(self.constant):
             (device, *_) = (value.device for value in slots if value is not None)
-            factor = self.constant(problem, _OPENED[slots.index(None)], device, summing)
+            request = Request(problem, _MAP_OF_SLOT[slots.index(None)], device, summing)
+            factor = self.constant(request)
         else:
             factor = self.constant * unit_roundoff(summing)
         planes = _planes(problem, slots, 2.0)
         pixels = sum(value.numel() for value in slots if value is not None)
         lost = 3 * pixels * torch.finfo(summing).tiny
         error = 1.01 * factor * planes.value + lost
-        return _everywhere(error, reference, summing, dtype)
+        return _error_per_element(error, reference, summing, dtype)
 
 
 @dataclass(frozen=True)
 class Fourier:
-    """The maps as products of discrete Fourier transforms, whole or in tiles.
+    """The bound for discrete Fourier transforms of whole planes or tiles.
 
-    With ``a`` and ``b`` the planes that one result plane sums over (channels for forward),
-    N the transform's size, ``z = sum a*b`` and ``L = log2(N)``:
+    Let ``a`` and ``b`` be the planes whose correlations are summed (over channels for forward),
+    N the size of the transform, ``z = sum a*b`` and ``L = log2(N)``.
 
     1. A transform has ``||error||_2 <= d ||result||_2`` with ``d = L*t / (1 - L*t)`` and
-       ``t = u + gamma(4)(sqrt(2) + u)``, the twiddle factors being right to u (Higham,
-       Theorem 24.2).  The theorem is for radix 2.  A butterfly of prime radix r done as r
-       sums has ``sqrt(r) gamma(r + 3)`` for its ``log2(r)`` steps, at most twice as much
-       for r <= 11; so t is doubled, and N is to have no larger prime factor.
-    2. ``||A||_2 = sqrt(N) ||a||_2`` for the transform A of a, so after the products and the
-       sum over m planes, the spectrum's error e has, with Cauchy-Schwarz,
+       ``t = u + gamma(4)(sqrt(2) + u)``, if the twiddle factors are exact to u (Higham,
+       Theorem 24.2).  The theorem is for radix 2.  A butterfly of prime radix r, computed as r
+       sums, has ``sqrt(r) gamma(r + 3)`` for its ``log2(r)`` steps, at most twice as much
+       for r <= 11.  So t is doubled, and N must have no prime factor above 11.
+    2. The transform A of a has ``||A||_2 = sqrt(N) ||a||_2``.  So, by Cauchy-Schwarz, the error e
+       of the spectrum after the products and the sum over m planes satisfies
        ``||e||_1 <= N * ((1+d)**2 * (1 + gamma(m + 4)) - 1) * P``, ``P = sum ||a||_2 ||b||_2``.
-    3. An inverse transform takes that to at most ``||e||_1 / N`` in every pixel, and adds its
-       own ``d ||z||_2``; ``||z||_2 <= sum ||a||_1 ||b||_2 <= sqrt(K) P``, K the pixels of the
-       smaller plane.
+    3. The inverse transform changes each pixel by at most ``||e||_1 / N`` and adds its own error
+       ``d ||z||_2``, where ``||z||_2 <= sum ||a||_1 ||b||_2 <= sqrt(K) P`` and K is the number of
+       pixels of the smaller plane.
 
-    Tiles have smaller norms and sizes; their sums are counted with m.
+    Tiles have smaller norms and sizes; m includes the number of tiles that are summed.
 
     Attributes:
-        halves: dtype in which float16 and bfloat16 are transformed; None: in their own.
+        halves: the dtype of the transforms for float16 and bfloat16; None means their own dtype.
     """
 
     halves: torch.dtype | None = torch.float32
@@ -113,37 +116,39 @@ class Fourier:
         error = (spectrum + d * (1 + spectrum) * sqrt(min(pixels))) * planes.value
         lost = 3 * size * torch.finfo(summing).tiny
         error = error + lost * (planes.terms > 0).double()
-        return _everywhere(error, reference, summing, dtype)
+        return _error_per_element(error, reference, summing, dtype)
 
 
 @dataclass(frozen=True)
 class Winograd:
-    """Minimal filtering F(m, r): tiles of m outputs along an axis of r taps, n = m + r - 1 pixels.
+    """The bound for Winograd's minimal filtering F(m, r).
 
-    Along one axis the algorithm is a sum of n products of one trilinear form,
+    F(m, r) computes m outputs from r taps and n = m + r - 1 pixels.  Along one axis it
+    is a sum of n products in one trilinear form,
 
-        T(x, w, y) = sum_k (A^T y)_k (G w)_k (B x)_k,    A: m x n,  G: n x r,  B: n x n,
+        T(x, w, y) = sum_k (A^T y)_k (G w)_k (B x)_k,    A: m x n,  G: n x r,  B: n x n.
 
-    and along two it is nested.  Each map opens one slot of it.  Every computed result is thus
-    a sum of terms ``a g g' w b b' x a'`` of entries, each times at most K factors
-    ``(1 + delta)``, ``|delta| <= u``.  A sum of l products by rounded constants has l + 1 (the
-    constant's rounding, the product, l - 1 additions), and of the three matrices of an axis two
-    sum at most n products and one at most max(m, r): K is ``2 n + max(m, r) + 3`` for either
-    axis, one for the product, and one for each further plane or tile summed.  Hence
+    Along two axes it is nested.  Each map computes one slot from the other two.  So every computed
+    result is a sum of terms ``a g g' w b b' x a'`` of matrix entries and operands, each multiplied
+    by at most K factors ``(1 + delta)`` with ``|delta| <= u``.  A sum of l products with rounded
+    constants has l + 1 factors (the constant's rounding, the product, l - 1 additions).  Two of the
+    three matrices of an axis sum at most n products, and one at most max(m, r).  So K is
+    ``2 n + max(m, r) + 3`` for each axis, plus one for the product and one for each further plane
+    or tile in the sum.  Hence
 
         |computed - exact| <= gamma(K) k_rows k_columns P,  with max norms in P, and
         k = max_i sum_j |A_ij| g_j b_j (forward),  max_p sum_j |B_jp| a_j g_j (grad_input, for
-        each tile that reaches the pixel, of which there are ceil(n/m)),
+        each of the at most ceil(n/m) tiles that contain the pixel),
         max_q sum_j |G_jq| a_j b_j (grad_weight, for each tile),
 
     where a, g, b are the sums of absolute entries of A's columns, G's rows and B's rows.
-    grad_input may as well be the forward of the flipped kernel; the larger k counts.  k does
-    not change when a factor is moved between the matrices.  The points of interpolation are
-    0, 1, -1, 2, -2, 1/2, -1/2, 4, ... and infinity.
+    grad_input may also be computed as the forward of the flipped kernel, so the larger k is used.
+    Scaling one matrix and dividing another by the same factor does not change k.  The points of
+    interpolation are 0, 1, -1, 2, -2, 1/2, -1/2, 4, ... and infinity.
 
-    For a stride, a dilation, or kernels too long for the points: as :class:`Componentwise`;
-    a side of one tap is not transformed.  No result is held to less than that.
-    Complex products as there: three real ones of which the last has twice the size.
+    With a stride, a dilation, or a kernel too long for the points, the bound is that of
+    :class:`Componentwise`; it is never smaller than that.  An axis with one tap is not transformed.
+    Complex products are bounded as in ``bounds.py``.
 
     Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (the
     matrices); Barabasz, Anderson, Soodhalter & Gregg, "Error analysis and improving the
@@ -151,8 +156,8 @@ class Winograd:
     this kind, in other norms).
 
     Attributes:
-        tile: m, at most; 2, 4 and 6 are in use for 3x3 kernels.
-        halves: dtype in which float16 and bfloat16 are transformed; None: in their own.
+        tile: the largest m; 2, 4 and 6 are common for 3x3 kernels.
+        halves: the dtype of the transforms for float16 and bfloat16; None means their own dtype.
     """
 
     tile: int = 4
@@ -167,7 +172,7 @@ class Winograd:
         dense = problem.stride == problem.dilation == (1, 1)
         if not axes or not dense or max(n for _, n in axes) > len(_POINTS) + 1:
             return direct
-        map = _OPENED[slots.index(None)]
+        map = _MAP_OF_SLOT[slots.index(None)]
         planes = _planes(problem, slots, float("inf"))
         factor = prod(_amplification(self.tile, taps, map) for taps, _ in axes)
         tiles = 1
@@ -187,15 +192,12 @@ class Winograd:
         )
         lost = 2 * factor * tiles * max(1.0, largest) * torch.finfo(summing).tiny
         error = error + lost * rounds * planes.terms
-        return torch.maximum(direct, _everywhere(error, reference, summing, dtype))
+        return torch.maximum(direct, _error_per_element(error, reference, summing, dtype))
 
 
 @dataclass(frozen=True)
 class Either:
-    """One of several promises is kept, and it is not known which: the larger bound counts.
-
-    For a callable that chooses its algorithm by itself, as cuDNN does.
-    """
+    """The largest of several bounds, for a callable that chooses among algorithms, like cuDNN."""
 
     promises: tuple[ErrorModel, ...]
 
@@ -210,12 +212,13 @@ class Either:
 
 @dataclass(frozen=True)
 class Checked:
-    """Each result is proved to be within a tolerance of its own terms, or summed directly.
+    """The bound for results that are checked, and recomputed if the check fails.
 
-    ``tolerance(dtype) * sum |a||b|``, and what :class:`Componentwise` allows.
+    It is ``tolerance(dtype) * sum |a||b|`` over the result's own products, plus the bound of
+    :class:`Componentwise`.
 
     Attributes:
-        tolerance: as a function of the operands' dtype.
+        tolerance: a function of the operands' dtype.
     """
 
     tolerance: Callable[[torch.dtype], float]
@@ -228,11 +231,16 @@ class Checked:
 
 
 def declared(algorithm: Algorithm) -> ErrorModel:
-    """What one of ``torch_corr``'s algorithms, or a third party's, promises about rounding.
+    """The error model of an :class:`~torch_corr.Algorithm`.
 
-    A ``normwise`` one that has a method ``tolerance(dtype)`` is held to that times the sum of the
-    moduli of each result's own products; one that has a method ``error_constant(problem, map,
-    device, dtype)`` to that; one that has neither to what Fourier transforms can keep.
+    It is :class:`Componentwise` if ``algorithm.error_class`` says so.  Otherwise it is
+    :class:`Checked` for an algorithm with a method ``tolerance(dtype)``, :class:`Normwise` for one
+    with a method ``error_constant(request)``, and else :class:`Fourier`.
+
+    Example:
+        >>> from torch_corr import Direct
+        >>> declared(Direct())
+        Componentwise(halves=torch.float32, operands=0.0)
     """
     if algorithm.error_class == "componentwise":
         return Componentwise()
@@ -244,7 +252,7 @@ def declared(algorithm: Algorithm) -> ErrorModel:
 
 
 def _planes(problem: Problem, slots: Slots, order: float) -> Reference:
-    """P: the same form, of 1x1 planes that hold the planes' norms."""
+    """P of the module's docstring: the map of the planes' norms, as planes of one pixel."""
     norms = [None if value is None else _norms(value, order) for value in slots]
     points = Problem(
         problem.batch,
@@ -260,7 +268,7 @@ def _planes(problem: Problem, slots: Slots, order: float) -> Reference:
 def _norms(value: Tensor, order: float) -> Tensor:
     """The norm of each plane of a 4-D tensor, as a plane of one pixel."""
     wide = torch.complex128 if value.is_complex() else torch.float64
-    # Large ones are sooner summed where they lie than moved; not every device has float64.
+    # On CUDA this is faster than a copy to the CPU.  Other devices may not support float64.
     value = value.detach() if value.is_cuda else value.detach().cpu()
     planes = value.to(wide).flatten(2)
     if planes.shape[2] == 0:
@@ -269,10 +277,10 @@ def _norms(value: Tensor, order: float) -> Tensor:
     return norms[..., None, None]
 
 
-def _everywhere(
+def _error_per_element(
     error: Tensor, reference: Reference, summing: torch.dtype, dtype: torch.dtype
 ) -> Tensor:
-    """The planes' error at each element, with the oracle's own and the last rounding."""
+    """The planes' error for each element, plus the oracle's error and the final rounding."""
     if reference.at is not None:
         error = error[reference.at[0], reference.at[1], 0, 0]
     error = error + error_bound(reference, torch.complex128 if dtype.is_complex else torch.float64)
@@ -283,7 +291,7 @@ _POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4", "-
 
 
 class Transforms(NamedTuple):
-    """F(m, r) along one axis: ``y = A ((G w) * (B x))``, exact."""
+    """The exact matrices of F(m, r) along one axis: ``y = A ((G w) * (B x))``."""
 
     A: list[list[Fraction]]
     G: list[list[Fraction]]
@@ -291,7 +299,7 @@ class Transforms(NamedTuple):
 
 
 def transforms(tile: int, taps: int) -> Transforms:
-    """Cook and Toom's matrices for F(tile, taps), from the first points and infinity."""
+    """The Cook-Toom matrices of F(tile, taps) for the first points and infinity."""
     points = _POINTS[: tile + taps - 2]
     A = [[p**i for p in points] + [Fraction(int(i == tile - 1))] for i in range(tile)]
     G, B = [], []
@@ -306,7 +314,7 @@ def transforms(tile: int, taps: int) -> Transforms:
 
 
 def _polynomial(roots: tuple[Fraction, ...] | list[Fraction]) -> list[Fraction]:
-    """Coefficients of the product of ``(x - root)``, that of 1 first."""
+    """The coefficients of the product of ``(x - root)``, starting with the constant one."""
     product = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *product]
@@ -316,11 +324,12 @@ def _polynomial(roots: tuple[Fraction, ...] | list[Fraction]) -> list[Fraction]:
 
 @lru_cache(maxsize=256)
 def _amplification(tile: int, taps: int, map: MapName) -> float:
-    """k of the tile, or of a smaller one, whichever is larger."""
+    """The largest k of F(m, taps) for m from 1 to ``tile``."""
     return max(_amplification_of(m, taps, map) for m in range(1, tile + 1))
 
 
 def _amplification_of(tile: int, taps: int, map: MapName) -> float:
+    """k of F(tile, taps)."""
     A, G, B = (
         torch.tensor([[abs(float(each)) for each in row] for row in matrix], dtype=torch.float64)
         for matrix in transforms(tile, taps)

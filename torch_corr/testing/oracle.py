@@ -1,12 +1,12 @@
-"""The definition once more, in float64, sharing no code with any algorithm.
+"""The oracle: the definition of correlation in float64, without code of any algorithm.
 
-Whatever tap (u, v) of output pixel (i, j) meets is looked up in a table of pixel numbers,
-``i*s + u*d - p``, one for the rows and one for the columns; a number outside the image
-looks up a zero.  With the looked-up pixels ``x[n,g,c,u,i,v,j]`` in hand, the form is
+The pixel under tap (u, v) of output pixel (i, j) is looked up in two tables of pixel numbers
+``i*s + u*d - p``, for the rows and for the columns.  A number outside the image gives zero.  With
+the pixels ``x[n,g,c,u,i,v,j]``, the trilinear form is
 
     T(x, w, y) = sum over n,g,o,c,u,i,v,j of x[n,g,c,u,i,v,j] * w[g,o,c,u,v] * y[n,g,o,i,j]
 
-and each map is that sum over the indices that its result lacks.
+and each map is this sum over the indices that its result lacks.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ..problem import Problem
 
 
 class Reference(NamedTuple):
-    """What a map must return, and what its rounding errors are measured by."""
+    """The exact result of a map, and the quantities in its error bound."""
 
     value: Tensor
-    """The result: complex128 for complex operands, int64 for integers, else float64."""
+    """The result, in complex128 for complex operands, int64 for integers, else float64."""
     magnitude: Tensor
-    """sum |a||b| over the products of each result, float64."""
+    """sum |a||b| over the products of each element, in float64."""
     terms: Tensor
-    """How many products each result sums, taps on the padding left out, float64."""
+    """The number of products of each element, without taps on the padding, in float64."""
     integral: bool
-    """Whether all operands are integers (of whatever dtype), so that sums may be exact."""
+    """Whether all operands hold integers, in any dtype."""
     at: tuple[Tensor, ...] | None = None
-    """Which elements of the result these are, an index tensor for each axis; None for all."""
+    """The indices of a subset of elements, a tensor for each axis; None for all elements."""
 
 
 def oracle(
@@ -40,12 +40,26 @@ def oracle(
     weight: Tensor | None = None,
     output: Tensor | None = None,
 ) -> Reference:
-    """The slot that is None, from the two that are not; operands of any dtype and device.
+    """Compute the slot that is None from the other two, of any dtype and device.
 
-    Integer dtypes are computed exactly, modulo 2**64; so are integers of a float dtype, as
-    long as sums stay below 2**53.  Else each result is within
-    ``gamma(terms, 2**-53) * magnitude`` of the exact one: for float32 and below, some 2**-29
-    of what their own bound allows; for float64 as much again, which the bounds count in.
+    Integer dtypes are exact modulo 2**64, and integers in a float dtype are exact while sums are
+    below 2**53.  Otherwise the error is at most ``gamma(terms, 2**-53) * magnitude``.  That is
+    2**-29 of the bound for float32, and as large as the bound for float64; the bounds include it.
+
+    Args:
+        problem: the geometry.
+        input: (N, C, H, W) or None.
+        weight: (O, C/groups, kH, kW) or None.
+        output: (N, O, H', W') or None.
+
+    Returns:
+        A :class:`Reference`, on the CPU.
+
+    Example:
+        >>> x, w = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 2)
+        >>> result = oracle(Problem.parse("n1c1-x2-o1-k1x2"), input=x, weight=w)
+        >>> result.value.flatten(), result.terms.flatten()
+        (tensor([2., 2.], dtype=torch.float64), tensor([2., 2.], dtype=torch.float64))
     """
     slots = [value if value is None else _exact(value) for value in (input, weight, output)]
     sizes = [value if value is None else value.abs().to(torch.float64) for value in slots]
@@ -60,34 +74,34 @@ def _form(
 ) -> Tensor:
     p, (rows, columns) = problem, (_pixel_numbers(problem, axis) for axis in (0, 1))
     grouped = p.groups, p.group_out, p.group_in
-    looked_up = p.batch, p.groups, p.group_in, *rows.shape, *columns.shape
+    windows_shape = p.batch, p.groups, p.group_in, *rows.shape, *columns.shape
     if weight is not None:
         weight = weight.reshape(*grouped, *p.kernel)
     if output is not None:
         output = output.reshape(p.batch, p.groups, p.group_out, *p.output_size)
     if input is not None:
-        # One row and one column of zeros beyond the image are what lies outside of it.
-        framed = torch.nn.functional.pad(input, (0, 1, 0, 1))
-        seen = framed[:, :, rows.flatten()][..., columns.flatten()].reshape(looked_up)
+        # Pixels outside the image are in an additional row and column of zeros.
+        padded = torch.nn.functional.pad(input, (0, 1, 0, 1))
+        windows = padded[:, :, rows.flatten()][..., columns.flatten()].reshape(windows_shape)
         if weight is not None:
-            return torch.einsum("ngcuivj,gocuv->ngoij", seen, weight).reshape(p.output_shape)
+            return torch.einsum("ngcuivj,gocuv->ngoij", windows, weight).reshape(p.output_shape)
         assert output is not None
-        return torch.einsum("ngcuivj,ngoij->gocuv", seen, output).reshape(p.weight_shape)
+        return torch.einsum("ngcuivj,ngoij->gocuv", windows, output).reshape(p.weight_shape)
     assert weight is not None
     assert output is not None
-    seen = torch.einsum("gocuv,ngoij->ngcuivj", weight, output)
+    windows = torch.einsum("gocuv,ngoij->ngcuivj", weight, output)
     height, width = p.size
-    image = seen.new_zeros(p.batch, p.in_channels, height + 1, columns.numel())
+    image = windows.new_zeros(p.batch, p.in_channels, height + 1, columns.numel())
     image.index_add_(
-        2, rows.flatten(), seen.reshape(p.batch, p.in_channels, rows.numel(), columns.numel())
+        2, rows.flatten(), windows.reshape(p.batch, p.in_channels, rows.numel(), columns.numel())
     )
-    framed = seen.new_zeros(p.batch, p.in_channels, height + 1, width + 1)
-    framed.index_add_(3, columns.flatten(), image)
-    return framed[:, :, :height, :width]
+    padded = windows.new_zeros(p.batch, p.in_channels, height + 1, width + 1)
+    padded.index_add_(3, columns.flatten(), image)
+    return padded[:, :, :height, :width]
 
 
 def _pixel_numbers(problem: Problem, axis: int) -> Tensor:
-    """(k, outputs): the pixel under each tap of each output; ``size`` when outside."""
+    """(taps, outputs): the pixel under each tap of each output; ``size`` if it is outside."""
     taps = torch.arange(problem.kernel[axis])[:, None] * problem.dilation[axis]
     starts = torch.arange(problem.output_size[axis])[None, :] * problem.stride[axis]
     number = starts + taps - problem.padding[axis][0]
@@ -96,7 +110,7 @@ def _pixel_numbers(problem: Problem, axis: int) -> Tensor:
 
 
 def _exact(value: Tensor) -> Tensor:
-    """On the CPU, in a dtype that holds every value of ``value``'s own."""
+    """``value`` on the CPU, in complex128, float64 or int64."""
     value = value.detach().cpu().resolve_conj()
     if value.is_complex():
         return value.to(torch.complex128)

@@ -1,4 +1,4 @@
-"""Memory full of NaN where nobody has written, so that reading it cannot go unseen."""
+"""Fill uninitialised memory with NaN, so that a result that depends on it is NaN."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from contextlib import contextmanager
 
 import torch
 
-# From glibc's malloc.h: what is allocated is filled with the complement of the option's last
-# byte, hence here with 0xFF, as all bits set are NaN in every floating-point dtype.
+# From glibc's malloc.h.  glibc fills allocated memory with the complement of the option's last
+# byte, here 0xFF.  A number with all bits set is NaN in every floating-point dtype.
 _M_PERTURB, _FILL_WITH_ONES, _LEAVE = -6, 0x100, 0
 
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fill what ``torch.empty`` and its kin return with NaN (integers: the largest).
+    """Context in which ``torch.empty`` returns NaN (for integers, the largest number).
 
-    PyTorch does so only under deterministic algorithms, which it may therefore choose here.
-    Memory that a kernel takes by other ways is filled with bits that are all set: NaN again,
-    where ``malloc`` and its kin come from glibc.  Not reached are small blocks handed out again
-    (see :func:`litter`), what a kernel asks of the system itself, and memory of other devices.
+    PyTorch does this only with deterministic algorithms, so they are enabled too.  If ``malloc`` is
+    that of glibc, memory that kernels allocate with it also contains NaN.  Small blocks that are
+    reused (see :func:`litter`), memory that a kernel gets from the system, and memory of other
+    devices are not filled.
+
+    Example:
+        >>> with poisoned():
+        ...     torch.empty(2)
+        tensor([nan, nan])
     """
     mode = torch.get_deterministic_debug_mode()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -39,10 +44,10 @@ def poisoned() -> Iterator[None]:
 
 
 def litter(device: torch.device | str = "cpu") -> None:
-    """Leave NaN in memory that is given back, for whoever asks for some next, in whatever way.
+    """Fill small blocks of memory with NaN and free them, so that the next allocations get NaN.
 
-    Allocators hand out again what was just freed: blocks of 16 bytes to 128 KiB.  Of those below
-    1 KiB glibc keeps seven of each multiple of 16 bytes aside, as they were.
+    Allocators reuse freed blocks of 16 bytes to 128 KiB.  Below 1 KiB, glibc caches seven blocks
+    for each multiple of 16 bytes without changing their contents.
     """
     sizes = [4 * count for count in range(1, 66) for _ in range(8)]
     sizes += [2**power for power in range(9, 16) for _ in range(4)]
@@ -51,7 +56,7 @@ def litter(device: torch.device | str = "cpu") -> None:
 
 
 def _perturb(byte: int) -> None:
-    """Have the C library fill what it allocates, if it is one that can."""
+    """Set the byte with which glibc fills allocated memory; do nothing with another C library."""
     try:
         option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no such function; Windows: no such library

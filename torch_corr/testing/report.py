@@ -1,4 +1,4 @@
-"""What the kit found: a verdict for each law and dtype, a table, JSON, and how to see it again."""
+"""The report of the conformance kit: a table, JSON, and a program for each counterexample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..algorithms import dtype_name
+from ..request import dtype_name
 from .subject import Case
 
 Outcome = Literal["passed", "failed", "refused", "excluded", "silent"]
@@ -22,19 +22,19 @@ _SIGNS: dict[Outcome, str] = {
 
 
 class NonConformance(AssertionError):  # noqa: N818
-    """A callable breaks laws of correlation; the message is the report."""
+    """A callable violates laws of correlation; the message is the report."""
 
 
 @dataclass(frozen=True)
 class Counterexample:
-    """The smallest case found on which a law fails.
+    """The smallest case found for which a law fails.
 
     Attributes:
-        law: its name.
-        message: what came out, and what should have.
-        case: the case, as a value.
-        spelling: Python that binds ``fn`` to the callable.
-        errors: Python that makes the promise about rounding that it was held to.
+        law: the name of the law.
+        message: the actual and the expected result.
+        case: the problem and the operands.
+        spelling: Python code that imports the callable as ``fn``.
+        errors: Python code for the error model.
     """
 
     law: str
@@ -45,9 +45,9 @@ class Counterexample:
 
     @property
     def snippet(self) -> str:
-        """Python that shows it again."""
-        promise = f", errors={self.errors}" if self.errors != "Componentwise()" else ""
-        model = ", " + self.errors.partition("(")[0] if promise else ""
+        """A Python program that reproduces the failure."""
+        errors = f", errors={self.errors}" if self.errors != "Componentwise()" else ""
+        model = ", " + self.errors.partition("(")[0] if errors else ""
         return "\n".join(
             [
                 "import torch",
@@ -56,7 +56,7 @@ class Counterexample:
                 "",
                 f"case = {self.case!r}",
                 f"# {self.case.describe()}",
-                f"recheck({self.law!r}, fn, case{promise})",
+                f"recheck({self.law!r}, fn, case{errors})",
                 f"# {self.message}",
             ]
         )
@@ -64,19 +64,19 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one law in one dtype.
+    """The result of one law in one dtype.
 
     Attributes:
-        law: its name.
+        law: the name of the law.
         dtype: of the operands.
-        outcome: ``passed``; ``failed``; ``refused``: the callable raised on every case;
-            ``excluded``: by the caller; ``silent``: the law does not speak of the dtype.
-        cases: how many cases were decided.
-        refusals: on how many the callable raised; they decide nothing but ``accepts``,
-            ``differentiable`` and ``zero_sizes``.
-        seconds: how long it took.
-        reason: why it was refused, the first time.
-        counterexample: when it failed.
+        outcome: ``passed``; ``failed``; ``refused``: no case was decided; ``excluded``: the
+            caller left the law out; ``silent``: the law does not apply to the dtype or callable.
+        cases: the number of decided cases.
+        refusals: the number of cases that were not decided because the callable raised, or
+            because another law already failed.
+        seconds: the time of the tests.
+        reason: the reason of the first refusal.
+        counterexample: the smallest failing case, if the law failed.
     """
 
     law: str
@@ -91,7 +91,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Report:
-    """All verdicts about one callable."""
+    """All verdicts for one callable.
+
+    Attributes:
+        name: of the callable.
+        device: of the operands.
+        versions: of PyTorch, this library, Python, the machine and the GPU.
+        verdicts: one for each law and dtype.
+    """
 
     name: str
     device: str
@@ -100,7 +107,7 @@ class Report:
 
     @property
     def failures(self) -> tuple[Verdict, ...]:
-        """The verdicts that are failures."""
+        """The verdicts of the laws that failed."""
         return tuple(each for each in self.verdicts if each.outcome == "failed")
 
     @property
@@ -109,16 +116,16 @@ class Report:
         return not self.failures and any(each.cases for each in self.verdicts)
 
     def failed_laws(self) -> tuple[str, ...]:
-        """The names of the laws that failed in some dtype, in order."""
+        """The names of the laws that failed in any dtype, in order."""
         return tuple(dict.fromkeys(each.law for each in self.failures))
 
     def raise_if_failed(self) -> None:
-        """Raises :class:`NonConformance`, whose message is the report, unless it passed."""
+        """Raise :class:`NonConformance` with the report as its message, unless it passed."""
         if not self.passed:
             raise NonConformance(f"\n{self}")
 
     def __str__(self) -> str:
-        """A row for each law, a column for each dtype, and the counterexamples below."""
+        """A table of laws and dtypes, followed by the counterexamples."""
         dtypes = list(dict.fromkeys(each.dtype for each in self.verdicts))
         laws = list(dict.fromkeys(each.law for each in self.verdicts))
         cells = {(each.law, each.dtype): _cell(each) for each in self.verdicts}
@@ -148,7 +155,7 @@ class Report:
         decided = sum(each.cases for each in self.verdicts)
         lines += ["", f"{len(self.failures)} failures in {decided} cases"]
         if not decided:
-            lines[-1] += ": nothing was tried, hence nothing shown"
+            lines[-1] += ": nothing was tried, so this is not a pass"
         return "\n".join(lines)
 
     def to_json(self) -> str:

@@ -1,8 +1,9 @@
-"""What to try: Hypothesis strategies for problems, and operands for them."""
+"""Hypothesis strategies for problems and operands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -42,28 +43,40 @@ def problems(
     allow_empty: bool = True,
     asymmetric_padding: bool = True,
 ) -> st.SearchStrategy[Problem]:
-    """Problems of every kind that conv2d takes, small enough to try thousands.
+    """A strategy for small problems of every kind that ``conv2d`` accepts.
 
-    Half of them are ordinary, the others of one of the kinds in ``REGIMES``, whose other sizes
-    are small.  Narrow it to what a callable is for: ``problems(max_dilation=1, max_groups=1)``.
+    About half of the problems are ordinary; the others belong to the other ``REGIMES``.  Limit the
+    problems to those that a callable supports: ``problems(max_dilation=1, max_groups=1)``.
 
     Args:
-        max_channels: most channels of one group, on either side.
-        max_kernel: most taps of a side.  If it is more than 5, only some ordinary problems have
-            more than 5 taps, with an image as large as that takes; only these have strides and
-            padding of more than 4.
-        max_padding: most zeros on a side.  More than 8, and dilations of more than 3, occur only
-            in wide and tall problems if ``max_kernel`` is more than 5.
-        max_one: unless 0, one of batch, channels (or the groups of a depthwise layer), rows or
-            columns is often longer than its own limit and up to this long, to reach the tails
-            of blocked loops; half of these lengths are a power of two, or one more.  From 20 on
-            there are wide and tall problems.
-        allow_empty: whether the batch, or the channels on either side, or the image where the
-            batch or the input's channels are, may be empty.
-        asymmetric_padding: whether the two sides of an axis may be padded differently.
+        max_batch: the largest number of images.
+        max_channels: the largest number of input or output channels of a group.
+        max_groups: the largest number of groups.
+        max_size: the largest number of rows or columns of an image.
+        max_kernel: the largest number of taps along an axis.  If it is above 5, some ordinary
+            problems have more than 5 taps and a larger image; only these have a stride or
+            padding above 4.
+        max_stride: the largest stride.
+        max_padding: the largest padding of a side.  If ``max_kernel`` is above 5, padding above 8
+            and dilations above 3 occur only in wide and tall problems.
+        max_dilation: the largest dilation.
+        max_one: unless 0, one of batch, channels (or groups of a depthwise layer), rows or
+            columns often exceeds its own limit, up to this length, to reach the tails of blocked
+            loops.  Half of these lengths are a power of two or one more.  Wide and tall problems
+            need at least 20.
+        allow_empty: whether the batch or a number of channels may be 0; then the image may also
+            have no pixels, if the batch or the input channels are 0.
+        asymmetric_padding: whether the two sides of an axis may have different padding.
 
     Raises:
-        ValueError: a limit that leaves no problem.
+        ValueError: a limit is not an integer or too small.
+
+    Example:
+        >>> from hypothesis import given
+        >>> @given(problem=problems(max_groups=1))
+        ... def test_one_group(problem):
+        ...     assert problem.groups == 1
+        >>> test_one_group()
     """
     limits = Limits(**locals())
     for name, limit in limits._asdict().items():
@@ -74,7 +87,7 @@ def problems(
     return _problems(limits)
 
 
-# How many of 32 problems belong to each regime; docs/conformance.md has this table.
+# The number of problems of each regime among 32; docs/conformance.md describes them.
 REGIMES = {"ordinary": 15, "wide": 8, "tall": 2, "one column": 5, "one row": 2}
 
 
@@ -114,8 +127,8 @@ def _ordinary(draw: st.DrawFn, limits: Limits) -> Problem:
         return draw(lengths, label=axis)
 
     batch = length("batch", least, limits.max_batch)
-    # What special code is written for is drawn most: one group, depthwise layers, dense windows,
-    # 3x3 kernels and square ones, and a single window.
+    # Draw often what has special code: one group, depthwise layers, dense windows, 3x3 and square
+    # kernels, and a single window.
     several = limits.max_groups > 1
     grouping = draw(st.sampled_from(_GROUPINGS), label="grouping") if several else "one"
     if grouping == "depthwise":
@@ -169,7 +182,7 @@ def _ordinary(draw: st.DrawFn, limits: Limits) -> Problem:
     )
 
 
-# Where kernels may be large, these limits hold for most problems, and those for large kernels.
+# If max_kernel is above 5, limits for the problems with small kernels and with large ones.
 _SMALL = {"kernel": 5, "stride": 4, "padding": 4, "dilation": 3}
 _LARGE = {"padding": 8, "dilation": 3}
 
@@ -177,11 +190,11 @@ _GROUPINGS = ("one", "one", "several", "depthwise")
 _SINGLE = (False,) * 7 + (True,)
 _SPARSE = ("", "", "stride", "stride", "dilation", "stride and dilation")
 
-# Loops are blocked by powers of two, and go wrong one beyond; the shorter ones of these lengths
-# are drawn often enough as they are.
+# Loops are blocked by powers of two and often fail for one more.  Smaller powers of two occur often
+# without this list.
 _BLOCKS = tuple(2**power + rest for power in range(6, 13) for rest in (1, 1, 0))
 
-# Columns and input channels are what loops are blocked along most.
+# Most loops are blocked along the columns or the input channels.
 _LONG = (
     "",
     "rows",
@@ -198,7 +211,7 @@ _LONG = (
 
 
 class _Axis(NamedTuple):
-    """The geometry of one axis."""
+    """The geometry of one axis of a problem."""
 
     taps: int
     stride: int
@@ -207,17 +220,17 @@ class _Axis(NamedTuple):
     size: int
 
 
-# Kernels for vectors of 8 or 16 columns keep up to 28 of them in registers, and take a wider row
+# Kernels with vectors of 8 or 16 columns keep up to 28 columns in registers and process a wider row
 # in several steps.
 _WIDE, _TWO_STEPS = (20, 80), (29, 56)
 
 
 @st.composite
 def _wide(draw: st.DrawFn, limits: Limits, turned: bool) -> Problem:
-    """20 to 80 columns of outputs, three quarters of them 29 to 56, in up to five rows.
+    """20 to 80 output columns, in three quarters 29 to 56, and up to five rows.
 
-    Three kinds: a long window that moves in large steps far beyond the border (4 of 8); a dense
-    row in each of several groups under a dilation of the rows (3 of 8); any mixture (1 of 8).
+    There are three kinds: sparse columns with long padding (4 of 8); dense columns in several
+    groups, with a dilation of the rows (3 of 8); a mixture (1 of 8).
     """
     kind = draw(_weighted({"sparse": 4, "dense": 3, "mixed": 1}), label="kind of wide")
     outputs = draw(st.sampled_from((_TWO_STEPS, _TWO_STEPS, _TWO_STEPS, _WIDE)))
@@ -234,9 +247,9 @@ def _wide(draw: st.DrawFn, limits: Limits, turned: bool) -> Problem:
 def _sparse_axis(draw: st.DrawFn, limits: Limits, outputs: int) -> _Axis:
     """A stride, a dilation, and padding from half a window to two windows.
 
-    Stride and dilation are at least 2, and the window spans up to 44 pixels, as far as the
-    limits allow.  Three fifths of the paddings are at most three quarters of the window, one
-    fifth is at most the window; one fifth is longer, so that whole windows see nothing else.
+    Within the limits, stride and dilation are at least 2 and the window spans 24 to 44 pixels.
+    Three fifths of the paddings are at most three quarters of the window, and one fifth is at
+    most the window.  One fifth is longer, so that some windows contain only padding.
     """
     stride = draw(st.sampled_from(_up_to(limits.max_stride, (2, 2, 3, 4))), label="stride")
     taps = draw(st.sampled_from(_up_to(limits.max_kernel, (3, 3, 4, 5, 6, 7, 8, 2))), label="taps")
@@ -259,7 +272,7 @@ def _sparse_axis(draw: st.DrawFn, limits: Limits, outputs: int) -> _Axis:
 
 @st.composite
 def _dense_axis(draw: st.DrawFn, limits: Limits, outputs: int) -> _Axis:
-    """Steps of 1 (a quarter: of 2), up to 3 taps and little padding."""
+    """Stride 1 (in a quarter 2), up to 3 taps and padding up to 1."""
     stride = draw(st.sampled_from(_up_to(limits.max_stride, (1, 1, 1, 2))), label="stride")
     taps = draw(st.sampled_from(_up_to(limits.max_kernel, (1, 2, 3))), label="taps")
     padding = draw(_sides(limits, 1))
@@ -274,7 +287,7 @@ def _short_axis(
     strides: tuple[int, ...] = (1, 1, 1, 2),
     outputs: Pair = (1, 5),
 ) -> _Axis:
-    """Up to three taps and, unless said otherwise, five outputs."""
+    """Up to three taps and, by default, up to five outputs."""
     stride = draw(st.sampled_from(_up_to(limits.max_stride, strides)), label="stride")
     taps = draw(st.sampled_from(_up_to(limits.max_kernel, (1, 2, 3))), label="taps")
     dilation = draw(st.sampled_from(_up_to(limits.max_dilation, dilations)), label="dilation")
@@ -285,10 +298,10 @@ def _short_axis(
 
 @st.composite
 def _one_column(draw: st.DrawFn, limits: Limits, turned: bool) -> Problem:
-    """One column of outputs, two to six rows; a stride along the columns alone in five of eight.
+    """One output column and two to six rows; in 5 of 8, only the columns have a stride.
 
-    Seven of eight have one channel and one group, whose layout PyTorch cannot tell from the
-    strides.  Padding reaches up to what leaves one window.
+    7 of 8 have one input channel, so that their strides do not determine the layout.  Padding is
+    as large as one output column permits.
     """
     down_stride, strides = draw(
         st.sampled_from((((1,), (2, 2, 3, 4)),) * 5 + (((1, 2), (1, 2, 3)),) * 3),
@@ -297,12 +310,12 @@ def _one_column(draw: st.DrawFn, limits: Limits, turned: bool) -> Problem:
     taps = draw(st.integers(1, min(8, limits.max_kernel)), label="taps")
     stride = draw(st.sampled_from(_up_to(limits.max_stride, strides)), label="stride")
     dilation = draw(st.sampled_from(_up_to(limits.max_dilation, (1, 1, 1, 2))), label="dilation")
-    (span, _), unseen = window_span((taps, 1), (dilation, 1)), draw(st.integers(0, stride - 1))
-    side = min(limits.max_padding, (span - 1 + unseen) // 2)
+    (span, _), unused = window_span((taps, 1), (dilation, 1)), draw(st.integers(0, stride - 1))
+    side = min(limits.max_padding, (span - 1 + unused) // 2)
     first = draw(st.integers(0, side), label="padding")
     last = draw(st.integers(0, side)) if limits.asymmetric_padding else first
     least = span - first - last
-    size = max(least, min(limits.max_size, least + unseen))
+    size = max(least, min(limits.max_size, least + unused))
     across = _Axis(taps, stride, dilation, (first, last), size)
     down = draw(_short_axis(limits, (1, 1, 1, 2), down_stride, outputs=(2, 6)))
     gray = draw(st.sampled_from((True,) * 7 + (False,)), label="gray")
@@ -310,7 +323,7 @@ def _one_column(draw: st.DrawFn, limits: Limits, turned: bool) -> Problem:
 
 
 def _up_to(most: int, values: tuple[int, ...]) -> tuple[int, ...]:
-    """The values, of which those beyond a limit are replaced by it."""
+    """The values, limited to ``most``."""
     return tuple(min(most, value) for value in values)
 
 
@@ -330,11 +343,11 @@ def _axis(
     padding: Pair,
     outputs: int,
 ) -> _Axis:
-    """An axis with so many outputs, or as many as the limit on its size and the padding allow."""
+    """An axis with the given number of outputs, or fewer if its size would exceed ``most``."""
     (span, _) = window_span((taps, 1), (dilation, 1))
     least = max(1, span - sum(padding))
     size = (outputs - 1) * stride + span - sum(padding)
-    size += draw(st.integers(0, stride - 1), label="pixels behind the last window")
+    size += draw(st.integers(0, stride - 1), label="pixels after the last window")
     return _Axis(taps, stride, dilation, padding, max(least, min(most, size)))
 
 
@@ -351,8 +364,10 @@ def _assembled(
     """The problem of two axes, with one to three images and few channels, sometimes 16.
 
     Args:
-        groupings: weights of one group and of several.
-        turned: whether the rows are what ``across`` says of the columns.
+        groupings: the weights of one group and of several groups.
+        across: the columns.
+        down: the rows.
+        turned: whether to swap rows and columns.
         gray: whether there is one input channel.
     """
     few = _up_to(max(limits.max_channels, min(16, limits.max_one)), (1, 1, 1, 2, 2, 3, 3, 16))
@@ -387,25 +402,20 @@ def _assembled(
 
 
 def layouts_of_three(layouts: Sequence[str]) -> st.SearchStrategy[tuple[str, str, str]]:
-    """A layout for each of input, weight and output.
+    """A strategy for the layouts of input, weight and output.
 
-    If both contiguous and channels_last are among them, half of the triples are made of these
-    two; in the others each is drawn by itself.
+    If contiguous and channels_last are among the layouts, half of the triples contain only these
+    two, and not contiguous three times.
     """
     each = st.sampled_from(tuple(layouts))
     free = st.tuples(each, each, each)
     if not {"contiguous", "channels_last"} <= set(layouts) or len(layouts) == 2:
         return free
-    return st.one_of(free, st.sampled_from(_USUAL))
+    return st.one_of(free, st.sampled_from(_COMMON_LAYOUTS))
 
 
-# All but three times contiguous.
-_USUAL = tuple(
-    (x, w, y)
-    for x in ("contiguous", "channels_last")
-    for w in ("contiguous", "channels_last")
-    for y in ("contiguous", "channels_last")
-)[1:]
+# All except three times contiguous, which comes first.
+_COMMON_LAYOUTS = tuple(product(("contiguous", "channels_last"), repeat=3))[1:]
 
 
 @st.composite
@@ -418,11 +428,14 @@ def tensors_for(
     data: Sequence[str] = DATA,
     layouts: Sequence[str] = LAYOUTS,
 ) -> Operands:
-    """Operands for all three slots of a problem, of any kind of data in any layout.
+    """A strategy for input, weight and output of a problem.
 
     Args:
-        data: kinds to draw from, of ``DATA`` (see :func:`make_operands`).
-        layouts: layouts to draw from, of ``LAYOUTS`` (see :func:`in_layout`).
+        problem: the geometry.
+        dtype: of the operands.
+        device: of the operands.
+        data: the kinds of numbers, from ``DATA`` (see :func:`make_operands`).
+        layouts: the memory layouts, from ``LAYOUTS`` (see :func:`in_layout`).
     """
     seed = draw(st.integers(0, 2**32 - 1), label="seed")
     kind = draw(st.sampled_from(tuple(data)), label="data")
@@ -436,7 +449,7 @@ def operands(
     device: torch.device | str = "cpu",
     layouts: Sequence[str] = LAYOUTS,
 ) -> st.SearchStrategy[Operands]:
-    """:func:`tensors_for` with normal numbers (small integers for integer dtypes) alone."""
+    """:func:`tensors_for` with normal numbers, or small integers for integer dtypes."""
     integral = not (dtype.is_floating_point or dtype.is_complex)
     kinds = ("integers",) if integral else ("normal",)
     return tensors_for(problem, dtype, device, data=kinds, layouts=layouts)

@@ -1,4 +1,4 @@
-"""What is under test, and one case of testing it: both values, so that a failure can be rerun."""
+"""The callable under test, a case to test it on, and comparisons of results."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ import torch
 from torch import Tensor
 
 from .._torch_compat import OpOverload, OpOverloadPacket
-from ..algorithms import dtype_name
 from ..problem import Problem
+from ..request import dtype_name
 from .bounds import Componentwise, ErrorModel, Slots
 from .data import Operands, make_operands
 from .oracle import oracle
 
 Results: TypeAlias = dict[str, Tensor]
-"""What a call gives, by name: output, grad_input, grad_weight."""
+"""The results of a call by name: output, grad_input, grad_weight."""
 
 
 class Violation(AssertionError):  # noqa: N818
-    """A law does not hold; the message says what came out and what should have."""
+    """A law does not hold; the message has the actual and the expected result."""
 
 
 class Refusal(Exception):  # noqa: N818
-    """The callable raised on a valid problem."""
+    """The callable raises on a valid problem, or another law already fails on the case."""
 
 
 class Silence(Exception):  # noqa: N818
-    """A law does not speak of this callable."""
+    """A law does not apply to this callable."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem and operands for it, as a value: prints as Python that makes it again.
+    """A problem and its operands, as a value.  Its ``repr`` is Python code that makes it.
 
     Attributes:
-        problem: a :class:`Problem` or its spelling.
+        problem: a :class:`Problem` or its string.
         dtype: of the operands, or its name.
-        device: where they lie.
-        data: what they hold, one of ``DATA``.
-        layouts: how input, weight and output lie in memory, of ``LAYOUTS``.
-        seed: of their random numbers.
+        device: of the operands.
+        data: the kind of numbers, one of ``DATA``.
+        layouts: the memory layouts of input, weight and output, from ``LAYOUTS``.
+        seed: of the random numbers.
         conj: whether the operands are lazily conjugated views (complex dtypes).
+
+    Example:
+        >>> Case("n1c2-x4-o2-k3", "float32", seed=7)
+        Case('n1c2-x4x4-o2-k3x3-s1x1-p0,0x0,0-d1x1-g1', 'float32', seed=7)
     """
 
     problem: Problem
@@ -71,46 +75,46 @@ class Case:
         return f"Case({', '.join(given)})"
 
     def operands(self) -> Operands:
-        """Input, weight and output; new tensors at every call, of the same values."""
+        """Input, weight and output: new tensors at every call, with the same values."""
         values = make_operands(
             self.problem, self.dtype, self.device, self.data, self.layouts, self.seed
         )
         return Operands(*(each.conj() for each in values)) if self.conj else values
 
     def bias(self) -> Tensor:
-        """(O,) in the operands' dtype, of values that differ."""
+        """A bias (O,) in the operands' dtype, with different values."""
         bias = torch.arange(self.problem.out_channels, device=self.device) % 7 - 3
         return bias.to(self.dtype) + (1j if self.dtype.is_complex else 0)
 
     def describe(self) -> str:
-        """The call in PyTorch's words, for one line of comment."""
+        """The call with PyTorch's argument names, for a comment."""
         p = self.problem
         keywords = "".join(f", {name}={value}" for name, value in arguments(p).items())
         return f"fn(input {p.input_shape}, weight {p.weight_shape}{keywords})"
 
     def another(self, number: int = 1, **changes: Any) -> Case:
-        """The case with other random numbers."""
+        """The case with another seed, and with the given changes."""
         return replace(self, seed=self.seed + number, **changes)
 
     @property
     def size(self) -> tuple[int, ...]:
-        """How much there is to understand; a smaller one is the better counterexample."""
-        p, plain = self.problem, self.data != "integers"
+        """A measure of complexity; of two counterexamples, the smaller one is better."""
+        p, is_real = self.problem, self.data != "integers"
         elements = sum(map(prod, (p.input_shape, p.weight_shape, p.output_shape)))
-        knobs = sum((*p.stride, *p.dilation, *p.padding[0], *p.padding[1], p.groups, *p.kernel))
+        geometry = sum((*p.stride, *p.dilation, *p.padding[0], *p.padding[1], p.groups, *p.kernel))
         layouts = sum(each != "contiguous" for each in self.layouts)
-        return elements + 4 * knobs + 8 * layouts + 4 * plain, self.seed
+        return elements + 4 * geometry + 8 * layouts + 4 * is_real, self.seed
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A callable with ``F.conv2d``'s signature, and what is claimed about it.
+    """The callable under test, with its error model.
 
     Attributes:
         call: ``call(input, weight, bias=..., stride=..., padding=..., dilation=...,
-            groups=...)``; arguments that have their default are left out.
-        errors: what it promises about rounding.
-        spelling: Python that imports or makes ``call`` under the name ``fn``.
+            groups=...)``; arguments with their default value are omitted.
+        errors: the bound of its rounding errors.
+        spelling: Python code that imports ``call`` as ``fn``.
     """
 
     call: Callable[..., Tensor]
@@ -129,18 +133,25 @@ class Subject:
         bias: Tensor | None = None,
         what: str = "output",
     ) -> Tensor:
-        """The callable's result, whose name in messages is ``what``.
+        """Call the callable and check the type, shape, dtype and device of its result.
+
+        Args:
+            problem: the geometry.
+            input: (N, C, H, W).
+            weight: (O, C/groups, kH, kW).
+            bias: (O,) or None.
+            what: the name of the result in messages.
 
         Raises:
             Refusal: the callable raises.
-            Violation: the result is no tensor of the right shape, dtype and device.
+            Violation: the result is not a tensor of the right shape, dtype, device and layout.
         """
         keywords = arguments(problem)
         if bias is not None:
             keywords["bias"] = bias
         try:
             y = self.call(input, weight, **keywords)
-        except Exception as error:  # whatever it is, it is the callable's answer
+        except Exception as error:  # the callable may raise any type
             raise Refusal(f"{type(error).__name__}: {_first_line(error)}") from error
         require_alike(what, y, problem.output_shape, input)
         return y
@@ -148,7 +159,7 @@ class Subject:
     def pull(
         self, y: Tensor, leaves: tuple[Tensor, ...], output: Tensor, create_graph: bool = False
     ) -> tuple[Tensor, ...]:
-        """``torch.autograd.grad(y, leaves, output)``.  Raises :class:`Refusal` when it raises."""
+        """``torch.autograd.grad(y, leaves, output)``.  Raises :class:`Refusal` if that raises."""
         try:
             return torch.autograd.grad(y, leaves, output, create_graph=create_graph)
         except Exception as error:  # as above
@@ -162,10 +173,14 @@ class Subject:
         output: Tensor,
         before: Callable[[], None] = lambda: None,
     ) -> Results:
-        """The output, and as far as it has them the gradients for a cotangent ``output``.
+        """The output and, if it is differentiable, the gradients for a given output gradient.
 
         Args:
-            before: called before the forward and before the backward pass.
+            problem: the geometry.
+            input: (N, C, H, W).
+            weight: (O, C/groups, kH, kW).
+            output: the gradient of the output.
+            before: called before the forward pass and before the backward pass.
         """
         differentiable = input.dtype.is_floating_point or input.dtype.is_complex
         if differentiable:
@@ -182,13 +197,13 @@ class Subject:
     def require_maps(
         self, results: Results, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> None:
-        """That what :meth:`maps` gave is right."""
+        """Raise Violation unless the results of :meth:`maps` are correct."""
         self.expect_maps(problem, input, weight, output).require_all(results)
 
     def expect_maps(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> ExpectedMaps:
-        """What :meth:`maps` must give for these operands, in whatever layout they lie."""
+        """The correct results of :meth:`maps` for these operands."""
         return ExpectedMaps(self, problem, input, weight, output)
 
     def require(
@@ -201,17 +216,20 @@ class Subject:
         output: Tensor | None = None,
         only: Tensor | None = None,
     ) -> None:
-        """That ``got`` is the open slot of the form, to within the error that is promised.
+        """Raise Violation unless ``got`` is the slot that is None, within the error bound.
 
         Args:
-            what: its name in the message.
-            only: where to look, if not everywhere.
+            what: the name of ``got`` in the message.
+            got: the result to check.
+            problem: the geometry.
+            input, weight, output: the two operands; the third slot is None.
+            only: a mask of the elements to check; None for all.
         """
         require_right(what, got, problem, (input, weight, output), self.errors, only)
 
 
 class ExpectedMaps:
-    """The results of the three maps, each computed by the oracle when it is first asked for."""
+    """The exact results of the three maps; the oracle computes each when it is needed."""
 
     def __init__(
         self, subject: Subject, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
@@ -225,7 +243,7 @@ class ExpectedMaps:
         self._known: dict[str, tuple[Tensor, Tensor]] = {}
 
     def require(self, name: str, got: Tensor, what: str = "") -> None:
-        """That ``got`` is the result ``name``; messages call it ``what``."""
+        """Raise Violation unless ``got`` is the result ``name``; messages call it ``what``."""
         slots = self._slots[name]
         operand = next(value for value in slots if value is not None)
         if name not in self._known:
@@ -237,13 +255,13 @@ class ExpectedMaps:
         require_close(what or name, got, value, bound)
 
     def require_all(self, results: Results) -> None:
-        """That all results are right."""
+        """Raise Violation unless all results are correct."""
         for name, result in results.items():
             self.require(name, result)
 
 
 def arguments(problem: Problem) -> dict[str, Any]:
-    """The keyword arguments of a call, without those that have their default."""
+    """The keyword arguments of a call, without those that have their default value."""
     (top, bottom), (left, right) = problem.padding
     symmetric = top == bottom and left == right
     padding: Any = (top, left) if symmetric else problem.padding
@@ -264,7 +282,21 @@ def require_right(
     errors: ErrorModel | None = None,
     only: Tensor | None = None,
 ) -> None:
-    """That ``got`` is the open slot of the form, to within the errors that are promised."""
+    """Raise Violation unless ``got`` is the slot that is None, within the error bound.
+
+    Args:
+        what: the name of ``got`` in the message.
+        got: the result to check.
+        problem: the geometry.
+        slots: input, weight and output; the slot of the result is None.
+        errors: the error model; None for :class:`Componentwise`.
+        only: a mask of the elements to check; None for all.
+
+    Example:
+        >>> x, w = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2)
+        >>> y = torch.nn.functional.conv2d(x, w)
+        >>> require_right("output", y, Problem.parse("n1c1-x3-o1-k2"), (x, w, None))
+    """
     operand = next(value for value in slots if value is not None)
     reference = oracle(problem, *slots)
     require_alike(what, got, reference.value.shape, operand)
@@ -273,7 +305,7 @@ def require_right(
 
 
 def require_alike(what: str, got: Tensor, shape: tuple[int, ...], operand: Tensor) -> None:
-    """That a result is a tensor of the given shape and the operand's dtype and device."""
+    """Raise Violation unless ``got`` has this shape and the operand's dtype, device and layout."""
     if not isinstance(got, Tensor):
         raise Violation(f"{what} is a {type(got).__name__}, not a tensor")
     for name, value, right in (
@@ -289,7 +321,7 @@ def require_alike(what: str, got: Tensor, shape: tuple[int, ...], operand: Tenso
 def require_close(
     what: str, got: Tensor, expected: Tensor, bound: Tensor, only: Tensor | None = None
 ) -> None:
-    """|got - expected| <= bound everywhere; equality modulo 2**bits for integers."""
+    """Raise Violation unless |got - expected| <= bound; integers must be equal modulo 2**bits."""
     got, expected = (value.detach().cpu().resolve_conj().resolve_neg() for value in (got, expected))
     if got.dtype.is_floating_point or got.dtype.is_complex:
         error = (got.to(expected.dtype) - expected).abs()
@@ -311,7 +343,7 @@ def require_close(
 
 
 def spelling(call: Callable[..., Any]) -> str:
-    """Python that binds ``fn`` to the callable, if it can be imported; else a blank to fill in."""
+    """Python code that imports the callable as ``fn``, or a comment if that is not possible."""
     if isinstance(call, functools.partial):
         inner = spelling(call.func)
         values = ", ".join(f"{name}={value!r}" for name, value in call.keywords.items())
@@ -319,7 +351,7 @@ def spelling(call: Callable[..., Any]) -> str:
         if not call.args and simple and not inner.startswith("#"):
             return f"import functools\n{inner}\nfn = functools.partial(fn, {values})"
     if isinstance(call, (OpOverload, OpOverloadPacket)):
-        return f"fn = torch.ops.{call}  # after an import of what registers it"
+        return f"fn = torch.ops.{call}  # first import the module that registers it"
     module, name = home(call)
     first, _, rest = name.partition(".")
     if not module:
@@ -330,21 +362,21 @@ def spelling(call: Callable[..., Any]) -> str:
 
 
 def home(call: Callable[..., Any]) -> tuple[str, str]:
-    """The module that the callable can be imported from, or "", and its name there."""
-    defined = getattr(call, "_init_fn", call)  # of an operator of torch.library
+    """The module from which the callable can be imported, or "", and its name there."""
+    defined = getattr(call, "_init_fn", call)  # the function of an operator of torch.library
     name, path = (getattr(defined, each, "") for each in ("__name__", "__qualname__"))
     for module in ("torch.nn.functional", "torch", getattr(defined, "__module__", None)):
-        for spelt in (name, path):
+        for candidate in (name, path):
             found: Any = sys.modules.get(module) if module and module != "__main__" else None
-            for part in spelt.split("."):
+            for part in candidate.split("."):
                 found = getattr(found, part, None)
             if found is not None and found == call:
-                return str(module), spelt
+                return str(module), candidate
     return "", name or repr(call)
 
 
 def _first_line(error: Exception) -> str:
     try:
         return (str(error).strip().splitlines() or [""])[0]
-    except Exception:  # an error that cannot even be printed is the callable's as well
+    except Exception:  # the error may not be printable
         return "its message cannot be printed"

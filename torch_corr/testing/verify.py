@@ -1,8 +1,8 @@
-"""The kit from the command line: hold any importable callable against the laws.
+"""The command ``verify``: test any importable callable against the laws.
 
     python -m torch_corr verify torch.nn.functional:conv2d --dtype bfloat16 --budget 60s
 
-Exit codes: 0 all laws hold, 1 one does not (or no case was decided), 2 asked for wrongly.
+Exit codes: 0 all laws hold, 1 a law fails or no case was decided, 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _BAR = 24
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m torch_corr verify") -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Hold a convolution against every law of 2-D cross-correlation.",
-        epilog="laws:\n" + "\n".join(f"  {law.name:<18} {law.statement}" for law in LAWS),
+        description="Test a convolution against every law of 2-D cross-correlation.",
+        epilog="laws:\n" + "\n".join(f"  {law.name:<23} {law.statement}" for law in LAWS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m torch_corr ve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Add the arguments of the command to the parser."""
     add = parser.add_argument
-    add("target", type=_target, metavar="MODULE:NAME", help="what to import and call")
+    add("target", type=_target, metavar="MODULE:NAME", help="the callable to import")
     add(
         "--with",
         dest="keywords",
@@ -54,21 +54,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a keyword argument of every call, e.g. algorithm=unfold",
     )
-    add("--device", type=_device, default="cpu", help="where to try it (default: cpu)")
+    add("--device", type=_device, default="cpu", help="the device of the operands (default: cpu)")
     add(
         "--dtype",
         dest="dtypes",
         type=_dtypes,
         default=[torch.float32],
         metavar="NAME[,NAME...]",
-        help="dtypes to try it in (default: float32)",
+        help="the dtypes of the operands (default: float32)",
     )
-    add("--errors", choices=sorted(ERROR_MODELS), default="componentwise")
+    add(
+        "--errors",
+        choices=sorted(ERROR_MODELS),
+        default="componentwise",
+        help="the bound of rounding errors (default: componentwise)",
+    )
     names, claims = [law.name for law in LAWS], list(CLAIMS)
     for option, choices, said in (
-        ("--laws", names, "try these laws alone"),
+        ("--laws", names, "test only these laws"),
         ("--without", names, "leave these laws out"),
-        ("--claim", claims, "try these laws too, which bind only who claims them"),
+        ("--claim", claims, "test these optional laws too"),
     ):
         add(option, type=_names(choices), default=[], metavar="LAW[,LAW...]", help=said)
     add(
@@ -77,24 +82,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_limit,
         metavar="KEY=N",
-        help="narrow the problems: " + ", ".join(sorted(callers_limits())),
+        help="limit the problems: " + ", ".join(sorted(callers_limits())),
     )
     add(
-        "--examples", type=_count, help="cases for each law and dtype (default: 100, or the budget)"
+        "--examples",
+        type=_count,
+        help="cases for each law and dtype (default: 100, or with --budget as many as fit)",
     )
-    add("--budget", type=_seconds, metavar="TIME", help="how long to try, e.g. 60s or 5m")
-    add("--seed", type=int, default=0, help="another one draws other cases (default: 0)")
+    add("--budget", type=_seconds, metavar="TIME", help="time limit, e.g. 60s or 5m")
+    add("--seed", type=int, default=0, help="the seed of the random cases (default: 0)")
     add(
         "--trace",
         type=_writable,
         metavar="PATH",
-        help="write each case there before it is tried: what a crash leaves is its last",
+        help="write each case to this file before it runs, to find the case of a crash",
     )
-    add("--json", type=_writable, metavar="PATH", help="write the report there as JSON as well")
+    add("--json", type=_writable, metavar="PATH", help="also write the report as JSON to this file")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check, print the report, and return the exit code."""
+    """Test the callable, print the report, and return the exit code."""
     call, name = arguments.target
     if arguments.keywords:
         keywords = dict(arguments.keywords)
@@ -126,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class ProgressBar:
-    """One line of the terminal: how many laws are done, which one is next, for how long."""
+    """A progress bar in the terminal, with the time and the current law."""
 
     def __init__(self) -> None:
         self.began = monotonic()
@@ -199,7 +206,9 @@ def _count(text: str) -> int:
 def _writable(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"cannot write {text!r}: not a file in a folder that is")
+        raise argparse.ArgumentTypeError(
+            f"cannot write {text!r}: it is a folder, or its folder does not exist"
+        )
     return path
 
 

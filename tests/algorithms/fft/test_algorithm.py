@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from support.laws import assert_right
-from support.maps import operands_of, reference, some
+from support.maps import operands_of, reference, request, some
 from support.memory import Peak
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
-from torch_corr.algorithms.base import MapName
 from torch_corr.algorithms.fft import algorithm as fft
-from torch_corr.algorithms.fft import engine_batched, plan_batched, plans, search
+from torch_corr.algorithms.fft import engine_batched, plans, search
 from torch_corr.algorithms.fft.tiling import (
     GradInputAxis,
     aligned_length,
     fast_length,
     grad_input_as_forward,
 )
+from torch_corr.request import MapName, Request
 from torch_corr.testing import declared, error_bound
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -30,24 +30,21 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 class OnCuda(FFT):
     """Runs CUDA's plans, wherever its operands lie."""
 
-    def _plan(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> plans.Plan:
-        return super()._plan(problem, map, CUDA, dtype)
+    def _plan(self, request: Request) -> plans.TransformPlan:
+        return super()._plan(replace(request, device=CUDA))
 
 
-plans.MACHINES["batched alone"] = replace(plans.CUDA, engines=("batched",))
+plans.RATES_OF["batched alone"] = replace(plans.CUDA, engines=("batched",))
 
 
 class Batched(FFT):
     """Plans of the engine for devices alone."""
 
-    def _plan(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> plans.Plan:
+    def _plan(self, request: Request) -> plans.TransformPlan:
+        dtype = request.dtype
         sizes = self.rates_dtype(dtype).itemsize, dtype.itemsize
         options = self.tile, self.workspace_limit, "batched alone"
-        return search.plan(problem, map, *sizes, dtype.is_complex, *options)
+        return search.plan(request.problem, request.map, *sizes, dtype.is_complex, *options)
 
 
 @dataclass(frozen=True)
@@ -107,17 +104,17 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
         allowed = expected._replace(magnitude=spread, terms=expected.terms + 8 * lengths)
         bound = error_bound(allowed, dtype)
         for engine, run in fft._RUNS.items():
-            machine = plans.CUDA if engine == "batched" else plans.HOST
-            make = search._ENGINES[engine]
+            machine = plans.CUDA if engine == "batched" else plans.CPU
+            make = search._PLANNERS[engine]
             task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
             plan = make(task, limit, machine)
             assert plan is not None
             if engine == "batched" and map == "grad_input" and choose.random() < 0.5:
-                plan = Batched(tile, limit)._plan(problem, map, CUDA, dtype)
+                plan = Batched(tile, limit)._plan(request(problem, map, CUDA, dtype))
             result = operands[0].new_full(expected.value.shape, float("nan"))
             if map == "grad_input":
                 result.zero_()
-            run(plan, problem, map, *operands, result, result.new_empty(0))
+            run(plan, *operands, result, result.new_empty(0))
             error = (result - expected.value).abs()
             assert (error <= bound).all(), (str(problem), map, plan)
 
@@ -153,7 +150,7 @@ def test_in_double_precision_a_result_is_rounded_once(
     assert result.dtype == dtype
     wide = [each.to(algorithm.rates_dtype(dtype)) for each in operands]
     exact = getattr(Naive(), map)(problem, *wide)
-    before = algorithm.error_before_rounding(problem, map, CPU, dtype)
+    before = algorithm.error_before_rounding(request(problem, map, dtype=dtype))
     before *= float(wide[0].norm()) * float(wide[1].norm())
     assert before < 1e-8
     parts = ((each.real, each.imag) if dtype.is_complex else (each,) for each in (result, exact))
@@ -166,7 +163,7 @@ def test_in_double_precision_a_result_is_rounded_once(
 def test_pieces_that_add_up_are_tried() -> None:
     """By the test above: an input's gradient from several rows of tiles, or outputs."""
     plans = [
-        kind(workspace_limit=limit)._plan(Problem.parse(text), "grad_input", CPU, torch.float32)
+        kind(workspace_limit=limit)._plan(request(Problem.parse(text), "grad_input"))
         for kind in (Double, DoubleOnCuda, DoubleBatched)
         for text in ("n2c3-x60x50-o4-k9-p4", "n1c4-x90x40-o4-k5x7-s2x1-g2")
         for limit in (2**28, 2**20, 5 * 10**5)
@@ -213,12 +210,12 @@ def test_stays_within_the_workspace_that_it_states(
     kind: type[FFT], text: str, limit: int, dtype: torch.dtype
 ) -> None:
     problem, algorithm = Problem.parse(text), kind(workspace_limit=limit)
-    if algorithm.refusals(problem, CPU, dtype):
+    if algorithm.refusals(request(problem, dtype=dtype)):
         assert limit == 2**23
         return
     for map in MAPS:
         operands = some(problem, map, dtype)
-        stated = algorithm.workspace(problem, map, CPU, dtype)
+        stated = algorithm.workspace(request(problem, map, dtype=dtype))
         assert stated <= limit
         with Peak() as peak:
             result = getattr(algorithm, map)(problem, *operands)
@@ -231,7 +228,7 @@ def test_stays_within_the_workspace_that_it_states(
 def test_a_kernel_longer_than_the_image_is_wide_has_a_plan(text: str) -> None:
     """Although no tile of it is near to square."""
     problem = Problem.parse(text)
-    assert FFT().refusals(problem, CPU, torch.float32) == ()
+    assert FFT().refusals(request(problem)) == ()
     x, w = torch.randn(problem.input_shape), torch.randn(problem.weight_shape)
     assert_right(FFT().forward(problem, x, w), problem, input=x, weight=w, algorithm=FFT())
     assert torch.isfinite(corr2d(x, w, stride=problem.stride)).all()
@@ -239,11 +236,11 @@ def test_a_kernel_longer_than_the_image_is_wide_has_a_plan(text: str) -> None:
 
 def test_refusals_are_sentences() -> None:
     problem = Problem.parse("n1c1-x9x9-o1-k3")
-    assert FFT().refusals(problem, CPU, torch.float32) == ()
+    assert FFT().refusals(request(problem)) == ()
     for dtype in (torch.float16, torch.bfloat16, torch.int32):
-        (refusal,) = FFT().refusals(problem, CPU, dtype)
+        (refusal,) = FFT().refusals(request(problem, dtype=dtype))
         assert str(dtype).removeprefix("torch.") in refusal
-    (refusal,) = FFT(workspace_limit=100).refusals(problem, CPU, torch.float32)
+    (refusal,) = FFT(workspace_limit=100).refusals(request(problem))
     assert "workspace_limit" in refusal
 
 
@@ -276,11 +273,11 @@ SQUARES = ["n4c64-x128-o64-k16", "n2c128-x256-o128-k16", "n1c128-x256-o128-k32"]
 @pytest.mark.parametrize("map", MAPS)
 def test_a_device_is_given_few_large_products(text: str, map: MapName) -> None:
     """Each operator waits for the host: a plan of a host's blocks has hundreds."""
-    chosen = FFT()._plan(Problem.parse(text), map, CUDA, torch.float32)
+    chosen = FFT()._plan(request(Problem.parse(text), map, CUDA))
     assert chosen.engine == "batched"
     assert chosen.workspace <= FFT().workspace_limit
     assert chosen.cost.calls < 150
-    assert FFT()._plan(Problem.parse(text), map, CPU, torch.float32).engine == "matrix"
+    assert FFT()._plan(request(Problem.parse(text), map)).engine == "matrix"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
@@ -304,7 +301,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
     for axes in tilings:
         for limit in (10**5, 2 * 10**5, 3 * 10**5, 4 * 10**5, 10**6, 10**7):
             task = plans.Task(problem, map, *2 * (dtype.itemsize,), dtype.is_complex, axes)
-            made = plan_batched.plan(task, limit, plans.CUDA)
+            made = engine_batched.make_plan(task, limit, plans.CUDA)
             assert made is not None
             many = made.per_slab[0] < 3, made.per_slab[1] < axes[0].tiles
             for hold in (False, True) if map != "grad_weight" and any(many) else (False,):
@@ -313,7 +310,7 @@ def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype
                     if map == "grad_input":
                         result.zero_()
                     plan = replace(made, block=block, hold=hold)
-                    engine_batched.run(plan, problem, map, *operands, result, result.new_empty(0))
+                    engine_batched.run(plan, *operands, result, result.new_empty(0))
                     torch.testing.assert_close(
                         result.to(expected.value.dtype), expected.value, rtol=1e-4, atol=1e-3
                     )
@@ -340,7 +337,8 @@ def test_products_in_tf32_are_allowed_for(dtype: torch.dtype) -> None:
     problem = Problem.parse(SQUARES[0])
 
     def constants() -> list[float]:
-        return [FFT().error_constant(problem, map, d, dtype) for map in MAPS for d in (CPU, CUDA)]
+        requests = (request(problem, map, device, dtype) for map in MAPS for device in (CPU, CUDA))
+        return [*map(FFT().error_constant, requests)]
 
     before = torch.backends.cuda.matmul.allow_tf32
     try:
@@ -361,7 +359,9 @@ def test_no_batch_of_products_is_larger_than_a_launch(map: MapName) -> None:
     for width in (1_000_000, 2_000_000):
         problem = Problem.parse(f"n1c1-x1x{width}-o1-k1x16")
         (axes,) = search.tilings(problem, 32, aligned_length)
-        made = plan_batched.plan(plans.Task(problem, map, 4, 4, False, axes), 2**40, plans.CUDA)
+        made = engine_batched.make_plan(
+            plans.Task(problem, map, 4, 4, False, axes), 2**40, plans.CUDA
+        )
         assert (made is None) == (axes[1].tiles >= 2**16) == (width == 2_000_000)
 
 
@@ -369,4 +369,4 @@ def test_no_batch_of_products_is_larger_than_a_launch(map: MapName) -> None:
 def test_no_channels_are_planned_for(device: str) -> None:
     """Turned about, as ``grad_input`` on CUDA is, such a problem would have no outputs."""
     problem = Problem.of((2, 0, 4, 4), (3, 0, 2, 2))
-    assert FFT().refusals(problem, torch.device(device), torch.float32) == ()
+    assert FFT().refusals(request(problem, device=device)) == ()

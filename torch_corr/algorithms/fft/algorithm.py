@@ -15,7 +15,7 @@ Nothing is conjugated: W[-f] is the conjugate of W[f] only where w is real.
 
 The error is normwise, relative to the norms of a tile: :mod:`.error_bound` proves a bound.
 
-:mod:`.search` finds the best :class:`~.plans.Plan`, and one of three engines runs it.
+:mod:`.search` finds the best :class:`~.plans.TransformPlan`, and one of three engines runs it.
 :mod:`.engine_matrix` (for CPUs) and :mod:`.engine_batched` (for GPUs) transform by matrix products,
 :mod:`.engine_fft` by FFT.
 
@@ -31,21 +31,19 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem, as_int
+from ...request import MAPS, SLOTS, MapName, Request, shape_of
 from ..base import (
     DEFAULT_WORKSPACE,
-    SLOTS,
     Algorithm,
     Cost,
     ErrorClass,
-    MapName,
     check_workspace_limit,
     dtype_refusal,
     products_may_use_tf32,
-    shape_of,
 )
 from ..cost import Fitted, Work
 from . import engine_batched, engine_fft, engine_matrix
-from .plans import Plan
+from .plans import TransformPlan
 from .search import plan
 
 ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -110,18 +108,15 @@ class FFT(Fitted):
         if not isinstance(self.double, bool):
             raise TypeError(f"double must be True or False, got {self.double!r}")
 
-    def limited(self, workspace_limit: int) -> FFT:
-        """With that limit."""
-        return replace(self, workspace_limit=workspace_limit)
-
     def checked(self, device: torch.device, fallback: Algorithm) -> Algorithm:
         """In double precision, with a check; on CUDA ``triton`` recomputes, without the host."""
         from .checked import CheckedFFT  # which imports this module
 
         return CheckedFFT.on(device, replace(self, double=True), fallback)
 
-    def is_worth_planning(self, problem: Problem) -> bool:
+    def is_worth_planning(self, request: Request) -> bool:
         """With enough taps: fewer where there is much to do."""
+        problem = request.problem
         enough = FEW_TAPS_OF_MANY if problem.multiplications >= MANY else FEW_TAPS
         return problem.kernel[0] * problem.kernel[1] >= enough
 
@@ -129,13 +124,11 @@ class FFT(Fitted):
         """The dtype to compute in."""
         return double_precision(dtype) if self.double else dtype
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
+    def refusals(self, request: Request) -> tuple[str, ...]:
         """No transform of halves and integers; no plan within the workspace limit."""
-        if unable := dtype_refusal(dtype, ABLE):
+        if unable := dtype_refusal(request.dtype, ABLE):
             return unable
-        least = max(self._plan(problem, map, device, dtype).workspace for map in SLOTS)
+        least = max(self._plan(request.with_map(map)).workspace for map in MAPS)
         if least <= self.workspace_limit:
             return ()
         return (
@@ -145,86 +138,78 @@ class FFT(Fitted):
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         """(x, w) -> y, as the base class says."""
-        return self._run("forward", problem, input, weight)
+        return self._run(problem, "forward", input, weight)
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         """(y, w) -> x, as the base class says."""
-        return self._run("grad_input", problem, output, weight)
+        return self._run(problem, "grad_input", output, weight)
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         """(x, y) -> w, as the base class says."""
-        return self._run("grad_weight", problem, input, output)
+        return self._run(problem, "grad_weight", input, output)
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """Bytes that the chosen plan takes at its peak, from above."""
-        return self._plan(problem, map, device, dtype).workspace
+        return self._plan(request).workspace
 
-    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
-        """What the plan chosen for a CPU does."""
-        chosen = self._plan(problem, map, torch.device("cpu"), dtype)
+    def work(self, request: Request) -> Work:
+        """What the plan does; asked only on a CPU."""
+        chosen = self._plan(request)
         if chosen.engine == "matrix":
             return Work("matrix", chosen.cost)
         # Over one tile there is nothing to sum, and no padded copy to make.
-        one = chosen.single_tile and problem.batch == 1
+        one = chosen.task.single_tile and request.problem.batch == 1
         regime = "fft, one tile" if one else "fft"
-        return Work(f"{regime}, long" if max(chosen.lengths) >= LONG else regime, chosen.cost)
+        return Work(f"{regime}, long" if max(chosen.task.lengths) >= LONG else regime, chosen.cost)
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         """By fitted factors on the CPU; elsewhere what the plan chosen there does."""
-        if device.type == "cpu":
-            return super().cost(problem, map, device, dtype)
-        return self._plan(problem, map, device, dtype).cost
+        if request.device.type == "cpu":
+            return super().cost(request)
+        return self._plan(request).cost
 
-    def error_constant(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> float:
+    def error_constant(self, request: Request) -> float:
         """The factor before ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
 
         The norms may be those of whole planes, which are no smaller than their tiles'.
         """
-        before = self.error_before_rounding(problem, map, device, dtype)
+        before, dtype = self.error_before_rounding(request), request.dtype
         if self.rates_dtype(dtype) == dtype:
             return before
         # A result is at most that sum and its own error.
         rounding = torch.finfo(dtype).eps / 2
         return before * (1 + rounding) + rounding
 
-    def error_before_rounding(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> float:
+    def error_before_rounding(self, request: Request) -> float:
         """The factor of what is computed in ``rates_dtype``, as :mod:`.error_bound` states it.
 
         Where PyTorch's settings let CUDA's matrix products use TF32, u is that of its digits.
         """
-        wide, chosen = self.rates_dtype(dtype), self._plan(problem, map, device, dtype)
-        unit = torch.finfo(wide).eps / 2
-        if chosen.engine == "batched" and device.type == "cuda" and products_may_use_tf32(wide):
+        wide, chosen = self.rates_dtype(request.dtype), self._plan(request)
+        unit, cuda = torch.finfo(wide).eps / 2, request.device.type == "cuda"
+        if chosen.engine == "batched" and cuda and products_may_use_tf32(wide):
             # Both operands of every product are cut to 11 digits, which a sum's (c + 4) u covers.
             unit = 2.0**-11
         return chosen.error * unit
 
-    def _plan(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Plan:
+    def _plan(self, request: Request) -> TransformPlan:
+        dtype = request.dtype
         itemsize, is_complex = self.rates_dtype(dtype).itemsize, dtype.is_complex
-        options = self.tile, self.workspace_limit, device.type
-        return plan(problem, map, itemsize, dtype.itemsize, is_complex, *options)
+        options = self.tile, self.workspace_limit, request.device.type
+        return plan(request.problem, request.map, itemsize, dtype.itemsize, is_complex, *options)
 
-    def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+    def _run(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         shape = shape_of(problem, SLOTS[map][2])
         if first.numel() == 0 or second.numel() == 0:
             return first.new_zeros(shape)
-        chosen = self._plan(problem, map, first.device, first.dtype)
+        chosen = self._plan(Request.of(problem, map, first))
         # The tiles cover every output and every tap, but not every input.
-        zeros = map == "grad_input" and not chosen.is_overlap_save
+        zeros = map == "grad_input" and not chosen.task.is_overlap_save
         like = first.new_empty(0, dtype=self.rates_dtype(first.dtype))
-        operand_itemsize = like if chosen.accumulates else first
-        result = operand_itemsize.new_zeros(shape) if zeros else operand_itemsize.new_empty(shape)
-        _RUNS[chosen.engine](chosen, problem, map, first, second, result, like)
+        dtype = like.dtype if chosen.accumulates else first.dtype
+        new = first.new_zeros if zeros else first.new_empty
+        result = new(shape, dtype=dtype)
+        _RUNS[chosen.engine](chosen, first, second, result, like)
         return result.to(first.dtype)
 
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, MapName
+from ...request import SLOTS, MapName, shape_of
+from . import scans
 from .algorithm import double_precision
-from .scans import below, norms, of_planes
 
 TOLERANCES = {
     torch.float32: 2.0**-14,
@@ -41,6 +41,9 @@ TOLERANCES = {
 
 MARGIN = 1 + 2.0**-20
 """Covers the rounding of E and of thresholds, which are sums and products of positive numbers."""
+
+WIDENED = 2**19
+"""Numbers in double precision at a time, 4 MiB that a cache holds; one plane may have more."""
 
 SMALLEST, LARGEST = 1e-130, 1e140
 """Moduli between which squares, norms and products neither underflow nor overflow in float64; and E
@@ -83,27 +86,28 @@ def error_bounds(
         constant: K, the factor of :meth:`.fft.FFT.error_before_rounding`.
         tolerance: t.
     """
-    sums = _over_planes(problem, map, _sum_of_products, norms(first), norms(second))
-    bounds = constant * MARGIN * sums
+    factor = constant * MARGIN
     most = min(LARGEST**2, torch.finfo(first.dtype).max / (2 + 2 / tolerance))
+    if scans.can_read(first) and scans.can_read(second):
+        limits = SMALLEST, LARGEST, most
+        return scans.error_bounds(problem, map, first, second, factor, limits)
+    bounds = factor * _over_planes(problem, map, _sum_of_products, _norms(first), _norms(second))
     return torch.where(bounds < most, bounds, torch.inf)[..., None, None]
-
-
-def has_extremes(*operands: Tensor) -> Tensor:
-    """Whether squares of some numbers may underflow or overflow in float64, NaN included.
-
-    Those of numbers in float32 cannot: 1.4e-45 to 3.4e38.
-    """
-    low = torch.stack([of_planes(each, _smallest).amin() for each in operands]).amin()
-    high = torch.stack([of_planes(each, _largest).amax() for each in operands]).amax()
-    return ~((low > SMALLEST) & (high < LARGEST))
 
 
 def uncertified_by_size(
     result: Tensor, bounds: Tensor, tolerance: float, most: int
 ) -> Tensor | None:
-    """The results that way 1 leaves uncertified, as (P, 4) indices; None if over ``most``."""
-    return below(result, _thresholds(result, bounds, tolerance), most)
+    """The results that way 1 leaves uncertified, as (P,) indices; None if over ``most``.
+
+    Indices are those of the flattened result.
+    """
+    if scans.can_read(result):
+        factor, tiny = (1 + 1 / tolerance) * MARGIN, torch.finfo(result.dtype).tiny
+        return scans.below(result, bounds, factor, tiny, most)
+    uncertified = ~(result.abs() >= _thresholds(result, bounds, tolerance))
+    points = uncertified.flatten().nonzero()[:, 0]
+    return points if len(points) <= most else None
 
 
 def certify(
@@ -136,6 +140,39 @@ def _thresholds(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
     dtype = result.dtype.to_real()
     least = torch.where(bounds == 0, 0, torch.finfo(dtype).tiny)
     return torch.maximum((1 + 1 / tolerance) * MARGIN * bounds, least).to(dtype)
+
+
+def _norms(values: Tensor) -> Tensor:
+    """The 2-norm of each plane; NaN where the square of a number may underflow or overflow.
+
+    Those of numbers in float32 cannot: 1.4e-45 to 3.4e38.
+    """
+    result = of_planes(values, torch.linalg.vector_norm)
+    if values.dtype.to_real() == torch.float32:
+        return result
+    low, high = of_planes(values, _smallest), of_planes(values, _largest)
+    return torch.where((low > SMALLEST) & (high < LARGEST), result, torch.nan)
+
+
+def of_planes(values: Tensor, measure: Callable[..., Tensor]) -> Tensor:
+    """One number for each plane of (N, C, H, W), from its numbers in double precision.
+
+    Args:
+        values: the planes.
+        measure: of a tensor along the axes ``dim``.
+
+    Returns:
+        (N, C) in double precision.
+    """
+    wide = double_precision(values.dtype)
+    if values.numel() <= WIDENED:
+        return measure(values.to(wide), dim=(2, 3))
+    channels = max(1, WIDENED // values.shape[2:].numel())
+    rows = (
+        [measure(part.to(wide), dim=(2, 3)) for part in torch.split(some, channels, 1)]
+        for some in torch.split(values, max(1, channels // values.shape[1]))
+    )
+    return torch.cat([torch.cat(parts, 1) for parts in rows])
 
 
 def _smallest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -204,11 +241,13 @@ def recompute(
         map: which map.
         first: its first operand, finite.
         second: its second operand, finite.
-        points: (P, 4) indices into the map's result.
+        points: (P,) indices into the map's flattened result.
 
     Returns:
         (P,) sums, in double precision.
     """
+    if scans.can_read(first) and scans.can_read(second):
+        return scans.results_at(problem, map, first, second, points)
     each = max(1, GATHERED // max(1, terms_of(problem, map)))
     parts = torch.split(points, each)
     return torch.cat([_sums(problem, map, first, second, part) for part in parts])
@@ -225,7 +264,7 @@ def terms_of(problem: Problem, map: MapName) -> int:
 
 
 def _sums(problem: Problem, map: MapName, first: Tensor, second: Tensor, points: Tensor) -> Tensor:
-    images, channels, *pixel = points.unbind(1)
+    images, channels, *pixel = torch.unravel_index(points, shape_of(problem, SLOTS[map][2]))
     size = first.shape[2:]
     (rows, rows_in), (columns, columns_in) = (
         _met(problem, map, dim, pixel[dim], size[dim]) for dim in (0, 1)

@@ -15,28 +15,28 @@ that is not finite, the fallback computes the whole map.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, Algorithm, Cost, ErrorClass, MapName, shape_of
+from ...request import MapName, Request
+from ..base import Algorithm, Cost, ErrorClass
 from ..triton.algorithm import Triton
 from .algorithm import FFT
 from .certificate import (
     GATHERED,
     TOLERANCES,
+    WIDENED,
     Certificate,
     certify,
     error_bounds,
-    has_extremes,
     recompute,
     terms_of,
     uncertified_by_size,
 )
-from .scans import WIDENED
 
 FEW = 1 / 512
 """The part of all results up to which they are recomputed one by one.
@@ -90,30 +90,28 @@ class CheckedFFT(Algorithm):
         """Names the fallback."""
         return f"{self.error_class}; each result is checked, else {self.fallback.name}"
 
-    def uses_matrix_products(self, device: torch.device) -> bool:
+    def uses_matrix_products(self, request: Request) -> bool:
         """On CUDA, where a setting of PyTorch allows them TF32."""
-        return device.type == "cuda"
+        return request.device.type == "cuda"
 
-    def call_seconds(self, device: torch.device, cost: Cost) -> tuple[float, float]:
+    def call_seconds(self, request: Request, cost: Cost) -> tuple[float, float]:
         """On CUDA the host needs :data:`OPERATOR` for each operator while the device waits."""
-        added, _ = super().call_seconds(device, cost)
-        return added, OPERATOR * cost.calls if device.type == "cuda" else 0.0
+        added, _ = super().call_seconds(request, cost)
+        return added, OPERATOR * cost.calls if request.device.type == "cuda" else 0.0
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
+    def refusals(self, request: Request) -> tuple[str, ...]:
         """What either of the two cannot do; on CUDA a fallback that the device cannot skip."""
-        if device.type == "cuda" and not isinstance(self.fallback, Triton):
+        if request.device.type == "cuda" and not isinstance(self.fallback, Triton):
             return (
                 f"the host would wait for the device to know whether {self.fallback.name} has to "
                 "compute; on CUDA the fallback must be triton",
             )
-        if reasons := self.fast.refusals(problem, device, dtype):
+        if reasons := self.fast.refusals(request):
             return reasons
         return tuple(
             f"{self.fallback.name} must recompute what fails its check, and refuses: {sentence}; "
             f"name 'fft' to have results that are not checked"
-            for sentence in self.fallback.refusals(problem, device, dtype)[:1]
+            for sentence in self.fallback.refusals(request)[:1]
         )
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -126,68 +124,62 @@ class CheckedFFT(Algorithm):
 
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         """(x, w) -> y, as the base class says."""
-        return self._run("forward", problem, input, weight)
+        return self._run(problem, "forward", input, weight)
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         """(y, w) -> x, as the base class says."""
-        return self._run("grad_input", problem, output, weight)
+        return self._run(problem, "grad_input", output, weight)
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
         """(x, y) -> w, as the base class says."""
-        return self._run("grad_weight", problem, input, output)
+        return self._run(problem, "grad_weight", input, output)
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """The most of the transform's, the check's and the fallback's.
 
         With :class:`Triton` two results are in memory at a time.
         """
-        first, second, result = (shape_of(problem, slot) for slot in SLOTS[map])
+        dtype, (first, second, result) = request.dtype, request.shapes
+        wide = self.rates_dtype(dtype).itemsize
         planes = max(max(prod(each[2:]), min(WIDENED, prod(each))) for each in (first, second))
         # An operand's planes, their moduli and those that are not zero; the result's moduli, which
         # are rounded, a copy of it, and what is known of each number; or products of results to
         # recompute.
         check = max(
-            self.rates_dtype(dtype).itemsize * 3 * planes,
+            wide * 3 * planes,
             dtype.itemsize * 9 * prod(result) // 4,
-            self.rates_dtype(dtype).itemsize * 3 * max(GATHERED, terms_of(problem, map)),
+            wide * 3 * max(GATHERED, terms_of(request.problem, request.map)),
         )
-        own = max(self.fast.workspace(problem, map, device, dtype), check)
-        fallback = self.fallback.workspace(problem, map, device, dtype)
+        own = max(self.fast.workspace(request), check)
+        fallback = self.fallback.workspace(request)
         if isinstance(self.fallback, Triton):
             fallback += prod(result) * dtype.itemsize
         return max(own, fallback)
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         """The transform's in double precision, and the check's; results to recompute are rare."""
-        cost = self.fast.cost(problem, map, device, dtype)
-        sizes = [prod(shape_of(problem, slot)) for slot in SLOTS[map]]
+        cost = self.fast.cost(request)
         # Operands are widened and their norms taken; of the result moduli are taken and compared.
-        moved = 3 * sum(sizes) * dtype.itemsize
-        calls = DEVICE_CALLS if device.type == "cuda" else 20
+        moved = 3 * sum(map(prod, request.shapes)) * request.dtype.itemsize
+        calls = DEVICE_CALLS if request.device.type == "cuda" else 20
         return cost._replace(bytes=cost.bytes + moved, calls=cost.calls + calls)
 
-    def _run(self, map: MapName, problem: Problem, first: Tensor, second: Tensor) -> Tensor:
+    def _run(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         run_fast, run_fallback = getattr(self.fast, map), getattr(self.fallback, map)
         result: Tensor
         if first.numel() == 0 or second.numel() == 0:
             result = run_fallback(problem, first, second)
             return result
         operands = first, second
-        constant = self.fast.error_before_rounding(problem, map, first.device, first.dtype)
+        constant = self.fast.error_before_rounding(Request.of(problem, map, first))
         bounds = error_bounds(problem, map, *operands, constant, self.tolerance(first.dtype))
-        if first.dtype == self.rates_dtype(first.dtype):
-            bounds = torch.where(has_extremes(*operands), torch.inf, bounds)
         if isinstance(self.fallback, Triton):
             result = run_fast(problem, *operands)
-            result, redo = self._on_device(map, problem, operands, result, bounds)
-            return self.fallback.where_needed(map, problem, first, second, result, redo)
-        if bounds.isfinite().all():
+            result, redo = self._on_device(problem, map, operands, result, bounds)
+            return self.fallback.where_needed(problem, map, first, second, result, redo)
+        if float(bounds.amax()) < inf:
             result = run_fast(problem, *operands)
-            if self._is_settled(map, problem, operands, result, bounds):
+            if self._is_settled(problem, map, operands, result, bounds):
                 return result
             del result
         result = run_fallback(problem, first, second)
@@ -195,8 +187,8 @@ class CheckedFFT(Algorithm):
 
     def _is_settled(
         self,
-        map: MapName,
         problem: Problem,
+        map: MapName,
         operands: tuple[Tensor, Tensor],
         result: Tensor,
         bounds: Tensor,
@@ -209,16 +201,15 @@ class CheckedFFT(Algorithm):
             if int(found.uncertified.sum()) > most:
                 return False
             result.copy_(found.result)
-            points = found.uncertified.nonzero()
+            points = found.uncertified.flatten().nonzero()[:, 0]
         if len(points):
-            sums = recompute(problem, map, *operands, points)
-            result[tuple(points.unbind(1))] = sums.to(result.dtype)
+            result.put_(points, recompute(problem, map, *operands, points).to(result.dtype))
         return True
 
     def _on_device(
         self,
-        map: MapName,
         problem: Problem,
+        map: MapName,
         operands: tuple[Tensor, Tensor],
         result: Tensor,
         bounds: Tensor,
@@ -240,8 +231,8 @@ class CheckedFFT(Algorithm):
         # Room that is not taken stands for a result after the last one, which is cut off too.
         free = numbers.new_full((room + 1,), len(numbers))
         chosen = free.scatter_(0, into, numbers)[:room]
-        points = torch.unravel_index(chosen.clamp(max=len(numbers) - 1), result.shape)
-        sums = recompute(problem, map, *operands, torch.stack(points, 1)).to(result.dtype)
+        points = chosen.clamp(max=len(numbers) - 1)
+        sums = recompute(problem, map, *operands, points).to(result.dtype)
         flat = torch.cat((found.result.flatten(), result.new_zeros(1))).scatter_(0, chosen, sums)
         redo = (places[-1] > room) | ~bounds.isfinite().all()
         return flat[:-1].view(result.shape), redo.to(torch.int32).view(1)

@@ -19,19 +19,25 @@ groups; and back, from the sums S[g; f, v] of all products,
 
 A real operand has half the column frequencies; of them a block at a time goes through all of
 this, and adds its part to z: memory is bounded at the price of reading the operands anew.
+
+Planning: each operator waits for the host, so fewer blocks and slabs are faster.  But operands are
+read anew for every block, and smaller slabs leave memory for larger blocks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...problem import Problem
-from ..base import SLOTS, MapName
-from .plans import Plan
+from ...request import SLOTS, Slot
+from ..base import Cost
+from .plans import SUMMED, DeviceRates, Sizes, Task, TransformPlan, block_of, halved, rank
 from .tiling import (
     Window,
     Windows,
@@ -41,78 +47,269 @@ from .tiling import (
     padded,
     put,
     read_span,
-    slabs,
 )
 
+LONGEST = 512
+"""Above this length a transform by matrix product no longer pays, on a device whose matrix
+products are 9 times as fast as its transforms."""
 
-def run(
-    plan: Plan,
-    problem: Problem,
-    map: MapName,
-    first: Tensor,
-    second: Tensor,
-    result: Tensor,
-    like: Tensor,
-) -> None:
+QUANTUM = 32
+"""To what multiple of rows and of columns a device's matrix product goes, as far as time shows:
+2112 complex products of 49 x 128 with 128 x 128 take 381 us on an H200, 35.6 TFLOP/s, and filled
+up to 64 rows 46.5."""
+
+COMPLEX = 4 * 1.11
+"""How many times as long as a real matrix product a complex one takes there: four products' worth
+of multiplications, at nine tenths of the rate."""
+
+MOST_PRODUCTS = 2**16 - 1
+"""In one batch: as many as a launch of CUDA's has blocks along its last dimension."""
+
+
+def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | None:
+    """The best of ever smaller slabs, each with as many frequencies at one time as there is room
+    for; that of least workspace if none fits; None for lengths that do not pay, and where a row
+    has more tiles, of which each is a product, than one batch holds."""
+    most = MOST_PRODUCTS // (task.lengths[0] * task.problem.groups)
+    if most == 0 or task.axes[1].tiles > MOST_PRODUCTS:
+        return None
+    if max(task.lengths) > LONGEST or 0 in (task.problem.group_in, task.problem.group_out):
+        return None
+    return min(_plans(task, limit, most), key=lambda made: rank(made, limit, rates))
+
+
+def _plans(task: Task, limit: int, most: int) -> Iterator[TransformPlan]:
+    """Of every size of slab; with at most so many frequencies at one time."""
+    per_slab, frequencies = task.at_once, task.frequencies(1)
+    while True:
+        again = per_slab != task.at_once and task.map != "grad_weight"
+        for hold in (False, True) if again else (False,):
+            memory = _Memory(task, per_slab, hold)
+            room = (limit - memory.standing) // max(memory.of_frequency, 1)
+            block = block_of(frequencies, min(room, most))
+            peak, cost = memory.peak(block), _cost(task, per_slab, block, hold)
+            outs = task.problem.group_out
+            accumulates = memory.accumulates
+            yield TransformPlan(
+                "batched", task, per_slab, block, outs, hold, accumulates, peak, cost
+            )
+        if per_slab == (1, 1):
+            return
+        per_slab = halved(per_slab)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What :func:`run` has in memory, in bytes."""
+
+    task: Task
+    per_slab: tuple[int, int]
+    hold: bool
+
+    def peak(self, block: int) -> int:
+        """With so many column frequencies at one time."""
+        return self.standing + max(block * self.of_frequency, self.overlapping)
+
+    @cached_property
+    def standing(self) -> int:
+        """The waves, the padded operands, the samples of the tiles, a weight's whole spectrum."""
+        first, second, target = SLOTS[self.task.map]
+        # Of each axis at most four matrices of complex128.
+        total = 2**16 + 64 * sum(length**2 for length in self.task.lengths)
+        total += sum(self._sizes(slot).padded for slot in (first, second)) * self.task.itemsize
+        total += self.task.sums(self.accumulates)
+        if target != "weight":
+            total += self._sizes(target).cut * self.task.itemsize
+        return total + (self.task.frequencies(1) * self._spectrum("weight") if self.hold else 0)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether slabs add to the same pixels, or blocks to the same weights."""
+        weight = self.task.map == "grad_weight"
+        return weight or self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
+
+    @cached_property
+    def of_frequency(self) -> int:
+        """The most of these, in the order of the run: the first operand on its way, the second
+        beside the first's spectrum, the products beside both, the way back in two steps."""
+        before, after, target = SLOTS[self.task.map]
+        if target == "weight":
+            before, after = after, before
+        first, second, third = (self._spectrum(slot) for slot in (before, after, target))
+        kept = 0 if self.hold else second
+        lines = self._lines(target)
+        return max(
+            self._way(before) + self._lines(before),
+            first + self._lines(after) + (self._planes(after) if self.hold else self._way(after)),
+            first + kept + third,
+            third + lines,
+            2 * lines,
+        )
+
+    @property
+    def overlapping(self) -> int:
+        """The sums of tiles that overlap, along the rows and then along the columns."""
+        if not self.task.overlapping:
+            return 0
+        down, across = self.task.windows("input", range(self.per_slab[1]))
+        planes = self.per_slab[0] * self.task.problem.in_channels
+        rows, columns = _added_up(down), _added_up(across)
+        total = 0 if down.tiles == 1 else planes * rows * across.tiles * across.count
+        total += 0 if across.tiles == 1 else planes * down.samples * columns
+        return total * self.task.itemsize
+
+    def _way(self, slot: Slot) -> int:
+        """The larger of an operand's planes and its spectrum, one of which is beside its lines."""
+        return max(self._planes(slot), self._spectrum(slot))
+
+    def _planes(self, slot: Slot) -> int:
+        """Columns are transformed."""
+        across = self.task.windows(slot)[1]
+        return (
+            self._sizes(slot).padded // across.samples * across.tiles * self.task.complex_itemsize
+        )
+
+    def _lines(self, slot: Slot) -> int:
+        """And cut into rows of tiles."""
+        down = self.task.windows(slot)[0]
+        return self._sizes(slot).number * down.count * self.task.complex_itemsize
+
+    def _spectrum(self, slot: Slot) -> int:
+        """And rows are transformed."""
+        return self._sizes(slot).number * self.task.lengths[0] * self.task.complex_itemsize
+
+    def _sizes(self, slot: Slot) -> Sizes:
+        """Of all channels in one slab."""
+        channels = self.task.problem.groups * self.task.channels(slot)
+        return Sizes(*(channels * size for size in self.task.sizes(slot, self.per_slab)))
+
+
+def _added_up(window: Window) -> int:
+    """Samples of the axis that :func:`.tiling.overlap_add` adds tiles up in."""
+    laps = -(-window.count // window.hop)
+    return (window.tiles - 1 + laps) * window.hop
+
+
+def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost:
+    """Of all slabs and blocks; products in multiples of what a device's fill."""
+    problem, (height, width), target = task.problem, task.lengths, SLOTS[task.map][2]
+    itemsize, complex_itemsize = task.itemsize, task.complex_itemsize
+    planes, real = (1, COMPLEX) if task.is_complex else (2, 1)
+    frequencies, slabs = task.frequencies(1), task.slabs(per_slab)
+    blocks = -(-frequencies // block)
+    flops = moved = 0.0
+    for slot in SLOTS[task.map]:
+        down, across = task.windows(slot)
+        # A weight's spectrum that is not held is made anew for every slab.
+        anew = slot == "weight" and target != "weight" and not hold
+        channels = (slabs if anew else 1) * problem.groups * task.channels(slot)
+        padded, samples, number = (channels * size for size in task.sizes(slot))
+        lines, spectrum = number * down.count * frequencies, number * height * frequencies
+        moved += 2 * (spectrum + lines) * complex_itemsize
+        if slot == target:
+            flops += _product(frequencies, down.count, number, height, COMPLEX)
+            flops += _product(1, across.count, number * down.count, planes * frequencies, real)
+            # Every block but the first reads what is there; to a weight all slabs add.
+            sums = blocks * (slabs if slot == "weight" else 1)
+            moved += (
+                2 * lines * (planes - 1) * complex_itemsize + (2 * sums - 1) * samples * itemsize
+            )
+            if task.overlapping:
+                # Zeros, sums and copies: down, across, and into the result.
+                lapped = samples * min(1, down.hop / down.count)
+                moved += (samples + 6 * lapped) * itemsize
+                moved += 9 * lapped * min(1, across.hop / across.count) * itemsize
+            elif slot != "weight":
+                moved += 2 * samples * itemsize
+        else:
+            rows = padded // across.samples
+            halfway = rows * across.tiles * frequencies
+            flops += _product(blocks * across.tiles, planes * block, rows, across.count, real)
+            flops += _product(frequencies, height, number, down.count, COMPLEX)
+            copies = 0 if slot == "weight" else 3
+            moved += (copies + blocks) * padded * itemsize + (halfway + lines) * complex_itemsize
+    tiles = per_slab[0] * per_slab[1] * task.axes[1].tiles
+    counts = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
+    terms = counts.pop(SUMMED[task.map])
+    rows, columns = counts.values()
+    flops += _product(slabs * frequencies * height * problem.groups, rows, columns, terms, COMPLEX)
+    # Operators: those that make the waves, of a slab, and of a block.
+    matrices = 12 if height == width else 19
+    calls = matrices + slabs * (6 + (8 if task.overlapping else 0) + 10 * blocks)
+    return Cost(matmul_flops=task.slow * flops, bytes=moved, calls=calls)
+
+
+def _product(number: int, rows: int, columns: int, terms: int, each: float) -> float:
+    """Operations of so many matrix products, ``2 * each`` for one multiplication and addition."""
+    return 2.0 * each * number * _full(rows, QUANTUM) * _full(columns, QUANTUM) * _full(terms, 8)
+
+
+def _full(size: int, quantum: int) -> int:
+    return -(-size // quantum) * quantum
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
     """Run a plan of this engine, all groups at one time.
 
     Args:
         result: written; but where an input's gradient is added up from tiles, zeros to add to.
         like: an empty tensor of the dtype to compute in, which the operands may not have.
     """
-    if map == "grad_weight":
-        _weight(plan, problem, first, second, result, like)
+    if plan.task.map == "grad_weight":
+        _weight(plan, first, second, result, like)
     else:
-        _tiles(plan, problem, map, first, second, result, like)
+        _tiles(plan, first, second, result, like)
 
 
 def _tiles(
-    plan: Plan,
-    problem: Problem,
-    map: MapName,
+    plan: TransformPlan,
     first: Tensor,
     weight: Tensor,
     result: Tensor,
     like: Tensor,
 ) -> None:
-    source, _, target = SLOTS[map]
-    groups, matrices = problem.groups, dft_matrices(plan.lengths, like)
-    of_weight = plan.windows("weight")
+    task = plan.task
+    source, _, target = SLOTS[task.map]
+    groups, matrices = task.problem.groups, dft_matrices(task.lengths, like)
+    of_weight = task.windows("weight")
     taps = padded(weight, of_weight, like.dtype).contiguous()
-    back = inverse_matrices(matrices, plan.windows(target))
+    back = inverse_matrices(matrices, task.windows(target))
     result = torch.unflatten(result, 1, (groups, -1))
     held: dict[range, Tensor] = {}
-    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+    for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        of_first, windows = plan.windows(source, rows), plan.windows(target, rows)
+        of_first, windows = task.windows(source, rows), task.windows(target, rows)
         samples = padded(first[part], of_first, like.dtype).contiguous()
         order = groups, windows[1].tiles, windows[0].tiles, len(images), result.shape[2]
         count, across = windows[0].count, windows[1].count
         sums = like.new_empty(math.prod(order) * count, across)
-        for block in plan.blocks(1, like.is_complex()):
+        for block in plan.blocks(1):
             left = forward_dft(samples, of_first, matrices, False, groups, block)
             if block in held:
                 w = held[block]
             else:
-                w = forward_dft(taps, of_weight, matrices, map == "forward", 1, block)
+                w = forward_dft(taps, of_weight, matrices, task.map == "forward", 1, block)
                 # Its images, the outputs, come group by group.
-                w = w.view(len(left), problem.group_out, -1)
+                w = w.view(len(left), task.problem.group_out, -1)
             if plan.hold:
                 held[block] = w
-            spectrum = torch.bmm(left, w.mT if map == "forward" else w)
+            spectrum = torch.bmm(left, w.mT if task.map == "forward" else w)
             del left, w
             lines = rows_back(spectrum, back[0], block)
             del spectrum
             columns_back(lines, back[1], block, sums, add=block.start > 0)
             del lines
         del samples
-        _put_tiles(plan, sums.view(*order, count, across), windows, map, result[part])
+        _put_tiles(plan, sums.view(*order, count, across), windows, result[part])
         del sums
 
 
-def _put_tiles(plan: Plan, tiles: Tensor, windows: Windows, map: MapName, result: Tensor) -> None:
+def _put_tiles(plan: TransformPlan, tiles: Tensor, windows: Windows, result: Tensor) -> None:
     """From (group, U, T, image, channel, rows, columns) to (images, groups, channels, H, W)."""
-    if map == "forward" or plan.is_overlap_save:
+    if plan.task.map == "forward" or plan.task.is_overlap_save:
         down, across = (read_span(w, size)[0] for w, size in zip(windows, result.shape[-2:]))
         copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[..., down, across])
         return
@@ -121,18 +318,19 @@ def _put_tiles(plan: Plan, tiles: Tensor, windows: Windows, map: MapName, result
 
 
 def _weight(
-    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor, like: Tensor
+    plan: TransformPlan, input: Tensor, output: Tensor, result: Tensor, like: Tensor
 ) -> None:
-    groups, matrices = problem.groups, dft_matrices(plan.lengths, like)
-    of_weight = plan.windows("weight")
+    task = plan.task
+    groups, matrices = task.problem.groups, dft_matrices(task.lengths, like)
+    of_weight = task.windows("weight")
     back = inverse_matrices(matrices, of_weight)
     sums, add = result.view(-1, result.shape[3]), False
-    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+    for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        of_input, of_output = plan.windows("input", rows), plan.windows("output", rows)
+        of_input, of_output = task.windows("input", rows), task.windows("output", rows)
         x = padded(input[part], of_input, like.dtype).contiguous()
         y = padded(output[part], of_output, like.dtype).contiguous()
-        for block in plan.blocks(1, like.is_complex()):
+        for block in plan.blocks(1):
             spectrum = torch.bmm(
                 forward_dft(y, of_output, matrices, True, groups, block).mT,
                 forward_dft(x, of_input, matrices, False, groups, block),

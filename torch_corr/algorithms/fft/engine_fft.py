@@ -10,48 +10,138 @@ a padded kernel mostly consists, are left out, and so are rows of the result tha
 asked for; and no axis is transposed between the two of the inverse.  On two Zen 4 cores one
 512 x 512 image with a 101 x 101 kernel takes 0.86 ms so, and 1.03 ms by ``rfft2`` and ``irfft2``;
 128 of 72 x 72 with kernels of 31 x 31 take 2.5 and 2.8 ms.
+
+Planning: a slab's spectra are whole, so images, groups, rows of tiles and at last the outputs of a
+group are cut, until the pieces fit into the limit and then into the cache.  For each part of the
+outputs the inputs are transformed anew.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import SLOTS, MapName, Slot
-from .plans import Plan
-from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span, slabs
+from ...request import SLOTS, Slot, shape_of
+from ..base import Cost
+from .plans import DeviceRates, Task, TransformPlan, halved
+from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span
 
 
-def run(
-    plan: Plan,
-    problem: Problem,
-    map: MapName,
-    first: Tensor,
-    second: Tensor,
-    result: Tensor,
-    like: Tensor,
-) -> None:
+def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan:
+    """The plan of largest pieces that fit, and that the cache holds; there is always one."""
+    problem, map = task.problem, task.map
+    (images, rows), block, outs = task.at_once, problem.groups, max(1, problem.group_out)
+
+    def peak() -> int:
+        return _peak(task, (images, rows), block, outs)
+
+    while peak() > limit:
+        if images > 1:
+            images = -(-images // 2)
+        elif block > 1:
+            block = -(-block // 2)
+        elif rows > 1:
+            rows = -(-rows // 2)
+        elif outs > 1:
+            outs = -(-outs // 2)
+        else:
+            break
+    while peak() > rates.cache and max(block, images, rows) > 1:
+        if block > 1:
+            block = -(-block // 2)
+        else:
+            images, rows = halved((images, rows))
+    parts = -(-problem.group_out // outs)
+    cost = _cost(task, parts)
+    if peak() > rates.cache:
+        cost = cost._replace(bytes=cost.bytes * rates.out_of_cache)
+    pieces = -(-problem.groups // block) * parts * task.slabs((images, rows))
+    calls = pieces * (20 + 2 * (outs if map == "grad_input" else problem.group_in))
+    cost = cost._replace(calls=calls)
+    accumulates = task.accumulates(rows, outs)
+    return TransformPlan("fft", task, (images, rows), block, outs, False, accumulates, peak(), cost)
+
+
+def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
+    """Bytes that :func:`run` has in memory: three spectra, and the work around one."""
+    (height, width), itemsize = task.lengths, task.itemsize
+    spectrum, samples = (
+        height * task.frequencies(1) * task.complex_itemsize,
+        height * width * itemsize,
+    )
+    total = work = 0
+    for slot in SLOTS[task.map]:
+        size = task.sizes(slot, per_slab, outs)
+        channels = block * (outs if slot == "output" else task.problem.group_in)
+        # Tiles and PyTorch's own copy of them, or half a spectrum and two of a whole one.
+        padded = size.padded + (height + width) * height
+        transform = size.number * max(2 * samples, 2 * spectrum) + padded * itemsize
+        if slot == SLOTS[task.map][2]:
+            transform = max(transform, size.number * (2 * spectrum + 2 * samples))
+        total += channels * size.number * spectrum
+        work = max(work, channels * transform)
+    if task.map == "grad_weight":
+        number = task.sizes("output", per_slab).number
+        work = max(work, block * outs * number * spectrum)
+        # Two more of the result's: the columns being stacked, and the sum so far.
+        work += 2 * block * outs * task.problem.group_in * spectrum
+    return total + work + task.sums(task.accumulates(per_slab[1], outs)) + 2**18
+
+
+def _cost(task: Task, repeats: int) -> Cost:
+    """Operations of all groups; the inputs are transformed ``repeats`` times."""
+    problem, (height, width) = task.problem, task.lengths
+    spectrum = height * task.frequencies(1) * task.complex_itemsize
+    single_tile = task.single_tile
+    each = 5.0 if task.is_complex else 2.5
+    flops = moved = 0.0
+    for slot in SLOTS[task.map]:
+        size = task.sizes(slot)
+        channels = task.channels(slot) * (repeats if slot == "input" else 1)
+        # Apart, only rows that are there are transformed.
+        read = min(task.windows(slot)[0].count, shape_of(problem, slot)[2])
+        rows = read if single_tile else height
+        lines = each * rows * width * math.log2(width)
+        across = each * (height * width) * math.log2(height)
+        flops += channels * size.number * (lines + across)
+        moved += channels * (4 * size.cut + 2 * size.padded) * task.itemsize
+        # PyTorch's inverse transforms the columns apart, between two transpositions.
+        back = 0 if slot != SLOTS[task.map][2] else 2 if single_tile else 4
+        moved += channels * size.number * spectrum * back
+    moved += 3.0 * task.tiles * problem.group_in * problem.group_out * spectrum
+    return Cost(
+        fft_flops=problem.groups * flops * task.slow,
+        bytes=problem.groups * moved,
+    )
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
     """Run a plan of this engine, some groups at one time, and of one group some outputs.
 
     Args:
         result: written; but where an input's gradient is added up from tiles, zeros to add to.
         like: an empty tensor of the dtype to compute in, which the operands may not have.
     """
-    for start in range(0, problem.groups, plan.block):
-        groups = range(start, min(start + plan.block, problem.groups))
-        for low in range(0, problem.group_out, plan.outs):
-            outs = range(low, min(low + plan.outs, problem.group_out))
+    task = plan.task
+    for start in range(0, task.problem.groups, plan.block):
+        groups = range(start, min(start + plan.block, task.problem.groups))
+        for low in range(0, task.problem.group_out, plan.outs):
+            outs = range(low, min(low + plan.outs, task.problem.group_out))
             a, b, c = (
-                _select(problem, slot, tensor, groups, outs)
-                for slot, tensor in zip(SLOTS[map], (first, second, result))
+                _select(task.problem, slot, tensor, groups, outs)
+                for slot, tensor in zip(SLOTS[task.map], (first, second, result))
             )
-            if map == "grad_weight":
-                _weight_of_groups(plan, problem.batch, len(groups), a, b, c, like.dtype)
+            if task.map == "grad_weight":
+                _weight_of_groups(plan, len(groups), a, b, c, like.dtype)
             else:
-                _tiles_of_groups(plan, problem, map, len(groups), a, b, c, like.dtype)
+                _tiles_of_groups(plan, len(groups), a, b, c, like.dtype)
 
 
 def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
@@ -65,32 +155,31 @@ def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: r
 
 
 def _tiles_of_groups(
-    plan: Plan,
-    problem: Problem,
-    map: MapName,
+    plan: TransformPlan,
     groups: int,
     first: Tensor,
     weight: Tensor,
     result: Tensor,
     dtype: torch.dtype,
 ) -> None:
-    (source, _, target), single_tile = SLOTS[map], plan.single_tile
-    taps = plan.windows("weight")
-    w = forward_dft(weight, taps, plan.lengths, map == "forward", single_tile, dtype)
+    task = plan.task
+    (source, _, target), single_tile = SLOTS[task.map], task.single_tile
+    taps = task.windows("weight")
+    w = forward_dft(weight, taps, task.lengths, task.map == "forward", single_tile, dtype)
     w = torch.unflatten(w.squeeze((2, 3)), 0, (groups, -1))
-    if map == "forward":
+    if task.map == "forward":
         w = w.transpose(1, 2)
-    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+    for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
         read = _read(plan, source, rows)
-        spectra = forward_dft(first[part], read, plan.lengths, False, single_tile, dtype)
+        spectra = forward_dft(first[part], read, task.lengths, False, single_tile, dtype)
         product = _sum_over_channels(torch.unflatten(spectra, 1, (groups, -1)), w)
         del spectra
-        windows = plan.windows(target, rows)
+        windows = task.windows(target, rows)
         inverse_dft(
             product.flatten(1, 2),
             windows,
-            plan.lengths,
+            task.lengths,
             single_tile,
             result[part],
             plan.accumulates,
@@ -99,37 +188,38 @@ def _tiles_of_groups(
 
 
 def _weight_of_groups(
-    plan: Plan,
-    batch: int,
+    plan: TransformPlan,
     groups: int,
     input: Tensor,
     output: Tensor,
     result: Tensor,
     dtype: torch.dtype,
 ) -> None:
-    single_tile, sums = plan.single_tile, None
-    for images, rows in slabs(batch, plan.axes[0].tiles, plan.per_slab):
+    task = plan.task
+    single_tile, sums = task.single_tile, None
+    for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        read, of_output = _read(plan, "input", rows), plan.windows("output", rows)
-        x = forward_dft(input[part], read, plan.lengths, False, single_tile, dtype)
-        y = forward_dft(output[part], of_output, plan.lengths, True, single_tile, dtype)
+        read, of_output = _read(plan, "input", rows), task.windows("output", rows)
+        x = forward_dft(input[part], read, task.lengths, False, single_tile, dtype)
+        y = forward_dft(output[part], of_output, task.lengths, True, single_tile, dtype)
         x, y = (torch.unflatten(each, 1, (groups, -1)) for each in (x, y))
         product = _sum_over_tiles(x, y)
         del x, y
         sums = product if sums is None else sums.add_(product)
         del product
     assert sums is not None
-    windows = plan.windows("weight")
+    windows = task.windows("weight")
     spectrum = sums.flatten(0, 1)[:, :, None, None]
-    inverse_dft(spectrum, windows, plan.lengths, single_tile, result, False)
+    inverse_dft(spectrum, windows, task.lengths, single_tile, result, False)
 
 
-def _read(plan: Plan, slot: Slot, rows: range) -> Windows:
+def _read(plan: TransformPlan, slot: Slot, rows: range) -> Windows:
     """Where an operand is read: in whole tiles, for pixels that no product meets need no zeros."""
-    down, across = plan.windows(slot, rows)
-    if slot != "input" or plan.single_tile:
+    task = plan.task
+    down, across = task.windows(slot, rows)
+    if slot != "input" or task.single_tile:
         return down, across
-    return replace(down, count=plan.lengths[0]), replace(across, count=plan.lengths[1])
+    return replace(down, count=task.lengths[0]), replace(across, count=task.lengths[1])
 
 
 def _sum_over_channels(spectra: Tensor, weight: Tensor) -> Tensor:

@@ -14,77 +14,201 @@ about 64 they win beside many channels:
   GB/s);
 * a block of frequencies is a block of rows of ``D``: memory is bounded by going through the
   spectrum in blocks, which repeats no arithmetic.
+
+Planning: the operands stay in memory over a slab, in the order of the products; spectra exist only
+for a block of row frequencies.  Slabs are halved until one frequency fits, and a block takes the
+memory that is left.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...problem import Problem
-from ..base import SLOTS, MapName
-from .plans import Plan, frequencies
-from .tiling import Window, Windows, complex_of, overlap_add, put, read_span, slabs
+from ...request import SLOTS, Slot
+from ..base import Cost
+from .plans import DeviceRates, Task, TransformPlan, block_of, frequencies, halved
+from .tiling import Window, Windows, complex_of, overlap_add, put, read_span
+
+BLOCK = 96 * 2**20
+"""Bytes of spectra that the matrix engine makes at one time.  More would leave the cache for
+nothing; fewer make thin products, which read the operands anew for every few row frequencies.
+On two Zen 4 cores, 128 to 128 channels of 256x256, 32x32: 807 ms with 24 MiB, 644 with 48, 518
+with 96, 523 with 180; 64 to 64 of 4x128x128, 8x8: 76, 69, 65, 79."""
+
+LONGEST = 256
+"""Above this length a transform by matrix product costs 5 times the FFT and more."""
 
 
-def run(
-    plan: Plan,
-    problem: Problem,
-    map: MapName,
-    first: Tensor,
-    second: Tensor,
-    result: Tensor,
-    like: Tensor,
-) -> None:
+def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | None:
+    """The plan of largest slabs, and then blocks, that fit; None for lengths that do not pay."""
+    problem = task.problem
+    if max(task.lengths) > LONGEST or 0 in (problem.group_in, problem.group_out):
+        return None
+    memory = _Memory(task, task.at_once)
+    while memory.peak(1) > limit and memory.per_slab != (1, 1):
+        memory = _Memory(task, halved(memory.per_slab))
+    frequencies = task.frequencies(0)
+    room = min(limit - memory.standing, BLOCK)
+    block = block_of(frequencies, room // max(memory.of_frequency, 1))
+    workspace = memory.peak(block)
+    weight = (
+        problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.complex_itemsize
+    )
+    again = memory.per_slab != task.at_once and task.map != "grad_weight"
+    hold = again and workspace + weight <= limit
+    if hold:
+        workspace += weight
+    slabs, blocks = task.slabs(memory.per_slab), -(-frequencies // block)
+    cost = _cost(task, 1 if hold else slabs)
+    # Every block reads anew what is laid out.
+    read = problem.groups * slabs * blocks * memory.laid_out * rates.out_of_cache
+    calls = problem.groups * slabs * (20 + 40 * blocks)
+    cost = cost._replace(bytes=cost.bytes + read, calls=calls)
+    outs, accumulates = problem.group_out, memory.accumulates
+    return TransformPlan(
+        "matrix", task, memory.per_slab, block, outs, hold, accumulates, workspace, cost
+    )
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What :func:`run` has in memory, in bytes."""
+
+    task: Task
+    per_slab: tuple[int, int]
+
+    def peak(self, block: int) -> int:
+        """With so many row frequencies at one time."""
+        return self.standing + max(self.copies, block * self.of_frequency)
+
+    @property
+    def standing(self) -> int:
+        """What is there from first to last."""
+        return self.matrices + self.laid_out + self.task.sums(self.accumulates)
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether slabs add to the same pixels."""
+        return self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
+
+    @property
+    def matrices(self) -> int:
+        """The matrices of three operands, of complex128 at most, and the angles of one."""
+        return 2**16 + 16 * 5 * (self.task.lengths[0] ** 2 + self.task.lengths[1] ** 2)
+
+    @cached_property
+    def laid_out(self) -> int:
+        """The operands, and the sums."""
+        return sum(self._laid_out(slot) for slot in SLOTS[self.task.map])
+
+    @property
+    def copies(self) -> int:
+        """The most that is beside those while one is laid out, or put together."""
+        first, second, target = (self._laid_out(slot) for slot in SLOTS[self.task.map])
+        # Operands are transposed before they are widened.
+        return max(
+            max(first, second) * self.task.operand_itemsize // self.task.itemsize, 2 * target
+        )
+
+    @cached_property
+    def of_frequency(self) -> int:
+        """For each row frequency: three spectra, and the largest work around one."""
+        total = work = 0
+        for slot in SLOTS[self.task.map]:
+            size = self.task.sizes(slot, self.per_slab)
+            down, across = self.task.windows(slot, range(self.per_slab[1]))
+            halfway = size.padded // down.samples * down.tiles
+            columns = size.number * across.count
+            channels = self.task.channels(slot) * self.task.complex_itemsize
+            total += size.number * self.task.lengths[1] * channels
+            work = max(work, (halfway + columns) * channels, 2 * columns * channels)
+        return total + work
+
+    def _laid_out(self, slot: Slot) -> int:
+        size = self.task.sizes(slot, self.per_slab)
+        samples = size.cut if slot == SLOTS[self.task.map][2] else size.padded
+        return samples * self.task.channels(slot) * self.task.itemsize
+
+
+def _cost(task: Task, repeats: int) -> Cost:
+    """Operations of all groups; the weight is transformed ``repeats`` times."""
+    problem, frequencies, width = task.problem, task.frequencies(0), task.lengths[1]
+    flops = moved = 0.0
+    for slot in SLOTS[task.map]:
+        size, (down, across) = task.sizes(slot), task.windows(slot)
+        channels = task.channels(slot) * (repeats if slot == "weight" else 1)
+        first = (8 if task.is_complex else 4) * frequencies * down.count * across.count
+        second = 8 * frequencies * width * across.count
+        flops += size.number * channels * (first + second)
+        moved += channels * (
+            4 * size.padded * task.itemsize
+            + size.number * frequencies * (3 * across.count + 2 * width) * task.complex_itemsize
+        )
+    products = 8.0 * frequencies * width * task.tiles * problem.group_in * problem.group_out
+    # A thin matrix product runs at the rate of memory, not of arithmetic.
+    thin = max(1.0, 24 / max(min(task.tiles, problem.group_in, problem.group_out), 1))
+    return Cost(
+        matmul_flops=problem.groups * task.slow * (flops + products * thin),
+        bytes=problem.groups * moved,
+    )
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
     """Run a plan of this engine, group by group.
 
     Args:
         result: written; but where an input's gradient is added up from tiles, zeros to add to.
         like: an empty tensor of the dtype to compute in, which the operands may not have.
     """
-    channels = {"input": problem.group_in, "output": problem.group_out}
-    for group in range(problem.groups):
+    task = plan.task
+    channels = {"input": task.problem.group_in, "output": task.problem.group_out}
+    for group in range(task.problem.groups):
         a, b, c = (
-            tensor.narrow(0, group * problem.group_out, problem.group_out)
+            tensor.narrow(0, group * task.problem.group_out, task.problem.group_out)
             if slot == "weight"
             else tensor.narrow(1, group * channels[slot], channels[slot])
-            for slot, tensor in zip(SLOTS[map], (first, second, result))
+            for slot, tensor in zip(SLOTS[task.map], (first, second, result))
         )
-        if map == "grad_weight":
-            _weight_of_group(plan, problem, a, b, c, like)
+        if task.map == "grad_weight":
+            _weight_of_group(plan, a, b, c, like)
         else:
-            _tiles_of_group(plan, problem, map, a, b, c, like)
+            _tiles_of_group(plan, a, b, c, like)
 
 
 def _tiles_of_group(
-    plan: Plan,
-    problem: Problem,
-    map: MapName,
+    plan: TransformPlan,
     first: Tensor,
     weight: Tensor,
     result: Tensor,
     like: Tensor,
 ) -> None:
-    source, _, target = SLOTS[map]
-    of_first = dft_matrices(plan.windows(source), plan.lengths, False, like)
-    of_weight = dft_matrices(plan.windows("weight"), plan.lengths, map == "forward", like)
-    inverse = inverse_dft_matrices(plan.windows(target), plan.lengths, like)
-    taps = lay_out(weight, plan.windows("weight"), like.dtype)
+    task = plan.task
+    source, _, target = SLOTS[task.map]
+    of_first = dft_matrices(task.windows(source), task.lengths, False, like)
+    of_weight = dft_matrices(task.windows("weight"), task.lengths, task.map == "forward", like)
+    inverse = inverse_dft_matrices(task.windows(target), task.lengths, like)
+    taps = lay_out(weight, task.windows("weight"), like.dtype)
     held: dict[range, Tensor] = {}
-    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
-        part, windows = slice(images.start, images.stop), plan.windows(target, rows)
-        tiles = lay_out(first[part], plan.windows(source, rows), like.dtype)
+    for images, rows in plan.slabs():
+        part, windows = slice(images.start, images.stop), task.windows(target, rows)
+        tiles = lay_out(first[part], task.windows(source, rows), like.dtype)
         number = len(images) * windows[0].tiles * windows[1].tiles
         sums = like.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
-        for block in plan.blocks(0, like.is_complex()):
+        for block in plan.blocks(0):
             w = held[block] if block in held else forward_dft(taps, of_weight, block)
             if plan.hold:
                 held[block] = w
             spectrum = torch.bmm(
-                forward_dft(tiles, of_first, block), w.mT if map == "forward" else w
+                forward_dft(tiles, of_first, block), w.mT if task.map == "forward" else w
             )
             del w
             inverse_dft(spectrum, sums, inverse, block)
@@ -95,18 +219,19 @@ def _tiles_of_group(
 
 
 def _weight_of_group(
-    plan: Plan, problem: Problem, input: Tensor, output: Tensor, result: Tensor, like: Tensor
+    plan: TransformPlan, input: Tensor, output: Tensor, result: Tensor, like: Tensor
 ) -> None:
-    of_input = dft_matrices(plan.windows("input"), plan.lengths, False, like)
-    of_output = dft_matrices(plan.windows("output"), plan.lengths, True, like)
-    windows = plan.windows("weight")
-    inverse = inverse_dft_matrices(windows, plan.lengths, like)
+    task = plan.task
+    of_input = dft_matrices(task.windows("input"), task.lengths, False, like)
+    of_output = dft_matrices(task.windows("output"), task.lengths, True, like)
+    windows = task.windows("weight")
+    inverse = inverse_dft_matrices(windows, task.lengths, like)
     sums = like.new_zeros(windows[0].count, result.numel() // windows[0].count)
-    for images, rows in slabs(problem.batch, plan.axes[0].tiles, plan.per_slab):
+    for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        x = lay_out(input[part], plan.windows("input", rows), like.dtype)
-        y = lay_out(output[part], plan.windows("output", rows), like.dtype)
-        for block in plan.blocks(0, like.is_complex()):
+        x = lay_out(input[part], task.windows("input", rows), like.dtype)
+        y = lay_out(output[part], task.windows("output", rows), like.dtype)
+        for block in plan.blocks(0):
             spectrum = torch.bmm(
                 forward_dft(y, of_output, block).mT, forward_dft(x, of_input, block)
             )

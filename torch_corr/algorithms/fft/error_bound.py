@@ -21,16 +21,15 @@ from __future__ import annotations
 
 import math
 
-from ...problem import Problem
-from ..base import SLOTS, MapName
-from .plans import SUMMED, Engine
-from .tiling import Axis, prime_factors
+from ...request import SLOTS
+from .plans import SUMMED, Engine, Task
+from .tiling import prime_factors
 
 
-def error_units(problem: Problem, map: MapName, engine: Engine, axes: tuple[Axis, Axis]) -> float:
+def error_units(task: Task, engine: Engine) -> float:
     """The factor before u and ``sum_c ||x_c|| ||w_oc||`` in the bound that the module states."""
-    tiles = problem.batch * axes[0].tiles * axes[1].tiles
-    terms = {"input": problem.group_in, "output": problem.group_out, "tiles": tiles}
+    problem, map, axes = task.problem, task.map, task.axes
+    terms = {"input": problem.group_in, "output": problem.group_out, "tiles": task.tiles}
     units = math.sqrt(2) * (terms[SUMMED[map]] + 3)
     for slot in SLOTS[map]:
         for axis in axes:

@@ -1,7 +1,8 @@
-"""What a plan is, and by what plans are told apart.
+"""Values that the planning of transforms works with, and by which plans are compared.
 
-A plan says all that a map's running needs to know beside its operands: which engine, which tiles,
-how much at one time; and what that takes in memory at its peak, and in time by the machine's rates.
+A :class:`TransformPlan` holds all that an engine needs to compute a map except its operands: the
+tiles, and how much is in memory at a time. It states its workspace, and its cost, which becomes a
+predicted time by the rates of a device.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from ...problem import Problem
-from ..base import SLOTS, Cost, MapName, Slot, shape_of
-from .tiling import Axis, GradInputAxis, Windows
+from ...request import SLOTS, MapName, Slot, shape_of
+from ..base import Cost
+from .tiling import Axis, GradInputAxis, Slab, Windows, slabs
 
 SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
     "forward": "input",
@@ -27,64 +29,7 @@ Engine = Literal["matrix", "batched", "fft"]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How to run one map: engine, tiles, and what is in memory at one time.
-
-    Attributes:
-        engine: ``matrix`` transforms by matrix products, ``batched`` too, in an order for devices,
-            ``fft`` by FFT.
-        axes: the tiling of the rows and of the columns.
-        per_slab: images, and rows of tiles, in memory at one time.
-        block: row frequencies at one time (``matrix``), column frequencies (``batched``), or
-            groups (``fft``).
-        outs: output channels of a group at one time (``fft``).
-        hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
-        accumulates: whether pieces of the work are added to the same numbers of the result.
-        workspace: bytes that it takes at its peak, beyond operands and result, from above.
-        cost: of all of it.
-        error: the factor of :func:`.error_bound.error_units`; 0 until the plan is chosen.
-    """
-
-    engine: Engine
-    axes: tuple[Axis, Axis]
-    per_slab: tuple[int, int]
-    block: int
-    outs: int
-    hold: bool
-    accumulates: bool
-    workspace: int
-    cost: Cost
-    error: float = 0.0
-
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Transform lengths of rows and columns."""
-        return self.axes[0].length, self.axes[1].length
-
-    @property
-    def single_tile(self) -> bool:
-        """Whether one tile holds all."""
-        return self.axes[0].tiles == self.axes[1].tiles == 1
-
-    @property
-    def is_overlap_save(self) -> bool:
-        """Whether an input's gradient is computed by overlap-save (``batched``)."""
-        return isinstance(self.axes[0], GradInputAxis)
-
-    def windows(self, slot: Slot, rows: range | None = None) -> Windows:
-        """Where an operand lies under the given rows of tiles, or all."""
-        down = self.axes[0] if rows is None else self.axes[0].run(rows)
-        return getattr(down, slot), getattr(self.axes[1], slot)
-
-    def blocks(self, dim: int, is_complex: bool) -> Iterator[range]:
-        """Frequencies of an axis, ``block`` at a time: all, or the half of a real signal's."""
-        stop = frequencies(self.lengths[dim], is_complex)
-        for start in range(0, stop, self.block):
-            yield range(start, min(start + self.block, stop))
-
-
-@dataclass(frozen=True)
-class Machine:
+class DeviceRates:
     """What plans are ranked by on one kind of device.
 
     Attributes:
@@ -100,7 +45,7 @@ class Machine:
     engines: tuple[Engine, ...]
 
 
-HOST = Machine(
+CPU = DeviceRates(
     Cost(matmul_flops=130e9, fft_flops=48e9, bytes=50e9, calls=150e3),
     cache=24 * 2**20,
     out_of_cache=2,
@@ -109,7 +54,7 @@ HOST = Machine(
 """Two Zen 5 cores, PyTorch 2.13 with MKL 2024.2.  They copy 58 GB/s in a 32 MiB cache and 8 GB/s in
 fresh memory, and glibc gives blocks above 32 MiB back at every free."""
 
-CUDA = Machine(
+CUDA = DeviceRates(
     Cost(matmul_flops=51.6e12, fft_flops=4e12, bytes=3.5e12, calls=400e3),
     cache=math.inf,
     out_of_cache=1,
@@ -120,15 +65,8 @@ tiles of 64 x 64 in 139 us and ``irfft2`` in 245, copies at 3.5 to 4.2 TB/s.  Sm
 2.5 us each, were a third to a half of the time of plans made for a host; so nothing is cut up for
 the sake of a cache."""
 
-MACHINES = {"cuda": CUDA}
+RATES_OF = {"cuda": CUDA}
 """By type of device; all others plan as the host does."""
-
-
-def rank(plan: Plan, limit: int, machine: Machine) -> tuple[bool, float]:
-    """What is least for the best plan: its time, or if none is within the limit its workspace."""
-    if plan.workspace > limit:
-        return True, plan.workspace
-    return False, sum(amount / rate for amount, rate in zip(plan.cost, machine.rates))
 
 
 class Sizes(NamedTuple):
@@ -180,12 +118,12 @@ class Task:
     @property
     def overlapping(self) -> bool:
         """Whether tiles of the result overlap, and are added up."""
-        return self.map == "grad_input" and not isinstance(self.axes[0], GradInputAxis)
+        return self.map == "grad_input" and not self.is_overlap_save
 
     def accumulates(self, rows: int, outs: int) -> bool:
         """Whether pieces of so many rows of tiles, and outputs, add to the same pixels."""
         pieces = rows < self.axes[0].tiles or outs < self.problem.group_out
-        return self.map == "grad_input" and pieces and not isinstance(self.axes[0], GradInputAxis)
+        return self.overlapping and pieces
 
     def sums(self, accumulates: bool) -> int:
         """Bytes of the result in the dtype to compute in, where it is added up and then rounded."""
@@ -214,22 +152,80 @@ class Task:
         """Channels of one group; a weight's outputs count as its images."""
         return self.problem.group_out if slot == "output" else self.problem.group_in
 
-    def windows(self, slot: Slot, rows: int | None = None) -> Windows:
-        """Where an operand lies under so many rows of tiles, or all."""
-        down = self.axes[0] if rows is None else self.axes[0].run(range(rows))
+    @property
+    def single_tile(self) -> bool:
+        """Whether one tile holds all."""
+        return self.axes[0].tiles == self.axes[1].tiles == 1
+
+    @property
+    def is_overlap_save(self) -> bool:
+        """Whether an input's gradient is computed by overlap-save (``batched``)."""
+        return isinstance(self.axes[0], GradInputAxis)
+
+    def windows(self, slot: Slot, rows: range | None = None) -> Windows:
+        """Where an operand lies under the given rows of tiles, or all."""
+        down = self.axes[0] if rows is None else self.axes[0].run(rows)
         return getattr(down, slot), getattr(self.axes[1], slot)
 
     def sizes(
         self, slot: Slot, per_slab: tuple[int, int] | None = None, outs: int | None = None
     ) -> Sizes:
         """Of one channel in one slab, or in all; of a weight for so many outputs, or all."""
-        images, rows = per_slab or (self.problem.batch, None)
+        images, rows = per_slab or (self.problem.batch, self.axes[0].tiles)
         if slot == "weight":
             images = self.problem.group_out if outs is None else outs
-        down, across = self.windows(slot, rows)
+        down, across = self.windows(slot, range(rows))
         number = images * down.tiles * across.tiles
         padded = images * down.samples * across.samples
         return Sizes(padded, number * down.count * across.count, number)
+
+
+@dataclass(frozen=True)
+class TransformPlan:
+    """How to compute one map: by which engine, and how much of it is in memory at a time.
+
+    Attributes:
+        engine: ``matrix`` transforms by matrix products; ``batched`` does too, in an order for
+            devices; ``fft`` transforms by FFT.
+        task: the map and its tiling.
+        per_slab: images, and rows of tiles, in memory at a time.
+        block: row frequencies at a time (``matrix``), column frequencies (``batched``), or
+            groups (``fft``).
+        outs: output channels of a group at a time (``fft``).
+        hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
+        accumulates: whether pieces of the work are added to the same numbers of the result.
+        workspace: upper bound on the bytes that it takes beyond operands and result.
+        cost: of all of it.
+        error: the factor of :func:`.error_bound.error_units`; 0 until the plan is chosen.
+    """
+
+    engine: Engine
+    task: Task
+    per_slab: tuple[int, int]
+    block: int
+    outs: int
+    hold: bool
+    accumulates: bool
+    workspace: int
+    cost: Cost
+    error: float = 0.0
+
+    def slabs(self) -> Iterator[Slab]:
+        """All images and rows of tiles, ``per_slab`` at a time."""
+        return slabs(self.task.problem.batch, self.task.axes[0].tiles, self.per_slab)
+
+    def blocks(self, dim: int) -> Iterator[range]:
+        """Frequencies of an axis, ``block`` at a time."""
+        stop = self.task.frequencies(dim)
+        for start in range(0, stop, self.block):
+            yield range(start, min(start + self.block, stop))
+
+
+def rank(plan: TransformPlan, limit: int, rates: DeviceRates) -> tuple[bool, float]:
+    """What is least for the best plan: its time, or if none is within the limit its workspace."""
+    if plan.workspace > limit:
+        return True, plan.workspace
+    return False, sum(amount / rate for amount, rate in zip(plan.cost, rates.rates))
 
 
 def frequencies(length: int, is_complex: bool) -> int:

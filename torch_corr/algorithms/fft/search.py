@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 from ...problem import Problem
-from ..base import MapName
-from . import plan_batched, plan_fft, plan_matrix
+from ...request import MapName
+from . import engine_batched, engine_fft, engine_matrix
+from .engine_batched import QUANTUM
 from .error_bound import error_units
-from .plan_batched import QUANTUM
-from .plans import HOST, MACHINES, Engine, Plan, Task, rank
+from .plans import CPU, RATES_OF, Engine, Task, TransformPlan, rank
 from .tiling import (
     Axis,
     GradInputAxis,
@@ -37,7 +37,7 @@ def plan(
     tile: int | None,
     limit: int,
     device: str = "cpu",
-) -> Plan:
+) -> TransformPlan:
     """The plan of least predicted time within the limit; if none fits, that of least workspace.
 
     Args:
@@ -46,17 +46,17 @@ def plan(
         is_complex: whether they are complex, so that the whole spectrum is needed.
         device: the type of device.
     """
-    machine = MACHINES.get(device, HOST)
+    rates = RATES_OF.get(device, CPU)
     made = (
-        _ENGINES[engine](
-            Task(problem, map, itemsize, operand_itemsize, is_complex, axes), limit, machine
+        _PLANNERS[engine](
+            Task(problem, map, itemsize, operand_itemsize, is_complex, axes), limit, rates
         )
-        for engine in machine.engines
+        for engine in rates.engines
         for axes in _tilings_of(problem, map, tile, engine)
     )
     able = (each for each in made if each is not None)  # the engine fft always is
-    best = min(able, key=lambda each: rank(each, limit, machine))
-    return replace(best, error=error_units(problem, map, best.engine, best.axes))
+    best = min(able, key=lambda each: rank(each, limit, rates))
+    return replace(best, error=error_units(best.task, best.engine))
 
 
 def _tilings_of(
@@ -106,7 +106,11 @@ def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> lis
     return sorted(found, key=lambda axis: axis.length)
 
 
-_ENGINES = {"matrix": plan_matrix.plan, "batched": plan_batched.plan, "fft": plan_fft.plan}
+_PLANNERS = {
+    "matrix": engine_matrix.make_plan,
+    "batched": engine_batched.make_plan,
+    "fft": engine_fft.make_plan,
+}
 _FAST: dict[Engine, Callable[[int], int]] = {
     "matrix": fast_length,
     "batched": aligned_length,

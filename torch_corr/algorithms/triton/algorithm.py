@@ -45,19 +45,17 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
+from ...request import SLOTS, MapName, Request, shape_of
 from ...suggest import did_you_mean
 from ..base import (
     FLOATS,
-    SLOTS,
     Algorithm,
     Cost,
-    MapName,
     accumulation_dtype,
     definition_flops,
     dtype_refusal,
     may_use_tf32,
     operand_bytes,
-    shape_of,
 )
 from .axes import axes, band_shape, dest_shape
 from .choice import choose_correlate, choose_weight
@@ -90,11 +88,10 @@ class Triton(Algorithm):
         """``triton dot-64x32``: the name, and the configurations that are not by rule."""
         return " ".join(filter(None, (self.name, self.correlate, self.weight)))
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
+    def refusals(self, request: Request) -> tuple[str, ...]:
         """No such dtype; no Triton, C compiler or CUDA device, or one too old; no such config."""
-        if reasons := dtype_refusal(dtype, FLOATS) or _where_refusals(device):
+        problem, dtype = request.problem, request.dtype
+        if reasons := dtype_refusal(dtype, FLOATS) or _where_refusals(request.device):
             return reasons
         if reasons := tuple(self._config_refusals(problem, dtype)):
             return reasons
@@ -119,8 +116,8 @@ class Triton(Algorithm):
 
     def where_needed(
         self,
-        map: MapName,
         problem: Problem,
+        map: MapName,
         first: Tensor,
         second: Tensor,
         result: Tensor,
@@ -131,8 +128,8 @@ class Triton(Algorithm):
         The host does not read the number: where it is 0 the kernels return at once.
 
         Args:
-            map: which map.
             problem: the geometry.
+            map: which map.
             first, second: the operands of the map.
             result: of another algorithm, contiguous; written to.
             redo: one integer, an int32 tensor of one element.
@@ -142,14 +139,13 @@ class Triton(Algorithm):
         again = self._run(map, problem, first, second, redo)
         return torch.where(redo != 0, again, result, out=result)
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """Packed weights, operands with their channels moved together, and partial sums.
 
         Of operands in NCHW: what ``grad_weight`` copies of few channels in channels_last is not
         counted, since sizes do not tell it.
         """
+        problem, map, dtype = request.problem, request.map, request.dtype
         if problem.is_empty:
             return 0
         config = self._config(map, problem, dtype)
@@ -164,28 +160,28 @@ class Triton(Algorithm):
         source = problem.input_shape if map == "forward" else problem.output_shape
         return (taps + band + (prod(source) if moves else 0)) * dtype.itemsize
 
-    def cost(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> Cost:
+    def cost(self, request: Request) -> Cost:
         """Products that empty parts of tiles do included; copies are written and read again.
 
         What it costs beside a large matrix product is told by what was timed on an H200.
         """
+        problem, map, dtype = request.problem, request.map, request.dtype
         if problem.is_empty:
             return Cost(calls=1)
         config = self._config(map, problem, dtype)
         flops = definition_flops(problem, dtype)
         flops *= work(config, map, problem, dtype)
-        moved = operand_bytes(problem, dtype) + 2 * self.workspace(problem, map, device, dtype)
+        moved = operand_bytes(problem, dtype) + 2 * self.workspace(request)
         # Packing or moving the operands, the kernel, and the mending or the sum of the splits.
         return Cost(matmul_flops=flops, bytes=moved, calls=2 if map == "forward" else 3)
 
-    def variants(self, problem: Problem, map: MapName, dtype: torch.dtype) -> tuple[Algorithm, ...]:
+    def variants(self, request: Request) -> tuple[Algorithm, ...]:
         """One for each configuration of the rule's kind, but the rule's own; none if one is named.
 
         Matrix products of channels are a kind, and sums and bands the other, which is far behind:
         its tiles would be empty, or its channels one by one.
         """
+        problem, map, dtype = request.problem, request.map, request.dtype
         if self.correlate or self.weight or problem.is_empty:
             return ()
         chosen = self._config(map, problem, dtype)

@@ -6,7 +6,7 @@ from math import gcd
 from typing import NamedTuple
 
 from ...problem import Problem
-from ..base import MapName
+from ...request import MapName
 
 
 class Axis(NamedTuple):

@@ -10,7 +10,8 @@ from math import prod
 import torch
 
 from ...problem import Problem
-from ..base import FEW, MapName, may_use_tf32
+from ...request import MapName
+from ..base import FEW, may_use_tf32
 from .axes import axes, dest_shape
 from .configs import CONFIGS, Config, Sums, Taps, by_name, most_sums, unsuited
 from .costs import instructions, work

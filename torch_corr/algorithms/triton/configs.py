@@ -11,7 +11,8 @@ from typing import TypeAlias
 import torch
 
 from ...problem import Problem
-from ..base import MapName, dtype_name, may_use_tf32
+from ...request import MapName, dtype_name
+from ..base import may_use_tf32
 from .axes import Axis, axes
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import MapName, accumulation_dtype, is_channels_last
+from ...request import MapName
+from ..base import accumulation_dtype, is_channels_last
 from .axes import STILL, axes, dest_shape
 from .configs import Band, Config, Dot, Taps, by_name, leaves_out
 from .draft import Draft, dot_constants, passes_32_bits, strides_of, sums_in

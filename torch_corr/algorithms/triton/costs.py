@@ -10,7 +10,8 @@ from math import prod
 import torch
 
 from ...problem import Problem
-from ..base import MapName, matrix_speed, may_use_tf32
+from ...request import MapName
+from ..base import matrix_speed, may_use_tf32
 from .axes import axes
 from .configs import Band, Config, Dot, Product, Sums, Taps, leaves_out
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, prod
 from typing import TypeAlias
@@ -23,15 +23,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ...problem import Problem
+from ...problem import Pair, Problem
+from ...request import MAPS, Request
 from ..base import (
     COMPLEX,
     DEFAULT_WORKSPACE,
     FLOATS,
     INTEGERS,
-    MAPS,
     Cost,
-    MapName,
     accumulation_dtype,
     check_workspace_limit,
     definition_flops,
@@ -71,20 +70,14 @@ class Unfold(Fitted):
         super().__post_init__()
         check_workspace_limit(self.workspace_limit)
 
-    def limited(self, workspace_limit: int) -> Unfold:
-        """With that limit."""
-        return replace(self, workspace_limit=workspace_limit)
-
-    def uses_matrix_products(self, device: torch.device) -> bool:
+    def uses_matrix_products(self, request: Request) -> bool:
         """On CUDA, where a setting of PyTorch allows them TF32."""
-        return device.type == "cuda"
+        return request.device.type == "cuda"
 
-    def refusals(
-        self, problem: Problem, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        able = FLOATS + COMPLEX + (INTEGERS if device.type in ("cpu", "meta") else ())
-        refusals = dtype_refusal(dtype, able)
-        least = max(_bytes(problem, map, dtype, (1, 1, 1)) for map in MAPS)
+    def refusals(self, request: Request) -> tuple[str, ...]:
+        able = FLOATS + COMPLEX + (INTEGERS if request.device.type in ("cpu", "meta") else ())
+        refusals = dtype_refusal(request.dtype, able)
+        least = max(_bytes(request.with_map(map), (1, 1, 1)) for map in MAPS)
         if least > self.workspace_limit:
             refusals += (
                 f"the smallest block takes {least} bytes of workspace, more than the limit of "
@@ -95,24 +88,25 @@ class Unfold(Fitted):
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         kernel = _kernel_rows(problem, weight)
         result = input.new_empty(problem.output_shape)
-        for block in self._blocks(problem, "forward", input):
+        for block in self._blocks(Request.of(problem, "forward", input)):
             _forward(problem, block, input, kernel, result)
         return result
 
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         kernel = _kernel_rows(problem, weight).mT
         result = output.new_zeros(problem.input_shape)
-        for block in self._blocks(problem, "grad_input", output):
+        for block in self._blocks(Request.of(problem, "grad_input", output)):
             _grad_input(problem, block, output, kernel, result)
         return result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
+        request = Request.of(problem, "grad_weight", input)
         summing = accumulation_dtype(input.dtype)
         rows, *matrix = _kernel_shape(problem)
-        images = self._lengths(problem, "grad_weight", input.dtype, input.device)[0]
+        images = self._lengths(request)[0]
         # Each image of a block has sums of its own: a batched product adds none up.
         sums = input.new_zeros((rows, images, *matrix), dtype=summing)
-        for block in self._blocks(problem, "grad_weight", input):
+        for block in self._blocks(request):
             _grad_weight(problem, block, input, output, sums)
         total = sums.squeeze(1) if images == 1 else sums.sum(1)
         result = input.new_empty(problem.weight_shape)
@@ -120,39 +114,42 @@ class Unfold(Fitted):
         taps.copy_(total.view(taps.shape))
         return result
 
-    def workspace(
-        self, problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
-    ) -> int:
+    def workspace(self, request: Request) -> int:
         """The bytes of the largest block, and of the weight laid out as matrices.
 
         A CPU's blocks stay in its caches; a device's are as large as ``workspace_limit`` allows.
         """
-        return _bytes(problem, map, dtype, self._lengths(problem, map, dtype, device))
+        return _bytes(request, self._lengths(request))
 
-    def _blocks(self, problem: Problem, map: MapName, operand: Tensor) -> Iterator[Block]:
+    def _blocks(self, request: Request) -> Iterator[Block]:
         """Blocks of output pixels, or of input pixels for ``grad_input``."""
-        size = problem.size if map == "grad_input" else problem.output_size
-        whole = Block(range(problem.batch), range(size[0]), range(size[1]))
-        return whole.split(self._lengths(problem, map, operand.dtype, operand.device))
+        rows, columns = _pixels(request)
+        whole = Block(range(request.problem.batch), range(rows), range(columns))
+        return whole.split(self._lengths(request))
 
-    def work(self, problem: Problem, map: MapName, dtype: torch.dtype) -> Work:
+    def work(self, request: Request) -> Work:
         """The matrix products; and the strips, in which every pixel stands up to kW times."""
-        lengths = self._lengths(problem, map, dtype, torch.device("cpu"))
-        size = problem.size if map == "grad_input" else problem.output_size
-        whole = problem.batch, *size
+        problem, dtype = request.problem, request.dtype
+        lengths = _block_lengths(request, self.workspace_limit, CACHED)
+        whole = problem.batch, *_pixels(request)
         blocks = prod(ceil(all / each) for all, each in zip(whole, lengths))
         calls = blocks * (problem.kernel[0] + 4 * problem.kernel[1])
         rows, columns = problem.size[0], problem.output_size[1]
         strips = problem.batch * problem.in_channels * rows * columns * problem.kernel[1]
-        bytes = float(strips * dtype.itemsize) + moved(problem, map, dtype)
+        bytes = float(strips * dtype.itemsize) + moved(request)
         flops = definition_flops(problem, dtype) * filled(problem.group_out, 8)
         return Work("strips", Cost(flops, 0, bytes, calls))
 
-    def _lengths(
-        self, problem: Problem, map: MapName, dtype: torch.dtype, device: torch.device
-    ) -> Lengths:
-        cached = CACHED if device.type in ("cpu", "meta") else self.workspace_limit
-        return _block_lengths(problem, map, dtype, self.workspace_limit, cached)
+    def _lengths(self, request: Request) -> Lengths:
+        on_host = request.device.type in ("cpu", "meta")
+        limit = self.workspace_limit
+        return _block_lengths(request, limit, CACHED if on_host else limit)
+
+
+def _pixels(request: Request) -> Pair:
+    """Rows and columns that blocks divide: of input pixels for ``grad_input``, else of output."""
+    problem = request.problem
+    return problem.size if request.map == "grad_input" else problem.output_size
 
 
 def _forward(problem: Problem, block: Block, input: Tensor, kernel: Tensor, result: Tensor) -> None:
@@ -208,29 +205,27 @@ def _grad_weight(
 
 
 @lru_cache(maxsize=4096)
-def _block_lengths(
-    problem: Problem, map: MapName, dtype: torch.dtype, limit: int, cached: int
-) -> Lengths:
+def _block_lengths(request: Request, limit: int, cached: int) -> Lengths:
     """The largest blocks whose strips stay in the caches, and that stay within the limit.
 
     Rows are whole where the limit allows it; then there are as many of them as there is room
     for; then several images, if they are small.
     """
-    height, width = problem.size if map == "grad_input" else problem.output_size
-    columns = _most(width, lambda n: _bytes(problem, map, dtype, (1, 1, n)) <= limit)
+    height, width = _pixels(request)
+    columns = _most(width, lambda n: _bytes(request, (1, 1, n)) <= limit)
     if columns < width:
         return 1, 1, columns
-    room = max(cached, MOST_REPEATED * _strips_bytes(problem, map, dtype, (1, 1, columns)))
+    room = max(cached, MOST_REPEATED * _strips_bytes(request, (1, 1, columns)))
 
     def fits(lengths: Lengths) -> bool:
-        strips = _strips_bytes(problem, map, dtype, lengths)
-        return strips <= room and _bytes(problem, map, dtype, lengths) <= limit
+        strips = _strips_bytes(request, lengths)
+        return strips <= room and _bytes(request, lengths) <= limit
 
     rows = _most(height, lambda n: fits((1, n, columns)))
     if rows < height:
         return 1, -(-height // -(-height // rows)), columns
-    small = TOGETHER * _strips_bytes(problem, map, dtype, (1, rows, columns)) <= room
-    images = _most(problem.batch, lambda n: fits((n, rows, columns))) if small else 1
+    small = TOGETHER * _strips_bytes(request, (1, rows, columns)) <= room
+    images = _most(request.problem.batch, lambda n: fits((n, rows, columns))) if small else 1
     return images, rows, columns
 
 
@@ -239,21 +234,21 @@ def _most(length: int, fits: Callable[[int], bool]) -> int:
     return max(bisect_left(range(1, length + 1), True, key=lambda n: not fits(n)), 1)
 
 
-def _strips_bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths) -> int:
-    images, rows, columns = lengths
-    if map == "grad_input":
+def _strips_bytes(request: Request, lengths: Lengths) -> int:
+    problem, (images, rows, columns) = request.problem, lengths
+    if request.map == "grad_input":
         columns = _windows_touching(problem, 1, columns)
     else:
         rows = rows_read(problem, range(rows)).held
     strips = problem.in_channels * problem.kernel[1] * images * rows * columns
-    return strips * accumulation_dtype(dtype).itemsize
+    return strips * accumulation_dtype(request.dtype).itemsize
 
 
-def _bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths) -> int:
+def _bytes(request: Request, lengths: Lengths) -> int:
     """What blocks take at most: strips, copies of pixels, the weight as matrices."""
-    images, rows, columns = lengths
-    itemsize = accumulation_dtype(dtype).itemsize
-    rounds = itemsize != dtype.itemsize
+    problem, map, (images, rows, columns) = request.problem, request.map, lengths
+    itemsize = accumulation_dtype(request.dtype).itemsize
+    rounds = itemsize != request.dtype.itemsize
     repeated = images > 1 and (map == "grad_weight" or problem.groups > 1)
     matrices = images + 1 if repeated else 1
     inputs = outputs = 0
@@ -264,7 +259,7 @@ def _bytes(problem: Problem, map: MapName, dtype: torch.dtype, lengths: Lengths)
         outputs = rows * columns
     copies = images * (problem.in_channels * inputs + problem.out_channels * outputs)
     copies += matrices * prod(problem.weight_shape)
-    return _strips_bytes(problem, map, dtype, lengths) + copies * itemsize
+    return _strips_bytes(request, lengths) + copies * itemsize
 
 
 def _windows_touching(problem: Problem, axis: int, pixels: int) -> int:

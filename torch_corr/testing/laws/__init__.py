@@ -1,6 +1,6 @@
-"""The laws of correlation, each with a name, in one explicit order.
+"""The laws of correlation, in the order of the report.
 
-A failure of an early law often explains those of later ones: read a report from the top.
+The failure of an early law often explains failures of later ones, so read a report from the top.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CLAIMS = tuple(law.name for law in LAWS if law.claim)
 
 
 def find_law(name: str) -> Law:
-    """The law of a name."""
+    """The law with a name.  Raises ValueError if there is none."""
     for law in LAWS:
         if law.name == name:
             return law

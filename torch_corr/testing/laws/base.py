@@ -1,4 +1,4 @@
-"""What a law is: a sentence that holds for every right correlation, and how to try it."""
+"""``Law``: a property of every correct correlation, with a test of it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ CONTIGUOUS = ("contiguous",)
 
 @dataclass(frozen=True)
 class Law:
-    """A law with a name.
+    """A law and the cases on which it is tested.
 
     Attributes:
-        check: raises :class:`Violation` when the law fails on a case.  The first line of its
-            docstring states the law.
-        data: the kinds of operands to try it on.
-        layouts: how they may lie in memory.
-        dtypes: which dtypes it speaks of.
-        share: examples it gets of every example asked for; a dear law gets fewer.
-        claim: whether it binds only those who claim it.
+        check: raises :class:`Violation` if the law fails on a case.  Its name is the name of the
+            law, and the first line of its docstring states the law.
+        data: the kinds of numbers in the operands.
+        layouts: the memory layouts of the operands.
+        dtypes: the dtypes to which the law applies.
+        share: the factor of the number of examples; expensive laws get fewer.
+        claim: whether the law is tested only for callables that claim it.
     """
 
     check: Callable[[Subject, Case], None]
@@ -43,14 +43,16 @@ class Law:
 
     @property
     def name(self) -> str:
+        """The name of the law."""
         return self.check.__name__
 
     @property
     def statement(self) -> str:
+        """The law as a sentence."""
         return (self.check.__doc__ or "").strip().splitlines()[0]
 
-    def speaks_of(self, dtype: torch.dtype) -> bool:
-        """Whether the law means anything for operands of a dtype."""
+    def applies_to(self, dtype: torch.dtype) -> bool:
+        """Whether the law applies to operands of a dtype."""
         if self.dtypes == "double":
             return dtype in (torch.float64, torch.complex128)
         return self.dtypes == "any" or is_differentiable(dtype)
@@ -58,7 +60,7 @@ class Law:
     def cases(
         self, problems: st.SearchStrategy[Problem], dtype: torch.dtype, device: str
     ) -> st.SearchStrategy[Case]:
-        """Cases to try it on."""
+        """A strategy for the cases of the law."""
         lazily = dtype.is_complex and len(self.layouts) > 1
         return st.builds(
             Case,
@@ -73,22 +75,31 @@ class Law:
 
 
 def is_differentiable(dtype: torch.dtype) -> bool:
-    """Whether autograd knows the dtype."""
+    """Whether autograd supports the dtype."""
     return dtype.is_floating_point or dtype.is_complex
 
 
 def leaves(*values: Tensor) -> tuple[Tensor, ...]:
-    """The values as they lie in memory, asking for gradients."""
+    """The tensors, detached, with ``requires_grad`` set."""
     return tuple(value.detach().requires_grad_() for value in values)
 
 
 @contextmanager
 def moot(why: str) -> Iterator[None]:
-    """A violation in here is another law's to report; this one then decides nothing."""
+    """Context for checks that belong to another law: a violation makes this law undecided."""
     try:
         yield
     except Violation as violation:
         raise Refusal(f"moot: {why}") from violation
+
+
+@contextmanager
+def must_not_raise(what: str) -> Iterator[None]:
+    """Context in which a refusal of the callable violates the law."""
+    try:
+        yield
+    except Refusal as refusal:
+        raise Violation(f"{what} raises {refusal}") from refusal
 
 
 FINITE_DATA = tuple(each for each in DATA if each != "special")

@@ -1,4 +1,4 @@
-"""Calling it again, at once, or wrongly."""
+"""Laws about repeated calls, threads, invalid arguments and operators."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def determinism(subject: Subject, case: Case) -> None:
 
 
 def remembers_nothing(subject: Subject, case: Case) -> None:
-    """Operands that changed since the last call are read again, as after an optimizer's step."""
+    """Operands that changed in place since the last call are read again."""
     x, w, g = case.operands()
     trained = leaves(x, w) if is_differentiable(case.dtype) else ()
 
@@ -61,25 +61,26 @@ def remembers_nothing(subject: Subject, case: Case) -> None:
 def threads(subject: Subject, case: Case) -> None:
     """Calls from several threads at once do not disturb each other."""
     barrier = Barrier(THREADS)
+    operands = [case.another(number).operands() for number in range(THREADS)]
+
+    def check(number: int) -> None:
+        values = operands[number]
+        results = subject.maps(case.problem, *values)
+        subject.require_maps(results, case.problem, *values)
 
     def calls(number: int) -> None:
-        mine = case.another(number)
-        values = mine.operands()
         barrier.wait(timeout=60)
         for _ in range(ROUNDS):
-            results = subject.maps(mine.problem, *values)
             try:
-                subject.require_maps(results, mine.problem, *values)
+                check(number)
             except Violation as violation:
                 raise Violation(f"in thread {number} of {THREADS}, {violation}") from violation
 
     with moot("wrong in a single thread already"):
         for number in range(THREADS):
-            one = case.another(number)
-            values = one.operands()
-            subject.require_maps(subject.maps(one.problem, *values), one.problem, *values)
+            check(number)
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # that threads take turns often
+    sys.setswitchinterval(1e-5)  # switch threads often
     try:
         with ThreadPoolExecutor(THREADS) as pool:
             futures = [pool.submit(calls, number) for number in range(THREADS)]
@@ -94,11 +95,11 @@ def threads(subject: Subject, case: Case) -> None:
 
 
 def invalid_arguments(subject: Subject, case: Case) -> None:
-    """What is no correlation raises: wrong sizes, strides, groups, dtypes."""
+    """Invalid arguments raise an error: wrong sizes, strides, groups, dtypes."""
     for what, positional, keywords in _invalid_calls(case):
         try:
             y = subject.call(*positional, **keywords)
-        except Exception:  # any type will do here
+        except Exception:  # of any type
             continue
         shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise Violation(f"{what} is accepted, and gives {shape}")
@@ -108,7 +109,9 @@ def _invalid_calls(case: Case) -> Iterator[tuple[str, tuple[Tensor, ...], dict[s
     p = case.problem
     x, w, _ = case.operands()
     right = arguments(p)
-    other = torch.float16 if case.dtype == torch.float32 else torch.float32  # every device has both
+    other = (
+        torch.float16 if case.dtype == torch.float32 else torch.float32
+    )  # supported by every device
     yield "a weight with one channel too many", (x, torch.cat([w, w[:, :1]], 1)), right
     yield "an input with one channel too many", (torch.cat([x, x[:, :1]], 1), w), right
     tall = w.new_ones(*w.shape[:2], p.padded_size[0] + 1, 1)
@@ -132,22 +135,21 @@ def _invalid_calls(case: Case) -> Iterator[tuple[str, tuple[Tensor, ...], dict[s
 
 
 def spellings(subject: Subject, case: Case) -> None:
-    """As F.conv2d reads them: integers for pairs, lists, "valid", "same", positions, no batch.
+    """F.conv2d's forms of arguments work: integers, lists, "valid", "same", positions, no batch.
 
-    ``padding="same"`` (stride 1) puts the odd pixel at the end, and an input of three axes is
-    an image alone.
+    ``padding="same"`` (stride 1) puts the odd pixel at the end.  A 3-D input is one image.
     """
-    for problem, what, positional, keywords in _spelt(case):
+    for problem, what, positional, keywords in _other_forms(case):
         x, w, _ = replace(case, problem=problem).operands()
         alone = what == "an image without a batch"
         if all(first == last for first, last in problem.padding):
-            with moot("wrong in plain spelling already"):
+            with moot("wrong with plain arguments already"):
                 subject.require(what, subject.forward(problem, x, w), problem, x, w)
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # conv2d's, of "same" with an odd pixel
+                warnings.simplefilter("ignore")  # conv2d warns about "same" with an odd pixel
                 y = subject.call(x[0] if alone else x, w, *positional, **keywords)
-        except Exception as error:  # any type will do here
+        except Exception as error:  # of any type
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise Violation(f"{what} raises {said}") from error
         if alone:
@@ -156,8 +158,8 @@ def spellings(subject: Subject, case: Case) -> None:
         subject.require(what, y, problem, input=x, weight=w)
 
 
-def _spelt(case: Case) -> Iterator[tuple[Problem, str, tuple[Any, ...], dict[str, Any]]]:
-    """A problem, another way to call it, and the call's arguments after input and weight."""
+def _other_forms(case: Case) -> Iterator[tuple[Problem, str, tuple[Any, ...], dict[str, Any]]]:
+    """A problem, the name of a form of arguments, and the arguments after input and weight."""
     p = replace(case.problem, batch=max(1, case.problem.batch))
     stride, dilation, side = max(p.stride), min(p.dilation), max(map(max, p.padding))
     square = replace(p, stride=(stride,) * 2, dilation=(dilation,) * 2, padding=((side, side),) * 2)
@@ -181,10 +183,10 @@ def _spelt(case: Case) -> Iterator[tuple[Problem, str, tuple[Any, ...], dict[str
 
 
 def opcheck(subject: Subject, case: Case) -> None:
-    """An operator of ``torch.library`` passes ``torch.library.opcheck``.
+    """torch.library.opcheck finds no error in an operator of torch.library.
 
-    On a problem cut as for ``finite_differences``: it traces a backward pass operation by
-    operation, which takes minutes where that loops over a hundred channels.
+    The problem is reduced as for ``finite_differences``, because opcheck traces each operation of
+    the backward pass, which takes minutes if that loops over a hundred channels.
     """
     operator = subject.call
     if not isinstance(operator, (OpOverload, OpOverloadPacket, CustomOpDef)):
@@ -200,9 +202,9 @@ def opcheck(subject: Subject, case: Case) -> None:
             x, w = a, b
     try:
         with warnings.catch_warnings():
-            # PyTorch 2.15 warns of its own look at .grad, which is no fault of the operator.
+            # PyTorch 2.15 warns because opcheck itself reads .grad.
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
             torch_opcheck(operator, (x, w), arguments(case.problem))
-    except Exception as error:  # opcheck's own errors are of several types
+    except Exception as error:  # opcheck raises several types
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise Violation(f"opcheck: {lines[0]}") from error

@@ -1,4 +1,4 @@
-"""The gradients are the adjoints, to every order and in both directions."""
+"""Laws about gradients: first and second order, reverse and forward mode."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from ...problem import Problem
 from ..bounds import unit_roundoff
 from ..oracle import oracle
 from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
-from .base import leaves, moot
+from .base import leaves, moot, must_not_raise
 
 
 def differentiable(subject: Subject, case: Case) -> None:
-    """A valid problem has gradients, of the operands' shapes and dtype."""
+    """A valid problem has gradients with the operands' shapes and dtype."""
     x, w, g = case.operands()
     x, w = leaves(x, w)
     y = subject.forward(case.problem, x, w)
-    try:
+    with must_not_raise("a valid problem"):
         grad_input, grad_weight = subject.pull(y, (x, w), g)
-    except Refusal as refusal:
-        raise Violation(f"a valid problem raises {refusal}") from refusal
     require_alike("grad_input", grad_input, tuple(x.shape), x)
     require_alike("grad_weight", grad_weight, tuple(w.shape), w)
 
 
 def gradients(subject: Subject, case: Case) -> None:
-    """Input and weight get the adjoints' values; complex ones conjugate the other operand."""
+    """The gradients of input and weight are correct; complex ones conjugate the other operand."""
     problem = case.problem
     x, w, g = case.operands()
     x, w = leaves(x, w)
@@ -42,7 +40,7 @@ def gradients(subject: Subject, case: Case) -> None:
 
 
 def frozen_operands(subject: Subject, case: Case) -> None:
-    """An operand's gradient is the same where the other one asks for none."""
+    """An operand's gradient is the same if the other operand needs none."""
     x, w, g = case.operands()
     expected = subject.expect_maps(case.problem, x, w, g)
     with moot("wrong with both gradients already"):
@@ -62,17 +60,15 @@ def frozen_operands(subject: Subject, case: Case) -> None:
 
 
 def second_order(subject: Subject, case: Case) -> None:
-    """The gradients of the gradients are the same trilinear form with other operands."""
+    """The gradients of the gradients are correct: maps of the same trilinear form."""
     problem = case.problem
     x, w, g = leaves(*case.operands())
     a, b, _ = case.another().operands()
     y = subject.forward(problem, x, w)
     grad_input, grad_weight = subject.pull(y, (x, w), g, create_graph=True)
-    try:
+    with must_not_raise("a gradient's gradient"):
         dw, dg = subject.pull(grad_input, (w, g), a, create_graph=True)
         dx, dg_ = subject.pull(grad_weight, (x, g), b)
-    except Refusal as refusal:
-        raise Violation(f"a gradient's gradient raises {refusal}") from refusal
     # grad_input = corr^T(g, conj w): linear in g, conjugate-linear in w.
     subject.require("d grad_input/dg", dg, problem, input=a, weight=w)
     subject.require("d grad_input/dw", dw, problem, input=a.conj(), output=g)
@@ -81,7 +77,7 @@ def second_order(subject: Subject, case: Case) -> None:
 
 
 def second_order_bias(subject: Subject, case: Case) -> None:
-    """Beside a bias the second order is the same, and the bias' gradient is linear in the output's.
+    """With a bias the second order is the same, and grad_bias is linear in the output's gradient.
 
     grad_bias sums the output's gradient over each channel; its adjoint repeats a number there.
     """
@@ -92,15 +88,12 @@ def second_order_bias(subject: Subject, case: Case) -> None:
     with moot("the second order is wrong without a bias already"):
         second_order(subject, case)
     y = subject.forward(problem, x, w, b)
-    grads = subject.pull(y, (x, w, b), g, create_graph=True)
-    grad_input, grad_weight, grad_bias = grads
+    grad_input, grad_weight, grad_bias = subject.pull(y, (x, w, b), g, create_graph=True)
     other_b = case.bias() + 4  # nowhere zero
-    try:
+    with must_not_raise("with a bias, a gradient's gradient"):
         (repeated,) = subject.pull(grad_bias, (g,), other_b, create_graph=True)
         (dw,) = subject.pull(grad_input, (w,), other_x, create_graph=True)
         (dx,) = subject.pull(grad_weight, (x,), other_w)
-    except Refusal as refusal:
-        raise Violation(f"beside a bias, a gradient's gradient raises {refusal}") from refusal
     everywhere = other_b[:, None, None].expand(problem.output_shape)
     require_alike("d grad_bias/dg", repeated, problem.output_shape, g)
     require_close("d grad_bias/dg", repeated, everywhere, torch.zeros(problem.output_shape))
@@ -108,13 +101,13 @@ def second_order_bias(subject: Subject, case: Case) -> None:
         ("d grad_input/dw", dw, {"input": other_x.conj(), "output": g}),
         ("d grad_weight/dx", dx, {"weight": other_w.conj(), "output": g}),
     ):
-        subject.require(f"{name} beside a bias", got, problem, **slots)
+        subject.require(f"{name} with a bias", got, problem, **slots)
 
 
 def forward_mode(subject: Subject, case: Case) -> None:
-    """The tangent is the product rule's: corr(dx, w) + corr(x, dw); a bias' is added to it.
+    """The tangent is corr(dx, w) + corr(x, dw), plus the tangent of the bias.
 
-    The bias' tangent is tried alone, where nothing rounds.
+    The tangent of the bias is tested alone, where nothing is rounded.
     """
     problem = case.problem
     x, w, _ = case.operands()
@@ -142,7 +135,7 @@ def forward_mode(subject: Subject, case: Case) -> None:
 
 
 def _require_tangent_of_bias(subject: Subject, case: Case) -> None:
-    """That the output moves with a bias, if the callable takes one."""
+    """Raise Violation unless the bias' tangent reaches the output, if the callable has a bias."""
     problem, db = case.problem, case.bias() + 4
     x, w, _ = case.operands()
     with suppress(Refusal):
@@ -151,7 +144,7 @@ def _require_tangent_of_bias(subject: Subject, case: Case) -> None:
             y = subject.forward(problem, x, w, _dual(case.bias(), db))
             tangent = forward_ad.unpack_dual(y).tangent  # type: ignore[no-untyped-call]
         if tangent is None:
-            raise Violation("the output has no tangent where the bias alone has one")
+            raise Violation("the output has no tangent if only the bias has one")
         require_alike("the bias' tangent", tangent, problem.output_shape, x)
         everywhere = db[:, None, None].expand(problem.output_shape)
         require_close("the bias' tangent", tangent, everywhere, torch.zeros(problem.output_shape))
@@ -163,11 +156,10 @@ def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def finite_differences(subject: Subject, case: Case) -> None:
-    """``torch.autograd.gradcheck`` and ``gradgradcheck`` agree with the callable itself.
+    """gradcheck and gradgradcheck of torch.autograd find no error in the gradients.
 
-    The form is linear in each operand, so central differences have rounding errors alone.
-    Images and channels are cut down to what has every kind of border: where it disagrees,
-    gradcheck computes the whole Jacobian for its message.
+    A map is linear in each operand, so central differences have only rounding errors.  Images and
+    channels are reduced by :func:`cut`, because on failure gradcheck computes the whole Jacobian.
     """
     problem = cut(case.problem)
     case = replace(case, data="normal", problem=problem)
@@ -192,9 +184,9 @@ def finite_differences(subject: Subject, case: Case) -> None:
 
 
 def cut(p: Problem) -> Problem:
-    """At most 3x3 outputs beside those of the padding, 2 images, 3 groups, 2 channels of each.
+    """Reduce a problem to 3x3 outputs plus those of padding, 2 images, 3 groups of 2 channels.
 
-    Padding is cut to where two windows on either side see nothing else.
+    Padding is reduced so that at most two windows on each side contain only padding.
     """
     rows, columns = (
         (min(first, span - 1 + 2 * step), min(last, span - 1 + 2 * step))
@@ -219,8 +211,9 @@ def cut(p: Problem) -> Problem:
 def trilinear(subject: Subject, case: Case) -> None:
     """<y, forward(x, w)> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>.
 
-    Each inner product is off by at most its map's errors, weighted, and its own rounding.
-    Complex operands: the bilinear product, with gradients of the conjugated operands.
+    The error of each inner product is at most its map's weighted errors plus its own rounding.
+    For complex operands the products do not conjugate, and the gradients are those of the
+    conjugated operands.
     """
     problem = case.problem
     x, w, y = case.operands()
@@ -251,7 +244,7 @@ def _inner_product(
     other: Tensor,
     slots: tuple[Tensor | None, Tensor | None, Tensor | None],
 ) -> tuple[Tensor, Tensor]:
-    """<other, result>, and how far rounding may have moved it."""
+    """<other, result>, and the bound of its rounding error."""
     reference = oracle(problem, *slots)
     require_alike("a map's result", result, tuple(other.shape), other)
     wide = reference.value.dtype

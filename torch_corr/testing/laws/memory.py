@@ -1,4 +1,4 @@
-"""Where operands lie, and what else lies there, changes nothing."""
+"""Laws about memory: layouts, uninitialised memory, in-place writes, NaN and infinity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..data import SLOTS, Operands
 from ..oracle import oracle
 from ..poison import litter, poisoned
 from ..subject import Case, ExpectedMaps, Refusal, Subject, Violation, require_alike
-from .base import is_differentiable, leaves, moot
+from .base import is_differentiable, leaves, moot, must_not_raise
 
 CONTIGUOUS = torch.contiguous_format
 
@@ -22,7 +22,7 @@ CONTIGUOUS = torch.contiguous_format
 def memory_formats(subject: Subject, case: Case) -> None:
     """Strides, offsets and lazy conjugation of the operands do not change the output.
 
-    Also where gradients are asked for, since training may take another path.
+    It is tested with and without gradients, which may use different code.
     """
     values = case.operands()
     plain = _contiguous(values)
@@ -31,24 +31,20 @@ def memory_formats(subject: Subject, case: Case) -> None:
         expected.require("output", subject.forward(case.problem, plain.input, plain.weight))
     for training in (False, True) if is_differentiable(case.dtype) else (False,):
         x, w = leaves(*values[:2]) if training else values[:2]
-        try:
+        with must_not_raise("with these strides a valid problem"):
             y = subject.forward(case.problem, x, w)
-        except Refusal as refusal:
-            raise Violation(f"with these strides a valid problem raises {refusal}") from refusal
         expected.require("output", y, what="output in training" if training else "output")
 
 
 def gradient_memory_formats(subject: Subject, case: Case) -> None:
-    """Nor do they change the gradients; the gradient that comes in may lie in any layout too."""
+    """Strides of operands and of the output's gradient do not change the gradients."""
     values = case.operands()
     plain = _contiguous(values)
     expected = subject.expect_maps(case.problem, *plain)
     with moot("wrong for contiguous operands already"):
         _require_gradients(subject, case.problem, plain, expected)
-    try:
+    with must_not_raise("with these strides a valid problem"):
         _require_gradients(subject, case.problem, values, expected)
-    except Refusal as refusal:
-        raise Violation(f"with these strides a valid problem raises {refusal}") from refusal
 
 
 def _contiguous(values: Operands) -> Operands:
@@ -65,9 +61,9 @@ def _require_gradients(
 
 
 def stale_memory(subject: Subject, case: Case) -> None:
-    """What uninitialised memory holds reaches no result: here it is NaN (the largest integer).
+    """Uninitialised memory does not reach a result; it is filled with NaN (the largest integer).
 
-    So is what was just given back, which those get who do not take theirs from ``torch.empty``.
+    Freed blocks are filled too, for kernels that do not allocate with ``torch.empty``.
     """
     values = case.operands()
     with poisoned():
@@ -86,12 +82,12 @@ def stale_memory(subject: Subject, case: Case) -> None:
 
 
 def purity(subject: Subject, case: Case) -> None:
-    """No operand and no earlier result is written to, and no result shares operands' memory."""
+    """Operands and earlier results are not modified, and results do not share operands' memory."""
     values = case.operands()
     before = [value.clone() for value in values]
     b = case.bias()
     results = subject.maps(case.problem, *values)
-    with suppress(Refusal):  # whoever takes no bias
+    with suppress(Refusal):  # the callable may have no bias
         results["biased output"] = subject.forward(case.problem, values.input, values.weight, b)
     for name, value, old in zip(("input", "weight", "grad_output"), values, before):
         if not torch.equal(value, old):
@@ -111,12 +107,11 @@ def purity(subject: Subject, case: Case) -> None:
 
 
 def non_finite(subject: Subject, case: Case) -> None:
-    """NaN and infinity reach the results whose sums hold them, and no others.
+    """NaN and infinity reach the results whose sums contain them, and no others.
 
-    One element of one operand is made NaN or infinite, among numbers or among zeros, or operands
-    hold several already.  A result that multiplies one by a pixel of the image is not finite
-    either; one that meets one over the padding may or may not be; all others are finite, and
-    right.
+    One element of an operand is NaN or infinite, among numbers or zeros, or several are.  A result
+    whose products contain it must not be finite.  A result that contains it only as a product with
+    padding may be finite or not.  All other results must be finite and correct.
     """
     problem = case.problem
     slots = dict(zip(SLOTS, (value.contiguous() for value in case.operands())))
@@ -137,11 +132,11 @@ def non_finite(subject: Subject, case: Case) -> None:
             dirty = clean.clone()
             dirty.view(-1)[case.seed % clean.numel()].fill_(everywhere)
             rest = slots
-            if case.seed % 2:  # zeros, which hide nothing: zero times NaN is NaN
+            if case.seed % 2:  # zero times NaN is NaN
                 rest = {name: torch.zeros_like(value) for name, value in slots.items()}
             operands = {**rest, marked: dirty}
             results = _maps(subject, problem, operands)
-            del results[marked]  # which does not read it
+            del results[marked]  # this map does not read the operand
             for opened, result in results.items():
                 name = f"{special} in {marked}"
                 _require_contained(subject, problem, name, opened, result, operands)
@@ -155,33 +150,33 @@ def _require_contained(
     result: Tensor,
     slots: dict[str, Tensor],
 ) -> None:
-    """That a map's result is not finite where its operands' NaN and infinities reach it alone."""
+    """Raise Violation unless NaN and infinity are only in results whose products contain them."""
     operands = {name: value for name, value in slots.items() if name != opened}
     ones = {name: torch.ones(value.shape, dtype=torch.float64) for name, value in operands.items()}
-    meets, may = torch.tensor(False), torch.tensor(False)
+    must, may = torch.tensor(False), torch.tensor(False)
     for name, value in operands.items():
         mark = (~value.isfinite()).cpu().double()
-        meets = meets | (oracle(problem, **{**ones, name: mark}).value > 0)
+        must = must | (oracle(problem, **{**ones, name: mark}).value > 0)
         may = may | _over_padding(problem, opened, name, mark)
     reached = ~result.detach().cpu().isfinite()
     for wrong, so in (
-        (meets & ~reached, "whose sums hold one are finite"),
-        (reached & ~meets & ~may, "are not finite that do not meet one"),
+        (must & ~reached, "are finite although their sums contain one"),
+        (reached & ~must & ~may, "are not finite although their sums contain none"),
     ):
         if wrong.any():
             raise Violation(f"{opened} with {what}: {int(wrong.sum())} results {so}")
     clean = {name: _finite(value) for name, value in operands.items()}
-    only = ~meets & ~may
+    only = ~must & ~may
     subject.require(f"{opened} with {what}", result, problem, **clean, only=only)
 
 
 def _finite(value: Tensor) -> Tensor:
-    """The value, with zero for what is not finite."""
+    """The value, with zeros instead of NaN and infinity."""
     return torch.where(value.isfinite(), value, torch.zeros_like(value))
 
 
 def _maps(subject: Subject, problem: Problem, slots: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The results by the slot that they open; of the form, hence of conjugated operands."""
+    """The results of the three maps by slot, without conjugation of the operands."""
     a, b = leaves(*(slots[name].conj().resolve_conj() for name in ("input", "weight")))
     grad_input, grad_weight = subject.pull(subject.forward(problem, a, b), (a, b), slots["output"])
     output = subject.forward(problem, slots["input"], slots["weight"])
@@ -191,9 +186,11 @@ def _maps(subject: Subject, problem: Problem, slots: dict[str, Tensor]) -> dict[
 
 
 def _over_padding(problem: Problem, opened: str, marked: str, mark: Tensor) -> Tensor:
-    """Results that may meet the mark over the padding, where it is multiplied by zero."""
+    """The results in which a marked element may be multiplied by padding."""
     if opened == "input" or marked == "input":
-        return torch.tensor(False)  # pixels of the image are never over the padding
+        return torch.tensor(
+            False
+        )  # only the weight and the output's gradient are multiplied by padding
     whole = replace(problem, size=problem.padded_size, padding=((0, 0), (0, 0)))
     ones = torch.ones(whole.input_shape, dtype=torch.float64)
     return oracle(whole, input=ones, **{marked: mark}).value > 0

@@ -1,4 +1,4 @@
-"""Correlation is linear, moves with its image, and is many small ones side by side."""
+"""Laws about structure: linearity, translation, groups and batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import is_differentiable
 
 
 def linearity(subject: Subject, case: Case) -> None:
-    """corr(2a - 3b, w) = 2 corr(a, w) - 3 corr(b, w); in the weight likewise."""
+    """corr(2a - 3b, w) = 2 corr(a, w) - 3 corr(b, w), and likewise for the weight."""
     problem = case.problem
     x, w, _ = case.operands()
     x_, w_, _ = case.another().operands()
@@ -37,7 +37,7 @@ def linearity(subject: Subject, case: Case) -> None:
 
 
 def translation(subject: Subject, case: Case) -> None:
-    """Moving the image by one stride, in a frame of zeros, moves the output by one pixel."""
+    """Moving the image by one stride within zeros moves the output by one pixel."""
     p = case.problem
     down, across = p.stride
     framed = replace(p, size=(p.size[0] + down, p.size[1] + across))
@@ -54,7 +54,7 @@ def translation(subject: Subject, case: Case) -> None:
 
 
 def groups(subject: Subject, case: Case) -> None:
-    """Each group of channels is a problem of its own."""
+    """Each group of channels is a separate problem."""
     p = case.problem
     alone = replace(p, in_channels=p.group_in, out_channels=p.group_out, groups=1)
     x, w, _ = case.operands()
@@ -67,7 +67,7 @@ def groups(subject: Subject, case: Case) -> None:
 
 
 def batch(subject: Subject, case: Case) -> None:
-    """Each image of a batch is a problem of its own."""
+    """Each image of a batch is a separate problem."""
     p = case.problem
     x, w, _ = case.operands()
     parts = ((x[n : n + 1], w, (slice(n, n + 1),)) for n in range(p.batch))
@@ -75,7 +75,7 @@ def batch(subject: Subject, case: Case) -> None:
 
 
 def batch_invariance(subject: Subject, case: Case) -> None:
-    """An image's output is the same to the last bit, whatever else is in the batch."""
+    """An image's output does not depend on the rest of the batch, to the last bit."""
     p = case.problem
     x, w, _ = case.operands()
     whole = subject.forward(p, x, w)
@@ -113,5 +113,5 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _kept(case: Case, wide: torch.dtype) -> torch.dtype:
-    """Sums of floats are compared as they are; integers wrap around in their own dtype."""
+    """The dtype of the comparison: integers wrap around in their own dtype."""
     return wide if is_differentiable(case.dtype) else case.dtype

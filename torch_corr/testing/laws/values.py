@@ -1,4 +1,4 @@
-"""The results are those of the definition, for every valid problem."""
+"""Laws about values: the output, the bias, empty sizes and large numbers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from ...problem import Problem
 from ..bounds import unit_roundoff
 from ..oracle import oracle
 from ..subject import Case, Refusal, Subject, Violation, require_alike, require_close
-from .base import is_differentiable, leaves, moot
+from .base import is_differentiable, leaves, moot, must_not_raise
 
 
 def accepts(subject: Subject, case: Case) -> None:
-    """A valid problem is computed: no error, the right shape, the operands' dtype and device."""
+    """A valid problem raises no error; the output has the right shape, dtype and device."""
     x, w, _ = case.operands()
-    try:
+    with must_not_raise("a valid problem"):
         subject.forward(case.problem, x, w)
-    except Refusal as refusal:
-        raise Violation(f"a valid problem raises {refusal}") from refusal
 
 
 def values(subject: Subject, case: Case) -> None:
-    """Every output is the definition's, within the rounding errors that are promised.
+    """Every output is the definition's, within the error bound.
 
-    Also where gradients are asked for, since training may take another path.
+    It is tested with and without gradients, which may use different code.
     """
     x, w, g = case.operands()
     expected = subject.expect_maps(case.problem, x, w, g)
@@ -38,10 +36,10 @@ def values(subject: Subject, case: Case) -> None:
 
 
 def bias(subject: Subject, case: Case) -> None:
-    """A bias is added to every pixel of its channel; its gradient is their gradients' sum.
+    """A bias is added to every pixel of its channel; grad_bias sums the output's gradient.
 
-    The bias may be one more term of the sum, or be added to the rounded sum.  It may lie in
-    memory with gaps, and beside it input and weight have the gradients that they have without.
+    The bias may be one more term of the sum, or it may be added to the rounded sum.  Its stride may
+    be greater than 1.  It does not change the gradients of input and weight.
     """
     problem, b = case.problem, case.bias()
     x, w, g = case.operands()
@@ -52,29 +50,25 @@ def bias(subject: Subject, case: Case) -> None:
         return
     plain = subject.maps(problem, x, w, g)
     if "grad_weight" not in plain:
-        return  # which another law reports
+        return  # the law ``differentiable`` reports this
     (b,) = leaves(b)
-    try:
+    with must_not_raise("the gradient of a bias alone"):
         (alone,) = subject.pull(subject.forward(problem, x, w, b), (b,), g)
-    except Refusal as refusal:
-        raise Violation(f"for a bias alone, {refusal}") from refusal
     _require_grad_bias(subject, "grad_bias alone", case, alone, g)
     expected = subject.expect_maps(problem, x, w, g)
     with moot("the gradients are wrong without a bias already"):
         expected.require_all(plain)
     x, w = leaves(x, w)
     y = subject.forward(problem, x, w, b)
-    try:
+    with must_not_raise("a problem with a bias"):
         grad_input, grad_weight, grad_bias = subject.pull(y, (x, w, b), g)
-    except Refusal as refusal:
-        raise Violation(f"with a bias, {refusal}") from refusal
     _require_grad_bias(subject, "grad_bias", case, grad_bias, g)
-    expected.require("grad_input", grad_input, what="grad_input beside a bias")
-    expected.require("grad_weight", grad_weight, what="grad_weight beside a bias")
+    expected.require("grad_input", grad_input, what="grad_input with a bias")
+    expected.require("grad_weight", grad_weight, what="grad_weight with a bias")
 
 
 def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: Tensor) -> None:
-    """That a bias' gradient is right: it is the 1x1 kernel of one more channel, of ones."""
+    """Raise Violation unless grad_bias is correct: the gradient of a 1x1 kernel over ones."""
     p = case.problem
     channel = Problem(p.batch, 1, p.output_size, p.out_channels, (1, 1))
     require_alike(what, got, (p.out_channels,), g)
@@ -85,7 +79,7 @@ def _require_grad_bias(subject: Subject, what: str, case: Case, got: Tensor, g: 
 def _require_biased(
     subject: Subject, what: str, case: Case, x: Tensor, w: Tensor, b: Tensor
 ) -> None:
-    """That the callable's output with a bias is right."""
+    """Raise Violation unless the output with a bias is correct."""
     problem = case.problem
     y = subject.forward(problem, x, w, b, what=what)
     without = oracle(problem, input=x, weight=w)
@@ -101,9 +95,9 @@ def _require_biased(
 
 
 def zero_sizes(subject: Subject, case: Case) -> None:
-    """No images give no images; no channels sum to zero; and the gradients likewise.
+    """An empty batch gives an empty batch, and no channels give zeros; also in the gradients.
 
-    No filters give no channels, unless they are refused, as ``F.conv2d`` does.
+    No filters give no output channels, or raise an error as in ``F.conv2d``.
     """
     for nothing, problem in (
         ("no images", replace(case.problem, batch=0)),
@@ -128,7 +122,7 @@ def zero_sizes(subject: Subject, case: Case) -> None:
 
 
 def large_numbers(subject: Subject, case: Case) -> None:
-    """A stride or dilation beyond 32 bits is no smaller one: pixel numbers do not wrap around."""
+    """Strides and dilations above 32 bits work: pixel numbers do not wrap around."""
     for extra in (2**31, 2**32, 2**32 + 1):
         problem = case.problem
         stride, dilation = list(problem.stride), list(problem.dilation)

@@ -1,4 +1,4 @@
-"""The kit as tests: one for each law and dtype, in three lines of a kernel's project."""
+"""``conformance_tests``: the conformance kit as a parametrized pytest function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..algorithms import dtype_name
+from ..request import dtype_name
 from .check import check_corr2d, select_laws
 from .laws import LAWS
 
@@ -22,13 +22,13 @@ def conformance_tests(
     claims: Collection[str] = (),
     **options: Any,
 ) -> Callable[..., None]:
-    """A pytest function with one test for each law and dtype, to be given a name.
+    """A pytest function with one test for each law and dtype.  Assign it to a name in a test file:
 
         from torch_corr.testing import conformance_tests
         from my_kernels import conv2d
         test_conv2d = conformance_tests(conv2d, device="cuda", dtypes=[torch.float16])
 
-    Args are those of :func:`check_corr2d`, which each test calls for its law and dtype.
+    The arguments are those of :func:`check_corr2d`.
     """
     import pytest
 
@@ -41,7 +41,7 @@ def conformance_tests(
             pytest.param(law.name, dtype, id=f"{law.name}-{dtype_name(dtype)}")
             for dtype in dtypes
             for law in chosen
-            if law.speaks_of(dtype)
+            if law.applies_to(dtype)
         ],
     )
     def test(law: str, dtype: torch.dtype) -> None:
