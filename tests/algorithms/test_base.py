@@ -33,7 +33,7 @@ class Listed(Unfold):
             TypeError,
             "workspace_limit=.* is a tensor",
         ),
-        (lambda: Unfold(workspace_limit=torch.tensor(5)), TypeError, "take its .item()"),
+        (lambda: Unfold(workspace_limit=torch.tensor(5)), TypeError, r"pass its \.item\(\)"),
         (lambda: FFT(tile=torch.tensor(64)), TypeError, "tile=.* is a tensor"),
         (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),
         (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),
