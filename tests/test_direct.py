@@ -263,8 +263,10 @@ def test_refusal_says_that_the_kernels_are_missing(monkeypatch: pytest.MonkeyPat
 @each_map
 @settings(max_examples=40)
 @given(problem=long_axes(), dtype=st.sampled_from(FLOATS))
-def test_scratch_is_within_workspace(isa: str, map: MapName, problem: Problem, dtype: torch.dtype) -> None:
-    """``last_scratch`` is measured in the kernels; ``workspace`` predicts it from copied constants."""
+def test_scratch_is_within_workspace(
+    isa: str, map: MapName, problem: Problem, dtype: torch.dtype
+) -> None:
+    """The kernels measure ``last_scratch``; ``workspace`` predicts it from copied constants."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,8 @@
 """Fuzzes the native entry points: python tests/support/fuzz_native.py [seconds] [seed]
 
-Needs only NumPy, so it is quick with the sanitizers (tests/support/sanitize.sh).  Each geometry runs
-all three maps on every instruction set, with one thread and with three, into memory full of NaN.
+Needs only NumPy, so it is quick with the sanitizers (tests/support/sanitize.sh).  Each geometry
+runs all three maps on every instruction set, with one thread and with three, into
+memory full of NaN.
 The three maps must agree: <y, forward(x, w)> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>.
 """
 
@@ -46,7 +47,7 @@ EDGES = [
     [2, 1, 3, 1100, 1, 2, 9, 1, 1, 0, 1, 300, 20, 2, 30, 1],  # padding wider than a strip
     [1, 3, 4, 333, 3, 3, 2, 1, 1, 1, 0, 0, 70, 1, 200, 3],  # taps far from each other
     [1, 4, 2, 500, 1, 1, 90, 1, 1, 0, 0, 9000, 9000, 1, 200, 1],  # a long packed row
-    [1, 2, 9, 9, 2, 1, 1, 2**48, 2**48, 0, 0, 0, 0, 2**48, 2**48, 2],  # strides and dilations without effect
+    [1, 2, 9, 9, 2, 1, 1, 2**48, 2**48, 0, 0, 0, 0, 2**48, 2**48, 2],  # no effect
 ]
 
 

@@ -101,7 +101,7 @@ class Direct(Fitted):
         return result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        """(x, y) -> w by register tiles of taps, summed in an order that depends on the sizes only."""
+        """(x, y) -> w by register tiles of taps, summed in an order fixed by the sizes."""
         if input.is_complex():
             return complex_from_real(self.grad_weight, problem, input, output)
         return self._call(problem, "grad_weight", input, output, problem.weight_shape)

@@ -20,14 +20,15 @@
 namespace torch_corr {
 namespace TORCH_CORR_ISA {
 
-constexpr int64_t kPackBytes = 128 << 10;   // packed rows of a thread, unless one tap row needs more
-constexpr int64_t kRowTasks = 512;          // listed between two calls of the general micro-kernel
-constexpr int64_t kChannelTasks = 64;       // listed between two calls of the short micro-kernel
-constexpr int64_t kTaskRows = 512;          // image rows of all channel tasks together
-constexpr int64_t kMaxMaskedSpan = 2048;    // most columns from the first tap to the last with masks
-constexpr int64_t kOutBlock = 16;           // output channels that share packed rows
-constexpr int64_t kBufferedOutBlock = 4;    // the same where their sums are buffered in scratch
-constexpr int64_t kPackedRun = 16;          // tiles below each other that share packed rows
+constexpr int64_t kPackBytes = 128 << 10;  // packed rows of a thread, unless one tile needs more
+// Tasks between two calls of a micro-kernel; each call loads and stores all sums of its tile.
+constexpr int64_t kRowTasks = 512, kChannelTasks = 64;
+constexpr int64_t kTaskRows = 512;        // image rows of all channel tasks together
+constexpr int64_t kMaxMaskedSpan = 2048;  // most columns from the first tap to the last with masks:
+                                          // this bounds the row of zeros
+constexpr int64_t kOutBlock = 16;         // output channels that share packed rows
+constexpr int64_t kBufferedOutBlock = 4;  // the same where scratch buffers their sums: at most 128 KiB
+constexpr int64_t kPackedRun = 16;        // tiles below each other that share packed rows
 constexpr int kMaxTileRows = kGeneralRows > kShortRows ? kGeneralRows : kShortRows;
 // Packed rows, buffered sums and tasks, together with 64 KiB for the rest.
 static_assert(kPackBytes + kBufferedOutBlock * kPhaseBlock * kShortRows * kShortVectors *
@@ -288,7 +289,7 @@ class TileRunner {
     const Weights& w = c_.weights[t_.row_phase * c_.col_phases + p];
     const Taps<T> taps{static_cast<const T*>(w.data) + t_.group * w.group + o * w.out, w.in,
                        col.axis.taps, steps_.tap_step * col.axis.taps,
-                       in_place_ ? col.image_offsets : col.packed_offsets};
+                       in_place_ ? col.image_offsets : col.packed_offsets, masks};
     OutputTile<T> tile;
     tile.rows = t_.rows;
     tile.accumulate = accumulate_;
@@ -306,8 +307,8 @@ class TileRunner {
     if (!c_.short_kernel) return run_general(vectors_, row_tasks_, count_, taps, tile);
     if constexpr (kHasLaneMasks)
       if (masked_)
-        return run_short<S>({inside_first_, inside_last_, masks}, channel_tasks_, count_, taps, tile);
-    run_short<T>({0, vectors_, nullptr}, channel_tasks_, count_, taps, tile);
+        return run_short<S>(inside_first_, inside_last_, channel_tasks_, count_, taps, tile);
+    run_short<T>(0, vectors_, channel_tasks_, count_, taps, tile);
   }
 
   void store_tile() {

@@ -71,19 +71,33 @@ template <int R, int C, class T>
 __attribute__((noinline)) void general_microkernel(const RowTask<T>* tasks, int64_t count,
                                                    const Taps<T>& taps, const OutputTile<T>& tile) {
   static_assert(R <= kGeneralRows);
+  constexpr int L = kLanes<T>;
   Vector<T> sum[R][C];
-  const int last = tile.cols - (C - 1) * kLanes<T>;  // lanes of the last vector, 1..kLanes
-  load_sums(sum, tile, tile.data, last);
+  const int last = tile.cols - (C - 1) * L;  // lanes of the last vector, 1..L
+#pragma GCC unroll 8
+  for (int a = 0; a < R; a++)
+#pragma GCC unroll 8
+    for (int q = 0; q < C; q++) sum[a][q] = Vector<T>{};
+  if (tile.accumulate) {
+#pragma GCC unroll 8
+    for (int a = 0; a < R; a++) {
+      if (a >= tile.rows) break;
+      const T* row = tile.data + a * tile.pitch;
+#pragma GCC unroll 8
+      for (int q = 0; q < C - 1; q++) sum[a][q] = load(row + q * L);
+      sum[a][C - 1] = load_up_to(row + (C - 1) * L, last);
+    }
+  }
   for (int64_t i = 0; i < count; i++) {
     const RowTask<T>& task = tasks[i];
-    const T* tap_row = taps.at(task.channel, task.tap_row);
+    const T* tap_row = taps.data + task.channel * taps.channel_stride + task.tap_row * taps.columns;
     // One case for each pair low < high, so that the compiler knows which sums change.
-#define TORCH_CORR_CASE(LOW, HIGH)                                              \
-  case (LOW) * 16 + (HIGH):                                                     \
-    if constexpr ((LOW) < (HIGH) && (HIGH) <= R)                                \
+#define TORCH_CORR_CASE(LOW, HIGH)                          \
+  case (LOW) * 16 + (HIGH):                                 \
+    if constexpr ((LOW) < (HIGH) && (HIGH) <= R)            \
       add_row<(LOW), (HIGH)>(sum, task.row, tap_row, taps); \
     break;
-#define TORCH_CORR_CASES(LOW)                                                             \
+#define TORCH_CORR_CASES(LOW)                                                                     \
   TORCH_CORR_CASE(LOW, 1) TORCH_CORR_CASE(LOW, 2) TORCH_CORR_CASE(LOW, 3) TORCH_CORR_CASE(LOW, 4) \
   TORCH_CORR_CASE(LOW, 5) TORCH_CORR_CASE(LOW, 6) TORCH_CORR_CASE(LOW, 7) TORCH_CORR_CASE(LOW, 8)
     switch (task.low * 16 + task.high) {
@@ -99,15 +113,22 @@ __attribute__((noinline)) void general_microkernel(const RowTask<T>* tasks, int6
 #undef TORCH_CORR_CASES
 #undef TORCH_CORR_CASE
   }
-  store_sums(sum, tile, tile.data, last);
+#pragma GCC unroll 8
+  for (int a = 0; a < R; a++) {
+    if (a >= tile.rows) break;
+    T* row = tile.data + a * tile.pitch;
+#pragma GCC unroll 8
+    for (int q = 0; q < C - 1; q++) store(row + q * L, sum[a][q]);
+    store_up_to(row + (C - 1) * L, sum[a][C - 1], last);
+  }
 }
 
 template <class T>
 TORCH_CORR_INLINE void run_general(int vectors, const RowTask<T>* tasks, int64_t count,
                                    const Taps<T>& taps, const OutputTile<T>& tile) {
-#define TORCH_CORR_CASE(VECTORS)                         \
-  case VECTORS:                                          \
-    if constexpr (VECTORS <= TORCH_CORR_TILE_VECTORS)    \
+#define TORCH_CORR_CASE(VECTORS)                                                     \
+  case VECTORS:                                                                      \
+    if constexpr (VECTORS <= TORCH_CORR_TILE_VECTORS)                                \
       general_microkernel<general_rows(VECTORS), VECTORS>(tasks, count, taps, tile); \
     break;
   switch (vectors) {

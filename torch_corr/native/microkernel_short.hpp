@@ -25,15 +25,8 @@ struct ChannelTask {
   int tap_rows;
 };
 
-// Vectors [inside_first, inside_last) of a strip read no column outside the image; the others need
-// masks[vector][tap column]: the lanes inside the image.
-struct StripEdges {
-  int inside_first, inside_last;
-  const LaneMask* masks;
-};
-
 template <int TAP_ROWS, bool MASKED, class S, int R, class T>
-TORCH_CORR_INLINE void add_channel(Vector<T> (&sum)[R][1], const void* const* rows, int64_t from,
+TORCH_CORR_INLINE void add_channel(Vector<T> (&sum)[R], const void* const* rows, int64_t from,
                                    const T* tap_row, const Taps<T>& taps, const LaneMask* masks) {
   for (int64_t v = 0; v < taps.columns; v++) {
     Vector<T> tap[TAP_ROWS];
@@ -51,7 +44,7 @@ TORCH_CORR_INLINE void add_channel(Vector<T> (&sum)[R][1], const void* const* ro
       keep_in_register(x);
 #pragma GCC unroll 8
       for (int a = 0; a < R; a++)
-        if (a <= b && b < a + TAP_ROWS) sum[a][0] += x * tap[b - a];
+        if (a <= b && b < a + TAP_ROWS) sum[a] += x * tap[b - a];
     }
   }
 }
@@ -60,20 +53,31 @@ TORCH_CORR_INLINE void add_channel(Vector<T> (&sum)[R][1], const void* const* ro
 template <int R, bool MASKED, class S, class T>
 __attribute__((noinline)) void short_microkernel(int first, int last, const ChannelTask* tasks,
                                                  int64_t count, const Taps<T>& taps,
-                                                 const OutputTile<T>& tile, const LaneMask* masks) {
+                                                 const OutputTile<T>& tile) {
   constexpr int L = kLanes<T>;
   for (int q = first; q < last; q++) {
-    const int lanes = min(L, tile.cols - q * L);
-    Vector<T> sum[R][1];
-    load_sums(sum, tile, tile.data + q * L, lanes);
-    const LaneMask* vector_masks = MASKED ? masks + q * taps.columns : nullptr;
+    const int width = tile.cols - q * L;
+    T* to = tile.data + q * L;
+    // Loads and stores are written out: with load_up_to and store_up_to, GCC 12 spills more registers in
+    // add_channel.
+    Vector<T> sum[R];
+#pragma GCC unroll 8
+    for (int a = 0; a < R; a++) sum[a] = Vector<T>{};
+    if (tile.accumulate) {
+#pragma GCC unroll 8
+      for (int a = 0; a < R; a++) {
+        if (a >= tile.rows) break;
+        sum[a] = width >= L ? load(to + a * tile.pitch) : load_first(to + a * tile.pitch, width);
+      }
+    }
+    const LaneMask* masks = MASKED ? taps.masks + q * taps.columns : nullptr;
     for (int64_t i = 0; i < count; i++) {
       const ChannelTask& task = tasks[i];
-      const T* tap_row = taps.at(task.channel, task.tap_row);
-#define TORCH_CORR_CASE(TAP_ROWS)               \
-  case TAP_ROWS:                                \
-    if constexpr (TAP_ROWS <= kShortTapRows)    \
-      add_channel<TAP_ROWS, MASKED, S>(sum, task.rows, q * L, tap_row, taps, vector_masks); \
+      const T* tap_row = taps.data + task.channel * taps.channel_stride + task.tap_row * taps.columns;
+#define TORCH_CORR_CASE(TAP_ROWS)                                                    \
+  case TAP_ROWS:                                                                     \
+    if constexpr (TAP_ROWS <= kShortTapRows)                                         \
+      add_channel<TAP_ROWS, MASKED, S>(sum, task.rows, q * L, tap_row, taps, masks); \
     break;
       switch (task.tap_rows) {
         TORCH_CORR_CASE(1)
@@ -90,30 +94,37 @@ __attribute__((noinline)) void short_microkernel(int first, int last, const Chan
       }
 #undef TORCH_CORR_CASE
     }
-    store_sums(sum, tile, tile.data + q * L, lanes);
+#pragma GCC unroll 8
+    for (int a = 0; a < R; a++) {
+      if (a >= tile.rows) break;
+      if (width >= L)
+        store(to + a * tile.pitch, sum[a]);
+      else
+        store_first(to + a * tile.pitch, sum[a], width);
+    }
   }
 }
 
 template <class S, int R, class T>
-TORCH_CORR_INLINE void run_short_rows(const StripEdges& edges, const ChannelTask* tasks, int64_t count,
-                                      const Taps<T>& taps, const OutputTile<T>& tile) {
+TORCH_CORR_INLINE void run_short_rows(int inside_first, int inside_last, const ChannelTask* tasks,
+                                      int64_t count, const Taps<T>& taps, const OutputTile<T>& tile) {
   const int vectors = (tile.cols + kLanes<T> - 1) / kLanes<T>;
-  const int first = min(vectors, edges.inside_first), last = min(vectors, edges.inside_last);
+  const int first = min(vectors, inside_first), last = min(vectors, inside_last);
   if constexpr (kHasLaneMasks) {
-    if (first > 0) short_microkernel<R, true, S>(0, first, tasks, count, taps, tile, edges.masks);
-    if (vectors > last)
-      short_microkernel<R, true, S>(last, vectors, tasks, count, taps, tile, edges.masks);
+    if (first > 0) short_microkernel<R, true, S>(0, first, tasks, count, taps, tile);
+    if (vectors > last) short_microkernel<R, true, S>(last, vectors, tasks, count, taps, tile);
   }
-  if (last > first) short_microkernel<R, false, S>(first, last, tasks, count, taps, tile, nullptr);
+  if (last > first) short_microkernel<R, false, S>(first, last, tasks, count, taps, tile);
 }
 
+// Vectors [inside_first, inside_last) of the strip need no masks.
 template <class S, class T>
-TORCH_CORR_INLINE void run_short(const StripEdges& edges, const ChannelTask* tasks, int64_t count,
-                                 const Taps<T>& taps, const OutputTile<T>& tile) {
+TORCH_CORR_INLINE void run_short(int inside_first, int inside_last, const ChannelTask* tasks,
+                                 int64_t count, const Taps<T>& taps, const OutputTile<T>& tile) {
   if (tile.rows <= kShortRows / 2)
-    run_short_rows<S, kShortRows / 2>(edges, tasks, count, taps, tile);
+    run_short_rows<S, kShortRows / 2>(inside_first, inside_last, tasks, count, taps, tile);
   else
-    run_short_rows<S, kShortRows>(edges, tasks, count, taps, tile);
+    run_short_rows<S, kShortRows>(inside_first, inside_last, tasks, count, taps, tile);
 }
 
 }  // namespace TORCH_CORR_ISA

@@ -124,6 +124,19 @@ TORCH_CORR_INLINE Vector<T> load_first(const T* p, int n) {
   return load(lanes);
 }
 
+// The first n lanes, n > 0; all of them where n is larger.
+template <class T>
+TORCH_CORR_INLINE Vector<T> load_up_to(const T* p, int n) {
+  return n >= kLanes<T> ? load(p) : load_first(p, n);
+}
+template <class T>
+TORCH_CORR_INLINE void store_up_to(T* p, Vector<T> v, int n) {
+  if (n >= kLanes<T>)
+    store(p, v);
+  else
+    store_first(p, v, n);
+}
+
 template <class A>
 TORCH_CORR_INLINE A min(A a, A b) {
   return b < a ? b : a;
@@ -227,8 +240,7 @@ constexpr bool kHasLaneMasks = false;
 template <class S, class T>
 TORCH_CORR_INLINE void store_narrow(S* p, Vector<T> v, int n) {
   if constexpr (sizeof(S) == sizeof(T)) {
-    if (n == kLanes<T>) return store(p, v);
-    return store_first(p, v, n);
+    store_up_to(p, v, n);
   } else {
     for (int i = 0; i < n; i++) p[i] = Narrow<S>::of(v[i]);
   }
