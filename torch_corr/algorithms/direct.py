@@ -36,7 +36,7 @@ _LARGEST = 2**48
 
 _STRIP, _THREAD_SCRATCH = 512 * 2**10, 800 * 2**10
 """Bytes of packed rows of each thread, and of all its scratch memory: ``kPackedBytes`` and
-``kThreadScratch`` in ``native/engines.hpp``."""
+``kThreadScratch`` in ``native/kernels.hpp``."""
 
 
 @dataclass(frozen=True)

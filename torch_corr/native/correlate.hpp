@@ -12,7 +12,7 @@
 // stride and dilation.
 #pragma once
 
-#include "engines.hpp"
+#include "kernels.hpp"
 #include "microkernel_general.hpp"
 #include "microkernel_short.hpp"
 #include "pack.hpp"

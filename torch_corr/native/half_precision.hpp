@@ -1,7 +1,7 @@
 // Half-precision numbers as stored, and their conversions from and to float32.
 //
 // Conversions are branch-free, so that loops over them become vector code on every target.  All are
-// static and inlined: kernels for different instruction sets share this file (see engines.hpp).
+// static and inlined: kernels for different instruction sets share this file (see kernels.hpp).
 #pragma once
 
 #include <cstdint>

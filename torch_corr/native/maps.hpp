@@ -1,7 +1,7 @@
 // The three maps, planned for the kernels of one instruction set.
 #pragma once
 
-#include "engines.hpp"
+#include "kernels.hpp"
 
 namespace torch_corr {
 

@@ -2,7 +2,7 @@
 // the stride side by side, so that neighbouring outputs read neighbouring numbers.
 #pragma once
 
-#include "engines.hpp"
+#include "kernels.hpp"
 #include "simd.hpp"
 
 namespace torch_corr {

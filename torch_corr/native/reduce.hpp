@@ -11,7 +11,7 @@
 // each product exactly once.
 #pragma once
 
-#include "engines.hpp"
+#include "kernels.hpp"
 #include "microkernel_weight.hpp"
 #include "pack.hpp"
 

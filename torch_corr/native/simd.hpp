@@ -2,7 +2,7 @@
 //
 // Vectors are the compiler's own (GCC and Clang `vector_size`), so the same source serves x86-64,
 // AArch64 and others.  Each instruction set has its own namespace, and nothing here uses templates of
-// the standard library: engines.hpp says why.
+// the standard library: kernels.hpp says why.
 #pragma once
 
 #include <cstddef>
@@ -144,10 +144,6 @@ TORCH_CORR_INLINE A min(A a, A b) {
 template <class A>
 TORCH_CORR_INLINE A max(A a, A b) {
   return a < b ? b : a;
-}
-template <class A>
-TORCH_CORR_INLINE A least(A a, A b) {  // the name in scan.hpp
-  return min(a, b);
 }
 TORCH_CORR_INLINE int64_t ceil_div(int64_t a, int64_t b) {  // b > 0; rounds towards plus infinity
   if (b == 1) return a;  // the usual case, and division is slow

@@ -113,6 +113,4 @@ struct KernelTable {
   void (*flag_below)(const Planes&, Dtype, const void* least, uint8_t* flags, int threads);
 };
 
-using Engines = KernelTable;  // the name in scans.hpp and module.cpp
-
 }  // namespace torch_corr
