@@ -4,6 +4,10 @@
 // The kernels are compiled once for each instruction set.  This header therefore holds nothing that
 // the compiler may emit as a shared symbol (no containers, no inline functions): the linker keeps one
 // copy of such a symbol, which could contain instructions that this machine lacks.
+//
+// Words: a micro-kernel is the innermost code, which keeps a register tile of sums; a short kernel has
+// few tap rows; a phase is one residue of an output's position modulo the stride; a packed row is a
+// copy of an image row, widened and padded.
 #pragma once
 
 #include <cstddef>

@@ -149,8 +149,7 @@ MapCall map_call(const Geometry& g, MapName map, Dtype dtype, const void* first,
 }
 
 void error_bounds(const KernelTable& kernels, const MapCall& call, double factor,
-                  const BoundLimits& limits,
-                  double* bounds, int threads) {
+                  const BoundLimits& limits, double* bounds, int threads) {
   const std::vector<double> first = norms(kernels, call.first, call.dtype, limits, threads);
   const std::vector<double> second = norms(kernels, call.second, call.dtype, limits, threads);
   for (int64_t plane = 0; plane < call.result.count; plane++) {
@@ -164,8 +163,7 @@ void error_bounds(const KernelTable& kernels, const MapCall& call, double factor
 }
 
 bool below(const KernelTable& kernels, const Planes& planes, Dtype dtype, const double* bounds,
-           double factor,
-           double tiny, int64_t most, std::vector<int64_t>& found, int threads) {
+           double factor, double tiny, int64_t most, std::vector<int64_t>& found, int threads) {
   const auto run = dtype == Dtype::float64 ? below_as<double> : below_as<float>;
   return run(kernels, planes, dtype, bounds, factor, tiny, most, found, threads);
 }
