@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -262,6 +262,7 @@ def test_refusal_says_that_the_kernels_are_missing(monkeypatch: pytest.MonkeyPat
 @each_isa
 @each_map
 @settings(max_examples=40)
+@example(Problem.parse("n1c1-x1x5-o3-k2x300-p4x29948-d7x200"), torch.float64)
 @given(problem=long_axes(), dtype=st.sampled_from(FLOATS))
 def test_scratch_is_within_workspace(
     isa: str, map: MapName, problem: Problem, dtype: torch.dtype

@@ -34,9 +34,9 @@ _CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
 _LARGEST = 2**48
 """The same number as ``kLargest`` in ``native/geometry.cpp``."""
 
-_STRIP, _THREAD_SCRATCH = 512 * 2**10, 800 * 2**10
-"""Bytes of packed rows of each thread, and of all its scratch memory: ``kPackedBytes`` and
-``kThreadScratch`` in ``native/kernels.hpp``."""
+_THREAD_SCRATCH = 800 * 2**10
+"""Bytes of scratch memory of each thread, unless packed rows are wide: ``kThreadScratch`` in
+``native/kernels.hpp``."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,8 @@ class Direct(Fitted):
         width = accumulation_dtype(dtype).itemsize
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
         copies = weights.get(map, min(32 * taps, taps + 2**20))
-        # A packed row of grad_weight has a segment of 512 bytes for every tap far from others
-        # (``kNarrowVectors`` in maps.cpp); 4 is ``kChannelBlock``, 32 ``kSplitJobs`` and 2**20
-        # ``kPartialSums``.
-        row = 512 * problem.kernel[1] * min(4, problem.group_in) if map == "grad_weight" else 0
-        scratch = _THREAD_SCRATCH + max(0, row - _STRIP)
+        # 32 is ``kSplitJobs``, 2**20 ``kPartialSums``.
+        scratch = _THREAD_SCRATCH + _scratch_of_wide_rows(problem, map, width)
         return torch.get_num_threads() * scratch + width * copies
 
     def work(self, request: Request) -> Work:
@@ -168,3 +165,18 @@ class Direct(Fitted):
 
     def _isa(self) -> str:
         return self.isa or native.requested_isa()
+
+
+def _scratch_of_wide_rows(problem: Problem, map: MapName, itemsize: int) -> int:
+    """Bytes that a thread takes above :data:`_THREAD_SCRATCH` where taps are far apart.
+
+    A packed row then has up to 512 bytes for each tap (``kNarrowVectors`` in maps.cpp),
+    or, if that is less, all columns from the first tap of a tile's first column to the last tap of
+    its last.  At least 19 rows are packed in ``kPackBytes`` (correlate.hpp), and for the weight's
+    gradient one row of each of ``kChannelBlock`` channels in ``kPackedBytes`` (kernels.hpp).
+    """
+    row = 512 * problem.kernel[1]
+    if map == "grad_weight":
+        return max(0, row * min(4, problem.group_in) - 512 * 2**10)
+    row = min(row, 512 * problem.stride[1] + itemsize * problem.span[1])
+    return max(0, 19 * row - 128 * 2**10)
