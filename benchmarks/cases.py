@@ -1,6 +1,6 @@
-"""The workloads, as data: a problem's spelling, a dtype, and where the layer comes from.
+"""The workloads, as data: a problem, a dtype and the source of the layer.
 
-Every case of the project's speed goals is here, the losses that we expect among them.
+They include every case of the project's speed goals, also those where losses are expected.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch_corr import Problem
 from torch_corr.algorithms import MAPS
 
 Work: TypeAlias = Literal["forward", "grad_input", "grad_weight", "call", "call+grad"]
-"""What is timed: a bare map, or a call of ``corr2d`` (and its backward) end to end."""
+"""What is timed: a map alone, or a call of ``corr2d`` (and its backward) from end to end."""
 
 CALLS: tuple[Work, ...] = ("call", "call+grad")
 WORKS: tuple[Work, ...] = (*MAPS, *CALLS)
 
 Layout: TypeAlias = Literal["contiguous", "channels_last"]
-"""How operands lie in memory."""
+"""The layout of operands in memory."""
 
 FORMATS: dict[Layout, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
@@ -32,10 +32,10 @@ GROUPS = {
     "dense": "layers of networks for images, all channels mixed",
     "depthwise": "one filter for each channel",
     "image filters": "few channels, one or some filters",
-    "matching": "a template is looked for: large kernels, or one kernel for each sample",
+    "matching": "search for a template: large kernels, or one kernel for each sample",
     "scientific": "float64 and complex numbers",
     "large squares": "large square kernels over many channels",
-    "tiny": "so small that the cost of calling is what counts",
+    "tiny": "so small that the call overhead dominates",
     "kernel sweep": "one workload, kernels of growing size",
     "image sweep": "one 5x5 kernel, images of growing size",
 }
@@ -48,12 +48,12 @@ class Case:
     """One workload.
 
     Attributes:
-        name: what tables and charts call it; unique.
+        name: unique; used in tables and charts.
         spelling: the problem, as ``Problem.parse`` reads it.
         group: one of ``GROUPS``.
         source: the network, task or list that it comes from.
         dtype: its name in torch.
-        works: what is timed.
+        works: the pieces of work that are timed.
         quick: the part of ``works`` that ``--quick`` times.
         layout: of all operands.
     """
@@ -78,7 +78,7 @@ class Case:
         return dtype
 
     def matches(self, pattern: str) -> bool:
-        """Whether a glob, or a part of the name, group, dtype or spelling, picks this case."""
+        """Whether the pattern is a glob for, or part of, the name, group, dtype or problem."""
         texts = (self.name, self.group, self.dtype, str(self.problem), self.spelling)
         glob = any(sign in pattern for sign in "*?[")
         return any(fnmatchcase(text, pattern) if glob else pattern in text for text in texts)
@@ -248,11 +248,11 @@ CASES: tuple[Case, ...] = (
 )
 
 SWEEPS = ("kernel sweep", "image sweep")
-"""Groups that feed the charts of growth; left out of geometric means."""
+"""Groups for the charts of time against size; they are not part of geometric means."""
 
 
 def select(patterns: list[str], quick: bool = False) -> list[Case]:
-    """The cases that any pattern picks (all, without patterns); those marked quick, if asked."""
+    """The cases that match any pattern (all, without patterns); with ``quick`` the quick ones."""
     return [
         case
         for case in CASES
@@ -293,5 +293,4 @@ CUDA_CASES: tuple[Case, ...] = (
         for dtype in ("float32", "float16")
     ),
 )
-"""Cases large enough for a GPU, run besides the others with ``--device cuda``; some in the layout
-that halves like best there."""
+"""Cases large enough for a GPU, added with ``--device cuda``; some in channels_last."""
