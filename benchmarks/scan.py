@@ -1,4 +1,4 @@
-"""Search for problems that PyTorch's convolution on the CPU computes wrongly, or dies of.
+"""Search for problems that PyTorch's convolution on the CPU computes wrongly, or crashes on.
 
     python -m benchmarks.scan --count 20000
     python -m benchmarks.scan --count 20000 --isa AVX2
@@ -6,23 +6,22 @@
     python -m benchmarks.scan --count 20000 --guard writes
 
 Each case is one map of a small random problem, in a random dtype and memory layout.  Operands are
-small integers, so nearly every sum is exact and a wrong term shows.  Around the operands lies NaN,
-and freed memory is filled with NaN, so what is read beyond them shows too.  Results are compared
-with the definition in float64; a difference counts if it exceeds the bound of
-``torch_corr.testing``.
+small integers, so nearly every sum is exact and a wrong term shows.  NaN surrounds the operands and
+fills freed memory, so reads beyond the operands show too.  Results are compared with the definition
+in float64; a difference counts if it exceeds the bound of ``torch_corr.testing``.
 
-The cases run in a process of their own.  If it dies, the case that it was running is a finding, and
-another process goes on with the next case.  A case depends on the seed and its number alone.  Each
-finding is printed with a spelling that runs it again::
+The cases run in a separate process.  If it dies, its current case is a finding, and another process
+continues with the next case.  A case depends only on the seed and its number.  Each finding is
+printed as a string that runs it again::
 
-    python -m benchmarks.scan --case 'SPELLING'
+    python -m benchmarks.scan --case 'CASE'
 
 With ``--guard`` every block of memory ends at a page that kills the process when it is written to,
-or read too (``guard.c``; Linux, with a C compiler), so that what uses more than its memory dies
-each time, and not by chance.
+or also when it is read (``guard.c``; Linux, with a C compiler).  So accesses beyond a block kill
+the process every time, and not by chance.
 
-At the end the findings are counted by map, dtype and the implementation that oneDNN used.  Exit
-code 1 if there was any finding.
+The summary counts the findings by map, dtype and the implementation that oneDNN used.  The exit
+code is 1 if there was a finding.
 """
 
 from __future__ import annotations
@@ -57,6 +56,7 @@ from torch_corr.request import Request
 from torch_corr.testing import Componentwise, declared, litter, oracle, poisoned
 from torch_corr.testing.bounds import rounded
 
+COMMAND = (sys.executable, "-m", "benchmarks.scan")
 ISAS = ("AVX512_CORE_AMX", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2", "SSE41")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -70,22 +70,22 @@ READS = {
     "gradients": ("input", "weight", "output"),
 }
 ELEMENTS, PRODUCTS = 30_000, 400_000
-"""The most elements of an operand, and the most multiplications, of a case."""
+"""The largest operand, in elements, and the largest number of multiplications of a case."""
 
 PATIENCE = 4.0
-"""Seconds of processor time after which a case counts as one that does not end."""
+"""Seconds of processor time after which a case counts as hung."""
 
 GUARD = 256
-"""Elements of NaN before and after each operand in its memory."""
+"""Elements of NaN before and after each operand."""
 
 GUARDS = ("writes", "reads")
-"""What a process may be made to die of."""
+"""Kinds of accesses beyond a block of memory that may kill the process."""
 
 NO_MAPPINGS = 77
-"""Exit code of a process that has as many mappings as Linux allows; as in ``guard.c``."""
+"""Exit code of a process that reached Linux's limit of mappings; the same as in ``guard.c``."""
 
 READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
-"""Variables of the environment that are read when a process starts."""
+"""Environment variables that are read only when a process starts."""
 
 Strides = tuple[int, int, int, int]
 
@@ -126,7 +126,7 @@ class Case:
 
     @property
     def operands(self) -> dict[str, Tensor]:
-        """The operands that the map reads, each amid NaN."""
+        """The operands that the map reads, each surrounded by NaN."""
         number = int(re.sub(r"\D", "", self.values) or 0)
         generator = torch.Generator().manual_seed(number)
         p, found = self.problem, {}
@@ -147,14 +147,14 @@ class Case:
                     value[..., half:] = 0
                 elif self.values[0] == ">":
                     value[..., :-half] = 0
-            found[name] = _amid_nan(value.to(DTYPES[self.dtype]).expand(shape), strides)
+            found[name] = _surrounded_by_nan(value.to(DTYPES[self.dtype]).expand(shape), strides)
         return found
 
 
 class Finding(NamedTuple):
     case: str
     kind: str
-    """``wrong``, ``not finite``, ``rough`` (right where halves are summed as halves), ``raised``,
+    """``wrong``, ``not finite``, ``rough`` (as exact as sums in half precision), ``raised``,
     ``died`` or ``hung``."""
     detail: str
     implementation: str
@@ -170,22 +170,19 @@ def _strides(text: str) -> Strides:
     return a, b, c, d
 
 
-def _amid_nan(value: Tensor, strides: Strides) -> Tensor:
-    """The values in memory of given strides, with NaN in every element beside them."""
+def _surrounded_by_nan(value: Tensor, strides: Strides) -> Tensor:
+    """The values in memory with the given strides, and NaN in all other elements."""
     reach = sum((length - 1) * stride for length, stride in zip(value.shape, strides)) + 1
     memory = torch.full((reach + 2 * GUARD,), float("nan"), dtype=value.dtype)
     placed = memory.as_strided(value.shape, strides, GUARD)
-    # Along a stride of zero all values are the same, and PyTorch writes to no such tensor.
+    # PyTorch does not write to a tensor with a stride of zero.
     one = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)
     placed[one].copy_(value[one])
     return placed
 
 
-# Drawing
-
-
 def draw(seed: int, number: int, maps: Sequence[str], dtypes: Sequence[str]) -> Case:
-    """The case of a number: the same for each run with this seed and these options."""
+    """The case with this number; the same in each run with this seed and these options."""
     rng = random.Random(f"{seed}/{number}")
     while True:
         problem = _draw_problem(rng)
@@ -210,7 +207,7 @@ GROUPS = (2, 2, 3, 4, 5, 8, 16, 17, 20, 32)
 
 
 def _draw_problem(rng: random.Random) -> Problem | None:
-    """A problem, or None if what was drawn is too large or is none."""
+    """A problem; None if the drawn sizes are invalid or too large."""
     kind = rng.choice(["dense", "dense", "dense", "grouped", "depthwise", "multiplied"])
     groups = 1 if kind == "dense" else rng.choice(GROUPS)
     ins, outs = rng.choice(CHANNELS), rng.choice(CHANNELS)
@@ -239,7 +236,7 @@ def _draw_problem(rng: random.Random) -> Problem | None:
 
 
 def _draw_axis(rng: random.Random, wide: float) -> dict[str, Any]:
-    """Sizes along one axis; the output is drawn, and the image follows from it where it can."""
+    """Sizes along one axis.  The size of the image follows from that of the output if possible."""
     kernel = rng.choice((1, 1, 2, 3, 3, 3, 4, 5, 6, 7))
     if rng.random() < 0.08:
         kernel = rng.randrange(8, 33)
@@ -269,10 +266,10 @@ def _draw_axis(rng: random.Random, wide: float) -> dict[str, Any]:
 
 
 def _draw_strides(rng: random.Random, shape: Sequence[int], last: bool) -> Strides:
-    """NCHW or NHWC as a rule; else any order of the axes, an expanded axis, or gaps.
+    """Usually NCHW or NHWC; rarely another order of the axes, an expanded axis, or gaps.
 
-    The stride of an axis of length 1 means nothing.  PyTorch and oneDNN read layouts from it
-    all the same, so it is often drawn.
+    The stride of an axis of length 1 has no meaning, but PyTorch and oneDNN derive layouts from it,
+    so it is often random.
     """
     order = [0, 2, 3, 1] if (last if rng.random() < 0.7 else rng.random() < 0.5) else [0, 1, 2, 3]
     if rng.random() < 0.05:
@@ -291,17 +288,14 @@ def _draw_strides(rng: random.Random, shape: Sequence[int], last: bool) -> Strid
     return a, b, c, d
 
 
-# Running
-
-
 def find_algorithm(name: str) -> Any:
-    """What ``corr2d`` takes as its algorithm: a name, or the object that ``module:name`` spells."""
+    """The argument for ``corr2d``: a name, or the object at ``module:name``."""
     module, colon, attribute = name.partition(":")
     return getattr(import_module(module), attribute) if colon else name
 
 
 def compute(case: Case, algorithm: str) -> list[Tensor]:
-    """What the map returns: one tensor, or two of ``gradients``."""
+    """The results of the map: one tensor, or two for ``gradients``."""
     p, operands = case.problem, case.operands
     numbers: tuple[Any, ...] = (p.stride, tuple(pair[0] for pair in p.padding), p.dilation)
     bias = torch.ones(p.out_channels, dtype=DTYPES[case.dtype]) if case.bias else None
@@ -347,17 +341,17 @@ def compute(case: Case, algorithm: str) -> list[Tensor]:
 
 
 def _expected(case: Case) -> list[tuple[str, dict[str, Tensor]]]:
-    """For each result the map that it is of, and that map's operands."""
+    """For each result its map and the operands of that map."""
     operands = case.operands
     maps = ("grad_input", "grad_weight") if case.map == "gradients" else (case.map,)
     if case.dtype == "complex64" and case.map != "forward":
-        # A gradient is taken by the conjugates.
+        # Autograd conjugates the operands.
         operands = {n: v if n == "output" else v.conj() for n, v in operands.items()}
     return [(map, {name: operands[name] for name in READS[map]}) for map in maps]
 
 
 def problem_with(case: Case, algorithm: str, repeats: int) -> tuple[str, str] | None:
-    """What is wrong with a case, as kind and detail; None if nothing is."""
+    """The kind and the detail of a finding; None if the results are right."""
     expected = []
     for map, operands in _expected(case):
         exact = {n: v if v.is_complex() else v.double() for n, v in operands.items()}
@@ -411,7 +405,7 @@ def _beyond_bound(
 
     bound = Componentwise().bound(case.problem, reference, filled, dtype)
     if algorithm != "pytorch":
-        # Under auto it may be a transform, whose error is another.
+        # ``auto`` may choose a transform, which has another error model.
         chosen = getattr(_plan(case, algorithm), map)
         if chosen.error_class != "componentwise":
             bound = declared(chosen).bound(case.problem, reference, filled, dtype)
@@ -448,7 +442,7 @@ def _plan(case: Case, algorithm: str) -> Plan:
 
 @contextmanager
 def _captured() -> Iterator[Any]:
-    """What is written to the process's output meanwhile, by whatever language."""
+    """Captures the process's output, also of C code, as lines."""
     sys.stdout.flush()
     with tempfile.TemporaryFile() as file:
         kept = os.dup(1)
@@ -472,7 +466,7 @@ _KINDS = {
 
 
 def implementation_of(case: Case, algorithm: str) -> str:
-    """The kernels that oneDNN ran for a case, by its own log."""
+    """The kernels that oneDNN ran for a case, according to its log."""
     with _captured() as lines, torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         try:
             compute(case, algorithm)
@@ -493,7 +487,7 @@ def _implementations(case: Case, lines: Sequence[str]) -> str:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Run cases one after another; the number of each goes into a file before it is run."""
+    """Run cases; the number of each is written to a file before it runs."""
     current = os.open(options.current, os.O_WRONLY)
     _set_up(options)
     with poisoned():
@@ -517,22 +511,13 @@ def _set_up(options: argparse.Namespace) -> None:
 
 
 def scan(options: argparse.Namespace) -> Iterator[Finding]:
-    """Every finding, from as many processes as it takes."""
+    """Yields every finding; starts another process after each that died."""
     with tempfile.NamedTemporaryFile(prefix="scan") as current:
         start = options.start
         while start < options.count:
             os.pwrite(current.fileno(), b"%012d" % start, 0)
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.scan",
-                "--worker",
-                "--current",
-                current.name,
-                "--start",
-                str(start),
-                *_same(options),
-            ]
+            own = ["--worker", "--current", current.name, "--start", str(start)]
+            command = [*COMMAND, *own, *_arguments(options)]
             with subprocess.Popen(
                 command, env=_environment(options), stdout=subprocess.PIPE, text=True
             ) as worker:
@@ -558,29 +543,17 @@ def scan(options: argparse.Namespace) -> Iterator[Finding]:
             start = reached + 1
 
 
-def _same(options: argparse.Namespace) -> list[str]:
-    return [
-        "--seed",
-        str(options.seed),
-        "--count",
-        str(options.count),
-        "--algorithm",
-        options.algorithm,
-        "--repeats",
-        str(options.repeats),
-        "--threads",
-        str(options.threads),
-        "--maps",
-        ",".join(options.maps),
-        "--dtypes",
-        ",".join(options.dtypes),
-        *(["--guard", options.guard] if options.guard else []),
-    ]
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """The arguments for another process with the same options."""
+    words = ["--maps", ",".join(options.maps), "--dtypes", ",".join(options.dtypes)]
+    for name in ("seed", "count", "algorithm", "repeats", "threads"):
+        words += [f"--{name}", str(getattr(options, name))]
+    return words + (["--guard", options.guard] if options.guard else [])
 
 
 @lru_cache
 def _guard() -> str:
-    """The library that puts pages behind blocks, compiled."""
+    """Compiles ``guard.c``; returns the path of the library."""
     loaded = os.environ.get("LD_PRELOAD", "")
     if loaded.endswith("guard.so"):
         return loaded
@@ -602,8 +575,8 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
-    """The kernels that oneDNN made for a case that a process died of, and whether it does again."""
-    command = [sys.executable, "-m", "benchmarks.scan", "--case", str(case), *_same(options)]
+    """The kernels that oneDNN created for a case that killed its process, run alone."""
+    command = [*COMMAND, "--case", str(case), *_arguments(options)]
     done = subprocess.run(
         command,
         env={**_environment(options), "ONEDNN_VERBOSE": "2"},
@@ -617,7 +590,7 @@ def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
 
 
 def run_case(options: argparse.Namespace) -> int:
-    """Run one spelled case again."""
+    """Run one case from the command line."""
     case = Case.parse(options.case)
     _set_up(options)
     with poisoned():
@@ -644,7 +617,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20_000, help="cases (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
-    parser.add_argument("--isa", choices=ISAS, help="the most that oneDNN may use of the processor")
+    parser.add_argument("--isa", choices=ISAS, help="the largest instruction set for oneDNN")
     parser.add_argument(
         "--algorithm",
         default="pytorch",
@@ -654,9 +627,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", type=names, default=tuple(DTYPES), help=",".join(DTYPES))
     parser.add_argument("--repeats", type=int, default=2, help="runs of each case")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", help="run one case by its spelling")
+    parser.add_argument("--case", help="run one case")
     parser.add_argument(
-        "--guard", choices=GUARDS, help="die of writes beyond a block of memory, or of reads too"
+        "--guard", choices=GUARDS, help="accesses beyond a block of memory that kill the process"
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--current", help=argparse.SUPPRESS)
@@ -667,10 +640,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.case:
         wanted = _environment(options)
         if any(os.environ.get(name) != wanted.get(name) for name in READ_ONCE):
-            command = [sys.executable, "-m", "benchmarks.scan", *sys.argv[1:]]
-            code = subprocess.run(command, env=wanted, check=False).returncode
+            code = subprocess.run([*COMMAND, *sys.argv[1:]], env=wanted, check=False).returncode
             if code < 0:
-                os.kill(os.getpid(), -code)  # die of the same, for who called
+                os.kill(os.getpid(), -code)  # die of the same signal
             return code
         return run_case(options)
     regions: Counter[str] = Counter()
