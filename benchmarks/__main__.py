@@ -62,7 +62,7 @@ def run(words: list[str]) -> int:
     settings = settings_of(options)
     settings.apply()
     set_peer_threads(settings.threads)
-    contenders = _contenders(options, device)
+    contenders = contenders_of(options)
     work = pieces(options)
     if options.list:
         for case in dict.fromkeys(case for case, _ in work):
@@ -226,7 +226,8 @@ def pieces(options: argparse.Namespace) -> list[Piece]:
     return found
 
 
-def _contenders(options: argparse.Namespace, device: torch.device) -> list[Contender]:
+def contenders_of(options: argparse.Namespace) -> list[Contender]:
+    device = torch.device(options.device)
     found = our_contenders(options.algorithms) + torch_contenders(device)
     if options.peers != ["none"]:
         found += peers(None if options.peers == ["all"] else options.peers)

@@ -135,7 +135,8 @@ class Ours(Contender):
         return Prepared(
             run=lambda: plan.run(*slots),
             tensors=_only,
-            chose="" if self.requested is chosen else chosen.name,
+            # A measured plan also chose among the configurations of an algorithm.
+            chose="" if self.requested is chosen else chosen.spelling if measures else chosen.name,
             errors=declared(chosen),
         )
 

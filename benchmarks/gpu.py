@@ -34,23 +34,20 @@ from importlib import import_module
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_corr import MAPS, Problem
-from torch_corr.algorithms import MapName, dtype_name
-from torch_corr.algorithms.base import FEW, SLOTS, shape_of
+from torch_corr.algorithms import MapName
+from torch_corr.algorithms.base import FEW, SLOTS
 from torch_corr.algorithms.fft.algorithm import FEW_TAPS
 from torch_corr.algorithms.triton.algorithm import Triton
 from torch_corr.algorithms.triton.configs import Config, Dot, Product
-from torch_corr.request import Request
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
-from .cases import CASES, CUDA_CASES, FORMATS, SWEEPS, Case, Layout
+from .cases import CASES, CUDA_CASES, SWEEPS, Case, Layout
 from .cubins import compiled_by_triton, doubted_launches_of, launches_of
-from .device_time import time_on_device
 from .machine import describe, slug, usable_cores
 
 ROOT = Path(__file__).parent.parent
@@ -77,8 +74,8 @@ TARGETED = ("batch", "photo 3x3", "photo 5x5", "dense", "square")
 """Patterns of the cases that are measured with TF32: dense layers, and those that docs/gpu.md
 predicts."""
 
-TIMED = ("photo 3x3", "photo 5x5", "resnet 3x3 64", "resnet 3x3 64 float16", "vgg 3x3 128")
-"""Cases, besides those for GPUs, on which every configuration is timed."""
+TIMED = ("* batch*", "* channels_last", "photo 3x3", "photo 5x5", "resnet 3x3 64*", "vgg 3x3 128")
+"""Patterns of the cases on which every configuration is timed."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,14 @@ def steps(out: Path) -> tuple[Step, ...]:
             (*pytest, "-k", "cuda and triton", "--ignore", triton_tests),
             3,
         ),
-        Step("timings", "every configuration timed by CUDA events", (*me, "timings"), 4),
+        bench(
+            "configurations timed",
+            "the configuration that the rules choose, and the fastest of all, TF32 off",
+            4,
+            *("--algorithms", "triton,auto-measured", "--maps", "maps", "--budget", "0.015"),
+            *("--out", str(out / "configurations")),
+            *(word for pattern in TIMED for word in ("--cases", pattern)),
+        ),
         sanitized("initcheck"),
         bench("all cases", "the whole benchmark suite, TF32 off", 60),
         bench("all cases tf32", "the whole benchmark suite with TF32", 60, "--tf32"),
@@ -192,8 +196,6 @@ def main(words: Sequence[str] | None = None) -> int:
         return warm(options.architecture)
     if options.work == "configurations":
         return check_configurations(options)
-    if options.work == "timings":
-        return time_configurations(torch.device(options.device))
     if options.dry_run:
         for step in _chosen(options, options.out / "DEVICE"):
             print(f"{step.name}: {step.what} (at most {step.minutes:g} minutes)")
@@ -330,11 +332,6 @@ def launched() -> Iterator[Launched]:
     for dtypes, tf32 in ((["float32", "float16"], False), (["float32"], True)):
         yield from checked_launches(dtypes, tf32)
     yield from checked_launches(["bfloat16", "float64"], tf32=False)
-    with _tf32(False):
-        for case, map_name, variants in _variants():
-            for each in variants:
-                config = each._config(map_name, case.problem, case.torch_dtype)
-                yield Launched(str(case.problem), map_name, case.dtype, config, case.layout)
 
 
 def _may_be_fallback(case: Case) -> bool:
@@ -436,60 +433,6 @@ def _check(launch: Launched, device: torch.device) -> None:
     require_right("result", result, problem, slots, errors)
 
 
-def time_configurations(device: torch.device) -> int:
-    """Print the time of each configuration, and the one that the rule chooses, per case and map."""
-    torch.backends.cudnn.allow_tf32 = False
-    failed = False
-    for case, map_name, variants in _variants():
-        problem, dtype = case.problem, case.torch_dtype
-        operands = [
-            torch.randn(shape_of(problem, slot), device=device)
-            .to(dtype)
-            .contiguous(memory_format=FORMATS[case.layout])
-            for slot in SLOTS[map_name][:2]
-        ]
-        names = [each._config(map_name, problem, dtype).name for each in variants]
-        place, chosen, found = f"{case.name} {dtype_name(dtype)} {map_name}", names[0], {}
-        for name, each in zip(names, variants):
-            try:
-                found[name] = 1e6 * device_seconds(getattr(each, map_name), problem, *operands)
-            except Exception as error:  # Triton's own errors have no common base class
-                failed = True
-                print(f"NOT TIMED: {place} {name}: {type(error).__name__}: {error}")
-        if chosen not in found:
-            continue
-        best = min(found, key=lambda name: found[name])
-        shown = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-        print(
-            f"{place}: chosen {chosen}, best {best} ({found[chosen] / found[best]:.2f} times); "
-            f"{shown} us",
-            flush=True,
-        )
-    return 1 if failed else 0
-
-
-def _variants() -> Iterator[tuple[Case, MapName, tuple[Triton, ...]]]:
-    """The timed configurations: that of the rule first, then the others of its kind."""
-    for case in (*CUDA_CASES, *(case for case in CASES if case.name in TIMED)):
-        for map_name in MAPS:
-            rule = Triton()
-            request = Request(case.problem, map_name, torch.device("cuda"), case.torch_dtype)
-            others = rule.variants(request)
-            yield case, map_name, (rule, *(each for each in others if isinstance(each, Triton)))
-
-
-def device_seconds(function: Any, *arguments: Any) -> float:
-    """Median time of a call on the device."""
-
-    def call() -> None:
-        function(*arguments)
-
-    call()
-    once = time_on_device(call, 1, host=1e-3)
-    number = max(1, min(20, int(3e-3 / once.device)))
-    return median(time_on_device(call, number, once.host).device for _ in range(5))
-
-
 def _chosen(options: argparse.Namespace, out: Path) -> list[Step]:
     every = steps(out)
     known = [step.name for step in every]
@@ -508,14 +451,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Run everything that needs a GPU, in one command.",
     )
     add = parser.add_argument
-    add("work", nargs="?", choices=("all", "configurations", "timings", "warm"), default="all")
+    add("work", nargs="?", choices=("all", "configurations", "warm"), default="all")
     add("--dry-run", action="store_true", help="print the steps and stop")
     add("--steps", metavar="NAMES", help="comma-separated; default: all")
     add("--after", metavar="STEP", help="only the steps after this one")
     add("--minutes", type=float, default=30, help="for all steps together (default: 30)")
     add("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
     add("--warmed", action="store_true", help="kernels are in Triton's cache: leave out 'warm'")
-    add("--device", default="cuda", help="configurations, timings: the device (default: cuda)")
+    add("--device", default="cuda", help="configurations: the device (default: cuda)")
     add("--dtypes", metavar="NAMES", help="configurations: comma-separated; default: all floats")
     add("--tf32", action="store_true", help="configurations: products with TF32")
     add("--once", action="store_true", help="configurations: only float32 in one layout")

@@ -95,7 +95,7 @@ def test_peers_are_right_or_refuse(peer: Contender):
     done = 0
     for spelling in spellings:
         for work in MAPS:
-            (row,) = measure(Case("peer", spelling, "tiny", "test"), work, [peer], BRIEF)
+            (row,) = measure(Case("peer", spelling, "test"), work, [peer], BRIEF)
             assert row.verdict in ("right", "refused"), row
             done += row.verdict == "right"
     assert done
@@ -122,7 +122,7 @@ def test_scipy_has_as_many_workers_as_pytorch_threads(name: str, monkeypatch: py
 
     monkeypatch.setitem(peers.PLANE_FUNCTIONS, peer.function, watched)
     torch.set_num_threads(2)
-    case = Case("plane", "n1c1-x32-o1-k15", "tiny", "test")
+    case = Case("plane", "n1c1-x32-o1-k15", "test")
     (row,) = measure(case, "forward", [peer], replace(BRIEF, threads=2))
     assert row.verdict == "right", row
     assert len(seen) > 3

@@ -137,7 +137,7 @@ def test_every_algorithm_is_timed_where_it_does_not_refuse(case: Case, work: Wor
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "complex64"])
 def test_every_dtype_is_judged_by_its_own_bound(dtype: str):
-    case = Case("typed", SMALL.spelling, "tiny", "test", dtype)
+    case = Case("typed", SMALL.spelling, "test", dtype)
     contenders = [PyTorch("torch", "torch"), Ours("auto", "ours")]
     for work in MAPS:
         for row in measure.measure(case, work, contenders, BRIEF):

@@ -13,8 +13,8 @@ from benchmarks.measure import Settings
 from benchmarks.results import Results, Row
 
 CPU = torch.device("cpu")
-SMALL = Case("small", "n2c4-x9x11-o6-k3x2-p1-g2", "tiny", "test")
-LARGE = Case("large", "n2c4-x20x22-o4-k7-p3", "dense", "test")
+SMALL = Case("small", "n2c4-x9x11-o6-k3x2-p1-g2", "test", group="tiny")
+LARGE = Case("large", "n2c4-x20x22-o4-k7-p3", "test", group="dense")
 BRIEF = Settings(budget=0.002, sample=0.0005, most=3, memory=False, seed=7)
 
 
