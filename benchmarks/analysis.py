@@ -6,7 +6,7 @@ over the pieces of work (a case and a map) that both did, without the sweeps ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp, log, nan, prod
 from typing import Any, NamedTuple
@@ -168,14 +168,16 @@ def means(results: Results, searched: bool = False) -> list[Mean]:
     def is_weak(line: Line) -> bool:
         return line.torch is not None and line.flops / line.torch.seconds < WEAK
 
-    groups: dict[str, Callable[[Line], bool]] = {
-        **{group: lambda line, group=group: line.case["group"] == group for group in GROUPS},
-        "all": lambda line: True,
-        f"where PyTorch is under {WEAK / 1e9:.0f} GFLOP/s": is_weak,
+    members = {
+        **{group: [each for each in counted if each[0].case["group"] == group] for group in GROUPS},
+        "all": counted,
+        f"where PyTorch is under {WEAK / 1e9:.0f} GFLOP/s": [
+            each for each in counted if is_weak(each[0])
+        ],
     }
     found = []
-    for group, belongs in groups.items():
-        ratios = [ratio for line, ratio in counted if belongs(line)]
+    for group, pairs in members.items():
+        ratios = [ratio for _, ratio in pairs]
         if ratios:
             mean, losses = geometric_mean(ratios), sum(ratio < LOSS for ratio in ratios)
             found.append(Mean(group, len(ratios), mean, min(ratios), max(ratios), losses))

@@ -228,7 +228,7 @@ def _meeting(p: Problem, slot: Slot, axis: int, at: int) -> dict[Slot, Tensor]:
         return {"output": outputs[inside], "weight": taps[inside]}
     other: Slot = "weight" if slot == "output" else "output"
     positions = torch.arange(p.kernel[axis] if slot == "output" else p.output_size[axis])
-    output, tap = (at, positions) if slot == "output" else (positions, at)
-    pixels = output * stride + tap * dilation - before
+    steps = (at * stride, dilation) if slot == "output" else (at * dilation, stride)
+    pixels = steps[0] + positions * steps[1] - before
     inside = (pixels >= 0) & (pixels < p.size[axis])
     return {"input": pixels[inside], other: positions[inside]}

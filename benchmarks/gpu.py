@@ -102,10 +102,10 @@ def steps(out: Path) -> tuple[Step, ...]:
     python = sys.executable
     me = (python, "-m", "benchmarks.gpu")
     verify = (python, "-c", _FLOAT32, "verify")
-    # pytest-benchmark warns of xdist; an error at import must not end the whole run.
-    pytest = (python, "-m", "pytest", "-q", "--continue-on-collection-errors", "-p", "no:benchmark")
-    if find_spec("xdist"):
-        pytest = (*pytest, "-n", str(max(1, min(8, usable_cores() - 1))))
+    workers = ("-n", str(max(1, min(8, usable_cores() - 1)))) if find_spec("xdist") else ()
+    # An error at import must not end the whole run; pytest-benchmark warns of xdist.
+    safe = ("--continue-on-collection-errors", "-p", "no:benchmark")
+    pytest = (python, "-m", "pytest", "-q", *safe, *workers)
     # Freed memory is returned at once, so that reads beyond a tensor are detected.
     sanitizer = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool")
     triton_tests = next((ROOT / "tests").rglob("test_triton.py")).relative_to(ROOT).as_posix()

@@ -205,11 +205,12 @@ class Entry:
     def warm_up(self) -> None:
         """Make untimed calls, and find how many calls fill a sample."""
         assert self.prepared is not None
+        clock: dict[str, Any] = {"timer": _Instant} if self.settings.on_cuda else {}
         self._watch = _Stopwatch(
             "result[0] = run()",
             globals={"run": self.prepared.run, "result": self.result},
             num_threads=self.settings.threads,
-            **({"timer": _Instant} if self.settings.on_cuda else {}),
+            **clock,
         )
         self.result[0] = None
         least = self.settings.sample

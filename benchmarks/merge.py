@@ -34,7 +34,9 @@ def merged(old: Results, new: Results) -> Results:
     repeated = {(row.case, row.work) for row in new.rows}
     kept = [row for row in old.rows if (row.case, row.work) not in repeated]
     names = (case.name for case in (*CASES, *CUDA_CASES))
-    order = {piece: place for place, piece in enumerate(product(names, WORKS))}
+    order: dict[tuple[str, str], float] = {
+        piece: place for place, piece in enumerate(product(names, WORKS))
+    }
     cases = {case["name"]: case for case in (*old.cases, *new.cases)}
     contenders = {each["name"]: each for each in (*old.contenders, *new.contenders)}
     again = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -220,9 +220,10 @@ class EinconvPeer(Peer):
 
 def peers(names: Sequence[str] | None = None) -> list[Peer]:
     """Every peer, or those named."""
-    cv2 = ("peer", "cv2", "opencv-python-headless")
-    signal = ("peer", "scipy.signal", "scipy")
-    kornia = ("peer", "kornia.filters", "kornia")
+    peer: Literal["peer"] = "peer"
+    cv2 = (peer, "cv2", "opencv-python-headless")
+    signal = (peer, "scipy.signal", "scipy")
+    kornia = (peer, "kornia.filters", "kornia")
     float32 = (torch.float32,)
     found: list[Peer] = [
         PlanePeer("opencv filter2D", *cv2, function="filter2D"),

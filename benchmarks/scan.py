@@ -31,8 +31,6 @@ import atexit
 import ctypes
 import json
 import os
-import random
-import re
 import shutil
 import signal
 import subprocess
@@ -41,10 +39,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,31 +48,16 @@ import torch
 from torch import Tensor
 
 from torch_corr import Direct, Plan, Problem, corr2d, plan
-from torch_corr.request import Request
+from torch_corr.request import SLOTS, Request
 from torch_corr.testing import Componentwise, declared, litter, oracle, poisoned
 from torch_corr.testing.bounds import rounded
 
+from .scan_cases import DTYPES, MAPS, READS, Case, draw
+
 COMMAND = (sys.executable, "-m", "benchmarks.scan")
 ISAS = ("AVX512_CORE_AMX", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2", "SSE41")
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64)
-}
-MAPS = ("forward", "grad_input", "grad_weight", "gradients")
-READS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("weight", "output"),
-    "grad_weight": ("input", "output"),
-    "gradients": ("input", "weight", "output"),
-}
-ELEMENTS, PRODUCTS = 30_000, 400_000
-"""The largest operand, in elements, and the largest number of multiplications of a case."""
-
 PATIENCE = 4.0
 """Seconds of processor time after which a case counts as hung."""
-
-GUARD = 256
-"""Elements of NaN before and after each operand."""
 
 GUARDS = ("writes", "reads")
 """Kinds of accesses beyond a block of memory that may kill the process."""
@@ -86,69 +67,6 @@ NO_MAPPINGS = 77
 
 READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
 """Environment variables that are read only when a process starts."""
-
-Strides = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One map of one problem on operands of given dtype, strides and values.
-
-    Attributes:
-        problem: the geometry.
-        map: ``forward``, ``grad_input``, ``grad_weight``, or ``gradients`` for both by one call.
-        dtype: of all operands.
-        bias: whether the forward has one.
-        values: ``ones``, or a number for random integers; after ``<`` or ``>`` only the left or
-            right half of the input and the output differs from zero.
-        strides: of input, weight and output.
-    """
-
-    problem: Problem
-    map: str
-    dtype: str
-    bias: bool
-    values: str
-    strides: tuple[Strides, Strides, Strides]
-
-    def __str__(self) -> str:
-        strides = " ".join(",".join(map(str, each)) for each in self.strides)
-        bias = "bias" if self.bias else "plain"
-        return f"{self.problem} {self.map} {self.dtype} {bias} {self.values} {strides}"
-
-    @classmethod
-    def parse(cls, text: str) -> Case:
-        problem, map, dtype, bias, values, *strides = text.split()
-        first, second, third = (_strides(each) for each in strides)
-        return cls(
-            Problem.parse(problem), map, dtype, bias == "bias", values, (first, second, third)
-        )
-
-    @property
-    def operands(self) -> dict[str, Tensor]:
-        """The operands that the map reads, each surrounded by NaN."""
-        number = int(re.sub(r"\D", "", self.values) or 0)
-        generator = torch.Generator().manual_seed(number)
-        p, found = self.problem, {}
-        for name, shape, strides in zip(
-            ("input", "weight", "output"),
-            (p.input_shape, p.weight_shape, p.output_shape),
-            self.strides,
-        ):
-            if name not in READS[self.map]:
-                continue
-            size = [1 if stride == 0 else length for length, stride in zip(shape, strides)]
-            value = torch.ones(size)
-            if "ones" not in self.values:
-                value = torch.randint(-2, 4, size, generator=generator).float()
-            if name != "weight" and strides[3]:
-                half = (shape[3] + 1) // 2
-                if self.values[0] == "<":
-                    value[..., half:] = 0
-                elif self.values[0] == ">":
-                    value[..., :-half] = 0
-            found[name] = _surrounded_by_nan(value.to(DTYPES[self.dtype]).expand(shape), strides)
-        return found
 
 
 class Finding(NamedTuple):
@@ -165,179 +83,43 @@ class Finding(NamedTuple):
         return f"{map:<12}{dtype:<10}{self.kind:<11}{self.implementation}"
 
 
-def _strides(text: str) -> Strides:
-    a, b, c, d = map(int, text.split(","))
-    return a, b, c, d
-
-
-def _surrounded_by_nan(value: Tensor, strides: Strides) -> Tensor:
-    """The values in memory with the given strides, and NaN in all other elements."""
-    reach = sum((length - 1) * stride for length, stride in zip(value.shape, strides)) + 1
-    memory = torch.full((reach + 2 * GUARD,), float("nan"), dtype=value.dtype)
-    placed = memory.as_strided(value.shape, strides, GUARD)
-    # PyTorch does not write to a tensor with a stride of zero.
-    one = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)
-    placed[one].copy_(value[one])
-    return placed
-
-
-def draw(seed: int, number: int, maps: Sequence[str], dtypes: Sequence[str]) -> Case:
-    """The case with this number; the same in each run with this seed and these options."""
-    rng = random.Random(f"{seed}/{number}")
-    while True:
-        problem = _draw_problem(rng)
-        if problem is not None:
-            break
-    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-    last = rng.random() < 0.5
-    first, second, third = (_draw_strides(rng, shape, last) for shape in shapes)
-    values = rng.choice(["ones", str(rng.randrange(1000))])
-    return Case(
-        problem,
-        rng.choice(list(maps)),
-        rng.choice(list(dtypes)),
-        rng.random() < 0.5,
-        rng.choice(["", "", "", "<", ">"]) + values,
-        (first, second, third),
-    )
-
-
-CHANNELS = (1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 12, 13, 15, 16, 16, 17, 20, 24, 32, 33, 40)
-GROUPS = (2, 2, 3, 4, 5, 8, 16, 17, 20, 32)
-
-
-def _draw_problem(rng: random.Random) -> Problem | None:
-    """A problem; None if the drawn sizes are invalid or too large."""
-    kind = rng.choice(["dense", "dense", "dense", "grouped", "depthwise", "multiplied"])
-    groups = 1 if kind == "dense" else rng.choice(GROUPS)
-    ins, outs = rng.choice(CHANNELS), rng.choice(CHANNELS)
-    if kind == "depthwise":
-        ins = outs = 1
-    elif kind == "multiplied":
-        ins, outs = 1, rng.choice((2, 3, 4))
-    rows, columns = _draw_axis(rng, wide=0.05), _draw_axis(rng, wide=0.3)
-    try:
-        problem = Problem(
-            batch=rng.choice((1, 1, 2, 2, 3)),
-            in_channels=groups * ins,
-            size=(rows["size"], columns["size"]),
-            out_channels=groups * outs,
-            kernel=(rows["kernel"], columns["kernel"]),
-            stride=(rows["stride"], columns["stride"]),
-            padding=(rows["padding"], columns["padding"]),
-            dilation=(rows["dilation"], columns["dilation"]),
-            groups=groups,
-        )
-    except RuntimeError:
-        return None
-    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-    small = max(map(prod, shapes)) <= ELEMENTS and problem.multiplications <= PRODUCTS
-    return problem if small else None
-
-
-def _draw_axis(rng: random.Random, wide: float) -> dict[str, Any]:
-    """Sizes along one axis.  The size of the image follows from that of the output if possible."""
-    kernel = rng.choice((1, 1, 2, 3, 3, 3, 4, 5, 6, 7))
-    if rng.random() < 0.08:
-        kernel = rng.randrange(8, 33)
-    stride = rng.choice((1, 1, 1, 2, 2, 3, 4, 5))
-    dilation = rng.choice((1, 1, 1, 2, 2, 3, 4))
-    if rng.random() < 0.08:
-        dilation = rng.randrange(5, 17)
-    reach = dilation * (kernel - 1)
-    padding = rng.choice(
-        (0, 0, 1, reach // 2, reach, rng.randint(0, reach + 3), rng.randint(0, reach + 3))
-    )
-    if rng.random() < 0.05:
-        padding = rng.randint(0, 30)
-    outputs = rng.choice((1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16))
-    if rng.random() < wide:
-        outputs = rng.randrange(20, 81)
-    size = (outputs - 1) * stride + reach + 1 - 2 * padding + rng.randrange(stride)
-    if size < 1:
-        size = rng.choice((1, 1, 2, 3, 4))
-    return {
-        "kernel": kernel,
-        "stride": stride,
-        "dilation": dilation,
-        "padding": (padding, padding),
-        "size": size,
-    }
-
-
-def _draw_strides(rng: random.Random, shape: Sequence[int], last: bool) -> Strides:
-    """Usually NCHW or NHWC; rarely another order of the axes, an expanded axis, or gaps.
-
-    The stride of an axis of length 1 has no meaning, but PyTorch and oneDNN derive layouts from it,
-    so it is often random.
-    """
-    order = [0, 2, 3, 1] if (last if rng.random() < 0.7 else rng.random() < 0.5) else [0, 1, 2, 3]
-    if rng.random() < 0.05:
-        rng.shuffle(order)
-    strides, step = [0, 0, 0, 0], 2 if rng.random() < 0.03 else 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step *= shape[axis]
-    if rng.random() < 0.04:
-        strides[rng.randrange(4)] = 0
-    if rng.random() < 0.4:
-        for axis, length in enumerate(shape):
-            if length == 1:
-                strides[axis] = rng.choice((1, shape[1], shape[3], shape[2] * shape[3], step))
-    a, b, c, d = strides
-    return a, b, c, d
-
-
 def find_algorithm(name: str) -> Any:
     """The argument for ``corr2d``: a name, or the object at ``module:name``."""
     module, colon, attribute = name.partition(":")
     return getattr(import_module(module), attribute) if colon else name
 
 
+def _complete(case: Case, value: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and output; an input or weight that the map does not read has equal values."""
+    operands, p = case.operands, case.problem
+    for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
+        if name not in operands:
+            operands[name] = torch.full(shape, value, dtype=DTYPES[case.dtype])
+    return operands["input"], operands["weight"], operands.get("output")
+
+
 def compute(case: Case, algorithm: str) -> list[Tensor]:
     """The results of the map: one tensor, or two for ``gradients``."""
-    p, operands = case.problem, case.operands
-    numbers: tuple[Any, ...] = (p.stride, tuple(pair[0] for pair in p.padding), p.dilation)
+    p = case.problem
+    padding = p.padding[0][0], p.padding[1][0]
     bias = torch.ones(p.out_channels, dtype=DTYPES[case.dtype]) if case.bias else None
+    wanted = [case.map in (f"grad_{name}", "gradients") for name in ("input", "weight")]
     if algorithm == "pytorch":
+        x, w, y = _complete(case, float("nan"))
         if case.map == "forward":
-            return [torch.conv2d(operands["input"], operands["weight"], bias, *numbers, p.groups)]
-        blank = torch.full((1,), float("nan"), dtype=DTYPES[case.dtype])
-        for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
-            if name not in operands:
-                operands[name] = blank.expand(shape).contiguous()
-        wanted = case.map in ("grad_input", "gradients"), case.map in ("grad_weight", "gradients")
+            return [torch.conv2d(x, w, bias, p.stride, padding, p.dilation, p.groups)]
         found = torch.ops.aten.convolution_backward(
-            operands["output"],
-            operands["input"],
-            operands["weight"],
-            None,
-            *numbers,
-            False,
-            (0, 0),
-            p.groups,
+            *(y, x, w, None, p.stride, padding, p.dilation, False, (0, 0), p.groups),
             (*wanted, False),
         )
         return [value for value, is_wanted in zip(found, wanted) if is_wanted]
-    leaves = []
-    for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
-        if name not in operands:
-            operands[name] = torch.ones(shape, dtype=DTYPES[case.dtype])
-        if case.map in ("gradients", f"grad_{name}"):
-            leaves.append(operands[name].requires_grad_())
-    y = corr2d(
-        operands["input"],
-        operands["weight"],
-        bias,
-        p.stride,
-        p.padding if p.padding[0][0] != p.padding[0][1] else numbers[1],
-        p.dilation,
-        p.groups,
+    x, w, y = _complete(case, 1)
+    leaves = [each.requires_grad_() for each, is_wanted in zip((x, w), wanted) if is_wanted]
+    result = corr2d(
+        *(x, w, bias, p.stride, padding, p.dilation, p.groups),
         algorithm=find_algorithm(algorithm),
     )
-    if case.map == "forward":
-        return [y]
-    return list(torch.autograd.grad(y, leaves, operands["output"]))
+    return list(torch.autograd.grad(result, leaves, y)) if leaves else [result]
 
 
 def _expected(case: Case) -> list[tuple[str, dict[str, Tensor]]]:
@@ -378,14 +160,14 @@ def problem_with(case: Case, algorithm: str, repeats: int) -> tuple[str, str] | 
     return None
 
 
-def _definition(problem: Problem, map: str, operands: dict[str, Tensor]) -> Tensor:
-    able = not Direct().refusals(Request(problem, "forward", torch.device("cpu"), torch.float64))
-    first = operands["input"] if map != "grad_input" else operands["output"]
-    second = operands["weight"] if map != "grad_weight" else operands["output"]
-    if first.is_complex() or not able:
+def _definition(problem: Problem, map: Any, operands: dict[Any, Tensor]) -> Tensor:
+    """The exact result; by ``direct`` if possible, which is faster than the oracle."""
+    first, second = (operands[slot].contiguous() for slot in SLOTS[map][:2])
+    request = Request(problem, "forward", torch.device("cpu"), torch.float64)
+    if first.is_complex() or Direct().refusals(request):
         slots: Any = operands
         return oracle(problem, **slots).value
-    result: Tensor = getattr(Direct(), map)(problem, first.contiguous(), second.contiguous())
+    result: Tensor = getattr(Direct(), map)(problem, first, second)
     return result
 
 
@@ -425,19 +207,10 @@ def _beyond_bound(
 
 
 def _plan(case: Case, algorithm: str) -> Plan:
-    p, operands = case.problem, case.operands
-    shapes = (("input", p.input_shape), ("weight", p.weight_shape))
-    for name, shape in shapes:
-        operands.setdefault(name, torch.empty(shape, dtype=DTYPES[case.dtype]))
-    return plan(
-        operands["input"],
-        operands["weight"],
-        p.stride,
-        p.padding,
-        p.dilation,
-        p.groups,
-        algorithm=find_algorithm(algorithm),
-    )
+    p = case.problem
+    x, w, _ = _complete(case, 1)
+    geometry = p.stride, p.padding, p.dilation, p.groups
+    return plan(x, w, *geometry, algorithm=find_algorithm(algorithm))
 
 
 @contextmanager

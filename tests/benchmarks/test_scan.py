@@ -13,7 +13,8 @@ import pytest
 from torch import Tensor
 
 from benchmarks import scan
-from benchmarks.scan import DTYPES, MAPS, Case, draw, main, problem_with
+from benchmarks.scan import main, problem_with
+from benchmarks.scan_cases import DTYPES, GUARD, MAPS, Case, draw
 
 BROKEN = '''
 import os
@@ -55,8 +56,8 @@ def test_operands_have_the_strides_of_the_case_and_nan_around() -> None:
             memory = value.as_strided(
                 (value.untyped_storage().nbytes() // value.itemsize,), (1,), 0
             )
-            assert memory[: scan.GUARD].isnan().all()
-            assert memory[-scan.GUARD :].isnan().all()
+            assert memory[:GUARD].isnan().all()
+            assert memory[-GUARD:].isnan().all()
 
 
 @pytest.mark.parametrize("algorithm", ["unfold", "aten", "pytorch"])
