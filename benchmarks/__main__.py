@@ -138,16 +138,16 @@ def _measure_all(
 
     note(0)
     try:
-        progress.say("measuring the machine's matrix product and copy")
+        progress.show(0, "the machine's matrix product and copy")
         results.peaks = measure_peaks(settings.device, dtypes, settings.threads)
-        for done, (case, piece) in enumerate(work, 1):
-            results.rows += measure(case, piece, contenders, settings, progress)
-            note(done)
+        for done, (case, piece) in enumerate(work):
+            progress.show(done, f"{case.name}, {piece}")
+            results.rows += measure(case, piece, contenders, settings)
+            note(done + 1)
             results.save(draft)
-    except KeyboardInterrupt:
-        progress.say("interrupted: reporting the pieces measured so far")
-    else:
         del results.settings["unfinished"]
+    except KeyboardInterrupt:
+        print("\ninterrupted: reporting the pieces measured so far", file=sys.stderr)
     progress.close()
     results.machine["load_average_after"] = describe(settings.device)["load_average"]
 

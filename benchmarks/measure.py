@@ -50,7 +50,6 @@ from .check import Expected, Operands, expected, judge
 from .contenders import Contender, Prepared
 from .device_time import DeviceTime, time_on_device
 from .memory import device_peak, random_operands, sentence, try_once
-from .progress import Progress
 from .results import Row, Verdict
 
 LEAST = 3
@@ -186,29 +185,33 @@ class Entry:
         except Exception as error:
             self.drop("failed", sentence(error))
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> None:
+    def _prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         self.prepared = self.contender.prepare(problem, work, operands)
         self.row.note = self.prepared.chose
+        return self.prepared
 
-    def run(self) -> None:
-        """Call once and keep the result; on CUDA also measure memory."""
-        assert self.prepared is not None
+    def first_run(
+        self, problem: Problem, work: Work, operands: Operands, truth: tuple[Expected, ...]
+    ) -> None:
+        """Call once and check the result; on CUDA also measure memory."""
+        prepared = self._prepare(problem, work, operands)
         started = time.perf_counter()
         if self.settings.on_cuda:
             peak = device_peak(self._call)
-            results = self.prepared.tensors(self.result[0])
+            results = prepared.tensors(self.result[0])
             self.row.memory = max(0, peak - sum(each.nbytes for each in results))
         else:
             self._call()
         self.first = time.perf_counter() - started
+        self.check(problem, truth)
 
-    def warm_up(self) -> None:
-        """Make untimed calls, and find how many calls fill a sample."""
-        assert self.prepared is not None
+    def warm_up(self, problem: Problem, work: Work, operands: Operands) -> None:
+        """Prepare again, make untimed calls, and find how many calls fill a sample."""
+        prepared = self._prepare(problem, work, operands)
         clock: dict[str, Any] = {"timer": _Instant} if self.settings.on_cuda else {}
         self._watch = _Stopwatch(
             "result[0] = run()",
-            globals={"run": self.prepared.run, "result": self.result},
+            globals={"run": prepared.run, "result": self.result},
             num_threads=self.settings.threads,
             **clock,
         )
@@ -302,12 +305,8 @@ def measure(
     work: Work,
     contenders: Sequence[Contender],
     settings: Settings,
-    progress: Progress | None = None,
 ) -> list[Row]:
-    """The rows of one piece of work, in the order of the contenders; absent ones have none.
-
-    ``progress`` advances by 1.
-    """
+    """The rows of one piece of work, in the order of the contenders; absent ones have none."""
     problem, dtype = case.problem, case.torch_dtype
     entries = [
         Entry(each, Row(case.name, work, each.name), settings)
@@ -315,17 +314,7 @@ def measure(
         if each.absent() is None
     ]
 
-    def each_alive(activity: str, share: float) -> Iterator[Entry]:
-        """Contenders that have not been dropped; the bar advances by ``share`` in all."""
-        for entry in entries:
-            if entry.alive:
-                if progress is not None:
-                    progress.show(f"{case.name}, {work}: {activity} {entry.contender.name}")
-                yield entry
-            if progress is not None:
-                progress.advance(share / len(entries))
-
-    for entry in each_alive("trying", 0.3):
+    for entry in entries:
         _try(entry, problem, work, dtype)
 
     rng = random.Random(f"{settings.seed} {case.name} {work}")
@@ -333,35 +322,31 @@ def measure(
     operands = random_operands(problem, work, dtype, generator, case.layout)
     truth = expected(problem, work, operands, rng)
 
-    def check_first(entry: Entry) -> None:
-        entry.prepare(problem, work, operands)
-        entry.run()
-        entry.check(problem, truth)
-
-    def warm_up(entry: Entry) -> None:
-        entry.prepare(problem, work, operands)
-        entry.warm_up()
-
-    for entry in each_alive("checking", 0.2):
-        entry.attempt(check_first, entry)
+    for entry in _alive(entries):
+        entry.attempt(entry.first_run, problem, work, operands, truth)
     for slot, numbers in random_operands(problem, work, dtype, generator).items():
         operands[slot].copy_(numbers)
-    for entry in each_alive("warming up", 0.1):
-        entry.attempt(warm_up, entry)
+    for entry in _alive(entries):
+        entry.attempt(entry.warm_up, problem, work, operands)
     for entry in turns(entries, 0.0 if settings.on_cuda else _PAUSE):
         entry.attempt(entry.take_sample)
     truth = expected(problem, work, operands, rng)
-    for entry in each_alive("checking", 0.4):
+    for entry in _alive(entries):
         entry.attempt(entry.finish)
-        if entry.alive:
-            entry.attempt(entry.check, problem, truth)
+    for entry in _alive(entries):
+        entry.attempt(entry.check, problem, truth)
     return [entry.row for entry in entries]
+
+
+def _alive(entries: Sequence[Entry]) -> list[Entry]:
+    """The contenders that have not been dropped."""
+    return [entry for entry in entries if entry.alive]
 
 
 def turns(entries: list[Entry], pause: float = _PAUSE) -> Iterator[Entry]:
     """Entries in turn, until none wants more; the first of a round is the last of the next."""
     order = list(entries)
-    while waiting := [entry for entry in order if entry.alive and entry.wants_more]:
+    while waiting := [entry for entry in _alive(order) if entry.wants_more]:
         for entry in waiting:
             time.sleep(pause)
             yield entry

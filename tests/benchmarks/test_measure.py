@@ -236,6 +236,16 @@ def test_device_time_excludes_the_host_if_it_is_ahead(monkeypatch: pytest.Monkey
     assert late.device > 1e-3
 
 
+@dataclass(frozen=True)
+class Simulated(PyTorch):
+    """PyTorch on a simulated device."""
+
+    call: Any = None
+
+    def prepare(self, problem: Problem, work: Work, operands: Any) -> Prepared:
+        return Prepared(self.call, lambda result: (result,))
+
+
 @pytest.mark.parametrize("work", ["forward", "call"])
 @pytest.mark.parametrize("searches", [False, True])
 def test_cuda_row_has_device_stream_and_host_time(
@@ -243,7 +253,7 @@ def test_cuda_row_has_device_stream_and_host_time(
 ) -> None:
     """Maps are compared by the device, calls in a stream; cuDNN's search has its own thread."""
     device = Device(monkeypatch)
-    contender = PyTorch("torch", "torch", cudnn_benchmark=searches)
+    contender = Simulated("torch", "torch", cudnn_benchmark=searches, call=lambda: call())
     on_cuda = measure.Settings(device=torch.device("cuda"), sample=0.002, budget=0.01, least=5)
     entry = measure.Entry(contender, Row("a", work, "torch"), on_cuda)
     threads = set()
@@ -253,8 +263,7 @@ def test_cuda_row_has_device_stream_and_host_time(
         time.sleep(1e-3)
         device.work(1e-4)
 
-    entry.prepared = Prepared(call, lambda result: (result,))
-    entry.attempt(entry.warm_up)
+    entry.attempt(entry.warm_up, SMALL.problem, work, {})
     while entry.wants_more:
         entry.attempt(entry.take_sample)
     entry.attempt(entry.finish)
