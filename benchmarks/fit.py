@@ -18,7 +18,6 @@ import ast
 import json
 import math
 import random
-import re
 import sys
 import textwrap
 import time
@@ -384,33 +383,48 @@ def _solve(
 
 
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
-    """The module that holds the factors."""
+    """The module with these factors, from this number of times."""
+    head = ["Fitted factors of the algorithms' costs; see ``cost``."]
+    head.append("Written by ``python -m benchmarks fit write``; do not edit.")
+    return module_text([*head, f"From {_provenance(number)}.", f"{_VERDICT} not yet."], factors)
+
+
+def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
+    """The module with new factors for the regimes with a word in their name, and a note."""
+    paragraphs, rows = parse_module(source)
+    note = f"Regimes with '{word}'"
+    kept = [each for each in paragraphs if not each.startswith((note, _VERDICT))]
+    kept += [f"{note} from {_provenance(number)}.", f"{_VERDICT} not yet."]
+    return module_text(kept, dict(sorted({**rows, **factors}.items(), key=_by_regime)))
+
+
+def record(verdict: str) -> None:
+    """Write a verdict into the module with the factors."""
+    paragraphs, rows = parse_module(TARGET.read_text())
+    kept = [each for each in paragraphs if not each.startswith(_VERDICT)]
+    kept.append(f"{_VERDICT} {date.today().isoformat()}: {verdict}")
+    TARGET.write_text(module_text(kept, rows))
+
+
+def module_text(paragraphs: list[str], factors: dict[str, tuple[float, ...]]) -> str:
+    docstring = "\n\n".join(
+        each if "\n" in each else textwrap.fill(each, width=98) for each in paragraphs
+    )
+    rows = "".join(f'    "{key}": {value},\n' for key, value in factors.items())
     return (
-        '"""Fitted factors of the algorithms\' costs; see ``cost``.\n\n'
-        "Written by ``python -m benchmarks fit write``; do not edit.\n"
-        f"From {_provenance(number)}.\n\n"
-        f"{_VERDICT} not yet.\n"
-        '"""\n\n'
+        f'"""{docstring}\n"""\n\n'
         "from __future__ import annotations\n\n"
-        "FACTORS: dict[str, tuple[float, float, float, float]] = {\n"
-        f"{_rows(factors)}\n"
-        "}\n"
+        f"FACTORS: dict[str, tuple[float, float, float, float]] = {{\n{rows}}}\n"
         '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'
     )
 
 
-def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
-    """The module with new factors for some regimes, and with a note about them."""
-    head, middle, tail = re.split(r"(?<= = \{\n)(.*\n)(?=\}\n)", source, flags=re.DOTALL)
-    rows = {**ast.literal_eval(f"{{{middle}}}"), **factors}
-    said = re.sub(rf"Regimes with '{word}' from .*?\n\n", "", head, flags=re.DOTALL)
-    before, mark, rest = said.partition(_VERDICT)
-    if not mark:
-        raise SystemExit(f"{TARGET} has no line {_VERDICT!r}; write all factors again")
-    _, end, code = rest.partition('"""\n')
-    news = textwrap.fill(f"Regimes with '{word}' from {_provenance(number)}.", width=98)
-    said = f"{before}{news}\n\n{_VERDICT} not yet.\n{end}{code}"
-    return f"{said}{_rows(dict(sorted(rows.items(), key=_by_regime)))}\n{tail}"
+def parse_module(source: str) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+    """The paragraphs of the docstring, and the factors."""
+    module = ast.parse(source)
+    (factors,) = (each.value for each in module.body if isinstance(each, ast.AnnAssign))
+    assert factors is not None
+    return (ast.get_docstring(module) or "").split("\n\n"), ast.literal_eval(factors)
 
 
 def _by_regime(row: tuple[str, object]) -> tuple[str, ...]:
@@ -419,14 +433,10 @@ def _by_regime(row: tuple[str, object]) -> tuple[str, ...]:
     return name, ", ".join(regime), map, kind
 
 
-def _rows(factors: dict[str, tuple[float, ...]]) -> str:
-    return "\n".join(f'    "{key}": {value},' for key, value in factors.items())
-
-
 def _provenance(number: int) -> str:
     return (
-        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, PyTorch "
-        f"{torch.__version__},\n{date.today().isoformat()}"
+        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}, {date.today().isoformat()}"
     )
 
 
@@ -474,16 +484,6 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
             for name, each in errors.items()
         ),
     ]
-
-
-def record(verdict: str) -> None:
-    """Write a verdict into the place that :func:`source_of` reserves for it."""
-    head, mark, rest = TARGET.read_text().partition(_VERDICT)
-    if not mark:
-        raise SystemExit(f"{TARGET} has no line {_VERDICT!r}; write the factors again")
-    _, end, tail = rest.partition('"""\n')
-    said = textwrap.fill(f"{_VERDICT} {date.today().isoformat()}: {verdict}", width=98)
-    TARGET.write_text(f"{head}{said}\n{end}{tail}")
 
 
 if __name__ == "__main__":

@@ -117,3 +117,8 @@ def test_judge_counts_the_transform_of_a_checked_choice() -> None:
     seconds = {"aten": 1.0, "fft": 1e-2}
     verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "forward", seconds)])
     assert verdict.startswith("Of 1 maps")
+
+
+def test_shipped_factors_are_written_as_they_are() -> None:
+    source = fit.TARGET.read_text()
+    assert fit.module_text(*fit.parse_module(source)) == source
