@@ -188,7 +188,7 @@ def _memory(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
         for name, peak in peaks.items():
             key = "peers" if results.kind(name) == "peer" else name
             label = "_" if key in shown else key
-            axes.plot(max(peak, 0.5), y, label=label, **_memory_mark(key))
+            axes.plot(max(peak, 0.5), y, ls="", label=label, **_memory_mark(key))
             shown.add(key)
     limit = DEFAULT_WORKSPACE / 2**20
     axes.axvline(limit, color="black", ls=":", lw=1)
