@@ -46,7 +46,7 @@ def recorded() -> dict[str, Any]:
     torch.set_num_threads(2)
     cases = {case.name: _choices(case.problem, case.dtype, case.layout) for case in CASES}
     draw = random.Random(0)
-    problems = {}
+    problems: dict[str, Any] = {}
     while len(problems) < COUNT:
         problem, dtype = _random_problem(draw), draw.choice(DTYPES)
         layout = draw.choice(("contiguous", "contiguous", "channels_last"))

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from torch_corr import MAPS, Problem
-from torch_corr.algorithms.base import SLOTS, Slot, shape_of
+from torch_corr.request import SLOTS, Slot, shape_of
 from torch_corr.testing import (
     TF32_READING,
     Componentwise,

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
-from torch_corr.algorithms.base import Slot, is_channels_last, shape_of
+from torch_corr.algorithms.base import is_channels_last
 from torch_corr.dispatch.layout import IN_CHANNELS_LAST
 from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan, refusals
-from torch_corr.request import Request
+from torch_corr.request import Request, Slot, shape_of
 from torch_corr.testing import ErrorModel, declared
 
 from .cases import CALLS, Work

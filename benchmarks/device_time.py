@@ -39,7 +39,7 @@ def time_on_device(run: Callable[[], Any], number: int, host: float) -> DeviceTi
     for _ in range(number):
         run()
     queued = time.perf_counter() - started
-    ahead = not begin.query()
+    ahead = not begin.query()  # type: ignore[no-untyped-call]
     end.record()
     end.synchronize()
     return DeviceTime(begin.elapsed_time(end) / 1e3 / number, queued / number, ahead)

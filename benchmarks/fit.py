@@ -447,6 +447,7 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
         seconds = timing.seconds
         request = Request(timing.problem, timing.map, CPU, timing.dtype)
         chosen = Auto().choose(request)
+        assert chosen is not None
         # Of a checked transform only the transform itself was timed.
         name = chosen.fast.name if isinstance(chosen, CheckedFFT) else chosen.name
         if name not in seconds:

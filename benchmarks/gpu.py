@@ -40,10 +40,11 @@ import torch
 
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName
-from torch_corr.algorithms.base import FEW, SLOTS
+from torch_corr.algorithms.base import FEW
 from torch_corr.algorithms.fft.algorithm import FEW_TAPS
 from torch_corr.algorithms.triton.algorithm import Triton
 from torch_corr.algorithms.triton.configs import Config, Dot, Product
+from torch_corr.request import SLOTS
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
 from .cases import CASES, CUDA_CASES, SWEEPS, Case, Layout
@@ -113,8 +114,8 @@ def steps(out: Path) -> tuple[Step, ...]:
     targeted = [word for pattern in TARGETED for word in ("--cases", pattern)]
 
     def bench(name: str, what: str, minutes: float, *words: str) -> Step:
-        command = (python, "-m", "benchmarks", "--device", "cuda", "--no-charts", "--no-memory")
-        command += ("--peers", "none", "--out", str(out.parent), *words)
+        common = ("--device", "cuda", "--no-charts", "--no-memory", "--peers", "none")
+        command = (python, "-m", "benchmarks", *common, "--out", str(out.parent), *words)
         return Step(name, what, command, minutes)
 
     def kit(name: str, *words: str) -> Step:

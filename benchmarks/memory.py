@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from torch_corr import Problem
-from torch_corr.algorithms.base import shape_of
+from torch_corr.request import shape_of
 
 from .cases import FORMATS, Layout, Work
 from .check import COMPUTED, GIVEN, Operands

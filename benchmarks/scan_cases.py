@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torch_corr import Problem
-from torch_corr.algorithms.base import SLOTS
+from torch_corr.request import SLOTS
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

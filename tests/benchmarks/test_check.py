@@ -12,7 +12,7 @@ from benchmarks.check import COMPUTED, Expected, expected, judge, reference_at, 
 from benchmarks.memory import random_operands
 from torch_corr import FFT, Problem
 from torch_corr.algorithms import MAPS
-from torch_corr.algorithms.base import shape_of
+from torch_corr.request import shape_of
 from torch_corr.testing import Componentwise, Fourier, declared, oracle, problems
 
 

@@ -17,7 +17,7 @@ from support.benchmark_results import BRIEF, CPU, SMALL
 from support.spies import Sees
 from torch_corr import ALGORITHMS, Auto, Problem
 from torch_corr.algorithms import MAPS
-from torch_corr.algorithms.base import shape_of
+from torch_corr.request import shape_of
 
 each_gradient = pytest.mark.parametrize("work", ["grad_input", "grad_weight"])
 

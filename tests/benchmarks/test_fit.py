@@ -112,7 +112,7 @@ def test_judge_counts_losses_to_pytorch(others: float, slower: int) -> None:
 
 def test_judge_counts_the_transform_of_a_checked_choice() -> None:
     problem = Problem.parse("n1c1-x512-o1-k51")
-    chosen = Auto().choose("forward", problem, fit.CPU, torch.float32)
+    chosen = Auto().choose(request(problem, "forward"))
     assert isinstance(chosen, CheckedFFT)
     seconds = {"aten": 1.0, "fft": 1e-2}
     verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "forward", seconds)])
