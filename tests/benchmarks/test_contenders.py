@@ -36,7 +36,7 @@ def test_pytorch_gets_operands_that_it_does_not_copy(work: Work):
 
 @each_gradient
 def test_pytorch_gets_all_operands_in_channels_last(work: Work) -> None:
-    """It computes in the layout of image and weight, one of which is the result of a gradient."""
+    """It computes in the layout of image and weight; the gradient is one of the two."""
     problem = Problem.parse("n2c4-x9-o6-k3")
     generator = torch.Generator()
     operands = random_operands(problem, work, torch.float16, generator, "channels_last")
