@@ -1,4 +1,4 @@
-"""Measure torch_corr against PyTorch and its peers: correct first, then timed, then pictured.
+"""Compare the speed of torch_corr with that of PyTorch and other packages.
 
 python -m benchmarks --quick
 python -m benchmarks --help
@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 
 INSTALL = 'pip install -e ".[bench]"'
-"""What brings everything that takes part; in the checkout, from where the suite is run."""
+"""Installs all peers and matplotlib; to be run in the checkout."""
 
 if importlib.util.find_spec("hypothesis") is None:
     raise SystemExit(
-        "python -m benchmarks holds every result against the oracle of torch_corr.testing, which "
+        "python -m benchmarks compares every result with the oracle of torch_corr.testing, which "
         f"needs hypothesis: pip install hypothesis; or, with peers and charts, {INSTALL}"
     )

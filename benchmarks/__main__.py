@@ -1,9 +1,9 @@
-"""``python -m benchmarks``: run, report, compare, fill the README.
+"""``python -m benchmarks``: measure, report, compare, and fill the README.
 
-python -m benchmarks [options]           run, then report
-python -m benchmarks report RESULTS.json regenerate the table and the charts
-python -m benchmarks compare OLD NEW     what changed beyond noise
-python -m benchmarks merge OLD NEW       put what was run again into earlier results
+python -m benchmarks [options]           measure, then report
+python -m benchmarks report RESULTS.json write the report and the charts again
+python -m benchmarks compare OLD NEW     print changes beyond noise
+python -m benchmarks merge OLD NEW       replace repeated pieces of work in earlier results
 python -m benchmarks readme [--check]    fill README.md from benchmarks/results
 python -m benchmarks fit ...             fit the planner's factors, judge its choices
 """
@@ -18,9 +18,9 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -35,46 +35,66 @@ from .peers import peers, set_peer_threads
 from .progress import Progress
 from .results import Results
 
+Piece: TypeAlias = tuple[Case, Work]
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "report": report.main,
+    "compare": compare.main,
+    "merge": merge.main,
+    "readme": readme.main,
+    "fit": fit.main,
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
-    commands = {
-        "report": report.main,
-        "compare": compare.main,
-        "merge": merge.main,
-        "readme": readme.main,
-        "fit": fit.main,
-    }
-    if words and words[0] in commands:
-        return commands[words[0]](words[1:])
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
     return run(words)
 
 
 def run(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    options.words = words
+    """Measure, save and report; returns 1 if a result of ours was wrong."""
+    options = parser().parse_args(words)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch finds no CUDA device here")
-    settings = _settings(options, device)
+    settings = settings_of(options)
     settings.apply()
     set_peer_threads(settings.threads)
-    contenders = _contenders(options, device)
-    pieces = _pieces(options, device)
+    contenders = contenders_of(options)
+    work = pieces(options)
     if options.list:
-        for case in dict.fromkeys(case for case, _ in pieces):
+        for case in dict.fromkeys(case for case, _ in work):
             print(f"{case.name:<26} {case.dtype:<10} {case.problem!s:<50} {case.source}")
         return 0
-    machine = describe(settings.device)
-    # TF32 makes another machine of it: whoever reads a report knows which.
-    name = slug(machine, settings.threads) + ("-tf32" if options.tf32 else "")
-    folder: Path = options.out / name
+    machine = describe(device)
+    folder = options.out / (slug(machine, settings.threads) + ("-tf32" if options.tf32 else ""))
     _require_writable(folder)
-    _print_conditions(machine, settings, contenders, pieces)
-    results = _blank(options, settings, machine, contenders, pieces)
-    _measure_all(results, settings, contenders, pieces, folder / "unfinished.json")
+    _print_conditions(machine, settings, contenders, work)
+    results = Results(
+        machine=machine,
+        settings={
+            "command": shlex.join(["python", "-m", "benchmarks", *words]),
+            "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+            "seconds": 0,
+            "device": device.type,
+            "threads": settings.threads,
+            "quick": options.quick,
+            "budget": settings.budget,
+            "tf32": settings.tf32,
+            "flush_denormal": True,
+            "seed": settings.seed,
+        },
+        peaks={},
+        cases=[_case_entry(case) for case in dict.fromkeys(case for case, _ in work)],
+        contenders=[_contender_entry(each) for each in contenders],
+        rows=[],
+    )
+    draft = folder / "unfinished.json"
+    _measure_all(results, settings, contenders, work, draft)
     results.save(folder / "results.json")
-    (folder / "unfinished.json").unlink(missing_ok=True)
+    draft.unlink(missing_ok=True)
     written = report.write(folder / "results.json", charts=not options.no_charts)
     print(report.summary(results))
     print("\nwritten:", *(folder / "results.json", *written), sep="\n  ")
@@ -88,81 +108,46 @@ def run(words: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def _blank(
-    options: argparse.Namespace,
-    settings: Settings,
-    machine: dict[str, Any],
-    contenders: list[Contender],
-    pieces: list[tuple[Case, Work]],
-) -> Results:
-    """The results of a run that is still to be made."""
-    return Results(
-        machine=machine,
-        settings={
-            "command": shlex.join(["python", "-m", "benchmarks", *_said(options)]),
-            "started": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "seconds": 0,
-            "device": settings.device.type,
-            "threads": settings.threads,
-            "quick": options.quick,
-            "budget": settings.budget,
-            "tf32": settings.tf32,
-            "flush_denormal": True,
-            "seed": settings.seed,
-        },
-        peaks={},
-        cases=[
-            {
-                "name": case.name,
-                "problem": str(case.problem),
-                "group": case.group,
-                "dtype": case.dtype,
-                "source": case.source,
-                **({} if case.layout == "contiguous" else {"layout": case.layout}),
-            }
-            for case in dict.fromkeys(case for case, _ in pieces)
-        ],
-        contenders=[
-            {
-                "name": each.name,
-                "kind": each.kind,
-                "version": each.version() if each.absent() is None else None,
-                "absent": each.absent(),
-            }
-            for each in contenders
-        ],
-        rows=[],
-    )
+def _case_entry(case: Case) -> dict[str, Any]:
+    entry = {"name": case.name, "problem": str(case.problem), "group": case.group}
+    entry |= {"dtype": case.dtype, "source": case.source}
+    return entry if case.layout == "contiguous" else {**entry, "layout": case.layout}
+
+
+def _contender_entry(contender: Contender) -> dict[str, Any]:
+    absent = contender.absent()
+    version = contender.version() if absent is None else None
+    return {"name": contender.name, "kind": contender.kind, "version": version, "absent": absent}
 
 
 def _measure_all(
     results: Results,
     settings: Settings,
-    contenders: list[Contender],
-    pieces: list[tuple[Case, Work]],
+    contenders: Sequence[Contender],
+    work: Sequence[Piece],
     draft: Path,
 ) -> None:
-    """Fill the results; what there is so far is kept in ``draft``, should the run be cut off."""
-    dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in pieces)]))
-    progress = Progress(len(pieces))
+    """Add the rows of all pieces; each is saved in ``draft``, in case the run is cut off."""
+    dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in work)]))
+    progress = Progress(len(work))
     started = time.monotonic()
 
-    def tell(done: int) -> None:
+    def note(done: int) -> None:
         results.settings["seconds"] = round(time.monotonic() - started)
-        results.settings["unfinished"] = f"{done} of {len(pieces)} pieces of work were measured"
+        results.settings["unfinished"] = f"{done} of {len(work)} pieces of work were measured"
 
-    tell(0)
+    note(0)
     try:
-        progress.say("measuring the machine's matrix product and copy")
+        progress.show(0, "the machine's matrix product and copy")
         results.peaks = measure_peaks(settings.device, dtypes, settings.threads)
-        for done, (case, work) in enumerate(pieces):
-            results.rows += measure(case, work, contenders, settings, progress)
-            tell(done + 1)
+        for done, (case, piece) in enumerate(work):
+            progress.show(done, f"{case.name}, {piece}")
+            results.rows += measure(case, piece, contenders, settings)
+            note(done + 1)
             results.save(draft)
-    except KeyboardInterrupt:
-        progress.say("interrupted: reporting what there is")
-    else:
         del results.settings["unfinished"]
+    except KeyboardInterrupt:
+        print("\ninterrupted: reporting the pieces measured so far", file=sys.stderr)
     progress.close()
     results.machine["load_average_after"] = describe(settings.device)["load_average"]
 
@@ -180,11 +165,11 @@ def _require_writable(folder: Path) -> None:
 def _print_conditions(
     machine: dict[str, Any],
     settings: Settings,
-    contenders: list[Contender],
-    pieces: list[tuple[Case, Work]],
+    contenders: Sequence[Contender],
+    work: Sequence[Piece],
 ) -> None:
-    """The machine, what is the same for all, and who cannot take part, with the reason."""
-    said = [
+    """The machine, the settings, and the contenders that cannot run, with the reason."""
+    lines = [
         f"{machine.get('gpu') or machine['cpu']}, {machine['torch_cpu_capability']}, "
         f"{machine['cores_usable']} cores usable, load {machine['load_average']}",
         f"torch {machine['torch']}, {settings.threads} threads for all, TF32 "
@@ -192,87 +177,73 @@ def _print_conditions(
         f"seed {settings.seed}",
     ]
     for each in contenders:
-        if (why := each.absent()) is not None:
-            said.append(f"absent: {each.name}: {why}")
-        elif (why := _refuses_all(each, settings.device, pieces)) is not None:
-            said.append(f"takes no part: {each.name}: {why}")
-    print("\n".join(said), file=sys.stderr)
+        if (reason := each.absent()) is not None:
+            lines.append(f"absent: {each.name}: {reason}")
+            continue
+        reasons = [
+            each.refusals(case.problem, piece, settings.device, case.torch_dtype)
+            for case, piece in work
+        ]
+        if all(reasons):
+            lines.append(f"refuses all: {each.name}: {'; '.join(reasons[-1])}")
+    print("\n".join(lines), file=sys.stderr)
 
 
-def _said(options: argparse.Namespace) -> list[str]:
-    words: list[str] = options.words
-    return words
-
-
-def _refuses_all(
-    contender: Contender, device: torch.device, pieces: list[tuple[Case, Work]]
-) -> str | None:
-    """Why a contender does none of the work; None if it does some."""
-    sentences: tuple[str, ...] = ()
-    for case, work in pieces:
-        sentences = contender.refusals(case.problem, work, device, case.torch_dtype)
-        if not sentences:
-            return None
-    return "; ".join(sentences)
-
-
-def _pieces(options: argparse.Namespace, device: torch.device) -> list[tuple[Case, Work]]:
-    """What is to be measured.
+def pieces(options: argparse.Namespace) -> list[Piece]:
+    """The pieces of work to measure.
 
     Raises:
-        SystemExit: a pattern that picks no case, or nothing left of those picked.
+        SystemExit: a pattern matches no case, or nothing is left.
     """
     patterns: list[str] = options.cases or []
-    known = [*CASES, *(CUDA_CASES if device.type == "cuda" else ())]
+    cuda_cases = CUDA_CASES if options.device == "cuda" else ()
     for pattern in patterns:
-        if not any(case.matches(pattern) for case in known):
+        if not any(case.matches(pattern) for case in (*CASES, *cuda_cases)):
             raise SystemExit(
                 f"no case matches {pattern!r}; python -m benchmarks --list shows them all"
             )
     cases = select(patterns, options.quick)
-    if device.type == "cuda" and not options.quick:
-        large = [
+    if cuda_cases and not options.quick:
+        matching = [
             case
-            for case in CUDA_CASES
+            for case in cuda_cases
             if not patterns or any(case.matches(pattern) for pattern in patterns)
         ]
-        # What is there for a GPU goes first and what takes long last, should the run be cut off.
-        cases = large + sorted(cases, key=lambda case: case.problem.multiplications)
-    cases = [
-        case
+        # Cases for GPUs first and slow ones last, in case the run is cut off.
+        cases = matching + sorted(cases, key=lambda case: case.problem.multiplications)
+    found = [
+        (case, work)
         for case in cases
         if (options.dtypes is None or case.dtype in options.dtypes)
         and not (options.no_sweeps and case.group in SWEEPS)
-    ]
-    pieces = [
-        (case, work)
-        for case in cases
         for work in (case.quick if options.quick else case.works)
         if options.maps is None or work in options.maps
     ]
-    if not pieces:
+    if not found:
         calls = " and ".join(CALLS)
         way = "leave --quick out" if options.quick else f"{calls} are timed on tiny cases alone"
         raise SystemExit(f"nothing to measure: these cases are not timed in these maps; {way}")
-    return pieces
+    return found
 
 
-def _contenders(options: argparse.Namespace, device: torch.device) -> list[Contender]:
+def contenders_of(options: argparse.Namespace) -> list[Contender]:
+    device = torch.device(options.device)
     found = our_contenders(options.algorithms) + torch_contenders(device)
-    if options.peers == ["none"]:
-        return found
-    return found + peers(None if options.peers == ["all"] else options.peers)
+    if options.peers != ["none"]:
+        found += peers(None if options.peers == ["all"] else options.peers)
+    return found
 
 
-def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
-    quick, on_cuda = options.quick, device.type == "cuda"
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of a run with these options."""
+    quick, on_cuda = options.quick, options.device == "cuda"
     budget = options.budget or (0.06 if quick else 0.5)
     sample = 0.002 if quick else 0.005
     return Settings(
-        device=device,
+        device=torch.device(options.device),
         threads=options.threads or usable_cores(),
         budget=budget,
-        # A device's own time is steadier, and events tell it to half a microsecond.
+        # The device's own time varies less, and events resolve half a microsecond.
         sample=min(sample, budget / 6) if on_cuda else sample,
         least=5 if on_cuda else LEAST,
         most=12 if quick or on_cuda else 40,
@@ -286,31 +257,27 @@ def _settings(options: argparse.Namespace, device: torch.device) -> Settings:
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
-        raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+        raise argparse.ArgumentTypeError(f"{text!r} contains no name")
     return names
 
 
 def _pattern(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("an empty pattern; leave --cases out to have all")
+        raise argparse.ArgumentTypeError("an empty pattern; leave --cases out for all cases")
     return text
 
 
 def _works(text: str) -> list[Work]:
-    known = {str(work): work for work in WORKS}
-    names = [
-        name
-        for word in _names(text)
-        for name in ([str(map) for map in MAPS] if word == "maps" else [word])
-    ]
+    known: dict[str, list[Work]] = {"maps": list(MAPS), **{work: [work] for work in WORKS}}
+    names = _names(text)
     for name in names:
         if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}, maps")
-    return [known[name] for name in names]
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(WORKS)}, maps")
+    return [work for name in names for work in known[name]]
 
 
 def _above_zero(kind: Callable[[str], float]) -> Callable[[str], Any]:
-    """Reads a number of this kind."""
+    """Parses a positive number of this kind."""
 
     def read(text: str) -> float:
         try:
@@ -318,35 +285,30 @@ def _above_zero(kind: Callable[[str], float]) -> Callable[[str], Any]:
         except ValueError:
             number = 0
         if not 0 < number < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} is no such number above 0")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
         return number
 
     return read
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure torch_corr against PyTorch and peers: correct first, then timed.",
+        description="Measure torch_corr against PyTorch and peers; every result is checked.",
         epilog="Other commands: report RESULTS.json; compare OLD NEW; merge OLD NEW; "
         "readme [--check]; fit.",
     )
-    add = parser.add_argument
+    add = found.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add(
         "--cases",
         type=_pattern,
         metavar="PATTERN",
         action="append",
-        help="glob, or part of a name, group, dtype or spelling; may be repeated",
+        help="glob, or part of a name, group, dtype or problem; may be repeated",
     )
     add("--maps", type=_works, help=f"comma-separated, of {', '.join(WORKS)}; 'maps' is three")
-    add(
-        "--algorithms",
-        type=_names,
-        metavar="NAMES",
-        help="comma-separated; default: auto and all there are",
-    )
+    add("--algorithms", type=_names, metavar="NAMES", help="comma-separated; default: auto and all")
     add(
         "--peers",
         type=_names,
@@ -362,22 +324,21 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("benchmark-results"),
         metavar="DIR",
-        help="a folder per machine is made in it (default: benchmark-results)",
+        help="will contain a folder per machine (default: benchmark-results)",
     )
     add("--threads", type=_above_zero(int), help="default: all usable cores")
     add(
         "--budget",
         type=_above_zero(float),
         metavar="SECONDS",
-        help="of samples per contender and work",
+        help="of samples per contender and piece of work",
     )
     add("--tf32", action="store_true", help="let float32 use TF32 on CUDA, for all")
-    add("--seed", type=int, help="of operands; default: fresh")
-    add("--no-memory", action="store_true", help="no trial process, no peak memory")
+    add("--seed", type=int, help="of operands; default: random")
+    add("--no-memory", action="store_true", help="no first run in a process, no peak memory")
     add("--no-charts", action="store_true", help="no charts (they need matplotlib)")
     add("--list", action="store_true", help="print the cases and stop")
-    parser.set_defaults(words=[])
-    return parser
+    return found
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Record what the library does, and compare two recordings: for changes that must not change it.
+"""Record the behaviour of the library, and compare two recordings, for changes that must keep it.
 
-python -m benchmarks.behaviour record FILE        what this version does here
-python -m benchmarks.behaviour compare OLD NEW    every difference; exit status 1 if there is one
+python -m benchmarks.behaviour record FILE        the behaviour of this version on this machine
+python -m benchmarks.behaviour compare OLD NEW    every difference; exit code 1 if there is one
 
 A recording holds, for every benchmark case and 2,000 random problems, the algorithm that ``auto``
 chooses for each map with the shipped rates, each algorithm's workspace, and which ones refuse. For
 the random problems it also holds hashes of the bits that each algorithm computes (output and both
-gradients). Last come the types of the exceptions that bad arguments raise. Sentences are left out:
-messages may be reworded.
+gradients), and for bad arguments the types of the exceptions. It leaves out messages, which may be
+reworded.
 
-Only public names are used, so it runs on any version. Both recordings must come from one machine
-with as many threads, because the choice and the bits depend on the processor.
+It uses only public names, so it runs on any version. Both recordings must come from the same
+machine and number of threads, because the choice and the bits depend on the processor.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ _REFUSES = re.compile(r" +(?P<name>\S.*?) +refuses: ")
 
 
 def recorded() -> dict[str, Any]:
-    """Everything, as JSON."""
+    """The recording, as JSON."""
     torch.set_num_threads(2)
     cases = {case.name: _choices(case.problem, case.dtype, case.layout) for case in CASES}
     draw = random.Random(0)
-    problems = {}
+    problems: dict[str, Any] = {}
     while len(problems) < COUNT:
         problem, dtype = _random_problem(draw), draw.choice(DTYPES)
         layout = draw.choice(("contiguous", "contiguous", "channels_last"))
@@ -80,7 +80,7 @@ def _random_problem(draw: random.Random) -> Problem:
 
 
 def _operands(problem: Problem, dtype: str, layout: str) -> tuple[Tensor, Tensor]:
-    """Operands that nobody has written to, which takes no time and no memory."""
+    """Uninitialised operands, which take no time and no memory."""
     kind = getattr(torch, dtype)
     memory_format = FORMATS[layout]  # type: ignore[index]
     return (

@@ -1,11 +1,11 @@
-"""Four pictures of a results file, as SVG and PNG.
+"""Four charts of a results file, as SVG and PNG.
 
-speedup      each case's speed beside PyTorch, per map, on a logarithmic scale
-kernel-size  cost against kernel size, with the crossovers between our algorithms
-image-size   cost per output pixel against image size
+speedup      speed-up over PyTorch of each case and map, on a logarithmic scale
+kernel-size  time against kernel size, with the crossovers between our algorithms
+image-size   time per output pixel against image size
 memory       peak memory beyond operands and result
 
-The SVG holds a digest of the results, for ``readme --check``.
+The SVG contains a digest of the results, for ``readme --check``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from torch_corr import Problem
 from torch_corr.algorithms import DEFAULT_WORKSPACE
 
+from .analysis import HEADLINE, Line, clock, lines, times
 from .cases import GROUPS
-from .report import CHARTS, HEADLINE, Line, clock, lines, times
 from .results import Results, Row, digest
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
+# The palette of Okabe and Ito, which colour-blind readers can distinguish.
 _COLOURS = {
     "auto": "#D55E00",
     "direct": "#0072B2",
@@ -57,10 +56,14 @@ _STYLE: Any = {
 }
 
 
-def draw(results: Results, source: Path) -> Iterator[Path]:
-    """Write beside their file every chart that the results have data for; yields what it wrote."""
+def draw(results: Results, source: Path, titles: dict[str, str]) -> Iterator[Path]:
+    """Write every chart that the results have data for, beside their file; yields the paths.
+
+    Args:
+        titles: by the name of the chart.
+    """
     folder, mark = source.parent, digest(source)
-    makers: dict[str, Callable[[Results, list[Line]], Figure | None]] = {
+    makers: dict[str, Callable[[Results, list[Line]], tuple[Figure, str] | None]] = {
         "speedup": _speedup,
         "kernel-size": _kernel_size,
         "image-size": _image_size,
@@ -69,110 +72,87 @@ def draw(results: Results, source: Path) -> Iterator[Path]:
     every = lines(results)
     with mpl.rc_context(_STYLE):
         for name, make in makers.items():
-            figure = make(results, every)
-            for suffix in ("svg", "png"):
-                path = folder / f"{name}.{suffix}"
-                if figure is None:
-                    path.unlink(missing_ok=True)
-                    continue
-                extra: dict[str, Any] = {"dpi": 110} if suffix == "png" else {}
-                if suffix == "svg":
-                    extra["metadata"] = {"Date": None, "Description": mark}
-                figure.savefig(path, **extra)
-                yield path
+            svg, png = (folder / f"{name}.{suffix}" for suffix in ("svg", "png"))
+            made = make(results, every)
+            if made is None:
+                svg.unlink(missing_ok=True)
+                png.unlink(missing_ok=True)
+                continue
+            figure, hint = made
+            _title(figure, results, titles[name], hint)
+            figure.savefig(svg, metadata={"Date": None, "Description": mark})
+            figure.savefig(png, dpi=110)
+            yield from (svg, png)
 
 
-def _speedup(results: Results, every: list[Line]) -> Figure | None:
+def _speedup(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
     counted = [line for line in every if line.speedup is not None and not line.sweep]
     if not counted:
         return None
     rows = _rows_by_case(counted)
-    works = list(dict.fromkeys(line.work for line in counted))
-    figure = Figure(figsize=(9, 1.9 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _case_figure(rows, 0.3)
     ratios = [_ratio(line) for line in counted]
-    theirs = [ratio for line in counted if (ratio := _peer_ratio(line)) is not None]
-    # Peers that are far behind must not shrink the rest: they stand at the edge.
-    low, high = min(0.5, *ratios) / 1.5, max(2.0, *ratios, *theirs) * 1.4
+    peers = [ratio for line in counted if (ratio := _peer_ratio(line)) is not None]
+    # Peers that are far behind are drawn at the edge, so that the others stay readable.
+    low, high = min(0.5, *ratios) / 1.5, max(2.0, *ratios, *peers) * 1.4
     axes.axvspan(low, 1, color="#F7E3DC", zorder=0, lw=0)
-    for y, (title, members) in enumerate(rows):
-        _row_title(axes, y, title, header=not members)
+    for y, (_, members) in enumerate(rows):
         for nth, line in enumerate(members):
             lane = y + 0.72 * ((nth + 0.5) / len(members) - 0.5)
-            marker, colour = _MAP_MARKS[line.work]
-            axes.plot([1, _ratio(line)], [lane, lane], color="#C8C8C8", lw=0.8, zorder=1)
-            axes.plot(
-                _ratio(line), lane, marker, color=colour, ms=6, mec="white", mew=0.5, zorder=3
-            )
-            if (ratio := _peer_ratio(line)) is not None:
-                beyond = ratio < low
-                axes.plot(
-                    low * 1.03 if beyond else ratio,
-                    y,
-                    "<" if beyond else "x",
-                    color=_PEER_COLOUR,
-                    ms=4 if beyond else 5,
-                    zorder=2,
-                )
+            ratio, (marker, colour) = _ratio(line), _MAP_MARKS[line.work]
+            axes.plot([1, ratio], [lane, lane], color="#C8C8C8", lw=0.8, zorder=1)
+            axes.plot(ratio, lane, marker, color=colour, ms=6, mec="white", mew=0.5, zorder=3)
+            peer = _peer_ratio(line)
+            if peer is not None and peer < low:
+                axes.plot(low * 1.03, y, "<", color=_PEER_COLOUR, ms=4, zorder=2)
+            elif peer is not None:
+                axes.plot(peer, y, "x", color=_PEER_COLOUR, ms=5, zorder=2)
     axes.axvline(1, color="black", lw=1, zorder=2)
-    _case_axis(axes, len(rows))
-    axes.set_xscale("log")
     axes.set_xlim(low, high)
     if high / low < 100:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: times(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="x", which="major", color="#E3E3E3")
     axes.set_xlabel("times as fast as PyTorch in the same run (logarithmic; right of 1× is faster)")
-    for work in works:
+    for work in dict.fromkeys(line.work for line in counted):
         marker, colour = _MAP_MARKS[work]
         axes.plot([], [], marker, color=colour, label=f"torch_corr {HEADLINE}, {work}")
-    if theirs:
+    if peers:
         axes.plot([], [], "x", color=_PEER_COLOUR, label="best peer package, forward")
-    if any(ratio < low for ratio in theirs):
+    if any(ratio < low for ratio in peers):
         axes.plot([], [], "<", color=_PEER_COLOUR, label="peer further left")
-    _title(figure, results, CHARTS["speedup"])
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
+    return figure, ""
 
 
-def _kernel_size(results: Results, every: list[Line]) -> Figure | None:
+def _kernel_size(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
     sweep = [line for line in every if line.case["group"] == "kernel sweep"]
-    families = list(dict.fromkeys(line.case["name"].rsplit(" k", 1)[0] for line in sweep))
-    works = list(dict.fromkeys(line.work for line in sweep))
-    panels = {
-        (family, work): [
-            line
-            for line in sweep
-            if line.work == work and line.case["name"].rsplit(" k", 1)[0] == family
-        ]
-        for family in families
-        for work in works
-    }
+    panels: dict[tuple[str, str], list[Line]] = {}
+    for line in sweep:
+        family = line.case["name"].rsplit(" k", 1)[0]
+        panels.setdefault((family, line.work), []).append(line)
     if not any(len(members) > 1 for members in panels.values()):
         return None
-    figure = Figure(
-        figsize=(3.4 + 4.2 * len(families), 1.5 + 3.4 * len(works)), layout="constrained"
-    )
+    families = list(dict.fromkeys(family for family, _ in panels))
+    works = list(dict.fromkeys(line.work for line in sweep))
+    size = (3.4 + 4.2 * len(families), 1.5 + 3.4 * len(works))
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(works), len(families), squeeze=False, sharex="col")
     for (family, work), members in panels.items():
         axes = grid[works.index(work)][families.index(family)]
         _curves(axes, results, members, _kernel, lambda line, row: row.seconds)
         _crossovers(axes, members)
-        # Above two lines of crossovers.
+        # Two empty lines, for the labels of crossovers.
         axes.set_title(f"{family}, {work}\n\n", fontsize=10, loc="left", weight="bold")
-        if members:
-            _plain_ticks(axes, sorted({_kernel(line) for line in members}))
     for axes in grid[-1]:
         axes.set_xlabel("kernel size k (k×k taps)")
     for row in grid:
         row[0].set_ylabel("time per call")
-    _title(figure, results, CHARTS["kernel-size"], f"dotted: our fastest changes; {_PEERS}")
     _contender_legend(figure, results, grid)
-    return figure
+    return figure, f"dotted: our fastest algorithm changes; {_PEERS}"
 
 
-def _image_size(results: Results, every: list[Line]) -> Figure | None:
+def _image_size(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
     sweep = [line for line in every if line.case["group"] == "image sweep"]
     works = list(dict.fromkeys(line.work for line in sweep))
     if len({_side(line) for line in sweep}) < 2:
@@ -182,90 +162,81 @@ def _image_size(results: Results, every: list[Line]) -> Figure | None:
     for axes, work in zip(grid[0], works):
         members = [line for line in sweep if line.work == work]
         _curves(axes, results, members, _side, lambda line, row: row.seconds / _pixels(line))
-        _plain_ticks(axes, sorted({_side(line) for line in members}))
         axes.set_title(work, fontsize=10, loc="left", weight="bold")
         axes.set_xlabel("image side N (N×N pixels, 5×5 kernel)")
     grid[0][0].set_ylabel("time per output pixel")
-    _title(figure, results, CHARTS["image-size"], f"flat: cost grows in proportion; {_PEERS}")
     _contender_legend(figure, results, grid)
-    return figure
+    return figure, f"flat: cost grows in proportion; {_PEERS}"
 
 
-def _memory(results: Results, every: list[Line]) -> Figure | None:
-    measured = [
-        line
-        for line in every
-        if not line.sweep
-        and any(row.memory is not None and row.samples for row in line.rows.values())
-    ]
-    if not measured:
+def _memory(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
+    def measured(line: Line) -> list[Row]:
+        return [row for row in line.rows.values() if row.memory is not None and row.timed]
+
+    rows = _rows_by_case([line for line in every if not line.sweep and measured(line)])
+    if not rows:
         return None
-    rows = _rows_by_case(measured)
-    figure = Figure(figsize=(9, 1.9 + 0.24 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    shown: dict[str, str] = {}
-    for y, (title, members) in enumerate(rows):
-        _row_title(axes, y, title, header=not members)
+    figure, axes = _case_figure(rows, 0.24)
+    shown: set[str] = set()
+    for y, (_, members) in enumerate(rows):
         peaks: dict[str, float] = {}
         for line in members:
-            for name, row in line.rows.items():
-                if row.memory is not None and row.samples and name != "auto-measured":
-                    peaks[name] = max(peaks.get(name, 0.0), row.memory / 2**20)
+            for row in measured(line):
+                if row.contender != "auto-measured" and row.memory is not None:
+                    before = peaks.get(row.contender, 0.0)
+                    peaks[row.contender] = max(before, row.memory / 2**20)
         for name, peak in peaks.items():
-            peer = results.kind(name) == "peer"
-            colour, key = (_PEER_COLOUR, "peers") if peer else (_colour(name), name)
-            marker = "x" if peer else ("|" if name == "torch" else "o")
-            axes.plot(
-                max(peak, 0.5),
-                y,
-                marker,
-                color=colour,
-                ms=5 if peer else (11 if name == "torch" else 6.5),
-                mew=2 if name == "torch" else 1,
-                mfc="none" if name == HEADLINE else colour,
-                zorder=2 if peer else 4 if name == HEADLINE else 3,
-                label="_" if key in shown else key,
-            )
-            shown[key] = colour
+            key = "peers" if results.kind(name) == "peer" else name
+            label = "_" if key in shown else key
+            axes.plot(max(peak, 0.5), y, ls="", label=label, **_memory_mark(key))
+            shown.add(key)
     limit = DEFAULT_WORKSPACE / 2**20
     axes.axvline(limit, color="black", ls=":", lw=1)
     axes.text(limit, -1.2, f" our limit, {limit:.0f} MiB", fontsize=8, va="center")
-    _case_axis(axes, len(rows))
-    axes.set_xscale("log")
     axes.set_xlim(left=0.4)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.grid(axis="x", color="#E3E3E3")
     axes.set_xlabel(
         "MiB at the peak beyond operands and result, worst map (left edge: 0.5 or less)"
     )
-    _title(figure, results, CHARTS["memory"])
     figure.legend(loc="outside lower center", ncols=5, frameon=False)
-    return figure
+    return figure, ""
+
+
+def _memory_mark(key: str) -> dict[str, Any]:
+    """How a contender, or the peers, are drawn in the chart of memory."""
+    if key == "peers":
+        return {"marker": "x", "color": _PEER_COLOUR, "ms": 5, "zorder": 2}
+    colour = _colour(key)
+    if key == "torch":
+        return {"marker": "|", "color": colour, "ms": 11, "mew": 2, "zorder": 3}
+    if key == HEADLINE:
+        return {"marker": "o", "color": colour, "ms": 6.5, "mfc": "none", "zorder": 4}
+    return {"marker": "o", "color": colour, "ms": 6.5, "zorder": 3}
 
 
 def _curves(
     axes: Axes,
     results: Results,
     members: list[Line],
-    x: Callable[[Line], float],
+    x: Callable[[Line], int],
     y: Callable[[Line, Row], float],
 ) -> None:
     """A curve for each contender: ours in colour, PyTorch dashed, peers thin and grey.
 
-    Of the peers, those that are the fastest peer at some point.
+    Only peers that are the fastest peer at some point are drawn.
     """
     series: dict[str, list[tuple[float, float]]] = {}
     peers = {line.peer.contender for line in members if line.peer is not None}
     for line in members:
         for name, row in line.rows.items():
-            if row.samples and (name in peers or results.kind(name) != "peer"):
+            if row.timed and (name in peers or results.kind(name) != "peer"):
                 series.setdefault(name, []).append((x(line), y(line, row)))
     known = [each["name"] for each in results.contenders if each["kind"] == "peer"]
     marks = dict(zip(known, cycle(_PEER_MARKS)))
     for name, points in series.items():
         points.sort()
         peer = name in peers
-        # auto lies on top of the algorithm it chose: broad and pale beneath.
+        # auto is as fast as the algorithm that it chose: broad and pale, below its curve.
         broad = name == HEADLINE
         axes.plot(
             *zip(*points),
@@ -282,6 +253,9 @@ def _curves(
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
     axes.grid(color="#E9E9E9")
+    values = sorted({x(line) for line in members})
+    axes.set_xticks(values, [str(value) for value in values], fontsize=8)
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 _PEER_MARKS = "xv<>^sDp*h"
@@ -289,7 +263,7 @@ _PEERS = "grey and thin: peers that are the fastest peer somewhere"
 
 
 def _crossovers(axes: Axes, members: list[Line]) -> None:
-    """Where the fastest of our algorithms changes, by straight lines between measurements."""
+    """Mark where our fastest algorithm changes, by linear interpolation between measurements."""
     ordered = sorted(members, key=_kernel)
     last, level = 0.0, 0
     for before, after in pairwise(ordered):
@@ -300,7 +274,7 @@ def _crossovers(axes: Axes, members: list[Line]) -> None:
             continue
         gaps = []
         for line in (before, after):
-            if not (line.rows[old].samples and line.rows[new].samples):
+            if not (line.rows[old].timed and line.rows[new].timed):
                 break
             gaps.append(math.log(line.rows[new].seconds / line.rows[old].seconds))
         if len(gaps) < 2:
@@ -308,7 +282,7 @@ def _crossovers(axes: Axes, members: list[Line]) -> None:
         share = gaps[0] / (gaps[0] - gaps[1])
         low, high = math.log(_kernel(before)), math.log(_kernel(after))
         at = math.exp(low + share * (high - low))
-        # Labels of neighbours stand one above the other.
+        # Labels of neighbours are at different heights.
         level = 1 - level if at < 1.8 * last else 0
         last = at
         axes.axvline(at, color="#555555", ls=":", lw=1)
@@ -324,7 +298,7 @@ def _crossovers(axes: Axes, members: list[Line]) -> None:
 
 
 def _rows_by_case(counted: list[Line]) -> list[tuple[str, list[Line]]]:
-    """(title, lines) from the top down: each group's name without lines, then its cases."""
+    """(title, lines) from top to bottom: the name of a group without lines, then its cases."""
     rows: list[tuple[str, list[Line]]] = []
     for group in GROUPS:
         members = [line for line in counted if line.case["group"] == group]
@@ -335,29 +309,28 @@ def _rows_by_case(counted: list[Line]) -> list[tuple[str, list[Line]]]:
     return rows
 
 
-def _row_title(axes: Axes, y: int, title: str, header: bool) -> None:
-    axes.text(
-        -0.01,
-        y,
-        title.upper() if header else title,
-        transform=axes.get_yaxis_transform(),
-        ha="right",
-        va="center",
-        fontsize=8 if header else 9,
-        weight="bold" if header else "normal",
-        color="#555555" if header else "black",
-    )
-
-
-def _case_axis(axes: Axes, rows: int) -> None:
-    axes.set_ylim(rows - 0.4, -0.6)
+def _case_figure(rows: list[tuple[str, list[Line]]], height: float) -> tuple[Figure, Axes]:
+    """Axes with a labelled row for each group and case, and a logarithmic horizontal scale."""
+    figure = Figure(figsize=(9, 1.9 + height * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for y, (title, members) in enumerate(rows):
+        axes.text(
+            -0.01,
+            y,
+            title if members else title.upper(),
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=9 if members else 8,
+            weight="normal" if members else "bold",
+            color="black" if members else "#555555",
+        )
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.yaxis.set_major_locator(NullLocator())
     axes.spines["left"].set_visible(False)
-
-
-def _plain_ticks(axes: Axes, values: list[int]) -> None:
-    axes.set_xticks(values, [str(value) for value in values], fontsize=8)
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xscale("log")
+    axes.grid(axis="x", which="major", color="#E3E3E3")
+    return figure, axes
 
 
 def _contender_legend(figure: Figure, results: Results, grid: Any) -> None:
@@ -409,19 +382,19 @@ def _ratio(line: Line) -> float:
 
 
 def _peer_ratio(line: Line) -> float | None:
-    """The best peer's speed beside PyTorch, in the map that most of them have."""
+    """The speed-up of the best peer over PyTorch, in the only map that most peers have."""
     if line.peer is None or line.torch is None or line.work != "forward":
         return None
     return line.torch.seconds / line.peer.seconds
 
 
 def _kernel(line: Line) -> int:
-    return Problem.parse(line.case["problem"]).kernel[0]
+    return line.problem.kernel[0]
 
 
 def _side(line: Line) -> int:
-    return Problem.parse(line.case["problem"]).size[0]
+    return line.problem.size[0]
 
 
 def _pixels(line: Line) -> int:
-    return math.prod(Problem.parse(line.case["problem"]).output_size)
+    return math.prod(line.problem.output_size)

@@ -1,29 +1,24 @@
-"""A result is right when it lies within its bound of the float64 definition.
+"""Compare the result of a contender with the definition in float64, within a derived bound.
 
-Where the oracle of ``torch_corr.testing`` fits (``WHOLE`` products or fewer) it judges every
-element of the result.  Larger results are judged on a sample, because the oracle holds
-all products at once: 8 GB of them for a 31x31 kernel on 1024x1024 pixels.
-
-The sample holds the corners of the result (first and last image, channel, row and column,
-where loops, vectors and tiles have their tails) and elements drawn afresh at every check,
-at most ``SAMPLE`` in all and as many as ``PRODUCTS`` products allow, at least 8.  Each is a
-sum over pixels and taps that index arithmetic finds directly, in float64:
+A problem of ``WHOLE`` products or fewer is compared at every element, with the oracle of
+``torch_corr.testing``.  The oracle stores all products, which takes 8 GB for a 31x31 kernel on
+1024x1024 pixels.  So larger problems are compared on a sample of their elements: corners of the
+result, where loops, vectors and tiles end, and elements drawn again for each check.  There are at
+most ``SAMPLE``, at most as many as ``PRODUCTS`` products allow, and at least 8.  Each is computed
+as a sum over pixels and taps, in float64:
 
     y[n,o,i,j] = sum over c,u,v of    x[n, c, i*s+u*d-p, j*s+v*d-p] * w[o,c,u,v]
     x[n,c,h,l] = sum over o,u,v of    y[n, o, (h+p-u*d)/s, (l+p-v*d)/s] * w[o,c,u,v]
     w[o,c,u,v] = sum over n,i,j of    x[n, c, i*s+u*d-p, j*s+v*d-p] * y[n,o,i,j]
 
-over the indices that are whole and inside, on the device that holds the operands.  Elements
-outside the sample must be finite.
-So a wrong tile, tail, group, stride or sum is found; one wrong pixel amid a large image may
-be missed: that is for the law tests, on small problems, where every element is checked.
+over the indices that are integers and inside.  All other elements must be finite.  So a wrong tile,
+tail, group, stride or sum is found; a single wrong pixel inside a large image may be missed.  The
+tests check every element of small problems.
 
-Bounds are the conformance kit's.  An algorithm of ours is held to what it declares, PyTorch and
-the peers, which may choose transforms inside, to ``SOME_TRANSFORM``.  With TF32 on, operands may
-lose all but 11 digits first.
-
-PyTorch and peers beyond that bound are ``rough`` while no error exceeds 16 rounding units of
-the largest value (some sum in half precision); they are timed, and marked.
+An algorithm of this library must keep the bound that it declares; PyTorch and the peers, which may
+use transforms, must keep ``SOME_TRANSFORM``.  With TF32, operands may lose all but 11 digits first.
+A result of PyTorch or a peer beyond its bound is ``rough`` if no error exceeds 16 rounding units of
+the largest value (some sum in half precision).  It is timed and marked.
 """
 
 from __future__ import annotations
@@ -32,12 +27,13 @@ import math
 import random
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torch_corr import Problem
+from torch_corr import MAPS, Problem
+from torch_corr.request import SLOTS, Slot, shape_of
 from torch_corr.testing import (
     TF32_READING,
     Componentwise,
@@ -52,46 +48,40 @@ from torch_corr.testing import (
 from .cases import Work
 from .results import Kind, Verdict
 
-Slot: TypeAlias = Literal["input", "weight", "output"]
-SLOTS: tuple[Slot, Slot, Slot] = ("input", "weight", "output")
 Operands: TypeAlias = dict[Slot, Tensor]
+Index: TypeAlias = tuple[int, int, int, int]
 
-SOUGHT: dict[Work, tuple[Slot, ...]] = {
-    "forward": ("output",),
-    "grad_input": ("input",),
-    "grad_weight": ("weight",),
+GIVEN: dict[Work, tuple[Slot, ...]] = {
+    **{map: SLOTS[map][:2] for map in MAPS},
+    "call": ("input", "weight"),
+    "call+grad": ("input", "weight", "output"),
+}
+"""The slots that each piece of work reads."""
+
+COMPUTED: dict[Work, tuple[Slot, ...]] = {
+    **{map: SLOTS[map][2:] for map in MAPS},
     "call": ("output",),
     "call+grad": ("input", "weight"),
 }
 """The slots that each piece of work computes."""
-
-GIVEN: dict[Work, tuple[Slot, ...]] = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-    "call": ("input", "weight"),
-    "call+grad": ("input", "weight", "output"),
-}
 
 WHOLE = 2**18
 PRODUCTS = 2**24
 SAMPLE = 160
 
 SOME_TRANSFORM = Either((Componentwise(), Fourier(), Winograd()))
-"""What is asked of those who choose by themselves."""
+"""The bound for contenders that choose their method themselves."""
 
 _ROUGH_UNITS = 16
-
-Index: TypeAlias = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The truth about one slot, at some of its elements.
+    """The exact values of one slot, at all or some of its elements.
 
     Attributes:
-        given: the other two.
-        bounds: those that were asked for, which several contenders share.
+        given: the other two slots.
+        bounds: the bounds computed so far, which several contenders share.
     """
 
     slot: Slot
@@ -100,10 +90,10 @@ class Expected:
     bounds: dict[tuple[ErrorModel, torch.dtype], Tensor] = field(default_factory=dict)
 
     def bound(self, problem: Problem, errors: ErrorModel, dtype: torch.dtype) -> Tensor:
-        """How far results in a dtype may be off."""
+        """The largest allowed error of results in a dtype."""
         key = errors, dtype
         if key not in self.bounds:
-            slots = tuple(self.given.get(slot) for slot in SLOTS)
+            slots = self.given.get("input"), self.given.get("weight"), self.given.get("output")
             self.bounds[key] = errors.bound(problem, self.reference, slots, dtype)
         return self.bounds[key]
 
@@ -115,28 +105,23 @@ class Judgement(NamedTuple):
     note: str = ""
 
 
-def shape_of(problem: Problem, slot: Slot) -> tuple[int, int, int, int]:
-    shape: tuple[int, int, int, int] = getattr(problem, f"{slot}_shape")
-    return shape
-
-
 def expected(
     problem: Problem, work: Work, operands: Operands, rng: random.Random
 ) -> tuple[Expected, ...]:
-    """What the work must give from these operands, whole or on a fresh sample."""
+    """The exact results of the work, complete or on a new sample."""
     found = []
-    for slot in SOUGHT[work]:
+    for slot in COMPUTED[work]:
         given = {name: value for name, value in operands.items() if name != slot}
         if problem.multiplications <= WHOLE:
-            found.append(Expected(slot, given, oracle(problem, **given)))
+            reference = oracle(problem, **given)
         else:
-            at = sample(problem, slot, rng)
-            found.append(Expected(slot, given, reference_at(problem, slot, given, at)))
+            reference = reference_at(problem, slot, given, sample(problem, slot, rng))
+        found.append(Expected(slot, given, reference))
     return tuple(found)
 
 
 def sample(problem: Problem, slot: Slot, rng: random.Random) -> list[Index]:
-    """Corners of the slot and random elements, as many as can be afforded."""
+    """Corners of the slot and random elements, as many as ``PRODUCTS`` allows."""
     shape = shape_of(problem, slot)
     terms = max(1, problem.multiplications // math.prod(shape))
     count = max(8, min(SAMPLE, PRODUCTS // terms))
@@ -156,16 +141,11 @@ def reference_at(problem: Problem, slot: Slot, given: Operands, at: list[Index])
     for name, value in given.items():
         wide = torch.complex128 if value.is_complex() else torch.float64
         exact[name] = value.detach().to(wide)
-    values, magnitudes, terms = [], [], []
-    for index in at:
-        products = _products(problem, slot, exact, index)
-        values.append(products.sum())
-        magnitudes.append(products.abs().sum())
-        terms.append(products.numel())
+    products = [_products(problem, slot, exact, index) for index in at]
     return Reference(
-        torch.stack(values).cpu(),
-        torch.stack(magnitudes).cpu(),
-        torch.tensor(terms, dtype=torch.float64),
+        torch.stack([each.sum() for each in products]).cpu(),
+        torch.stack([each.abs().sum() for each in products]).cpu(),
+        torch.tensor([each.numel() for each in products], dtype=torch.float64),
         integral=False,
         at=tuple(torch.tensor(axis) for axis in zip(*at)),
     )
@@ -179,87 +159,76 @@ def judge(
     kind: Kind,
     tf32: bool = False,
 ) -> Judgement:
-    """Whether results are right, by the bound that their maker is held to."""
-    worst, verdict = 0.0, "right"
+    """The verdict on the results of one contender, by the bound that applies to it."""
     if tf32:
         errors = Either((errors, Componentwise(operands=TF32_READING)))
+    worst = 0.0
+    verdict: Verdict = "right"
     for truth, result in zip(truths, results):
         shape = shape_of(problem, truth.slot)
         if tuple(result.shape) != shape:
             return Judgement("wrong", None, f"shape {tuple(result.shape)}, expected {shape}")
         if not bool(torch.isfinite(result).all()):
             return Judgement("wrong", None, "NaN or Inf from finite operands")
-        got = result.detach()
+        got, value = result.detach(), truth.reference.value
         if truth.reference.at is not None:
             got = got[truth.reference.at]
-        got = got.cpu().resolve_conj()
-        value = truth.reference.value
-        off = (got.to(value.dtype) - value).abs()
-        bound = truth.bound(problem, errors, result.dtype)
+        off = (got.cpu().resolve_conj().to(value.dtype) - value).abs().flatten()
+        bound = truth.bound(problem, errors, result.dtype).flatten()
         # An element without terms has a bound of zero, and must be zero.
-        ratio = float(torch.where(off > 0, off / bound, 0.0).max())
+        ratios = torch.where(off > 0, off / bound, 0.0)
+        ratio, at = float(ratios.max()), int(ratios.argmax())
         worst = max(worst, ratio)
         if ratio <= 1:
             continue
         limit = _ROUGH_UNITS * torch.finfo(result.dtype).eps * float(value.abs().max())
-        if kind != "ours" and float(off.max()) <= limit:
-            verdict = "rough"
-        else:
-            worst_at = int(torch.where(off > 0, off / bound, 0.0).argmax())
-            return Judgement(
-                "wrong",
-                ratio,
-                f"{truth.slot}: off by {float(off.flatten()[worst_at]):.3g} where at most "
-                f"{float(bound.flatten()[worst_at]):.3g} is allowed",
-            )
-    return Judgement("rough" if verdict == "rough" else "right", worst)
+        if kind == "ours" or float(off.max()) > limit:
+            note = f"off by {float(off[at]):.3g}, allowed are {float(bound[at]):.3g}"
+            return Judgement("wrong", ratio, f"{truth.slot}: {note}")
+        verdict = "rough"
+    return Judgement(verdict, worst)
 
 
 def _products(problem: Problem, slot: Slot, given: Operands, index: Index) -> Tensor:
     """The products that one element sums: a vector of float64 or complex128."""
     p = problem
+    first, second, *at = index
+    rows, columns = (_meeting(p, slot, axis, at[axis]) for axis in (0, 1))
+
+    def part(name: Slot, *leading: int | slice) -> Tensor:
+        return given[name][leading][:, rows[name]][:, :, columns[name]]
+
+    every = slice(None)
     if slot == "output":
-        n, o, *at = index
-        (r, u), (c, v) = (_seen_by(p, axis, at[axis]) for axis in (0, 1))
-        group = o // p.group_out
-        channels = slice(group * p.group_in, (group + 1) * p.group_in)
-        a, b = given["input"][n, channels], given["weight"][o]
-        return (a[:, r][:, :, c] * b[:, u][:, :, v]).flatten()
+        inputs = _group(second // p.group_out, p.group_in)
+        a, b = part("input", first, inputs), part("weight", second)
+    elif slot == "input":
+        group, channel = divmod(second, p.group_in)
+        outputs = _group(group, p.group_out)
+        a, b = part("output", first, outputs), part("weight", outputs, channel)
+    else:
+        channel = (first // p.group_out) * p.group_in + second
+        a, b = part("input", every, channel), part("output", every, first)
+    return (a * b).flatten()
+
+
+def _group(group: int, size: int) -> slice:
+    """The channels of a group of this size."""
+    return slice(group * size, (group + 1) * size)
+
+
+def _meeting(p: Problem, slot: Slot, axis: int, at: int) -> dict[Slot, Tensor]:
+    """For one position of a slot along an axis, the positions of the other two slots."""
+    stride, dilation, before = p.stride[axis], p.dilation[axis], p.padding[axis][0]
     if slot == "input":
-        n, channel, *at = index
-        (i, u), (j, v) = (_reaching(p, axis, at[axis]) for axis in (0, 1))
-        group, c_in_group = divmod(channel, p.group_in)
-        outputs = slice(group * p.group_out, (group + 1) * p.group_out)
-        a, b = given["output"][n, outputs], given["weight"][outputs, c_in_group]
-        return (a[:, i][:, :, j] * b[:, u][:, :, v]).flatten()
-    o, c_in_group, *at = index
-    (r, i), (c, j) = (_met_by(p, axis, at[axis]) for axis in (0, 1))
-    channel = (o // p.group_out) * p.group_in + c_in_group
-    a, b = given["input"][:, channel], given["output"][:, o]
-    return (a[:, r][:, :, c] * b[:, i][:, :, j]).flatten()
-
-
-def _seen_by(p: Problem, axis: int, output: int) -> tuple[Tensor, Tensor]:
-    """(pixels, taps) that meet at an output, along one axis."""
-    taps = torch.arange(p.kernel[axis])
-    pixels = output * p.stride[axis] + taps * p.dilation[axis] - p.padding[axis][0]
+        taps = torch.arange(p.kernel[axis])
+        start = at + before - taps * dilation
+        outputs = start.div(stride, rounding_mode="floor")
+        inside = (start == outputs * stride) & (outputs >= 0) & (outputs < p.output_size[axis])
+        return {"output": outputs[inside], "weight": taps[inside]}
+    other: Slot = "weight" if slot == "output" else "output"
+    positions = torch.arange(p.kernel[axis] if slot == "output" else p.output_size[axis])
+    steps = (at * stride, dilation) if slot == "output" else (at * dilation, stride)
+    pixels = steps[0] + positions * steps[1] - before
     inside = (pixels >= 0) & (pixels < p.size[axis])
-    return pixels[inside], taps[inside]
-
-
-def _reaching(p: Problem, axis: int, pixel: int) -> tuple[Tensor, Tensor]:
-    """(outputs, taps) that meet at a pixel."""
-    taps = torch.arange(p.kernel[axis])
-    start = pixel + p.padding[axis][0] - taps * p.dilation[axis]
-    outputs = start.div(p.stride[axis], rounding_mode="floor")
-    whole = start == outputs * p.stride[axis]
-    inside = whole & (outputs >= 0) & (outputs < p.output_size[axis])
-    return outputs[inside], taps[inside]
-
-
-def _met_by(p: Problem, axis: int, tap: int) -> tuple[Tensor, Tensor]:
-    """(pixels, outputs) that meet at a tap."""
-    outputs = torch.arange(p.output_size[axis])
-    pixels = outputs * p.stride[axis] + tap * p.dilation[axis] - p.padding[axis][0]
-    inside = (pixels >= 0) & (pixels < p.size[axis])
-    return pixels[inside], outputs[inside]
+    return {"input": pixels[inside], other: positions[inside]}

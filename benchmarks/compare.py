@@ -1,17 +1,17 @@
-"""What changed between two runs, beyond noise.
+"""Changes between two runs that exceed the noise.
 
-Machines drift, so a contender is compared by its speed beside PyTorch in the same run
-(``--absolute`` compares seconds; that is done, and said, where PyTorch has no time in one of the
-runs).  The change of a row is the logarithm of new over old.  Its noise is the standard error of
-the four medians together, each taken as
+A contender is compared by its speed-up over PyTorch in the same run, because the speed of a machine
+drifts.  ``--absolute`` compares seconds.  Seconds are also compared, and marked, if PyTorch was not
+timed in one of the runs.  The change of a row is the logarithm of new over old.  Its noise is the
+standard error of the four medians together, each estimated as
 
     1.2533 * sigma / sqrt(n),    sigma = interquartile range / (1.349 * (1 - 1.2 / n))
 
-(for normal samples; 1.2 / n is what the quartiles of few samples fall short by).  A change is
-reported when it exceeds three of these (more by Student's distribution where samples are few) and
-the threshold besides, because samples of one run share what other processes did meanwhile and vary
-less than runs do.  Of simulated rows without a change, of 3 to 15 normal samples each, fewer than 3
-in 1,000 exceed this; a plain three would be exceeded by 46 in 1,000 of those with 3 samples.
+(for normal samples; 1.2 / n corrects the quartiles of few samples).  A change is reported if it
+exceeds three standard errors (more, by Student's distribution, with few samples) and the threshold.
+The threshold is needed because samples of one run vary less than runs do.  Of simulated rows
+without a change, of 3 to 15 normal samples each, fewer than 3 in 1,000 exceed the limit; with
+a factor of three alone it is 46 in 1,000 of those with 3 samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from math import exp, inf, log, log1p, sqrt
 from pathlib import Path
 from typing import NamedTuple
 
-from .report import HEADLINE, clock, lines
+from .analysis import HEADLINE, Line, clock, lines
 from .results import Results, Row
 
 SIGMAS = 3.0
@@ -35,12 +35,12 @@ class Change:
     """One row in both runs.
 
     Attributes:
-        case, work, contender: which row.
+        case, work, contender: identify the row.
         ratio: new time over old; above 1 is slower.
-        noise: what the ratio's logarithm may come to without any change.
-        before, after: what to print.
-        broken: it was timed before, and now is not.
-        in_seconds: the ratio is of seconds, not of speeds beside PyTorch.
+        noise: the largest logarithm of the ratio that noise explains.
+        before, after: as text.
+        broken: it was timed before, and is not now.
+        in_seconds: the ratio compares seconds, not speed-ups.
     """
 
     case: str
@@ -62,19 +62,19 @@ class Change:
 
 
 def changes(old: Results, new: Results, absolute: bool = False) -> list[Change]:
-    """Every row of ours that was timed in the old run and tried in the new one."""
+    """Every row of ours that was timed in the old run and attempted in the new one."""
     found = []
-    before = {(line.case["problem"], line.case["dtype"], line.work): line for line in lines(old)}
+    before = {_key(line): line for line in lines(old)}
     for line in lines(new):
-        earlier = before.get((line.case["problem"], line.case["dtype"], line.work))
+        earlier = before.get(_key(line))
         if earlier is None:
             continue
         for name, row in line.rows.items():
             was = earlier.rows.get(name)
-            if was is None or not was.samples or new.kind(name) != "ours":
+            if was is None or not was.timed or new.kind(name) != "ours":
                 continue
             place = line.case["name"], line.work, name
-            if not row.samples:
+            if not row.timed:
                 text = f"{row.verdict}: {row.note}"
                 found.append(Change(*place, 1.0, 0.0, clock(was.seconds), text, broken=True))
                 continue
@@ -83,15 +83,15 @@ def changes(old: Results, new: Results, absolute: bool = False) -> list[Change]:
                 pairs.append((line.torch, earlier.torch))
             ratio = exp(sum(log(b.seconds / a.seconds) for a, b in pairs))
             noise = _noise([_uncertainty(each) for pair in pairs for each in pair])
-            told = clock(was.seconds), clock(row.seconds)
-            found.append(Change(*place, ratio, noise, *told, in_seconds=len(pairs) == 1))
+            clocks = clock(was.seconds), clock(row.seconds)
+            found.append(Change(*place, ratio, noise, *clocks, in_seconds=len(pairs) == 1))
     return found
 
 
 def differences(old: Results, new: Results) -> list[str]:
-    """In what the two runs were made differently, a sentence each."""
+    """Differences in machine and settings, a sentence each."""
     found = []
-    for what, of, key in (
+    for name, part, key in (
         ("the CPU", "machine", "cpu"),
         ("the GPU", "machine", "gpu"),
         ("PyTorch", "machine", "torch"),
@@ -100,52 +100,51 @@ def differences(old: Results, new: Results) -> list[str]:
         ("TF32", "settings", "tf32"),
         ("--quick", "settings", "quick"),
     ):
-        before, after = (getattr(run, of).get(key) for run in (old, new))
+        before, after = (getattr(run, part).get(key) for run in (old, new))
         if before != after:
-            found.append(f"{what} was {before}, and is {after}")
+            found.append(f"{name} was {before}, and is {after}")
     return found
 
 
 def missing(old: Results, new: Results, only: str | None = None) -> list[str]:
-    """What was timed of ours in the old run and not tried in the new one, a phrase for each."""
-    tried = {
-        (line.case["problem"], line.case["dtype"], line.work, name)
-        for line in lines(new)
-        for name in line.rows
-    }
+    """Phrases about rows of ours that were timed in the old run and not attempted in the new."""
+    attempted = {(*_key(line), name) for line in lines(new) for name in line.rows}
     absent = Counter(
         name
         for line in lines(old)
         for name, row in line.rows.items()
-        if row.samples
+        if row.timed
         and old.kind(name) == "ours"
         and only in (None, name)
-        and (line.case["problem"], line.case["dtype"], line.work, name) not in tried
+        and (*_key(line), name) not in attempted
     )
     return [f"{name} at {count} pieces of work" for name, count in absent.items()]
 
 
-class Uncertainty(NamedTuple):
-    """Of a median: its relative standard error, and how many samples back that, less one."""
+def _key(line: Line) -> tuple[str, str, str]:
+    return line.case["problem"], line.case["dtype"], line.work
+
+
+class _Uncertainty(NamedTuple):
+    """The relative standard error of a median, and its degrees of freedom."""
 
     error: float
     freedom: int
 
 
-def _uncertainty(row: Row) -> Uncertainty:
+def _uncertainty(row: Row) -> _Uncertainty:
+    if row.count < 2:
+        return _Uncertainty(inf, 1)
     low, high = row.quartiles
-    count = len(row.samples)
-    if count < 2:
-        return Uncertainty(inf, 1)
-    sigma = (high - low) / (1.349 * (1 - 1.2 / count))
-    return Uncertainty(1.2533 * sigma / sqrt(count) / row.seconds, count - 1)
+    sigma = (high - low) / (1.349 * (1 - 1.2 / row.count))
+    return _Uncertainty(1.2533 * sigma / sqrt(row.count) / row.seconds, row.count - 1)
 
 
-def _noise(medians: list[Uncertainty]) -> float:
-    """``SIGMAS`` standard errors of the sum; more where it is little that they are known from.
+def _noise(medians: list[_Uncertainty]) -> float:
+    """``SIGMAS`` standard errors of the sum; more if they are estimated from few samples.
 
-    Welch and Satterthwaite's degrees of freedom; Student's quantile by Cornish and Fisher's
-    expansion.
+    Degrees of freedom by Welch and Satterthwaite; Student's quantile by the expansion of Cornish
+    and Fisher.
     """
     variance = sum(error**2 for error, _ in medians)
     if variance in (0.0, inf):
@@ -167,36 +166,41 @@ def _threshold(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no such number from 0 up; 0.1 is a tenth")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up; 0.1 is a tenth")
     return number
 
 
-def main(words: list[str]) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare",
-        description="Exit code 1 when something of ours got slower beyond noise, or broke.",
+        description="Exit code 1 if an algorithm of ours got slower beyond noise, or broke.",
     )
-    parser.add_argument("old", type=Path, metavar="OLD")
-    parser.add_argument("new", type=Path, metavar="NEW")
-    parser.add_argument(
+    add = parser.add_argument
+    add("old", type=Path, metavar="OLD")
+    add("new", type=Path, metavar="NEW")
+    add(
         "--threshold",
         type=_threshold,
         default=THRESHOLD,
         help="least relative change to report (default: %(default)s)",
     )
-    parser.add_argument(
-        "--absolute", action="store_true", help="compare seconds, not speed beside PyTorch"
-    )
-    parser.add_argument("--only", metavar="CONTENDER", help=f"for example {HEADLINE}")
-    options = parser.parse_args(words)
+    add("--absolute", action="store_true", help="compare seconds, not speed-ups over PyTorch")
+    add("--only", metavar="CONTENDER", help=f"for example {HEADLINE}")
+    return parser
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
     old, new = (Results.load(path) for path in (options.old, options.new))
-    for difference in differences(old, new):
-        print(f"note: {difference}")
-    for run, path in ((old, options.old), (new, options.new)):
-        if "unfinished" in run.settings:
-            print(f"note: {path} is unfinished, {run.settings['unfinished']}")
-    for phrase in missing(old, new, options.only):
-        print(f"note: not in {options.new}: {phrase}")
+    notes = differences(old, new)
+    notes += [
+        f"{path} is unfinished, {run.settings['unfinished']}"
+        for run, path in ((old, options.old), (new, options.new))
+        if "unfinished" in run.settings
+    ]
+    notes += [f"not in {options.new}: {each}" for each in missing(old, new, options.only)]
+    for note in notes:
+        print(f"note: {note}")
     every = [
         change
         for change in changes(old, new, options.absolute)
@@ -204,20 +208,19 @@ def main(words: list[str]) -> int:
     ]
     if not every:
         of = f" of {options.only!r}" if options.only else ""
-        raise SystemExit(f"nothing{of} was timed in {options.old} and tried in {options.new}")
-    told = [change for change in every if change.beyond_noise(options.threshold)]
-    worse = [change for change in told if change.worse]
-    for title, group in (
-        ("slower or broken", worse),
-        ("faster", [change for change in told if not change.worse]),
-    ):
-        for change in sorted(group, key=lambda each: abs(log(each.ratio)), reverse=True):
-            size = "broken" if change.broken else f"{change.ratio:.2f} × the time"
-            if change.in_seconds and not options.absolute:
-                size += ", in seconds, as PyTorch was not timed in both"
-            print(
-                f"{title}: {change.contender}, {change.case}, {change.work}: {size} "
-                f"({change.before} -> {change.after})"
-            )
-    print(f"{len(every)} compared, {len(worse)} worse, {len(told) - len(worse)} better")
+        raise SystemExit(f"nothing{of} was timed in {options.old} and attempted in {options.new}")
+    large = [change for change in every if change.beyond_noise(options.threshold)]
+    large.sort(key=lambda each: abs(log(each.ratio)), reverse=True)
+    worse = [change for change in large if change.worse]
+    better = [change for change in large if not change.worse]
+    for change in (*worse, *better):
+        title = "slower or broken" if change.worse else "faster"
+        size = "broken" if change.broken else f"{change.ratio:.2f} × the time"
+        if change.in_seconds and not options.absolute:
+            size += ", in seconds, as PyTorch was not timed in both"
+        print(
+            f"{title}: {change.contender}, {change.case}, {change.work}: {size} "
+            f"({change.before} -> {change.after})"
+        )
+    print(f"{len(every)} compared, {len(worse)} worse, {len(better)} better")
     return 1 if worse else 0

@@ -1,8 +1,8 @@
-"""Who takes part: each algorithm of torch_corr, ``auto``, PyTorch itself, and peers.
+"""What is compared: each algorithm of torch_corr, ``auto``, PyTorch, and peers (``peers``).
 
-A contender prepares a piece of work into a callable; converting operands to its own
-layout and planning happen there, off the clock.  Everything that must happen again at the
-next call (padding, transforms of the weight, cropping) is on the clock.
+A contender prepares a piece of work into a callable.  Planning and the conversion of operands to
+its own layout happen there and are not timed.  Work that each call repeats (padding, transforms of
+the weight, cropping) is timed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,15 +25,17 @@ from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
 from torch_corr.algorithms.base import is_channels_last
 from torch_corr.dispatch.layout import IN_CHANNELS_LAST
 from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan, refusals
-from torch_corr.request import Request
+from torch_corr.request import Request, Slot, shape_of
 from torch_corr.testing import ErrorModel, declared
 
 from .cases import CALLS, Work
-from .check import GIVEN, SOME_TRANSFORM, Operands, Slot, shape_of
+from .check import GIVEN, SOME_TRANSFORM, Operands
 from .results import Kind
 
+Correlate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
 NAIVE_PIXELS, NAIVE_PRODUCTS = 4096, 2**24
-"""Beyond these the definition, one Python step per output pixel, would take minutes."""
+"""Above these, the reference (one Python step per output pixel) takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Prepared:
 
     Attributes:
         run: does it once.
-        tensors: what ``run`` returned, as tensors of the sought slots' shapes.
-        chose: which algorithm runs, where the contender had a choice.
-        errors: what the algorithm that runs promises about rounding.
+        tensors: converts what ``run`` returned to tensors in the shapes of the computed slots.
+        chose: the algorithm that runs, if the contender had a choice.
+        errors: the error model of the algorithm that runs.
     """
 
     run: Callable[[], Any]
@@ -61,7 +63,7 @@ class Contender(ABC):
     kind: Kind
 
     def absent(self) -> str | None:
-        """Why it cannot take part on this machine at all."""
+        """Why it cannot run on this machine at all."""
         return None
 
     def version(self) -> str:
@@ -75,11 +77,11 @@ class Contender(ABC):
 
     @abstractmethod
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        """Make the work ready; operands hold the slots of ``GIVEN[work]``."""
+        """Prepare the work; operands hold the slots of ``GIVEN[work]``."""
 
     @property
     def central(self) -> bool:
-        """Whether the report is about it, so that it may take longer than others."""
+        """Whether it is PyTorch or ``auto``, which get more time for their first run."""
         return self.kind == "torch"
 
     def settings(self) -> AbstractContextManager[Any]:
@@ -87,13 +89,13 @@ class Contender(ABC):
         return nullcontext()
 
     def thread(self) -> ThreadPoolExecutor | None:
-        """Where it runs; None: with the others."""
+        """The thread that it runs in; None for the main thread."""
         return None
 
 
 @dataclass(frozen=True)
 class Ours(Contender):
-    """``torch_corr``: one algorithm for all maps, or what ``auto`` plans for each."""
+    """``torch_corr``: one algorithm for all maps, or the plan of ``auto``."""
 
     requested: AlgorithmLike = "auto"
 
@@ -119,29 +121,29 @@ class Ours(Contender):
 
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         if work in CALLS:
-            return _calling(self._corr2d(problem), problem, work, operands)
-        some = operands[GIVEN[work][0]]
+            return prepare_forward(self._corr2d(problem), problem, work, operands)
+        given = operands[GIVEN[work][0]]
         measures = isinstance(self.requested, Auto) and self.requested.measure
         make = _measured_plan if measures else make_plan
-        # As ``corr2d``, which looks how its operands lie.
-        last = self.requested == "auto" and is_channels_last(some)
-        requested = IN_CHANNELS_LAST if last else self.requested
-        plan = make(problem, some.device, some.dtype, requested)
+        # ``corr2d`` also looks at the layout of its operands.
+        last = self.requested == "auto" and is_channels_last(given)
+        plan = make(
+            problem, given.device, given.dtype, IN_CHANNELS_LAST if last else self.requested
+        )
         slots = operands.get("input"), operands.get("weight"), operands.get("output")
         chosen: Algorithm = getattr(plan, work)
         return Prepared(
             run=lambda: plan.run(*slots),
-            tensors=lambda result: (result,),
-            chose=""
-            if isinstance(self.requested, Algorithm) and self.requested is chosen
-            else chosen.name,
+            tensors=_only,
+            # A measured plan also chose among the configurations of an algorithm.
+            chose="" if self.requested is chosen else chosen.spelling if measures else chosen.name,
             errors=declared(chosen),
         )
 
-    def _corr2d(self, problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
+    def _corr2d(self, problem: Problem) -> Correlate:
         p, requested = problem, self.requested
         (top, bottom), (left, right) = p.padding
-        # As F.conv2d is called, where that can spell it.
+        # In the form of F.conv2d, if it can express the padding.
         padding = (top, left) if (top, left) == (bottom, right) else p.padding
         return lambda x, w: corr2d(
             x, w, None, p.stride, padding, p.dilation, p.groups, algorithm=requested
@@ -152,7 +154,7 @@ class Ours(Contender):
 def _measured_plan(
     problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
 ) -> Plan:
-    """What was measured for this plan is forgotten, since plain ``auto`` would heed it."""
+    """A plan from measurements, which are then forgotten because plain ``auto`` would use them."""
     plan = make_plan(problem, device, dtype, requested)
     torch_corr.wisdom.forget()
     return plan
@@ -160,24 +162,34 @@ def _measured_plan(
 
 @dataclass(frozen=True)
 class PyTorch(Contender):
-    """``F.conv2d`` and ``aten::convolution_backward`` as they stand.
+    """``F.conv2d`` and ``aten::convolution_backward``.
 
-    For complex numbers, whose backward PyTorch composes in autograd, the gradients are
-    timed there, on a retained graph.
+    For complex numbers PyTorch composes the backward in autograd.  Their gradients are timed there,
+    on a retained graph.
     """
 
     cudnn_benchmark: bool = False
 
     def thread(self) -> ThreadPoolExecutor | None:
-        """One that searches has its own: what cuDNN has once chosen for a problem, searching or
-        not, PyTorch keeps for the thread, and whoever came second would be given that."""
+        """With cuDNN's search a separate thread: PyTorch keeps cuDNN's choice for a problem,
+        searched or not, until the thread ends."""
         return _searching() if self.cudnn_benchmark else None
 
     def version(self) -> str:
         return str(torch.__version__)
 
     def settings(self) -> AbstractContextManager[Any]:
-        return cudnn_flags(self.cudnn_benchmark)
+        """cuDNN's search for the fastest algorithm on or off."""
+        cudnn = torch.backends.cudnn
+        if not torch.cuda.is_available():
+            return nullcontext()
+        manager: AbstractContextManager[Any] = cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=self.cudnn_benchmark,
+            deterministic=cudnn.deterministic,
+            allow_tf32=cudnn.allow_tf32,
+        )
+        return manager
 
     def refusals(
         self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
@@ -189,28 +201,20 @@ class PyTorch(Contender):
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
         p = problem
         padding = p.padding[0][0], p.padding[1][0]
+
+        def conv2d(x: Tensor, w: Tensor) -> Tensor:
+            return F.conv2d(x, w, None, p.stride, padding, p.dilation, p.groups)
+
         if work in ("forward", *CALLS):
-
-            def conv2d(x: Tensor, w: Tensor) -> Tensor:
-                return F.conv2d(x, w, None, p.stride, padding, p.dilation, p.groups)
-
-            return _calling(conv2d, problem, "call" if work == "forward" else work, operands)
-        if next(iter(operands.values())).is_complex():
-            return by_autograd(
-                lambda x, w: F.conv2d(x, w, None, p.stride, padding, p.dilation, p.groups),
-                problem,
-                work,
-                operands,
-            )
-        wanted = 0 if work == "grad_input" else 1
+            return prepare_forward(conv2d, problem, work, operands)
         output = operands["output"]
-        # Of what is sought the shape alone is read.  It has memory of its own, as in a training
-        # step: a view of one number PyTorch would copy into such memory at every call.  And it
-        # lies as the operands do, for PyTorch computes in the layout of these two.
+        if output.is_complex():
+            return prepare_gradient(conv2d, problem, work, operands)
+        # PyTorch reads only the shape and layout of the slot that it computes.  The slot has its
+        # own memory, as in a training step; PyTorch would copy an expanded view at each call.
         slots: tuple[Slot, Slot] = ("input", "weight")
-        x, w = (
-            operands[slot] if slot in operands else _like(output, problem, slot) for slot in slots
-        )
+        x, w = (operands[slot] if slot in operands else _like(output, p, slot) for slot in slots)
+        wanted = 0 if work == "grad_input" else 1
 
         def run() -> Any:
             return torch.ops.aten.convolution_backward(
@@ -227,52 +231,51 @@ def _like(given: Tensor, problem: Problem, slot: Slot) -> Tensor:
     return given.new_empty(shape_of(problem, slot)).contiguous(memory_format=layout)
 
 
-def by_autograd(
-    correlate: Callable[[Tensor, Tensor], Tensor],
-    problem: Problem,
-    work: Work,
-    operands: Operands,
-) -> Prepared:
-    """A gradient of a differentiable correlation: its backward alone, on a retained graph."""
-    output = operands["output"]
-    x = operands.get("input", output.new_zeros(problem.input_shape))
-    w = operands.get("weight", output.new_zeros(problem.weight_shape))
-    # The maps do not conjugate, autograd does.
-    leaves = tuple(each.detach().conj().resolve_conj() for each in (x, w))
-    sought = leaves[0] if work == "grad_input" else leaves[1]
-    sought.requires_grad_()
-    with torch.enable_grad():
-        y = correlate(*leaves)
-    return Prepared(
-        run=lambda: torch.autograd.grad(y, sought, output, retain_graph=True),
-        tensors=tuple,
-        chose="autograd",
-    )
-
-
 @cache
 def _searching() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="cudnn.benchmark")
+
+
+def _only(result: Tensor) -> tuple[Tensor]:
+    return (result,)
+
+
+def prepare_forward(
+    correlate: Correlate, problem: Problem, work: Work, operands: Operands
+) -> Prepared:
+    """A call as a user writes it; for ``call+grad`` with graph and backward."""
+    x, w = operands["input"], operands["weight"]
+    if work != "call+grad":
+        return Prepared(lambda: correlate(x, w), _only)
+    leaves = x.detach().requires_grad_(), w.detach().requires_grad_()
+    output = operands["output"]
+    return Prepared(lambda: torch.autograd.grad(correlate(*leaves), leaves, output), tuple)
+
+
+def prepare_gradient(
+    correlate: Correlate, problem: Problem, work: Work, operands: Operands
+) -> Prepared:
+    """A gradient of a differentiable correlation: only the backward, on a retained graph."""
+    output = operands["output"]
+    x = operands.get("input", output.new_zeros(problem.input_shape))
+    w = operands.get("weight", output.new_zeros(problem.weight_shape))
+    # Autograd conjugates; the maps do not.
+    leaves = tuple(each.detach().conj().resolve_conj() for each in (x, w))
+    wanted = leaves[0] if work == "grad_input" else leaves[1]
+    wanted.requires_grad_()
+    with torch.enable_grad():
+        y = correlate(*leaves)
+    return Prepared(
+        run=lambda: torch.autograd.grad(y, wanted, output, retain_graph=True),
+        tensors=tuple,
+        chose="autograd",
+    )
 
 
 def symmetric_refusal(problem: Problem) -> tuple[str, ...]:
     if any(before != after for before, after in problem.padding):
         return ("padding must be the same on both sides",)
     return ()
-
-
-def cudnn_flags(benchmark: bool) -> AbstractContextManager[Any]:
-    """cuDNN's search for the fastest algorithm on or off, all else as it is."""
-    cudnn = torch.backends.cudnn
-    if not torch.cuda.is_available():
-        return nullcontext()
-    manager: AbstractContextManager[Any] = cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=cudnn.allow_tf32,
-    )
-    return manager
 
 
 def our_contenders(names: Sequence[str] | None = None) -> list[Contender]:
@@ -286,36 +289,20 @@ def our_contenders(names: Sequence[str] | None = None) -> list[Contender]:
 
 
 def torch_contenders(device: torch.device) -> list[Contender]:
-    """PyTorch as it stands; on CUDA with and without cuDNN's search."""
+    """PyTorch; on CUDA also with cuDNN's search."""
     found: list[Contender] = [PyTorch("torch", "torch")]
     if device.type == "cuda":
         found.append(PyTorch("torch, cudnn.benchmark", "torch", cudnn_benchmark=True))
     return found
 
 
-def named(found: list[Contender], names: Sequence[str] | None, what: str) -> list[Contender]:
-    if names is None:
-        return found
+_C = TypeVar("_C", bound=Contender)
+
+
+def named(found: Sequence[_C], names: Sequence[str] | None, kind: str) -> list[_C]:
+    """The contenders with these names; all if ``names`` is None."""
     known = [each.name for each in found]
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"unknown {what} {unknown[0]!r}; there are {', '.join(known) or 'none'}")
-    return [each for each in found if each.name in names]
-
-
-def _calling(
-    correlate: Callable[[Tensor, Tensor], Tensor],
-    problem: Problem,
-    work: Work,
-    operands: Operands,
-) -> Prepared:
-    """A call as a user writes it; with its backward, graph and all."""
-    x, w = operands["input"], operands["weight"]
-    if work == "call":
-        return Prepared(lambda: correlate(x, w), lambda result: (result,))
-    leaves = x.detach().requires_grad_(), w.detach().requires_grad_()
-    output = operands["output"]
-
-    def run() -> Any:
-        return torch.autograd.grad(correlate(*leaves), leaves, output)
-
-    return Prepared(run, tuple)
+    for name in names or ():
+        if name not in known:
+            raise SystemExit(f"unknown {kind} {name!r}; there are {', '.join(known) or 'none'}")
+    return [each for each in found if names is None or each.name in names]

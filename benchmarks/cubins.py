@@ -419,7 +419,7 @@ def _measured(case: str, map: MapName, algorithm: str) -> str:
     rows = {
         row.contender: row.seconds
         for row in Results.load(H200).rows
-        if (row.case, row.work) == (case, map) and row.samples
+        if (row.case, row.work) == (case, map) and row.timed
     }
     ours, theirs = rows.get(algorithm), rows.get("torch")
     shown = [f"{1e6 * each:.4g}" if each else "none" for each in (ours, theirs)]

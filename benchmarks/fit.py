@@ -1,16 +1,14 @@
-"""Fit the planner's factors, and tell how good its predictions are.
+"""Fit the planner's factors to measured times, and judge its choices.
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
 python -m benchmarks fit write FILE...                fit, write algorithms/cost_factors.py
-python -m benchmarks fit write FILE... --only WORD    of regimes with the word in their name alone
-python -m benchmarks fit judge FILE... [--record]     hold the planner's choices against the times
+python -m benchmarks fit write FILE... --only WORD    only regimes with the word in their name
+python -m benchmarks fit judge FILE... [--record]     compare the planner's choices with the times
 
-The corpus is 405 problems drawn at random, from a fixed seed, in nine families: dense layers,
-depthwise layers, groups, images with few channels, first layers, large kernels, channels filtered
-each by itself, depthwise layers of networks for phones, large images; in five dtypes.
-Factors are fractions of the rates that ``python -m torch_corr calibrate`` has measured, best on the
-day of the timings, or of those that ship.  *Judge* wants a file of another seed
-(``measure --seed 1``), which the factors have not seen; ``--record`` keeps its verdict beside them.
+The corpus is 405 random problems of nine families in five dtypes, the same for the same seed.
+Factors are fractions of the rates that ``python -m torch_corr calibrate`` measured, best on the
+same day, or of the shipped rates.  *judge* needs times of another seed (``measure --seed 1``), on
+which the factors were not fitted; ``--record`` writes its verdict into cost_factors.py.
 """
 
 from __future__ import annotations
@@ -20,34 +18,37 @@ import ast
 import json
 import math
 import random
-import re
 import sys
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import prod
 from pathlib import Path
 from statistics import median
+from typing import TypeAlias
 
 import torch
 
 from torch_corr import ALGORITHMS, FFT, MAPS, Problem
 from torch_corr.algorithms import Algorithm, MapName
 from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
+from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import current_machine, device_name
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.request import Request
 
+from .analysis import geometric_mean
+
 CPU = torch.device("cpu")
 DTYPES = {"float32": 12, "float64": 4, "bfloat16": 2, "float16": 2, "complex64": 1}
-"""Dtypes of the corpus, with their weights in the draw."""
+"""Dtypes of the corpus, with their weights."""
 
 FEW_TAPS = 25
-"""Taps below which no transform is ever taken: such timings would only bend the fit of others."""
+"""Taps below which no transform is ever chosen; its times there are left out of the fit."""
 
 _VERDICT = "Judged on problems of another seed,"
 
@@ -56,7 +57,7 @@ TARGET = Path(__file__).parent.parent / "torch_corr" / "algorithms" / "cost_fact
 
 @dataclass(frozen=True)
 class Timing:
-    """One map of one problem: seconds by algorithm."""
+    """The times of one map of one problem, in seconds by algorithm."""
 
     problem: Problem
     dtype: torch.dtype
@@ -70,12 +71,13 @@ def main(words: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("measure", "write", "judge"))
-    parser.add_argument("file", type=Path, nargs="+")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="measure so long at most")
-    parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
-    parser.add_argument("--only", default="", help="regimes to write; the others stay")
-    parser.add_argument("--record", action="store_true", help="keep the verdict in _factors.py")
+    add = parser.add_argument
+    add("what", choices=("measure", "write", "judge"))
+    add("file", type=Path, nargs="+")
+    add("--seconds", type=float, default=math.inf, help="the longest time to measure")
+    add("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
+    add("--only", default="", help="regimes to write; the others stay")
+    add("--record", action="store_true", help="write the verdict into cost_factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
         if len(options.file) > 1:
@@ -89,7 +91,7 @@ def main(words: Sequence[str]) -> int:
             TARGET.write_text(renewed(TARGET.read_text(), found, options.only, len(timings)))
         else:
             TARGET.write_text(source_of(found, len(timings)))
-        print(f"written: {TARGET}; start anew to judge it")
+        print(f"written: {TARGET}; judge it in a new process")
         return 0
     verdict, details = judge(timings)
     print("\n".join([verdict, *details]))
@@ -98,201 +100,195 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-# -- measuring ----------------------------------------------------------------------------------
+Sizes: TypeAlias = Callable[[random.Random], tuple[int, int]]
+Channels: TypeAlias = Callable[[random.Random, tuple[int, int]], tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Random problems of one kind; each number is chosen from a tuple, where some occur repeatedly.
+
+    Attributes:
+        count: of problems in the corpus.
+        batch: numbers of images.
+        channels: draws the channels of input and output and the groups, for an image size.
+        size: draws an image size.
+        kernel, stride, dilation: the same along both axes.
+    """
+
+    count: int
+    batch: tuple[int, ...]
+    channels: Channels
+    size: Sizes
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...] = (1,)
+    dilation: tuple[int, ...] = (1,)
+
+    def draw(self, rng: random.Random) -> Problem:
+        """A problem.
+
+        Raises:
+            RuntimeError: the kernel is larger than the image.
+        """
+        size = self.size(rng)
+        in_channels, out_channels, groups = self.channels(rng, size)
+        kernel, stride = rng.choice(self.kernel), rng.choice(self.stride)
+        dilation = rng.choice(self.dilation)
+        padding = rng.choice([dilation * (kernel - 1) // 2, 0])
+        return Problem(
+            rng.choice(self.batch),
+            in_channels,
+            size,
+            out_channels,
+            (kernel, kernel),
+            (stride, stride),
+            ((padding, padding), (padding, padding)),
+            (dilation, dilation),
+            groups,
+        )
+
+
+def _between(least: int, most: int) -> Sizes:
+    """Sizes that are spread evenly over orders of magnitude."""
+    low, high = math.log(least), math.log(most)
+    return lambda rng: (
+        round(math.exp(rng.uniform(low, high))),
+        round(math.exp(rng.uniform(low, high))),
+    )
+
+
+def _dense(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Channels:
+    return lambda rng, _: (rng.choice(inputs), rng.choice(outputs), 1)
+
+
+def _depthwise(channels: tuple[int, ...], *multipliers: int) -> Channels:
+    def draw(rng: random.Random, _: tuple[int, int]) -> tuple[int, int, int]:
+        number = rng.choice(channels)
+        return number, number * rng.choice(multipliers), number
+
+    return draw
+
+
+def _grouped(groups: tuple[int, ...], per_group: tuple[int, ...]) -> Channels:
+    def draw(rng: random.Random, _: tuple[int, int]) -> tuple[int, int, int]:
+        number = rng.choice(groups)
+        return number * rng.choice(per_group), number * rng.choice(per_group), number
+
+    return draw
+
+
+def _mobile_size(rng: random.Random) -> tuple[int, int]:
+    side = rng.choice((112, 56, 56, 28, 28, 14, 14, 7, 7, 4))
+    return side, side
+
+
+def _mobile_channels(rng: random.Random, size: tuple[int, int]) -> tuple[int, int, int]:
+    """More channels on smaller images, as in networks for phones."""
+    channels = min(960, 1792 // size[0] * rng.choice((1, 2, 3, 4, 6)))
+    return channels, channels, channels
+
+
+_WIDTHS = (3, 8, 16, 32, 64, 96, 128, 192, 256, 512)
+
+FAMILIES = {
+    "dense layers": Family(
+        70,
+        (1, 1, 2, 4, 8),
+        _dense(_WIDTHS, _WIDTHS),
+        _between(7, 160),
+        kernel=(1, 1, 3, 3, 3, 5, 7, 11),
+        stride=(1, 1, 1, 2),
+        dilation=(1, 1, 1, 2, 4),
+    ),
+    "depthwise layers": Family(
+        70,
+        (1, 1, 2, 4, 8),
+        _depthwise((16, 32, 64, 96, 144, 256, 512, 2048), 1, 1, 1, 2),
+        _between(7, 128),
+        kernel=(3, 3, 5, 7, 9, 13, 21, 31),
+        stride=(1, 1, 1, 2),
+        dilation=(1, 1, 1, 2),
+    ),
+    "groups": Family(
+        30,
+        (1, 2, 4, 8),
+        _grouped((2, 4, 8, 16, 32), (2, 4, 8, 16, 32)),
+        _between(7, 96),
+        kernel=(1, 3, 3, 5, 7),
+        stride=(1, 1, 2),
+        dilation=(1, 1, 2),
+    ),
+    "images with few channels": Family(
+        80,
+        (1, 1, 1, 4, 16, 64),
+        _dense((1, 1, 1, 2, 3, 4), (1, 1, 1, 2, 3, 4, 8, 16, 32, 64)),
+        _between(12, 2048),
+        kernel=(2, 3, 3, 5, 5, 7, 9, 11, 15, 21, 31, 51),
+        stride=(1, 1, 1, 1, 2),
+        dilation=(1, 1, 1, 1, 2),
+    ),
+    "first layers": Family(
+        20,
+        (1, 8, 32, 64),
+        _dense((1, 3), (16, 32, 64, 96)),
+        _between(24, 256),
+        kernel=(3, 4, 5, 7, 11),
+        stride=(1, 2, 2, 4),
+    ),
+    "large kernels": Family(
+        15,
+        (1, 2, 4),
+        _dense((8, 16, 32, 64), (8, 16, 32, 64)),
+        _between(32, 192),
+        kernel=(9, 13, 15, 21, 31),
+    ),
+    "channels filtered separately": Family(
+        40,
+        (1, 1, 1, 4, 16),
+        _depthwise((2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40), 1, 1, 1, 2),
+        _between(24, 1024),
+        kernel=(3, 3, 5, 5, 7, 9, 13, 19, 31),
+        stride=(1, 1, 1, 1, 2),
+        dilation=(1, 1, 1, 1, 2),
+    ),
+    "networks for phones": Family(
+        60,
+        (1, 1, 4, 8, 16),
+        _mobile_channels,
+        _mobile_size,
+        kernel=(3, 3, 3, 5),
+        stride=(1, 1, 2),
+    ),
+    "large images with large kernels": Family(
+        20,
+        (1,),
+        _depthwise((1, 1, 1, 3), 1),
+        _between(200, 1200),
+        kernel=(11, 15, 21, 31, 41, 51, 63),
+    ),
+}
 
 
 def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
     """Problems of 20 thousand to 1.5 billion multiplications, the same for the same seed."""
-    draw = random.Random(seed)
-    families = (
-        (_dense, 70),
-        (_depthwise, 70),
-        (_groups, 30),
-        (_images, 80),
-        (_first, 20),
-        (_large, 15),
-        (_each, 40),
-        (_mobile, 60),
-        (_plane, 20),
-    )
-    for family, number in families:
+    rng = random.Random(seed)
+    for family in FAMILIES.values():
         found = 0
-        while found < number:
+        while found < family.count:
             try:
-                problem = family(draw)
+                problem = family.draw(rng)
             except RuntimeError:
-                continue  # a kernel larger than its image
+                continue  # the kernel is larger than the image
             most = max(prod(problem.input_shape), prod(problem.output_shape))
             if most > 3e7 or not 2e4 <= problem.multiplications <= 1.5e9:
                 continue
-            name = draw.choices(list(DTYPES), list(DTYPES.values()))[0]
+            name = rng.choices(list(DTYPES), list(DTYPES.values()))[0]
             yield problem, getattr(torch, name)
             found += 1
 
 
-def _problem(
-    draw: random.Random,
-    batch: int,
-    channels: tuple[int, int],
-    size: tuple[int, int],
-    kernel: int,
-    stride: int,
-    dilation: int,
-    groups: int,
-) -> Problem:
-    padding = draw.choice([dilation * (kernel - 1) // 2, 0])
-    return Problem(
-        batch,
-        channels[0],
-        size,
-        channels[1],
-        (kernel, kernel),
-        (stride, stride),
-        ((padding, padding), (padding, padding)),
-        (dilation, dilation),
-        groups,
-    )
-
-
-def _between(draw: random.Random, least: int, most: int) -> tuple[int, int]:
-    """Two sizes, evenly spread over orders of magnitude."""
-    low, high = math.log(least), math.log(most)
-    return round(math.exp(draw.uniform(low, high))), round(math.exp(draw.uniform(low, high)))
-
-
-def _dense(draw: random.Random) -> Problem:
-    widths = [3, 8, 16, 32, 64, 96, 128, 192, 256, 512]
-    return _problem(
-        draw,
-        draw.choice([1, 1, 2, 4, 8]),
-        (draw.choice(widths), draw.choice(widths)),
-        _between(draw, 7, 160),
-        draw.choice([1, 1, 3, 3, 3, 5, 7, 11]),
-        draw.choice([1, 1, 1, 2]),
-        draw.choice([1, 1, 1, 2, 4]),
-        1,
-    )
-
-
-def _depthwise(draw: random.Random) -> Problem:
-    channels = draw.choice([16, 32, 64, 96, 144, 256, 512, 2048])
-    return _problem(
-        draw,
-        draw.choice([1, 1, 2, 4, 8]),
-        (channels, channels * draw.choice([1, 1, 1, 2])),
-        _between(draw, 7, 128),
-        draw.choice([3, 3, 5, 7, 9, 13, 21, 31]),
-        draw.choice([1, 1, 1, 2]),
-        draw.choice([1, 1, 1, 2]),
-        channels,
-    )
-
-
-def _groups(draw: random.Random) -> Problem:
-    groups, each = draw.choice([2, 4, 8, 16, 32]), [2, 4, 8, 16, 32]
-    return _problem(
-        draw,
-        draw.choice([1, 2, 4, 8]),
-        (groups * draw.choice(each), groups * draw.choice(each)),
-        _between(draw, 7, 96),
-        draw.choice([1, 3, 3, 5, 7]),
-        draw.choice([1, 1, 2]),
-        draw.choice([1, 1, 2]),
-        groups,
-    )
-
-
-def _images(draw: random.Random) -> Problem:
-    return _problem(
-        draw,
-        draw.choice([1, 1, 1, 4, 16, 64]),
-        (draw.choice([1, 1, 1, 2, 3, 4]), draw.choice([1, 1, 1, 2, 3, 4, 8, 16, 32, 64])),
-        _between(draw, 12, 2048),
-        draw.choice([2, 3, 3, 5, 5, 7, 9, 11, 15, 21, 31, 51]),
-        draw.choice([1, 1, 1, 1, 2]),
-        draw.choice([1, 1, 1, 1, 2]),
-        1,
-    )
-
-
-def _first(draw: random.Random) -> Problem:
-    """First layers of networks: images of few channels, many filters."""
-    kernel = draw.choice([3, 4, 5, 7, 11])
-    return _problem(
-        draw,
-        draw.choice([1, 8, 32, 64]),
-        (draw.choice([1, 3]), draw.choice([16, 32, 64, 96])),
-        _between(draw, 24, 256),
-        kernel,
-        draw.choice([1, 2, 2, 4]),
-        1,
-        1,
-    )
-
-
-def _large(draw: random.Random) -> Problem:
-    """Large kernels between a few channels, as Fourier's way is made for."""
-    widths = [8, 16, 32, 64]
-    return _problem(
-        draw,
-        draw.choice([1, 2, 4]),
-        (draw.choice(widths), draw.choice(widths)),
-        _between(draw, 32, 192),
-        draw.choice([9, 13, 15, 21, 31]),
-        1,
-        1,
-        1,
-    )
-
-
-def _each(draw: random.Random) -> Problem:
-    """Images of a few channels, each filtered by itself, as with red, green and blue."""
-    channels = draw.choice([2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40])
-    return _problem(
-        draw,
-        draw.choice([1, 1, 1, 4, 16]),
-        (channels, channels * draw.choice([1, 1, 1, 2])),
-        _between(draw, 24, 1024),
-        draw.choice([3, 3, 5, 5, 7, 9, 13, 19, 31]),
-        draw.choice([1, 1, 1, 1, 2]),
-        draw.choice([1, 1, 1, 1, 2]),
-        channels,
-    )
-
-
-def _mobile(draw: random.Random) -> Problem:
-    """Depthwise layers of networks for phones: small kernels on ever smaller images."""
-    size = draw.choice([112, 56, 56, 28, 28, 14, 14, 7, 7, 4])
-    channels = min(960, 1792 // size * draw.choice([1, 2, 3, 4, 6]))
-    return _problem(
-        draw,
-        draw.choice([1, 1, 4, 8, 16]),
-        (channels, channels),
-        (size, size),
-        draw.choice([3, 3, 3, 5]),
-        draw.choice([1, 1, 2]),
-        1,
-        channels,
-    )
-
-
-def _plane(draw: random.Random) -> Problem:
-    """One large image under one large kernel."""
-    channels = draw.choice([1, 1, 1, 3])
-    return _problem(
-        draw,
-        1,
-        (channels, channels),
-        _between(draw, 200, 1200),
-        draw.choice([11, 15, 21, 31, 41, 51, 63]),
-        1,
-        1,
-        channels,
-    )
-
-
 def measure(path: Path, seed: int, seconds: float) -> int:
-    """Append timings to a file of JSON lines until the corpus or the time is at its end."""
+    """Append times to a file of JSON lines until the corpus or the time ends."""
     torch.set_flush_denormal(True)
     known = {(t.problem, t.dtype, t.map) for t in load(path)} if path.exists() else set()
     end = time.monotonic() + seconds
@@ -302,7 +298,7 @@ def measure(path: Path, seed: int, seconds: float) -> int:
                 if (problem, dtype, map) in known:
                     continue
                 if time.monotonic() > end:
-                    print("not done: run the same command again")
+                    print("not finished: run the same command again")
                     return 3
                 able = _worth_timing(problem, map, dtype)
                 timed = time_algorithms(able, Request(problem, map, CPU, dtype))
@@ -314,7 +310,7 @@ def measure(path: Path, seed: int, seconds: float) -> int:
 
 
 def _worth_timing(problem: Problem, map: MapName, dtype: torch.dtype) -> list[Algorithm]:
-    """All that are able, but for the reference where it takes thousands of steps."""
+    """The algorithms that do not refuse, without the reference if it takes 1,000 steps or more."""
     return [
         each
         for each in ALGORITHMS
@@ -339,13 +335,10 @@ def load(path: Path) -> list[Timing]:
     return timings
 
 
-# -- fitting ------------------------------------------------------------------------------------
-
-
 def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
-    """Factors of each regime, by least squares of the logarithms, robust against outliers.
+    """Factors of each regime, by robust least squares of the logarithms.
 
-    A dtype with few measurements leans on float32's factors (ridge towards them).
+    A ridge term pulls the factors of a dtype with few times to those of float32.
     """
     samples: dict[tuple[str, str, MapName], dict[str, list[tuple[list[float], float]]]]
     samples = defaultdict(lambda: defaultdict(list))
@@ -390,116 +383,108 @@ def _solve(
 
 
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
-    """The module that holds the factors."""
+    """The module with these factors, from this number of times."""
+    head = ["Fitted factors of the algorithms' costs; see ``cost``."]
+    head.append("Written by ``python -m benchmarks fit write``; do not edit.")
+    return module_text([*head, f"From {_provenance(number)}.", f"{_VERDICT} not yet."], factors)
+
+
+def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
+    """The module with new factors for the regimes with a word in their name, and a note."""
+    paragraphs, rows = parse_module(source)
+    note = f"Regimes with '{word}'"
+    kept = [each for each in paragraphs if not each.startswith((note, _VERDICT))]
+    kept += [f"{note} from {_provenance(number)}.", f"{_VERDICT} not yet."]
+    return module_text(kept, dict(sorted({**rows, **factors}.items(), key=_by_regime)))
+
+
+def record(verdict: str) -> None:
+    """Write a verdict into the module with the factors."""
+    paragraphs, rows = parse_module(TARGET.read_text())
+    kept = [each for each in paragraphs if not each.startswith(_VERDICT)]
+    kept.append(f"{_VERDICT} {date.today().isoformat()}: {verdict}")
+    TARGET.write_text(module_text(kept, rows))
+
+
+def module_text(paragraphs: list[str], factors: dict[str, tuple[float, ...]]) -> str:
+    docstring = "\n\n".join(
+        each if "\n" in each else textwrap.fill(each, width=98) for each in paragraphs
+    )
+    rows = "".join(f'    "{key}": {value},\n' for key, value in factors.items())
     return (
-        '"""Fitted factors of the algorithms\' costs; see ``cost``.\n\n'
-        "Written by ``python -m benchmarks fit write``; not to be edited by hand.\n"
-        f"From {_provenance(number)}.\n\n"
-        f"{_VERDICT} not yet.\n"
-        '"""\n\n'
+        f'"""{docstring}\n"""\n\n'
         "from __future__ import annotations\n\n"
-        "FACTORS: dict[str, tuple[float, float, float, float]] = {\n"
-        f"{_rows(factors)}\n"
-        "}\n"
+        f"FACTORS: dict[str, tuple[float, float, float, float]] = {{\n{rows}}}\n"
         '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'
     )
 
 
-def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
-    """The module with other factors for some regimes; it says which, and from what."""
-    head, middle, tail = re.split(r"(?<= = \{\n)(.*\n)(?=\}\n)", source, flags=re.DOTALL)
-    rows = {**ast.literal_eval(f"{{{middle}}}"), **factors}
-    said = re.sub(rf"Regimes with '{word}' from .*?\n\n", "", head, flags=re.DOTALL)
-    before, mark, rest = said.partition(_VERDICT)
-    if not mark:
-        raise SystemExit(f"{TARGET} has no line {_VERDICT!r}; write all factors anew")
-    _, end, code = rest.partition('"""\n')
-    news = textwrap.fill(f"Regimes with '{word}' from {_provenance(number)}.", width=98)
-    said = f"{before}{news}\n\n{_VERDICT} not yet.\n{end}{code}"
-    return f"{said}{_rows(dict(sorted(rows.items(), key=_by_regime)))}\n{tail}"
+def parse_module(source: str) -> tuple[list[str], dict[str, tuple[float, ...]]]:
+    """The paragraphs of the docstring, and the factors."""
+    module = ast.parse(source)
+    (factors,) = (each.value for each in module.body if isinstance(each, ast.AnnAssign))
+    assert factors is not None
+    return (ast.get_docstring(module) or "").split("\n\n"), ast.literal_eval(factors)
 
 
 def _by_regime(row: tuple[str, object]) -> tuple[str, ...]:
-    """Algorithm, regime, map and dtype, of which a regime may have commas in it."""
+    """Algorithm, regime (which may contain commas), map and dtype."""
     name, *regime, map, kind = row[0].split(", ")
     return name, ", ".join(regime), map, kind
 
 
-def _rows(factors: dict[str, tuple[float, ...]]) -> str:
-    return "\n".join(f'    "{key}": {value},' for key, value in factors.items())
-
-
 def _provenance(number: int) -> str:
     return (
-        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, PyTorch "
-        f"{torch.__version__},\n{date.today().isoformat()}"
+        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}, {date.today().isoformat()}"
     )
-
-
-# -- judging ------------------------------------------------------------------------------------
 
 
 def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
-    """How often ``auto`` takes the quickest or one within 5 % of it, and what it loses."""
-    losses, slower, errors, gains = [], [], defaultdict(list), []
+    """The verdict on the choices of ``auto`` and on the predicted times, and details."""
+    losses, slower, errors = [], [], defaultdict(list)
     for timing in timings:
-        made = Auto().choose(Request(timing.problem, timing.map, CPU, timing.dtype))
-        name = getattr(made, "fast", made).name
-        if name not in timing.seconds:
+        seconds = timing.seconds
+        request = Request(timing.problem, timing.map, CPU, timing.dtype)
+        chosen = Auto().choose(request)
+        assert chosen is not None
+        # Of a checked transform only the transform itself was timed.
+        name = chosen.fast.name if isinstance(chosen, CheckedFFT) else chosen.name
+        if name not in seconds:
             continue
         for algorithm in ALGORITHMS:
-            if isinstance(algorithm, Fitted) and algorithm.name in timing.seconds:
-                cost = algorithm.cost(Request(timing.problem, timing.map, CPU, timing.dtype))
+            if isinstance(algorithm, Fitted) and algorithm.name in seconds:
+                cost = algorithm.cost(request)
                 predicted = current_machine().seconds(cost, timing.dtype)
-                errors[algorithm.name].append(
-                    abs(math.log(predicted / timing.seconds[algorithm.name]))
-                )
-        taken, best = timing.seconds[name], min(timing.seconds.values())
-        label = (
-            f"{timing.map:<11} {str(timing.dtype).removeprefix('torch.'):<9} {timing.problem}: "
-            f"{name} {taken * 1e3:.3g} ms, "
-            f"{min(timing.seconds, key=timing.seconds.__getitem__)} {best * 1e3:.3g} ms, "
-            f"aten {timing.seconds['aten'] * 1e3:.3g} ms"
-        )
-        losses.append((taken / best, label))
-        slower.append((taken / timing.seconds["aten"], label))
-        gains.append(timing.seconds["aten"] / taken)
+                errors[algorithm.name].append(abs(math.log(predicted / seconds[algorithm.name])))
+        best = min(seconds, key=seconds.__getitem__)
+        shown = ", ".join(f"{each} {seconds[each] * 1e3:.3g} ms" for each in (name, best, "aten"))
+        dtype = str(timing.dtype).removeprefix("torch.")
+        label = f"{timing.map:<11} {dtype:<9} {timing.problem}: {shown}"
+        losses.append((seconds[name] / seconds[best], label))
+        slower.append((seconds[name] / seconds["aten"], label))
+    losses.sort(reverse=True)
+    slower.sort(reverse=True)
     within = sum(loss <= 1.05 for loss, _ in losses) / len(losses)
-    behind = sorted((each for each in slower if each[0] > 1.05), reverse=True)
-    worst, least = max(losses)[0], min(1 / ratio for ratio, _ in slower)
+    behind = [each for each in slower if each[0] > 1.05]
     verdict = (
-        f"Of {len(losses)} maps the quickest, or one within 5 % of it, is taken in {within:.0%}; "
-        f"the time is {_geometric(loss for loss, _ in losses):.3f} times the quickest's in the "
-        f"geometric mean, {worst:.1f} times at worst. Beside PyTorch {_geometric(gains):.2f} "
-        f"times as fast, "
-        f"{least:.2f} at worst, more than 5 % slower in {len(behind)}."
+        f"Of {len(losses)} maps the fastest algorithm, or one within 5 % of it, is chosen in "
+        f"{within:.0%}; the time is {geometric_mean(loss for loss, _ in losses):.3f} times that of "
+        f"the fastest in the geometric mean, {losses[0][0]:.1f} times at worst. The speed-up over "
+        f"PyTorch is {geometric_mean(1 / ratio for ratio, _ in slower):.2f}, "
+        f"{1 / slower[0][0]:.2f} at worst, more than 5 % slower in {len(behind)}."
     )
     return verdict, [
-        "furthest behind PyTorch:",
+        "slowest relative to PyTorch:",
         *(f"  {ratio:.2f}  {label}" for ratio, label in behind[:20]),
-        "furthest behind the quickest:",
-        *(f"  {ratio:.2f}  {label}" for ratio, label in sorted(losses, reverse=True)[:20]),
-        "predicted against measured, |log|, median and 90th percentile:",
+        "slowest relative to the fastest:",
+        *(f"  {ratio:.2f}  {label}" for ratio, label in losses[:20]),
+        "predicted over measured, |log|, median and 90th percentile:",
         *(
             f"  {name:<8} {median(each):.2f} {sorted(each)[int(0.9 * len(each))]:.2f}"
             for name, each in errors.items()
         ),
     ]
-
-
-def record(verdict: str) -> None:
-    """Put a verdict in the place that :func:`source_of` left for it."""
-    head, mark, rest = TARGET.read_text().partition(_VERDICT)
-    if not mark:
-        raise SystemExit(f"{TARGET} has no line {_VERDICT!r}; write the factors anew")
-    _, end, tail = rest.partition('"""\n')
-    said = textwrap.fill(f"{_VERDICT} {date.today().isoformat()}: {verdict}", width=98)
-    TARGET.write_text(f"{head}{said}\n{end}{tail}")
-
-
-def _geometric(values: Iterator[float] | Sequence[float]) -> float:
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""The machine that a run ran on, and what it can do at most.
+"""The machine of a run: its description and its measured peaks.
 
-The measured peaks are the roof that each contender is held under: the rate of a large
-matrix product in each dtype, and the rate of a large copy.
+The peaks are the rate of a large matrix product in each dtype and the rate of a large copy.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch.utils.benchmark import Timer
 import torch_corr
 from torch_corr.algorithms import dtype_name
 
-from .ahead import sample_ahead
+from .device_time import time_on_device
 
 _ISA = re.compile(r"^(sse4_2|avx\w*|fma|f16c|amx\w*|neon|asimd\w*|sve\w*|bf16|i8mm)$")
 _COPY_BYTES = 2**28
@@ -28,7 +27,7 @@ _MATRIX = {"cpu": (256, 2048), "cuda": (2048, 8192)}
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Names, counts and versions; what cannot be read is null."""
+    """Names, counts and versions; None for those that cannot be read."""
     cpu = _cpuinfo()
     found: dict[str, Any] = {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
@@ -73,7 +72,7 @@ def usable_cores() -> int:
 
 
 def slug(machine: dict[str, Any], threads: int) -> str:
-    """A folder's name for results of this machine."""
+    """The name of the folder for results of this machine."""
     name = machine.get("gpu") or f"{machine['cpu']} {machine['torch_cpu_capability']} {threads}t"
     return re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-")
 
@@ -83,14 +82,13 @@ def measure_peaks(
 ) -> dict[str, float]:
     """FLOP/s of a square matrix product in each dtype, and bytes/s of a copy (both ways).
 
-    The best of several runs: a peak is what the machine can do, not what it usually does.
-    A complex product counts as the 8 operations of the definition.
+    Each is the best of several runs.  A complex product counts as 8 operations.
     """
     peaks = {}
     for dtype in dtypes:
         side, most = _MATRIX.get(device.type, _MATRIX["cpu"])
         best = _product_seconds(side, dtype, device, threads)
-        # Some dtypes have no fast product and would take minutes at the full size.
+        # A dtype without a fast product would take minutes at the full size.
         while side < most and best < 0.05:
             side *= 2
             best = _product_seconds(side, dtype, device, threads)
@@ -101,7 +99,7 @@ def measure_peaks(
     if device.type == "cuda":
         small = torch.ones(_SMALL_COPY_BYTES // 4, device=device)
         into = torch.empty_like(small)
-        found = [sample_ahead(lambda: into.copy_(small), 20, 1e-5) for _ in range(10)]
+        found = [time_on_device(lambda: into.copy_(small), 20, 1e-5) for _ in range(10)]
         seconds = sorted(each.device for each in found)[len(found) // 2]
         peaks["copy of 33.5 MB"] = 2 * _SMALL_COPY_BYTES / seconds
     return peaks
@@ -150,10 +148,10 @@ def _read(path: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``-dirty`` when files differ from it; None outside of one."""
+    """The checkout's commit, with ``-dirty`` if files differ from it; None outside a checkout."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
-        return None  # a copy, perhaps within another project's checkout
+        return None  # a copy, perhaps inside the checkout of another project
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

@@ -1,18 +1,16 @@
-"""A first try in a process of its own: peak memory, and no harm from a hang or a crash.
+"""A first run in a separate process: it measures peak memory and contains hangs and crashes.
 
-CPU memory.  A fork server imports everything and starts no thread pool; for each trial it
-forks a child, which makes operands, resets the kernel's high-water mark of resident memory
-(``/proc/self/clear_refs``), runs the work once, and reads the mark (``VmHWM``).  Peak =
-mark - resident before - bytes of the result.  It counts every page that was touched,
-whoever allocated it: PyTorch, oneDNN's scratch, OpenCV, numpy.  glibc is told to give large
-blocks back at once, so freed memory does not hide what comes after.  A run of the same
-contender on a tiny problem first keeps code and library state out of the figure.
-Resolution is about 1 MiB.
+CPU: a fork server imports all packages and starts no thread pool.  For each trial it forks a child,
+which makes operands, resets the kernel's high-water mark of resident memory
+(``/proc/self/clear_refs``), runs the work once, and reads the mark (``VmHWM``).  The peak is the
+mark minus the resident memory before, minus the bytes of the result.  It counts every page that any
+library touched.  glibc returns large blocks to the system at once, so freed memory does not hide
+later allocations.  The same contender first runs a tiny problem, so that code and the state of
+libraries are not counted.  The resolution is about 1 MiB.  Without ``/proc``, memory is not
+measured.
 
-CUDA memory.  ``torch.cuda.max_memory_allocated`` around one call, in process: PyTorch's
-allocator serves cuDNN's workspace too.
-
-Where there is no ``/proc``, memory is not measured.
+CUDA: ``torch.cuda.max_memory_allocated`` around one call in this process.  PyTorch's allocator also
+provides cuDNN's workspace.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
@@ -31,27 +30,26 @@ from typing import Any
 import torch
 
 from torch_corr import Problem
+from torch_corr.request import shape_of
 
 from .cases import FORMATS, Layout, Work
-from .check import GIVEN, SOUGHT, Operands, shape_of
+from .check import COMPUTED, GIVEN, Operands
 from .contenders import Contender
 from .peers import set_peer_threads
 
-_CLEAR_REFS = "/proc/self/clear_refs"
-_RESET_PEAK = "5"
 _ADDRESS_SPACE = 12 * 2**30
-"""Bytes beyond what is mapped at the start that a trial may map before it fails."""
+"""Bytes that a trial may map in addition to those mapped at its start."""
 
 _PRELOAD = ["benchmarks.preload"]
 
-# Read by glibc when the fork server starts: blocks above 64 KiB are mapped, and unmapped
-# when freed; without these the threshold grows with use.
+# glibc reads these when the fork server starts.  Blocks above 64 KiB are mapped, and unmapped when
+# freed; without these variables the threshold grows with use.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """How a first try ended.
+    """The outcome of a first run.
 
     Attributes:
         failure: why there is no result; empty if it ran.
@@ -96,7 +94,7 @@ def try_once(
 
 
 def device_peak(run: Callable[[], Any]) -> int:
-    """Bytes that CUDA's allocator held at the peak of a run beyond before it, result included."""
+    """The peak of CUDA memory during a run, in bytes beyond that before it, result included."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -106,12 +104,6 @@ def device_peak(run: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def result_bytes(problem: Problem, work: Work, dtype: torch.dtype) -> int:
-    return sum(
-        torch.Size(shape_of(problem, slot)).numel() * dtype.itemsize for slot in SOUGHT[work]
-    )
-
-
 def random_operands(
     problem: Problem,
     work: Work,
@@ -119,7 +111,7 @@ def random_operands(
     generator: torch.Generator,
     layout: Layout = "contiguous",
 ) -> Operands:
-    """Normal numbers in every slot that the work is given."""
+    """Normally distributed numbers in every slot that the work reads."""
     wide = torch.complex64 if dtype.is_complex else torch.float32
     return {
         slot: torch.randn(
@@ -131,21 +123,25 @@ def random_operands(
     }
 
 
+def sentence(error: Exception) -> str:
+    """An exception in one line."""
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]}"
+
+
 @cache
 def _context() -> Any:
     """The fork server's context, with the server started under ``_MALLOC``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
-    inherited = {key: os.environ.get(key) for key in _MALLOC}
+    before = dict(os.environ)
     os.environ.update(_MALLOC)
     try:
         forkserver.ensure_running()
     finally:
-        for key, value in inherited.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
+        for key in _MALLOC:
+            del os.environ[key]
+        os.environ.update(before)
     return context
 
 
@@ -157,7 +153,7 @@ def _trial(
     dtype: torch.dtype,
     threads: int,
 ) -> None:
-    # Ctrl-C reaches this process too; the run ends it, and no traceback of it is wanted.
+    # Ctrl-C reaches this process too; the parent ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     set_peer_threads(threads)
@@ -166,37 +162,32 @@ def _trial(
         tiny = Problem.parse("n1c1-x4-o1-k1")
         with contender.settings():
             if not contender.refusals(tiny, work, torch.device("cpu"), dtype):
-                _ready(contender, tiny, work, dtype)()
-            run = _ready(contender, problem, work, dtype)
+                _prepared(contender, tiny, work, dtype)()
+            run = _prepared(contender, problem, work, dtype)
             before = _status("VmRSS")
             resettable = _reset_peak()
-            kept = run()
+            result = run()
         memory = None
         if resettable and before is not None:
             peak = _status("VmHWM")
             assert peak is not None
-            memory = max(0, peak - before - result_bytes(problem, work, dtype))
-        del kept
+            shapes = (shape_of(problem, slot) for slot in COMPUTED[work])
+            own = sum(prod(shape) * dtype.itemsize for shape in shapes)
+            memory = max(0, peak - before - own)
+        del result
         answer.send(Trial(memory=memory))
-    # Whatever a third party raises is a finding, to be told in its row.
-    except Exception as error:
+    except Exception as error:  # any exception of a third party is a result
         answer.send(Trial(failure=sentence(error)))
     finally:
         answer.close()
 
 
-def _ready(
+def _prepared(
     contender: Contender, problem: Problem, work: Work, dtype: torch.dtype
 ) -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(time.perf_counter_ns())
     operands = random_operands(problem, work, dtype, generator)
     return contender.prepare(problem, work, operands).run
-
-
-def sentence(error: Exception) -> str:
-    """An exception in one line."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:200]}"
 
 
 def _limit_address_space() -> None:
@@ -211,16 +202,17 @@ def _limit_address_space() -> None:
 
 
 def _reset_peak() -> bool:
+    """Reset the high-water mark of resident memory; False if that is impossible here."""
     try:
-        with open(_CLEAR_REFS, "w", encoding="ascii") as file:
-            file.write(_RESET_PEAK)
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
     except OSError:
         return False
     return True
 
 
 def _status(key: str) -> int | None:
-    """Bytes, of a line of /proc/self/status."""
+    """A number of bytes from /proc/self/status."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             for line in file:

@@ -1,18 +1,17 @@
-"""Training steps of whole networks: as they are, converted, intercepted; and what calls cost.
+"""Training steps of whole networks: with nn.Conv2d, converted, and intercepted; and call overhead.
 
     python -m benchmarks.models
     python -m benchmarks.models --networks convnext,mobilenet --image 224 --halves
     python -m benchmarks.models --compile
 
 The networks are those of ``transformers`` (extra ``models``), by default in their published sizes,
-and the one with 31x31 kernels of ``examples/replknet_step.py``; all with random weights.  A step
-is forward, backward and SGD; the contenders take one each, round after round, in an order that
-rotates, so that whatever else the machine does falls on all.  Printed are medians, and how many
-times as fast as ``nn.Conv2d`` the same step is.  Whether the results are right is for
-``tests/test_models.py``; here only the first losses are compared.
+and the one with 31x31 kernels of ``examples/replknet_step.py``, all with random weights.  A step is
+forward, backward and SGD.  The contenders take one step each, in rounds with a rotating order, so
+that other load on the machine affects all of them.  The program prints medians, and the speed-up
+over ``nn.Conv2d``.  It compares only the first losses; ``tests/test_models.py`` checks results.
 
-With ``--compile`` every contender is compiled by inductor, which takes minutes the first time.
-With ``--calls`` it measures microseconds for one call on a tiny problem instead.
+With ``--compile`` inductor compiles every contender, which takes minutes the first time.
+With ``--calls`` it measures microseconds per call on a tiny problem instead.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ NETWORKS = {
     "segformer": "Segformer",
     "replknet": "",
 }
-"""What ``transformers`` calls them; the last is the example's."""
+"""Their names in ``transformers``; the last one is that of the example."""
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "replknet_step.py"
 
@@ -109,9 +108,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--image", type=int, default=112, help="rows and columns")
     parser.add_argument("--batch", type=int, default=4, help="images in a step")
-    parser.add_argument("--rounds", type=int, default=5, help="that are timed")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps")
     parser.add_argument("--halves", action="store_true", help="under autocast to bfloat16")
-    parser.add_argument("--compile", action="store_true", help="all of them, by inductor")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile all contenders with inductor"
+    )
     parser.add_argument("--calls", action="store_true", help="time calls on a tiny problem")
     options = parser.parse_args()
     if unknown := set(options.networks) - set(NETWORKS):
@@ -134,16 +135,17 @@ def network(name: str) -> nn.Module:
     for module in model.modules():
         for rate in ("p", "drop_prob"):
             if hasattr(module, rate):
-                setattr(module, rate, 0.0)  # so that the losses may be compared
+                setattr(module, rate, 0.0)  # so that losses can be compared
     return model.train()
 
 
 def time_steps(
     model: nn.Module, images: Tensor, halves: bool, rounds: int, backend: str | None = None
 ) -> list[Contender]:
-    """``rounds`` steps of each contender in turn, after one to warm up.
+    """``rounds`` steps of each contender in turns, after one untimed step.
 
-    Compiled by a backend of ``torch.compile``, or by none.
+    Args:
+        backend: of ``torch.compile``; None: not compiled.
     """
     converted = copy.deepcopy(model)
     convert(converted)
@@ -161,16 +163,17 @@ def time_steps(
 
 
 def first_difference(contenders: list[Contender]) -> float:
-    """Of any contender's first loss from nn.Conv2d's, relative to it.
+    """The largest relative difference of a first loss from that of nn.Conv2d.
 
-    Later ones say nothing: under batch normalisation a rounding grows a hundredfold a step.
+    Later losses differ more: under batch normalisation a rounding error grows a hundredfold
+    per step.
     """
     theirs = contenders[0].losses[0]
     return max(abs(each.losses[0] - theirs) / abs(theirs) for each in contenders)
 
 
 def time_calls(rounds: int = 12, number: int = 1000) -> None:
-    """Microseconds a call on a 1x4x5x5 input, with and without a block around it."""
+    """Print microseconds per call on a 1x4x5x5 input, inside and outside of ``intercept()``."""
     x, w = torch.randn(1, 4, 5, 5), torch.randn(4, 4, 3, 3)
     layer, converted = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
     convert(converted)

@@ -1,8 +1,8 @@
-"""Other people's correlations, each called as its own documentation calls it.
+"""Correlations of other packages, each called as its own documentation shows.
 
-OpenCV, SciPy and kornia filter planes; a problem of several planes with one filter each is
-done in a loop, as their users do (``MOST_PLANES`` at most).  Arrays are views of the same
-memory that PyTorch reads.  A package that is not installed is listed as absent.
+OpenCV, SciPy and kornia filter single planes.  A problem of several planes with one filter each is
+done in a loop, as their users do (at most ``MOST_PLANES``).  Arrays are views of the memory of the
+tensors.  A package that is not installed is reported as absent.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import importlib
 import importlib.metadata
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,7 +27,15 @@ from torch_corr.algorithms import dtype_name
 from . import INSTALL
 from .cases import CALLS, Work
 from .check import Operands
-from .contenders import Contender, Prepared, by_autograd, named, symmetric_refusal
+from .contenders import (
+    Contender,
+    Correlate,
+    Prepared,
+    named,
+    prepare_forward,
+    prepare_gradient,
+    symmetric_refusal,
+)
 
 MOST_PLANES = 64
 
@@ -39,12 +48,14 @@ class Peer(Contender):
     """A package that may be installed.
 
     Attributes:
-        package: what to import.
-        distribution: what pip calls it.
+        package: the module to import.
+        distribution: its name for pip.
+        dtypes: the dtypes that it is tried in.
     """
 
     package: str = ""
     distribution: str = ""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 
     def absent(self) -> str | None:
         if importlib.util.find_spec(self.package.split(".")[0]) is None:
@@ -59,42 +70,54 @@ class Peer(Contender):
     def module(self) -> Any:
         return importlib.import_module(self.package)
 
+    def refusals(
+        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
+    ) -> tuple[str, ...]:
+        reasons = self.limits(problem)
+        if work in CALLS:
+            reasons.append("calls are timed for PyTorch and torch_corr alone")
+        if dtype not in self.dtypes:
+            reasons.append(f"not tried in {dtype_name(dtype)}")
+        return tuple(reasons)
+
+    @abstractmethod
+    def limits(self, problem: Problem) -> list[str]:
+        """Why it cannot compute a problem, whatever the dtype."""
+
 
 @dataclass(frozen=True)
 class PlanePeer(Peer):
-    """Correlates one plane with one kernel in numpy arrays; forward, stride and dilation 1.
+    """Correlates one plane with one kernel in numpy arrays, forward only.
 
     Attributes:
-        function: which one of ``PLANE_FUNCTIONS`` does it.
-        dtypes: that it computes in.
+        function: the entry of ``PLANE_FUNCTIONS`` to use.
     """
 
     function: str = ""
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
 
     def refusals(
         self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
     ) -> tuple[str, ...]:
-        p = problem
-        reasons = []
+        reasons = super().refusals(problem, work, device, dtype)
         if work != "forward":
-            reasons.append("computes the forward map alone")
+            reasons += ("computes the forward map alone",)
         if device.type != "cpu":
-            reasons.append("runs on the CPU")
-        if dtype not in self.dtypes:
-            reasons.append(f"does not compute in {dtype_name(dtype)}")
+            reasons += ("runs on the CPU",)
+        return reasons
+
+    def limits(self, problem: Problem) -> list[str]:
+        p = problem
+        reasons = _unit_steps(p)
         if p.group_in != 1:
             reasons.append("does not sum over channels")
         elif p.batch * p.out_channels > MOST_PLANES:
             reasons.append(f"a loop over more than {MOST_PLANES} planes")
-        if p.stride != (1, 1) or p.dilation != (1, 1):
-            reasons.append("has stride and dilation 1")
-        if self.function.startswith(("filter2D", "ndimage")):
-            reasons += _anchor_refusal(p)
-        return tuple(reasons)
+        if self.function in ("filter2D", "ndimage") and any(a > b for a, b in _anchors(p)):
+            reasons.append("its output is the size of its input")
+        return reasons
 
     def settings(self) -> AbstractContextManager[Any]:
-        """For SciPy's transforms as many workers as PyTorch has threads; they have one else."""
+        """As many workers for SciPy's transforms as PyTorch has threads; the default is one."""
         if self.distribution != "scipy":
             return nullcontext()
         fft = importlib.import_module("scipy.fft")
@@ -102,172 +125,130 @@ class PlanePeer(Peer):
         return workers
 
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        one = PLANE_FUNCTIONS[self.function](self.module(), problem)
-        pairs = list(_planes(problem, operands))
+        p = problem
+        one = PLANE_FUNCTIONS[self.function](self.module(), p)
+        images, kernels = operands["input"].numpy(), operands["weight"].numpy()
+        pairs = [
+            (images[n, o // p.group_out], kernels[o, 0])
+            for n in range(p.batch)
+            for o in range(p.out_channels)
+        ]
 
         def run() -> list[Array]:
             return [one(plane, kernel) for plane, kernel in pairs]
 
         def tensors(result: list[Array]) -> tuple[Tensor, ...]:
             planes = torch.stack([torch.from_numpy(each.copy()) for each in result])
-            return (planes.reshape(problem.output_shape),)
+            return (planes.reshape(p.output_shape),)
 
         return Prepared(run, tensors)
 
 
 @dataclass(frozen=True)
-class KorniaPeer(Peer):
+class TensorPeer(Peer):
+    """A differentiable function of tensors."""
+
+    @abstractmethod
+    def correlate(self, problem: Problem) -> Correlate:
+        """The function of input and weight for a problem."""
+
+    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+        make = prepare_forward if work == "forward" else prepare_gradient
+        return make(self.correlate(problem), problem, work, operands)
+
+
+@dataclass(frozen=True)
+class KorniaPeer(TensorPeer):
     """``kornia.filters``: one kernel over single-channel images, padding valid or same."""
 
     function: str = "filter2d"
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        p = problem
-        reasons = []
-        if work in CALLS:
-            reasons.append("calls are timed for PyTorch's own alone")
-        if p.in_channels != 1 or p.out_channels != 1:
+    def limits(self, problem: Problem) -> list[str]:
+        reasons = _unit_steps(problem)
+        if problem.in_channels != 1 or problem.out_channels != 1:
             reasons.append("one kernel over single-channel images")
-        if p.stride != (1, 1) or p.dilation != (1, 1):
-            reasons.append("has stride and dilation 1")
-        if dtype not in (torch.float32, torch.float64):
-            reasons.append(f"not tried in {dtype_name(dtype)}")
-        if _kornia_padding(p) is None:
+        if _padding_mode(problem) not in ("valid", "same"):
             reasons.append("padding is 'valid' or 'same' with an odd kernel")
-        return tuple(reasons)
+        return reasons
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        correlate = partial(
-            getattr(self.module(), self.function),
-            border_type="constant",
-            padding=_kornia_padding(problem),
-        )
-
-        def plane(x: Tensor, w: Tensor) -> Tensor:
-            result: Tensor = correlate(x, w[0])
-            return result
-
-        return _forward_or_autograd(plane, problem, work, operands)
+    def correlate(self, problem: Problem) -> Correlate:
+        function = getattr(self.module(), self.function)
+        padding = _padding_mode(problem)
+        return lambda x, w: function(x, w[0], border_type="constant", padding=padding)
 
 
 @dataclass(frozen=True)
-class FFTConvPeer(Peer):
-    """``fft_conv_pytorch``: whole-image transforms in float32."""
+class FFTConvPeer(TensorPeer):
+    """``fft_conv_pytorch``: transforms of whole images; in float32, whatever the dtype."""
 
     def module(self) -> Any:
-        # Its indexing is deprecated in PyTorch and warns at every call.
+        # PyTorch has deprecated its way of indexing and warns at every call.
         warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)
         return super().module()
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        reasons = list(symmetric_refusal(problem))
-        if work in CALLS:
-            reasons.append("calls are timed for PyTorch's own alone")
-        if dtype != torch.float32:
-            reasons.append("computes in float32 whatever the dtype")
-        return tuple(reasons)
+    def limits(self, problem: Problem) -> list[str]:
+        return list(symmetric_refusal(problem))
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        p = problem
-        fft_conv = self.module().fft_conv
-
-        def correlate(x: Tensor, w: Tensor) -> Tensor:
-            result: Tensor = fft_conv(
-                *(x, w, None, (p.padding[0][0], p.padding[1][0])),
-                stride=p.stride,
-                dilation=p.dilation,
-                groups=p.groups,
-            )
-            return result
-
-        return _forward_or_autograd(correlate, problem, work, operands)
+    def correlate(self, problem: Problem) -> Correlate:
+        return partial(self.module().fft_conv, bias=None, **_geometry(problem))
 
 
 @dataclass(frozen=True)
 class EinconvPeer(Peer):
     """``einconv``: each map as one einsum with index patterns."""
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        reasons = list(symmetric_refusal(problem))
-        if work in CALLS:
-            reasons.append("calls are timed for PyTorch's own alone")
-        if dtype not in (torch.float32, torch.float64):
-            reasons.append(f"not tried in {dtype_name(dtype)}")
-        return tuple(reasons)
+    def limits(self, problem: Problem) -> list[str]:
+        return list(symmetric_refusal(problem))
 
     def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        p = problem
-        geometry = {
-            "stride": p.stride,
-            "padding": (p.padding[0][0], p.padding[1][0]),
-            "dilation": p.dilation,
-            "groups": p.groups,
-        }
-        if work == "forward":
-            make = partial(
-                _einsum("convNd_forward"),
-                *(operands["input"], operands["weight"]),
-            )
-        elif work == "grad_input":
-            make = partial(
-                _einsum("convNd_input_vjp"),
-                *(operands["weight"], operands["output"], p.size),
-            )
-        else:
-            make = partial(
-                _einsum("convNd_weight_vjp"),
-                *(operands["input"], operands["output"], p.kernel),
-            )
+        slots = [operands.get(slot) for slot in ("input", "weight", "output")]
+        x, w, y = slots
+        name, *arguments = {
+            "forward": ("forward", x, w),
+            "grad_input": ("input_vjp", w, y, problem.size),
+            "grad_weight": ("weight_vjp", x, y, problem.kernel),
+        }[work]
+        module = importlib.import_module(f"einconv.expressions.convNd_{name}")
+        geometry = _geometry(problem)
 
         def run() -> Tensor:
-            equation, terms, shape = make(**geometry)
+            equation, terms, shape = module.einsum_expression(*arguments, **geometry)
             return torch.einsum(equation, *terms).reshape(shape)
 
         return Prepared(run, lambda result: (result,))
 
 
-def peers(names: Sequence[str] | None = None) -> list[Contender]:
+def peers(names: Sequence[str] | None = None) -> list[Peer]:
     """Every peer, or those named."""
-    cv2 = ("cv2", "opencv-python-headless")
-    signal = ("scipy.signal", "scipy")
-    ndimage = ("scipy.ndimage", "scipy")
-    filters = ("kornia.filters", "kornia")
-    found: list[Contender] = [
-        PlanePeer("opencv filter2D", "peer", *cv2, function="filter2D"),
-        PlanePeer(
-            "opencv matchTemplate",
-            "peer",
-            *cv2,
-            function="matchTemplate",
-            dtypes=(torch.float32,),
-        ),
-        PlanePeer("scipy correlate auto", "peer", *signal, function="correlate auto"),
-        PlanePeer("scipy correlate fft", "peer", *signal, function="correlate fft"),
-        PlanePeer("scipy oaconvolve", "peer", *signal, function="oaconvolve"),
-        PlanePeer("scipy ndimage", "peer", *ndimage, function="ndimage"),
-        FFTConvPeer("fft-conv-pytorch", "peer", "fft_conv_pytorch", "fft-conv-pytorch"),
-        KorniaPeer("kornia filter2d", "peer", *filters, function="filter2d"),
-        KorniaPeer("kornia fft_conv", "peer", *filters, function="fft_conv"),
+    peer: Literal["peer"] = "peer"
+    cv2 = (peer, "cv2", "opencv-python-headless")
+    signal = (peer, "scipy.signal", "scipy")
+    kornia = (peer, "kornia.filters", "kornia")
+    float32 = (torch.float32,)
+    found: list[Peer] = [
+        PlanePeer("opencv filter2D", *cv2, function="filter2D"),
+        PlanePeer("opencv matchTemplate", *cv2, float32, function="matchTemplate"),
+        PlanePeer("scipy correlate auto", *signal, function="correlate auto"),
+        PlanePeer("scipy correlate fft", *signal, function="correlate fft"),
+        PlanePeer("scipy oaconvolve", *signal, function="oaconvolve"),
+        PlanePeer("scipy ndimage", "peer", "scipy.ndimage", "scipy", function="ndimage"),
+        FFTConvPeer("fft-conv-pytorch", "peer", "fft_conv_pytorch", "fft-conv-pytorch", float32),
+        KorniaPeer("kornia filter2d", *kornia, function="filter2d"),
+        KorniaPeer("kornia fft_conv", *kornia, function="fft_conv"),
         EinconvPeer("einconv", "peer", "einconv", "einconv"),
     ]
     return named(found, names, "peer")
 
 
 def set_peer_threads(threads: int) -> None:
-    """Give peers with thread pools of their own as many threads as PyTorch has."""
+    """Give OpenCV, which has its own thread pool, as many threads as PyTorch."""
     if importlib.util.find_spec("cv2") is not None and not _import_failure("cv2"):
         importlib.import_module("cv2").setNumThreads(threads)
 
 
 @cache
 def _import_failure(package: str) -> str:
-    """Why an installed package cannot be imported (a system library is missing, say), or ""."""
+    """Why an installed package cannot be imported (a missing system library, say), or ""."""
     try:
         importlib.import_module(package)
     except ImportError as error:
@@ -275,145 +256,100 @@ def _import_failure(package: str) -> str:
     return ""
 
 
-def _planes(problem: Problem, operands: Operands) -> Iterator[tuple[Array, Array]]:
-    """(plane, kernel) of each output plane, in the output's order; groups of one channel."""
-    images, kernels = operands["input"].numpy(), operands["weight"].numpy()
-    for n in range(problem.batch):
-        for o in range(problem.out_channels):
-            yield images[n, o // problem.group_out], kernels[o, 0]
+def _geometry(problem: Problem) -> dict[str, Any]:
+    """Arguments of functions that take those of ``F.conv2d`` by name."""
+    p = problem
+    padding = p.padding[0][0], p.padding[1][0]
+    return {"stride": p.stride, "padding": padding, "dilation": p.dilation, "groups": p.groups}
 
 
-def _forward_or_autograd(
-    correlate: Callable[[Tensor, Tensor], Tensor],
-    problem: Problem,
-    work: Work,
-    operands: Operands,
-) -> Prepared:
-    if work == "forward":
-        x, w = operands["input"], operands["weight"]
-        return Prepared(lambda: correlate(x, w), lambda result: (result,))
-    return by_autograd(correlate, problem, work, operands)
+def _unit_steps(problem: Problem) -> list[str]:
+    if problem.stride == (1, 1) == problem.dilation:
+        return []
+    return ["has stride and dilation 1"]
 
 
-def _einsum(map: str) -> Callable[..., Any]:
-    module = importlib.import_module(f"einconv.expressions.{map}")
-    expression: Callable[..., Any] = module.einsum_expression
-    return expression
-
-
-def _kornia_padding(problem: Problem) -> str | None:
-    if problem.padding == ((0, 0), (0, 0)):
+def _padding_mode(problem: Problem) -> str | None:
+    """The common name of a padding; None if it has none."""
+    kernel, padding = problem.kernel, problem.padding
+    if padding == ((0, 0), (0, 0)):
         return "valid"
-    half = tuple((k // 2, k // 2) for k in problem.kernel)
-    if problem.padding == half and all(k % 2 for k in problem.kernel):
+    if all(k % 2 for k in kernel) and padding == tuple((k // 2, k // 2) for k in kernel):
         return "same"
+    if padding == tuple((k - 1, k - 1) for k in kernel):
+        return "full"
     return None
 
 
 def _anchors(problem: Problem) -> list[tuple[int, int]]:
-    """Per axis, the anchors for which every output is a pixel of the filtered image."""
+    """Per axis, the least and largest anchor for which each output is in the filtered image."""
     return [
         (before, kernel - 1 - after)
         for (before, after), kernel in zip(problem.padding, problem.kernel)
     ]
 
 
-def _anchor_refusal(problem: Problem) -> list[str]:
-    if any(least > most for least, most in _anchors(problem)):
-        return ["its output is the size of its input"]
-    return []
-
-
-def _pads(problem: Problem) -> bool:
-    return problem.padding != ((0, 0), (0, 0))
-
-
-def _crop(problem: Problem, anchors: Sequence[int]) -> tuple[slice, slice]:
-    """Where our outputs lie in an image filtered with its zero border at these anchors."""
-    rows, columns = (
-        slice(anchor - before, anchor - before + size)
-        for anchor, (before, _), size in zip(anchors, problem.padding, problem.output_size)
-    )
-    return rows, columns
-
-
-def _filter2d(cv2: Any, problem: Problem) -> OnePlane:
-    down, across = (
+def _anchor_and_crop(problem: Problem) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+    """An anchor near the middle, and the outputs within an image filtered with a zero border."""
+    anchors = tuple(
         max(least, min(kernel // 2, most))
         for (least, most), kernel in zip(_anchors(problem), problem.kernel)
     )
-    crop = _crop(problem, (down, across))
-    border = cv2.BORDER_CONSTANT
+    crop = tuple(
+        slice(anchor - before, anchor - before + size)
+        for anchor, (before, _), size in zip(anchors, problem.padding, problem.output_size)
+    )
+    return anchors, crop
 
-    def one(plane: Array, kernel: Array) -> Array:
-        return cv2.filter2D(plane, -1, kernel, anchor=(across, down), borderType=border)[crop]
 
-    return one
+def _filter2d(cv2: Any, problem: Problem) -> OnePlane:
+    anchors, crop = _anchor_and_crop(problem)
+    how = {"anchor": anchors[::-1], "borderType": cv2.BORDER_CONSTANT}
+    return lambda plane, kernel: cv2.filter2D(plane, -1, kernel, **how)[crop]
 
 
 def _match_template(cv2: Any, problem: Problem) -> OnePlane:
     (top, bottom), (left, right) = problem.padding
+    pads = any(map(any, problem.padding))
 
     def one(plane: Array, kernel: Array) -> Array:
-        if _pads(problem):
+        if pads:
             plane = cv2.copyMakeBorder(plane, top, bottom, left, right, cv2.BORDER_CONSTANT)
         return cv2.matchTemplate(plane, kernel, cv2.TM_CCORR)
 
     return one
 
 
-def _scipy_mode(problem: Problem) -> str | None:
-    """What scipy calls the padding; None when it has no name for it."""
-    if not _pads(problem):
-        return "valid"
-    if _kornia_padding(problem) == "same":
-        return "same"
-    if problem.padding == tuple((k - 1, k - 1) for k in problem.kernel):
-        return "full"
-    return None
+def _scipy(correlate: Callable[[Any, Array, Array, str], Array]) -> Callable[..., OnePlane]:
+    def make(signal: Any, problem: Problem) -> OnePlane:
+        import numpy as np
 
+        mode = _padding_mode(problem)
 
-def _scipy(correlate: Callable[[Array, Array, str], Array], problem: Problem) -> OnePlane:
-    import numpy as np
+        def one(plane: Array, kernel: Array) -> Array:
+            if mode is None:
+                plane = np.pad(plane, problem.padding)
+            return correlate(signal, plane, kernel, mode or "valid")
 
-    mode = _scipy_mode(problem)
+        return one
 
-    def one(plane: Array, kernel: Array) -> Array:
-        if mode is None:
-            plane = np.pad(plane, problem.padding)
-        return correlate(plane, kernel, mode or "valid")
-
-    return one
-
-
-def _correlate(method: str, signal: Any, problem: Problem) -> OnePlane:
-    return _scipy(lambda x, w, mode: signal.correlate(x, w, mode=mode, method=method), problem)
-
-
-def _oaconvolve(signal: Any, problem: Problem) -> OnePlane:
-    return _scipy(lambda x, w, mode: signal.oaconvolve(x, w[::-1, ::-1], mode=mode), problem)
+    return make
 
 
 def _ndimage(ndimage: Any, problem: Problem) -> OnePlane:
-    # Its origin counts from the middle; its anchor is kernel // 2 + origin.
-    anchors = [
-        max(least, min(kernel // 2, most))
-        for (least, most), kernel in zip(_anchors(problem), problem.kernel)
-    ]
+    anchors, crop = _anchor_and_crop(problem)
+    # Its origin is relative to the middle: the anchor is kernel // 2 + origin.
     origin = [anchor - kernel // 2 for anchor, kernel in zip(anchors, problem.kernel)]
-    crop = _crop(problem, anchors)
-
-    def one(plane: Array, kernel: Array) -> Array:
-        return ndimage.correlate(plane, kernel, mode="constant", origin=origin)[crop]
-
-    return one
+    return lambda plane, kernel: ndimage.correlate(plane, kernel, mode="constant", origin=origin)[
+        crop
+    ]
 
 
 PLANE_FUNCTIONS: dict[str, Callable[[Any, Problem], OnePlane]] = {
     "filter2D": _filter2d,
     "matchTemplate": _match_template,
-    "correlate auto": partial(_correlate, "auto"),
-    "correlate fft": partial(_correlate, "fft"),
-    "oaconvolve": _oaconvolve,
+    "correlate auto": _scipy(lambda signal, x, w, mode: signal.correlate(x, w, mode, "auto")),
+    "correlate fft": _scipy(lambda signal, x, w, mode: signal.correlate(x, w, mode, "fft")),
+    "oaconvolve": _scipy(lambda signal, x, w, mode: signal.oaconvolve(x, w[::-1, ::-1], mode)),
     "ndimage": _ndimage,
 }

@@ -1,13 +1,13 @@
-"""Imported by the fork server of ``memory`` before it forks, so that no child need import.
+"""Imported by the fork server of ``memory`` before it forks, so that children import nothing.
 
-Importing starts no thread pool of PyTorch's; a forked pool would hang.
+Importing must start no thread pool of PyTorch, because a forked pool hangs.
 """
 
 from __future__ import annotations
 
 from . import memory  # noqa: F401
-from .peers import Peer, peers
+from .peers import peers
 
 for _peer in peers():
-    if isinstance(_peer, Peer) and _peer.absent() is None:
+    if _peer.absent() is None:
         _peer.module()

@@ -1,63 +1,31 @@
-"""A progress bar with the time that is left, on stderr."""
+"""The progress of a run and the remaining time, on stderr."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
-from typing import TextIO
 
 
 class Progress:
-    """Counts steps of known weight; the time left assumes that time goes with weight.
+    """Prints a line for each piece of work; on a terminal each replaces the one before.
 
-    On a terminal one line is redrawn; elsewhere a line is written now and then.
+    The remaining time assumes that all pieces take equally long.
     """
 
-    def __init__(self, total: float, stream: TextIO | None = None) -> None:
-        self.total, self.done = max(total, 1e-9), 0.0
-        self.stream = sys.stderr if stream is None else stream
-        self.live = self.stream.isatty()
-        self.start = self.drawn = time.monotonic()
+    def __init__(self, total: int) -> None:
+        self.total, self.start = total, time.monotonic()
+        self.live = sys.stderr.isatty()
 
-    def advance(self, weight: float) -> None:
-        """``weight`` more is done."""
-        self.done += weight
-
-    def show(self, what: str) -> None:
-        """Redraw, with ``what`` is going on."""
-        now = time.monotonic()
-        if not self.live and now - self.drawn < 10:
-            return
-        self.drawn = now
-        share = min(1.0, self.done / self.total)
-        elapsed = now - self.start
-        left = elapsed * (1 - share) / share if share > 0 else None
-        text = f"{share:4.0%} {_clock(elapsed)} gone, {_clock(left)} left  {what}"
-        if self.live:
-            width = shutil.get_terminal_size().columns - 1
-            cells = 20
-            full = int(cells * share)
-            bar = "█" * full + "░" * (cells - full)
-            self.stream.write("\r\x1b[K" + f"{bar} {text}"[:width])
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
-
-    def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
-        self.stream.write(("\r\x1b[K" if self.live else "") + line + "\n")
-        self.stream.flush()
+    def show(self, done: int, name: str) -> None:
+        """``done`` pieces are finished, and the piece with this name begins."""
+        elapsed = time.monotonic() - self.start
+        left = f"{elapsed / done * (self.total - done) / 60:.0f}" if done else "?"
+        line = f"{done} of {self.total}, {elapsed / 60:.0f} min elapsed, {left} left: {name}"
+        self._write(f"\r\x1b[K{line[:79]}" if self.live else f"{line}\n")
 
     def close(self) -> None:
         if self.live:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
+            self._write("\r\x1b[K")
 
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "?:??"
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def _write(self, text: str) -> None:
+        print(text, end="", file=sys.stderr, flush=True)

@@ -1,9 +1,8 @@
 """Fill the benchmark sections of README.md and docs/speed.md from ``benchmarks/results``.
 
-Each section lies between two marker lines.  README.md gets one table and one chart, of one
-machine.  docs/speed.md gets those of all machines.  ``report.md`` beside the results has every case
-and all settings.  Each chart contains a digest of the results that it was drawn from; ``--check``
-finds a stale chart without drawing one.
+Each section is between two marker lines.  README.md gets one table and one chart, of one machine;
+docs/speed.md gets those of all machines.  Each chart contains a digest of its results, so
+``--check`` finds a stale chart without drawing one.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import report
+from .analysis import means, times
 from .results import Results, digest
 
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
@@ -24,17 +24,15 @@ NONE = "No results are committed yet; `python -m benchmarks` makes them."
 
 
 def short_section(folder: Path, page: Path) -> str:
-    """Settings, means and one chart of the machine whose run is complete, for the README."""
+    """Settings, means and one chart of the machine whose run is complete, for README.md."""
     found = {path: Results.load(path) for path in result_files(folder)}
     if not found:
         return NONE
     path = min(found, key=lambda path: "unfinished" in found[path].settings)
-    others = [each for each in found if each != path]
-    parts = _machine(path, found[path], page, ("speedup",))
-    if others:
-        parts.append(
-            f"Other machines: {', '.join(_mean(each, found[each], page) for each in others)}."
-        )
+    parts = _machine(path, found.pop(path), page, ("speedup",))
+    if found:
+        others = ", ".join(_mean(path, results, page) for path, results in found.items())
+        parts.append(f"Other machines: {others}.")
     return "\n\n".join(parts)
 
 
@@ -52,11 +50,11 @@ PAGES: dict[str, Callable[[Path, Path], str]] = {
     "README.md": short_section,
     "docs/speed.md": full_section,
 }
-"""The pages with a benchmark section, and what makes it."""
+"""The pages with a benchmark section, and the functions that write it."""
 
 
 def settings(results: Results) -> str:
-    """Machine, date and command in one line; the report has the rest."""
+    """Machine, date and command in one line."""
     machine, run = results.machine, results.settings
     again = run.get("again", [])
     later = f" (parts measured again, last {again[-1]['started']})" if again else ""
@@ -72,20 +70,20 @@ def _machine(path: Path, results: Results, page: Path, charts: tuple[str, ...]) 
         settings(results),
         report.summary(results),
         *(
-            f"![{report.CHARTS[name]}]({_link(path.with_name(f'{name}.svg'), page)})"
+            f"![{report.CHARTS[name]}]({_link(path, f'{name}.svg', page)})"
             for name in charts
             if path.with_name(f"{name}.svg").exists()
         ),
-        f"[Every case, losses included]({_link(path.with_name('report.md'), page)}).",
+        f"[Every case, losses included]({_link(path, 'report.md', page)}).",
     ]
 
 
 def _mean(path: Path, results: Results, page: Path) -> str:
     """A link to a report, and the mean over its pieces of work."""
-    link = f"[{_name(results)}]({_link(path.with_name('report.md'), page)})"
-    for group, count, mean, *_ in report.means(results):
-        if group == "all":
-            return f"{link} {report.times(mean)} over {count} pieces of work"
+    link = f"[{_name(results)}]({_link(path, 'report.md', page)})"
+    for each in means(results):
+        if each.group == "all":
+            return f"{link} {times(each.mean)} over {each.pieces} pieces of work"
     return link
 
 
@@ -95,12 +93,13 @@ def _name(results: Results) -> str:
     return f"{name}, TF32 on" if results.settings["tf32"] else str(name)
 
 
-def _link(target: Path, page: Path) -> str:
-    return Path(os.path.relpath(target, page.parent)).as_posix()
+def _link(results: Path, name: str, page: Path) -> str:
+    """The path from a page to a file beside the results."""
+    return Path(os.path.relpath(results.with_name(name), page.parent)).as_posix()
 
 
 def filled(page: str, inside: str) -> str:
-    """The page with its section replaced.
+    """The page with another section.
 
     Raises:
         SystemExit: the markers are missing or out of order.
@@ -115,18 +114,21 @@ def filled(page: str, inside: str) -> str:
 
 
 def stale(folder: Path) -> list[str]:
-    """Reports and charts that do not belong to their results."""
+    """Sentences about reports and charts that do not match their results."""
     found = []
     for path in result_files(folder):
         mark = digest(path)
         charts = sorted(path.parent.glob("*.svg"))
-        for chart in charts:
-            if mark not in chart.read_text(encoding="utf-8"):
-                found.append(f"{chart} was drawn from other results")
-        text = report.markdown(Results.load(path), _chart_names(path))
-        written = path.parent / "report.md"
+        found += [
+            f"{chart} was drawn from other results"
+            for chart in charts
+            if mark not in chart.read_text(encoding="utf-8")
+        ]
+        names = {chart.stem for chart in charts}
+        text = report.markdown(Results.load(path), [n for n in report.CHARTS if n in names])
+        written = path.with_name("report.md")
         if not written.exists() or written.read_text(encoding="utf-8") != text:
-            found.append(f"{written} is not what {path.name} gives")
+            found.append(f"{written} does not match {path.name}")
     return found
 
 
@@ -134,13 +136,9 @@ def result_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*/results.json"))
 
 
-def _chart_names(path: Path) -> list[str]:
-    return [name for name in report.CHARTS if (path.parent / f"{name}.svg").exists()]
-
-
 def main(words: list[str], root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of step")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if outdated")
     options = parser.parse_args(words)
     folder = root / "benchmarks" / "results"
     problems = stale(folder) if options.check else []
@@ -155,7 +153,7 @@ def main(words: list[str], root: Path = ROOT) -> int:
         if not options.check:
             page.write_text(wanted, encoding="utf-8")
         elif wanted != text:
-            problems.append(f"{name} is out of step with benchmarks/results; run: {COMMAND}")
+            problems.append(f"{name} does not match benchmarks/results; run: {COMMAND}")
     for line in problems:
         print(line, file=sys.stderr)
     return 1 if problems else 0

@@ -1,199 +1,65 @@
-"""From a results file to a table that a stranger can read, losses beside wins.
+"""Write report.md, with every case, and the charts of a results file.
 
-Speed-up of a row is PyTorch's median over ours, in one run.  Where PyTorch has several rows
-(cuDNN's search on and off) the faster one counts.  Geometric means are over the pieces of work
-(a case and a map) that both did; the sweeps, which exist for the charts, are left out.
-
-Share of the roof: the least time that the machine's measured peaks allow for the definition,
-max(operations / matrix-product rate, bytes of operands and result / copy rate), over the time
-taken.  Transforms do fewer operations than the definition, so they may pass 100%.
+Share of roof: the least time that the measured peaks allow for the definition, max(operations /
+matrix-product rate, bytes of operands and result / copy rate), over the measured time.  Transforms
+need fewer operations than the definition, so they may exceed 100%.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from math import exp, log, prod
+from math import isnan
 from pathlib import Path
-from typing import Any
-
-import torch
-
-from torch_corr import MAPS, Problem
 
 from . import INSTALL
-from .cases import GROUPS, SWEEPS
-from .machine import flops_per_product
+from .analysis import LOSS, Line, clock, geometric_mean, lines, means, roof_seconds, times
+from .cases import GROUPS
 from .results import Results, Row, results_file
 
-HEADLINE = "auto"
 CHARTS = {
     "speedup": "Speed-up over PyTorch, case by case",
     "kernel-size": "Cost against kernel size",
     "image-size": "Cost per pixel against image size",
     "memory": "Peak memory, case by case",
 }
-"""Names of the chart files and what they show, in the order of the report."""
+"""Names of the chart files and their titles, in the order of the report."""
 
-TORCH, SEARCHED = "torch", "torch, cudnn.benchmark"
-"""PyTorch as a contender, and with cuDNN's search."""
+_READING = """\
+A *case* is a layer or a task: its name, and its problem (n images, c channels, x pixels, o output
+channels, k kernel, s stride, p padding, d dilation, g groups). Its *maps* are timed separately:
+`forward` computes the output, `grad_input` and `grad_weight` are the two halves of backward. `call`
+compares `corr2d` and `F.conv2d` as a user calls them, `call+grad` the same with backward. *PyTorch*
+is `F.conv2d` and `aten::convolution_backward` in the same settings, *torch_corr* is
+`algorithm="auto"`, *by* is the algorithm that it chose, and *speed-up* is PyTorch's time divided by
+torch_corr's. (`fft, checked` is `fft` in double precision that checks each result, or another
+algorithm if the check fails.) *Best of ours* is the fastest single algorithm. If it is much
+faster than `auto`, then `auto` chose badly.
 
-WEAK = 20e9
-"""FLOP/s under which PyTorch is called weak on a piece of work."""
+Times are medians of one run in which all contenders took turns. The interquartile range follows in
+brackets if it is above 5%. ▼ marks a loss of more than 5%. † marks a result whose rounding errors
+exceed the bound for torch_corr's own algorithms. Every timed result was compared with the float64
+definition before and after it was timed.
 
+*GFLOP/s* is the number of the definition's operations divided by torch_corr's time. *Share of roof*
+is the least time that they need at this machine's measured rates of matrix products (compute) and
+of copying (copy), divided by torch_corr's time. It can exceed 100%, because transforms need fewer
+operations than the definition, caches are faster than memory, and a product of another shape can be
+faster than the square one that was measured."""
 
-@dataclass(frozen=True)
-class Line:
-    """One piece of work, seen from the headline contender.
+_CLOCKS = """\
+*On a GPU* maps are compared by the device's own time. The device sleeps until all calls of a sample
+are queued, so it does not wait for the host (‡ marks calls that wait for the device, so that the
+host was not ahead). A call in a stream takes the later of device and host. So the device's time
+matters for large layers, and the host's for small ones. `call` and `call+grad` are compared by
+the time in a stream. A sample repeats one call on the same operands, which stay in the device's
+cache if they fit.
 
-    Attributes:
-        case: the case's entry in the results.
-        work: the map or call.
-        torch: PyTorch's right row, in the settings of ours.
-        searched: the same where cuDNN searches (``torch.backends.cudnn.benchmark``).
-        ours: the headline's row.
-        best: the fastest right row of our algorithms.
-        peer: the fastest right row of the peers.
-        rows: all rows.
-    """
-
-    case: dict[str, Any]
-    work: str
-    torch: Row | None
-    searched: Row | None
-    ours: Row | None
-    best: Row | None
-    peer: Row | None
-    rows: dict[str, Row]
-
-    @property
-    def speedup(self) -> float | None:
-        """PyTorch's time over ours; above 1 is a win."""
-        if self.torch is None or self.ours is None:
-            return None
-        return self.torch.seconds / self.ours.seconds
-
-    @property
-    def searched_speedup(self) -> float | None:
-        """The same where cuDNN searches, for PyTorch and for ours where it stays with PyTorch.
-
-        There ours gains what PyTorch does, and loses what it loses without.
-        """
-        if self.searched is None or self.ours is None or self.work not in MAPS:
-            return None
-        if self.ours.note == "aten":
-            return None if self.speedup is None else min(1.0, self.speedup)
-        return self.searched.seconds / self.ours.seconds
-
-    @property
-    def flops(self) -> int:
-        return work_flops(self.case, self.work)
-
-    @property
-    def sweep(self) -> bool:
-        return self.case["group"] in SWEEPS
-
-    @property
-    def channels_last(self) -> bool:
-        """A map of another case's problem, in this layout besides."""
-        return str(self.case["name"]).endswith("channels_last")
-
-
-def lines(results: Results, headline: str = HEADLINE) -> list[Line]:
-    """A line for each piece of work, in the order of the run."""
-    found = []
-    for case, work, rows in results.pieces():
-        timed = [row for row in rows.values() if row.samples]
-        found.append(
-            Line(
-                case,
-                work,
-                torch=_fastest(row for row in timed if row.contender == TORCH),
-                searched=_fastest(row for row in timed if row.contender == SEARCHED),
-                ours=_fastest(row for row in timed if row.contender == headline),
-                best=_fastest(
-                    row
-                    for row in timed
-                    if results.kind(row.contender) == "ours"
-                    and not row.contender.startswith("auto")
-                ),
-                peer=_fastest(row for row in timed if results.kind(row.contender) == "peer"),
-                rows=rows,
-            )
-        )
-    return found
-
-
-def work_flops(case: dict[str, Any], work: str) -> int:
-    """Operations of the definition; a backward has two maps."""
-    dtype = getattr(torch, case["dtype"])
-    maps = 3 if work == "call+grad" else 1
-    return maps * flops_per_product(dtype) * Problem.parse(case["problem"]).multiplications
-
-
-def work_bytes(case: dict[str, Any], work: str) -> int:
-    """Bytes of operands and result, each touched once."""
-    problem, dtype = Problem.parse(case["problem"]), getattr(torch, case["dtype"])
-    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-    maps = 3 if work == "call+grad" else 1
-    return maps * sum(prod(shape) for shape in shapes) * int(dtype.itemsize)
-
-
-def roof_seconds(results: Results, case: dict[str, Any], work: str) -> tuple[float, str] | None:
-    """The least time by the measured peaks, and which peak sets it."""
-    rate = results.peaks.get(f"matmul {case['dtype']}")
-    if rate and case["dtype"] in ("float16", "bfloat16"):
-        # Where halves have no fast product, the way to compute is in float32.
-        rate = max(rate, results.peaks.get("matmul float32", 0.0))
-    copy = results.peaks.get("copy")
-    if not rate or not copy:
-        return None
-    compute, traffic = work_flops(case, work) / rate, work_bytes(case, work) / copy
-    return (compute, "compute") if compute >= traffic else (traffic, "copy")
-
-
-def geometric_mean(values: Iterable[float]) -> float | None:
-    logs = [log(value) for value in values]
-    return exp(sum(logs) / len(logs)) if logs else None
-
-
-def means(
-    results: Results, searched: bool = False
-) -> list[tuple[str, int, float, float, float, int]]:
-    """(group, pieces, geometric mean, least, most, losses) per group, then overall.
-
-    Args:
-        searched: beside PyTorch where cuDNN searches.
-    """
-
-    def ratio(line: Line) -> float | None:
-        return line.searched_speedup if searched else line.speedup
-
-    found = []
-    counted = [
-        line
-        for line in lines(results)
-        if ratio(line) is not None and not line.sweep and not line.channels_last
-    ]
-    weak = [
-        line
-        for line in counted
-        if line.torch is not None and line.flops / line.torch.seconds < WEAK
-    ]
-    groups = [
-        (group, [line for line in counted if line.case["group"] == group]) for group in GROUPS
-    ]
-    groups.append(("all", counted))
-    groups.append((f"where PyTorch is under {WEAK / 1e9:.0f} GFLOP/s", weak))
-    for group, members in groups:
-        ratios = [each for line in members if (each := ratio(line)) is not None]
-        mean = geometric_mean(ratios)
-        if mean is not None:
-            losses = sum(ratio < 1 / 1.05 for ratio in ratios)
-            found.append((group, len(ratios), mean, min(ratios), max(ratios), losses))
-    return found
+*Searched* is PyTorch with `torch.backends.cudnn.benchmark`, where cuDNN tries all its algorithms.
+With that setting `auto` takes the same time where it chose PyTorch. ▽ marks where it did not and is
+slower by more than 5%."""
 
 
 def summary(results: Results, searched: bool = False) -> str:
@@ -203,11 +69,10 @@ def summary(results: Results, searched: bool = False) -> str:
         "| slower by over 5% |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for group, count, mean, least, most, losses in means(results, searched):
-        name = f"**{group}**" if group not in GROUPS else group
-        table.append(
-            f"| {name} | {count} | {times(mean)} | {times(least)} | {times(most)} | {losses} |"
-        )
+    for each in means(results, searched):
+        name = each.group if each.group in GROUPS else f"**{each.group}**"
+        ratios = " | ".join(times(ratio) for ratio in (each.mean, each.least, each.most))
+        table.append(f"| {name} | {each.pieces} | {ratios} | {each.losses} |")
     if len(table) == 2:
         return "No piece of work was timed for both PyTorch and torch_corr."
     return "\n".join(table)
@@ -222,10 +87,10 @@ def conditions(results: Results) -> str:
         f"{key} {value / 1e9:.1f} {'GB/s' if key.startswith('copy') else 'GFLOP/s'}"
         for key, value in results.peaks.items()
     )
-    made = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
+    notes = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
     if "unfinished" in settings:
-        made += f" **The run did not finish: {settings['unfinished']}.**"
-    made += "".join(
+        notes += f" **The run did not finish: {settings['unfinished']}.**"
+    notes += "".join(
         f" Pieces of work measured again: {each['pieces']}, by `{each['command']}`, "
         f"{each['started']}, at {each['commit'] or 'an unknown commit'}."
         for each in settings.get("again", [])
@@ -238,72 +103,34 @@ def conditions(results: Results) -> str:
         f"{machine['python']}. {settings['threads']} threads, TF32 "
         f"{'on' if settings['tf32'] else 'off'}, subnormals flushed to zero, the same for all. "
         f"Measured peaks: {peaks or 'none'}. `{settings['command']}`, {settings['started']}, "
-        f"{settings['seconds'] / 60:.0f} min.{made}"
+        f"{settings['seconds'] / 60:.0f} min.{notes}"
     )
-
-
-_READING = """\
-A *case* is a layer or a task: its name, and the problem spelt out (n images, c channels, x pixels,
-o output channels, k kernel, s stride, p padding, d dilation, g groups). Its *maps* are timed apart:
-`forward` makes the output, `grad_input` and `grad_weight` are the two halves of backward; `call`
-is `corr2d` beside `F.conv2d` as a user calls them, `call+grad` the same with backward. *PyTorch* is
-`F.conv2d` and `aten::convolution_backward` in the same settings,
-*torch_corr* is `algorithm="auto"`, *by* is the algorithm that it chose, and *speed-up* is PyTorch's
-time over torch_corr's. (`fft, checked` is `fft` in double precision with a proof for each result,
-or another algorithm where the proof fails.) *Best of ours* is the
-fastest algorithm that can be named: where that is far ahead, `auto` chose badly.
-
-Times are medians of one run in which all took turns, with the interquartile range in brackets
-where it is above 5%. ▼ marks a loss of more than 5%. † marks a result that is right but for
-rounding beyond the bound that torch_corr's own are held to. Every time belongs to a result that was
-checked against the float64 definition before and after it was taken.
-
-*GFLOP/s* and *share of roof* are torch_corr's: the definition's operations over the time, and the
-least time that this machine's measured rates of matrix products (compute) and of copying (copy)
-allow them, over the time. More than 100% is no mistake: transforms do fewer operations than the
-definition, caches are faster than memory, and a product of another shape can be faster than the
-square one that was measured."""
-
-
-_CLOCKS = """\
-*On a GPU* maps are compared by the device's own time: it sleeps until all calls of a sample are
-queued, so it never waits for the host (‡ marks what waits for the device by itself, so that the
-host was not ahead). A call in a stream that keeps up takes the later of device and host, and one
-layer after the other is launched while the device works; so the device's time is that of large
-layers, and the host's that of small ones. `call` and `call+grad` are compared by the stream's time.
-Samples repeat one call on the same operands, which stay in the device's cache where they fit.
-
-*Searched* is PyTorch with `torch.backends.cudnn.benchmark`, where cuDNN tries what it has. With
-that setting `auto` takes as long where it stays with PyTorch; ▽ marks where it does not and is
-slower by more than 5%."""
 
 
 def markdown(results: Results, charts: Iterable[str] = ()) -> str:
     """The whole report."""
+    every = lines(results)
     parts = [
         "# Benchmark report",
         conditions(results),
-        _READING + (f"\n\n{_CLOCKS}" if results.settings.get("device") == "cuda" else ""),
+        _READING,
+        *([_CLOCKS] if results.settings.get("device") == "cuda" else []),
         "## Means",
-        "Over the pieces of work (a case and a map) that both did; the sweeps over kernel and "
-        "image sizes are left out, and so are maps that were timed in channels_last besides.",
+        "Over the pieces of work (a case and a map) that both did, without the sweeps over kernel "
+        "and image sizes, and without cases that are repeated in channels_last.",
         summary(results),
     ]
-    if any(line.searched_speedup is not None for line in lines(results)):
-        parts += ["Where cuDNN searches, over the maps alone:", summary(results, searched=True)]
-    for name in charts:
-        parts.append(f"![{CHARTS[name]}]({name}.svg)")
+    if any(line.searched_speedup is not None for line in every):
+        parts += ["With cuDNN's search, over the maps alone:", summary(results, searched=True)]
+    parts += [f"![{CHARTS[name]}]({name}.svg)" for name in charts]
     for group, meaning in GROUPS.items():
-        members = [line for line in lines(results) if line.case["group"] == group]
+        members = [line for line in every if line.case["group"] == group]
         if members:
-            parts += [
-                f"## {group.capitalize()}",
-                f"{meaning.capitalize()}.",
-                _table(results, members),
-            ]
+            table = _table(results, members)
+            parts += [f"## {group.capitalize()}", f"{meaning.capitalize()}.", table]
     if any(row.host is not None for row in results.rows):
-        parts += ["## What calls cost the host", _host(results)]
-    parts += ["## All contenders", _everyone(results)]
+        parts += ["## Host time of calls", _host_times(results)]
+    parts += ["## All contenders", _contenders(results, every)]
     parts += ["## Not timed", _not_timed(results)]
     return "\n\n".join(parts) + "\n"
 
@@ -318,42 +145,40 @@ def _table(results: Results, members: list[Line]) -> str:
     ]
     shown = None
     for line in members:
-        name = (
-            "" if line.case["name"] == shown else f"{line.case['name']}<br>`{line.case['problem']}`"
-        )
-        shown = line.case["name"]
-        ratio = line.speedup
-        mark = " ▼" if ratio is not None and ratio < 1 / 1.05 else ""
-        searched = line.searched_speedup
-        behind = " ▽" if searched is not None and searched < 1 / 1.05 else ""
+        name, ours, ratio = line.case["name"], line.ours, line.speedup
+        loss = " ▼" if ratio is not None and ratio < LOSS else ""
+        searched = timing(line.searched)
+        if line.searched_speedup is not None and line.searched_speedup < LOSS:
+            searched += " ▽"
+        roof = roof_seconds(results, line)
         cells = [
-            name,
+            "" if name == shown else f"{name}<br>`{line.case['problem']}`",
             line.work,
             timing(line.torch),
-            *([timing(line.searched) + behind] if cuda else []),
-            timing(line.ours),
-            line.ours.note if line.ours else "",
-            f"**{times(ratio)}**{mark}" if ratio is not None else "–",
-            _named(line.best),
-            _named(line.peer),
-            f"{line.flops / line.ours.seconds / 1e9:.3g}" if line.ours else "–",
-            _share(results, line, line.ours),
+            *([searched] if cuda else []),
+            timing(ours),
+            ours.note if ours else "",
+            f"**{times(ratio)}**{loss}" if ratio is not None else "–",
+            *(f"{row.contender} {timing(row)}" if row else "–" for row in (line.best, line.peer)),
+            f"{line.flops / ours.seconds / 1e9:.3g}" if ours else "–",
+            f"{roof[0] / ours.seconds:.0%} {roof[1]}" if ours and roof else "–",
         ]
         table.append("| " + " | ".join(cells) + " |")
+        shown = name
     return "\n".join(table)
 
 
-def _host(results: Results) -> str:
-    """A line per small piece of work and contender: host, device, and both in a stream."""
+def _host_times(results: Results) -> str:
+    """Host, device and stream times of the smallest cases."""
     table = [
-        "Of the smallest cases, where it is what counts; `results.json` has it of all.",
+        "Of the smallest cases, where it dominates; `results.json` has it for all.",
         "",
         "| case | work | contender | host, µs | device, µs | in a stream, µs |",
         "|---|---|---|--:|--:|--:|",
     ]
     for case, work, rows in results.pieces():
         for row in rows.values() if case["group"] == "tiny" else ():
-            if row.host is None or not row.samples:
+            if row.host is None or not row.timed:
                 continue
             device, stream = (row.seconds, row.stream) if row.stream else (None, row.seconds)
             cells = (
@@ -363,84 +188,66 @@ def _host(results: Results) -> str:
     return "\n".join(table)
 
 
-def _everyone(results: Results) -> str:
-    """A line per contender: version, how often right, geometric mean beside PyTorch."""
+def _contenders(results: Results, every: list[Line]) -> str:
+    """A line per contender: version, number of each verdict, mean speed-up over PyTorch."""
     table = [
         "| contender | version | timed | wrong | rough | failed or too slow | refused "
-        "| speed beside PyTorch (geometric mean) |",
+        "| speed-up over PyTorch (geometric mean) |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    by_name: dict[str, list[tuple[Row, Line]]] = {}
-    for line in lines(results):
-        for row in line.rows.values():
-            by_name.setdefault(row.contender, []).append((row, line))
     for each in results.contenders:
         if each["absent"]:
             table.append(f"| {each['name']} | absent: {each['absent']} | | | | | | |")
             continue
-        rows = by_name.get(each["name"], [])
-        verdicts = [row.verdict for row, _ in rows]
+        found = [(line, line.rows[each["name"]]) for line in every if each["name"] in line.rows]
+        verdicts = Counter(row.verdict for _, row in found)
         mean = geometric_mean(
             line.torch.seconds / row.seconds
-            for row, line in rows
-            if row.samples and line.torch is not None
+            for line, row in found
+            if row.timed and line.torch is not None
         )
-        counts = (
-            sum(bool(row.samples) for row, _ in rows),
-            verdicts.count("wrong"),
-            verdicts.count("rough"),
-            verdicts.count("failed") + verdicts.count("too slow"),
-            verdicts.count("refused"),
+        cells = (
+            each["name"],
+            each["version"],
+            sum(row.timed for _, row in found),
+            verdicts["wrong"],
+            verdicts["rough"],
+            verdicts["failed"] + verdicts["too slow"],
+            verdicts["refused"],
+            "–" if isnan(mean) else times(mean),
         )
-        table.append(
-            f"| {each['name']} | {each['version']} | "
-            + " | ".join(map(str, counts))
-            + f" | {times(mean) if mean is not None else '–'} |"
-        )
+        table.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(table)
 
 
 def _not_timed(results: Results) -> str:
-    """Wrong, failed and too slow, each with its reason and where; who refused everything; and
-    cases that the run did not come to."""
-    where: dict[tuple[str, str, str], list[str]] = {}
-    for row in results.rows:
-        if row.verdict in ("wrong", "failed", "too slow"):
-            reason = row.verdict, row.contender, row.note
-            where.setdefault(reason, []).append(f"{row.case} ({row.work})")
-    told = [
-        f"- **{verdict}**: {contender}, {note}: {', '.join(places)}"
-        for (verdict, contender, note), places in sorted(where.items())
-    ]
+    """Rows that were wrong, failed or too slow, contenders that refused everything, and cases
+    that the run did not reach."""
+    places: dict[tuple[str, str, str], list[str]] = {}
     verdicts: dict[str, set[str]] = {}
+    last = {row.contender: row for row in results.rows}
     for row in results.rows:
         verdicts.setdefault(row.contender, set()).add(row.verdict)
-    told += [
-        f"- **refused everything**: {row.contender}, {row.note}"
-        for row in {row.contender: row for row in results.rows}.values()
-        if verdicts[row.contender] == {"refused"}
+        if row.verdict in ("wrong", "failed", "too slow"):
+            reason = row.verdict, row.contender, row.note
+            places.setdefault(reason, []).append(f"{row.case} ({row.work})")
+    items = [
+        f"- **{verdict}**: {contender}, {note}: {', '.join(where)}"
+        for (verdict, contender, note), where in sorted(places.items())
     ]
-    tried = {row.case for row in results.rows}
-    if left := [case["name"] for case in results.cases if case["name"] not in tried]:
-        told.append(f"- **not reached**: {', '.join(left)}")
-    return "\n".join(told) or "Nothing was wrong, failed, or was too slow."
-
-
-def times(ratio: float) -> str:
-    """``12×``, ``1.53×``: two or three figures."""
-    return f"{ratio:.0f}×" if ratio >= 99.5 else f"{ratio:.3g}×"
-
-
-def clock(seconds: float) -> str:
-    """``1.5 ms``: three figures and a unit."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+    items += [
+        f"- **refused everything**: {name}, {row.note}"
+        for name, row in last.items()
+        if verdicts[name] == {"refused"}
+    ]
+    reached = {row.case for row in results.rows}
+    if left := [case["name"] for case in results.cases if case["name"] not in reached]:
+        items.append(f"- **not reached**: {', '.join(left)}")
+    return "\n".join(items) or "No result was wrong, failed, or took too long."
 
 
 def timing(row: Row | None) -> str:
-    """Median, spread where it matters, and the mark of rough results."""
+    """The median, the interquartile range if it is large, and marks."""
     if row is None:
         return "–"
     low, high = row.quartiles
@@ -453,31 +260,17 @@ def timing(row: Row | None) -> str:
     )
 
 
-def _named(row: Row | None) -> str:
-    return "–" if row is None else f"{row.contender} {timing(row)}"
-
-
-def _share(results: Results, line: Line, row: Row | None) -> str:
-    roof = roof_seconds(results, line.case, line.work)
-    if row is None or roof is None:
-        return "–"
-    return f"{roof[0] / row.seconds:.0%} {roof[1]}"
-
-
-def _fastest(rows: Iterable[Row]) -> Row | None:
-    return min(rows, key=lambda row: row.seconds, default=None)
-
-
 def write(path: Path, charts: bool = True) -> list[Path]:
-    """report.md and the charts beside a results file, or in its folder."""
+    """Write report.md and the charts next to a results file; returns their paths."""
     path = results_file(path)
     results = Results.load(path)
-    written = list(_draw(results, path)) if charts else []
-    drawn = {each.stem for each in written}
-    names = [name for name in CHARTS if name in drawn]
+    drawn = list(_draw(results, path)) if charts else []
+    names = {each.stem for each in drawn}
     report = path.parent / "report.md"
-    report.write_text(markdown(results, names), encoding="utf-8")
-    return [report, *written]
+    report.write_text(
+        markdown(results, [name for name in CHARTS if name in names]), encoding="utf-8"
+    )
+    return [report, *drawn]
 
 
 def _draw(results: Results, path: Path) -> Iterator[Path]:
@@ -486,7 +279,7 @@ def _draw(results: Results, path: Path) -> Iterator[Path]:
     except ImportError as error:
         print(f"no charts: {error}; in the checkout: {INSTALL}", file=sys.stderr)
         return
-    yield from charts.draw(results, path)
+    yield from charts.draw(results, path, CHARTS)
 
 
 def main(words: list[str]) -> int:

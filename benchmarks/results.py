@@ -1,24 +1,26 @@
-"""What a run leaves behind: one JSON file with every sample and the machine it ran on.
+"""The results of a run, as a JSON file: machine, settings, cases, contenders and rows.
 
-The file holds one row a line, so that two versions of it can be read side by side.
+A row holds the median, the quartiles and the number of its samples.  The file has one row per
+line, so that two versions of it can be compared line by line.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from math import nan
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Literal, TypeAlias
 
-FORMAT = 1
+FORMAT = 2
 
 Kind: TypeAlias = Literal["ours", "torch", "peer"]
 Verdict: TypeAlias = Literal["right", "rough", "wrong", "refused", "too slow", "failed"]
-"""``rough``: outside the bound that our algorithms are held to, by rounding alone (only
-PyTorch and peers; timed all the same).  Only ``right`` and ``rough`` rows have samples."""
+"""``rough``: rounding errors beyond the bound for our algorithms (only PyTorch and peers; they are
+timed).  Only ``right`` and ``rough`` rows have times."""
 
 
 @dataclass
@@ -32,12 +34,14 @@ class Row:
         verdict: whether it was right; see ``Verdict``.
         note: why it was not timed, or which algorithm it chose.
         error: largest error over its bound, of the results before and after timing.
-        samples: seconds per call; each is the mean of ``number`` calls in a row.
-        number: calls per sample.
-        memory: bytes at the peak beyond operands and result; None where not measured.
+        seconds: median of the samples, per call; NaN if it was not timed.
+        quartiles: lower and upper quartile of the samples.
+        count: number of samples.
+        number: calls in a row per sample.
+        memory: bytes at the peak beyond operands and result; None if not measured.
         host: on CUDA, seconds that a call takes the host.
-        stream: on CUDA, seconds that a map takes in a stream where the host is not ahead.
-        ahead: whether the samples are the device's alone, the host being ahead; else None.
+        stream: on CUDA, seconds of a map in a stream, without a sleeping device.
+        ahead: on CUDA, whether the host was ahead, so that ``seconds`` is the device's time alone.
     """
 
     case: str
@@ -46,7 +50,9 @@ class Row:
     verdict: Verdict = "right"
     note: str = ""
     error: float | None = None
-    samples: list[float] = field(default_factory=list)
+    seconds: float = nan
+    quartiles: tuple[float, float] = (nan, nan)
+    count: int = 0
     number: int = 0
     memory: int | None = None
     host: float | None = None
@@ -54,32 +60,32 @@ class Row:
     ahead: bool | None = None
 
     @property
-    def seconds(self) -> float:
-        """Median of the samples; NaN without any."""
-        return median(self.samples) if self.samples else float("nan")
+    def timed(self) -> bool:
+        return self.count > 0
 
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """Lower and upper quartile of the samples."""
-        if len(self.samples) < 2:
-            return self.seconds, self.seconds
-        low, _, high = quantiles(self.samples, n=4, method="inclusive")
-        return low, high
+    def set_samples(self, samples: Sequence[float]) -> None:
+        """Store the median, the quartiles and the number of samples."""
+        self.count = len(samples)
+        self.seconds = median(samples) if samples else nan
+        self.quartiles = self.seconds, self.seconds
+        if self.count > 1:
+            low, _, high = quantiles(samples, n=4, method="inclusive")
+            self.quartiles = low, high
 
 
 @dataclass
 class Results:
-    """A whole run: settings, machine, what took part, and the rows."""
+    """A run: machine, settings, contenders and rows."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
     peaks: dict[str, float]
-    """``matmul <dtype>`` in FLOP/s, and ``copy`` in bytes/s, read and written both counted (on
-    CUDA also ``copy of 33.5 MB``, of which much stays in the cache)."""
+    """``matmul <dtype>`` in FLOP/s; ``copy`` in bytes/s, reads plus writes (on CUDA also
+    ``copy of 33.5 MB``, which is partly served by the cache)."""
     cases: list[dict[str, Any]]
-    """name, problem (its full spelling), group, dtype, source."""
+    """name, problem (as a string), group, dtype, source."""
     contenders: list[dict[str, Any]]
-    """name, kind, version, and absent: why it is not there, or null."""
+    """name, kind, version, and absent: why it cannot run here, or null."""
     rows: list[Row]
 
     def pieces(self) -> Iterable[tuple[dict[str, Any], str, dict[str, Row]]]:
@@ -92,28 +98,19 @@ class Results:
             yield cases[case], work, rows
 
     def kind(self, contender: str) -> Kind:
-        for each in self.contenders:
-            if each["name"] == contender:
-                kind: Kind = each["kind"]
-                return kind
-        raise KeyError(contender)
+        kinds: dict[str, Kind] = {each["name"]: each["kind"] for each in self.contenders}
+        return kinds[contender]
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
-        head = {
-            "format": FORMAT,
-            "machine": self.machine,
-            "settings": self.settings,
-            "peaks": self.peaks,
-        }
-        parts = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-        for key, items in (
-            ("cases", self.cases),
-            ("contenders", self.contenders),
-            ("rows", [_rounded(asdict(row)) for row in self.rows]),
-        ):
-            lines = ",\n".join("    " + json.dumps(item) for item in items)
-            parts.append(f"  {json.dumps(key)}: [\n{lines}\n  ]")
+        """Write the file completely or not at all."""
+        data = {"format": FORMAT, **{each.name: getattr(self, each.name) for each in fields(self)}}
+        data["rows"] = [_entry(row) for row in self.rows]
+        parts = []
+        for key, value in data.items():
+            text = json.dumps(value)
+            if isinstance(value, list):
+                text = "[\n" + ",\n".join("    " + json.dumps(item) for item in value) + "\n  ]"
+            parts.append(f"  {json.dumps(key)}: {text}")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".part")
         temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
@@ -124,44 +121,55 @@ class Results:
         """Read a file that :meth:`save` wrote, or the ``results.json`` of a folder.
 
         Raises:
-            SystemExit: no such file, or not one of ours; with what to do.
+            SystemExit: the file does not exist, or has another format.
         """
         path = results_file(path)
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-            if data["format"] != FORMAT:
+            if (version := data.pop("format")) != FORMAT:
                 raise SystemExit(
-                    f"{path} has format {data['format']}, this version reads {FORMAT}; "
+                    f"{path} has format {version}, this version reads {FORMAT}; "
                     f"run the benchmarks again"
                 )
-            rows = [Row(**row) for row in data["rows"]]
-            keys = ("machine", "settings", "peaks", "cases", "contenders")
-            return cls(**{key: data[key] for key in keys}, rows=rows)
+            results = cls(**data)
+            results.rows = [Row(**entry) for entry in data["rows"]]
         except OSError as error:
             raise SystemExit(f"cannot read {path}: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise SystemExit(
-                f"{path} is no results file of python -m benchmarks ({error!r})"
+                f"{path} is not a results file of python -m benchmarks ({error!r})"
             ) from None
-
-
-def digest(path: Path) -> str:
-    """What a chart says it was drawn from."""
-    return "results " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    row["samples"] = [float(f"{sample:.5g}") for sample in row["samples"]]
-    for name in ("host", "stream", "ahead"):  # a CPU has none of them
-        if row[name] is None:
-            del row[name]
-        elif name != "ahead":
-            row[name] = float(f"{row[name]:.4g}")
-    if row["error"] is not None:
-        row["error"] = float(f"{row['error']:.3g}")
-    return row
+        for row in results.rows:
+            row.quartiles = row.quartiles[0], row.quartiles[1]
+        return results
 
 
 def results_file(path: Path) -> Path:
-    """A file of results, where a folder of a run is named too."""
+    """The path of a results file; for a folder, of the one in it."""
     return path / "results.json" if path.is_dir() else path
+
+
+def digest(path: Path) -> str:
+    """The mark by which a chart names the results that it shows."""
+    return "results " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+_DIGITS = {"error": 3, "seconds": 6, "quartiles": 6, "host": 4, "stream": 4}
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    """The fields of a row, rounded, without those that have their default."""
+    entry = asdict(row)
+    for field in fields(row)[4:]:
+        value = entry[field.name]
+        if repr(value) == repr(field.default):
+            del entry[field.name]
+        elif field.name == "quartiles":
+            entry[field.name] = [_rounded(each, _DIGITS["quartiles"]) for each in value]
+        elif field.name in _DIGITS:
+            entry[field.name] = _rounded(value, _DIGITS[field.name])
+    return entry
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")

@@ -1,4 +1,4 @@
-"""Search for problems that PyTorch's convolution on the CPU computes wrongly, or dies of.
+"""Search for problems that PyTorch's convolution on the CPU computes wrongly, or crashes on.
 
     python -m benchmarks.scan --count 20000
     python -m benchmarks.scan --count 20000 --isa AVX2
@@ -6,23 +6,22 @@
     python -m benchmarks.scan --count 20000 --guard writes
 
 Each case is one map of a small random problem, in a random dtype and memory layout.  Operands are
-small integers, so nearly every sum is exact and a wrong term shows.  Around the operands lies NaN,
-and freed memory is filled with NaN, so what is read beyond them shows too.  Results are compared
-with the definition in float64; a difference counts if it exceeds the bound of
-``torch_corr.testing``.
+small integers, so nearly every sum is exact and a wrong term shows.  NaN surrounds the operands and
+fills freed memory, so reads beyond the operands show too.  Results are compared with the definition
+in float64; a difference counts if it exceeds the bound of ``torch_corr.testing``.
 
-The cases run in a process of their own.  If it dies, the case that it was running is a finding, and
-another process goes on with the next case.  A case depends on the seed and its number alone.  Each
-finding is printed with a spelling that runs it again::
+The cases run in a separate process.  If it dies, its current case is a finding, and another process
+continues with the next case.  A case depends only on the seed and its number.  Each finding is
+printed as a string that runs it again::
 
-    python -m benchmarks.scan --case 'SPELLING'
+    python -m benchmarks.scan --case 'CASE'
 
 With ``--guard`` every block of memory ends at a page that kills the process when it is written to,
-or read too (``guard.c``; Linux, with a C compiler), so that what uses more than its memory dies
-each time, and not by chance.
+or also when it is read (``guard.c``; Linux, with a C compiler).  So accesses beyond a block kill
+the process every time, and not by chance.
 
-At the end the findings are counted by map, dtype and the implementation that oneDNN used.  Exit
-code 1 if there was any finding.
+The summary counts the findings by map, dtype and the implementation that oneDNN used.  The exit
+code is 1 if there was a finding.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ import atexit
 import ctypes
 import json
 import os
-import random
-import re
 import shutil
 import signal
 import subprocess
@@ -42,10 +39,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,108 +48,31 @@ import torch
 from torch import Tensor
 
 from torch_corr import Direct, Plan, Problem, corr2d, plan
-from torch_corr.request import Request
+from torch_corr.request import SLOTS, Request
 from torch_corr.testing import Componentwise, declared, litter, oracle, poisoned
 from torch_corr.testing.bounds import rounded
 
+from .scan_cases import DTYPES, MAPS, READS, Case, draw
+
+COMMAND = (sys.executable, "-m", "benchmarks.scan")
 ISAS = ("AVX512_CORE_AMX", "AVX512_CORE_BF16", "AVX512_CORE", "AVX2", "SSE41")
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64)
-}
-MAPS = ("forward", "grad_input", "grad_weight", "gradients")
-READS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("weight", "output"),
-    "grad_weight": ("input", "output"),
-    "gradients": ("input", "weight", "output"),
-}
-ELEMENTS, PRODUCTS = 30_000, 400_000
-"""The most elements of an operand, and the most multiplications, of a case."""
-
 PATIENCE = 4.0
-"""Seconds of processor time after which a case counts as one that does not end."""
-
-GUARD = 256
-"""Elements of NaN before and after each operand in its memory."""
+"""Seconds of processor time after which a case counts as hung."""
 
 GUARDS = ("writes", "reads")
-"""What a process may be made to die of."""
+"""Kinds of accesses beyond a block of memory that may kill the process."""
 
 NO_MAPPINGS = 77
-"""Exit code of a process that has as many mappings as Linux allows; as in ``guard.c``."""
+"""Exit code of a process that reached Linux's limit of mappings; the same as in ``guard.c``."""
 
 READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
-"""Variables of the environment that are read when a process starts."""
-
-Strides = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One map of one problem on operands of given dtype, strides and values.
-
-    Attributes:
-        problem: the geometry.
-        map: ``forward``, ``grad_input``, ``grad_weight``, or ``gradients`` for both by one call.
-        dtype: of all operands.
-        bias: whether the forward has one.
-        values: ``ones``, or a number for random integers; after ``<`` or ``>`` only the left or
-            right half of the input and the output differs from zero.
-        strides: of input, weight and output.
-    """
-
-    problem: Problem
-    map: str
-    dtype: str
-    bias: bool
-    values: str
-    strides: tuple[Strides, Strides, Strides]
-
-    def __str__(self) -> str:
-        strides = " ".join(",".join(map(str, each)) for each in self.strides)
-        bias = "bias" if self.bias else "plain"
-        return f"{self.problem} {self.map} {self.dtype} {bias} {self.values} {strides}"
-
-    @classmethod
-    def parse(cls, text: str) -> Case:
-        problem, map, dtype, bias, values, *strides = text.split()
-        first, second, third = (_strides(each) for each in strides)
-        return cls(
-            Problem.parse(problem), map, dtype, bias == "bias", values, (first, second, third)
-        )
-
-    @property
-    def operands(self) -> dict[str, Tensor]:
-        """The operands that the map reads, each amid NaN."""
-        number = int(re.sub(r"\D", "", self.values) or 0)
-        generator = torch.Generator().manual_seed(number)
-        p, found = self.problem, {}
-        for name, shape, strides in zip(
-            ("input", "weight", "output"),
-            (p.input_shape, p.weight_shape, p.output_shape),
-            self.strides,
-        ):
-            if name not in READS[self.map]:
-                continue
-            size = [1 if stride == 0 else length for length, stride in zip(shape, strides)]
-            value = torch.ones(size)
-            if "ones" not in self.values:
-                value = torch.randint(-2, 4, size, generator=generator).float()
-            if name != "weight" and strides[3]:
-                half = (shape[3] + 1) // 2
-                if self.values[0] == "<":
-                    value[..., half:] = 0
-                elif self.values[0] == ">":
-                    value[..., :-half] = 0
-            found[name] = _amid_nan(value.to(DTYPES[self.dtype]).expand(shape), strides)
-        return found
+"""Environment variables that are read only when a process starts."""
 
 
 class Finding(NamedTuple):
     case: str
     kind: str
-    """``wrong``, ``not finite``, ``rough`` (right where halves are summed as halves), ``raised``,
+    """``wrong``, ``not finite``, ``rough`` (as exact as sums in half precision), ``raised``,
     ``died`` or ``hung``."""
     detail: str
     implementation: str
@@ -165,199 +83,57 @@ class Finding(NamedTuple):
         return f"{map:<12}{dtype:<10}{self.kind:<11}{self.implementation}"
 
 
-def _strides(text: str) -> Strides:
-    a, b, c, d = map(int, text.split(","))
-    return a, b, c, d
-
-
-def _amid_nan(value: Tensor, strides: Strides) -> Tensor:
-    """The values in memory of given strides, with NaN in every element beside them."""
-    reach = sum((length - 1) * stride for length, stride in zip(value.shape, strides)) + 1
-    memory = torch.full((reach + 2 * GUARD,), float("nan"), dtype=value.dtype)
-    placed = memory.as_strided(value.shape, strides, GUARD)
-    # Along a stride of zero all values are the same, and PyTorch writes to no such tensor.
-    one = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)
-    placed[one].copy_(value[one])
-    return placed
-
-
-# Drawing
-
-
-def draw(seed: int, number: int, maps: Sequence[str], dtypes: Sequence[str]) -> Case:
-    """The case of a number: the same for each run with this seed and these options."""
-    rng = random.Random(f"{seed}/{number}")
-    while True:
-        problem = _draw_problem(rng)
-        if problem is not None:
-            break
-    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-    last = rng.random() < 0.5
-    first, second, third = (_draw_strides(rng, shape, last) for shape in shapes)
-    values = rng.choice(["ones", str(rng.randrange(1000))])
-    return Case(
-        problem,
-        rng.choice(list(maps)),
-        rng.choice(list(dtypes)),
-        rng.random() < 0.5,
-        rng.choice(["", "", "", "<", ">"]) + values,
-        (first, second, third),
-    )
-
-
-CHANNELS = (1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 12, 13, 15, 16, 16, 17, 20, 24, 32, 33, 40)
-GROUPS = (2, 2, 3, 4, 5, 8, 16, 17, 20, 32)
-
-
-def _draw_problem(rng: random.Random) -> Problem | None:
-    """A problem, or None if what was drawn is too large or is none."""
-    kind = rng.choice(["dense", "dense", "dense", "grouped", "depthwise", "multiplied"])
-    groups = 1 if kind == "dense" else rng.choice(GROUPS)
-    ins, outs = rng.choice(CHANNELS), rng.choice(CHANNELS)
-    if kind == "depthwise":
-        ins = outs = 1
-    elif kind == "multiplied":
-        ins, outs = 1, rng.choice((2, 3, 4))
-    rows, columns = _draw_axis(rng, wide=0.05), _draw_axis(rng, wide=0.3)
-    try:
-        problem = Problem(
-            batch=rng.choice((1, 1, 2, 2, 3)),
-            in_channels=groups * ins,
-            size=(rows["size"], columns["size"]),
-            out_channels=groups * outs,
-            kernel=(rows["kernel"], columns["kernel"]),
-            stride=(rows["stride"], columns["stride"]),
-            padding=(rows["padding"], columns["padding"]),
-            dilation=(rows["dilation"], columns["dilation"]),
-            groups=groups,
-        )
-    except RuntimeError:
-        return None
-    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-    small = max(map(prod, shapes)) <= ELEMENTS and problem.multiplications <= PRODUCTS
-    return problem if small else None
-
-
-def _draw_axis(rng: random.Random, wide: float) -> dict[str, Any]:
-    """Sizes along one axis; the output is drawn, and the image follows from it where it can."""
-    kernel = rng.choice((1, 1, 2, 3, 3, 3, 4, 5, 6, 7))
-    if rng.random() < 0.08:
-        kernel = rng.randrange(8, 33)
-    stride = rng.choice((1, 1, 1, 2, 2, 3, 4, 5))
-    dilation = rng.choice((1, 1, 1, 2, 2, 3, 4))
-    if rng.random() < 0.08:
-        dilation = rng.randrange(5, 17)
-    reach = dilation * (kernel - 1)
-    padding = rng.choice(
-        (0, 0, 1, reach // 2, reach, rng.randint(0, reach + 3), rng.randint(0, reach + 3))
-    )
-    if rng.random() < 0.05:
-        padding = rng.randint(0, 30)
-    outputs = rng.choice((1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16))
-    if rng.random() < wide:
-        outputs = rng.randrange(20, 81)
-    size = (outputs - 1) * stride + reach + 1 - 2 * padding + rng.randrange(stride)
-    if size < 1:
-        size = rng.choice((1, 1, 2, 3, 4))
-    return {
-        "kernel": kernel,
-        "stride": stride,
-        "dilation": dilation,
-        "padding": (padding, padding),
-        "size": size,
-    }
-
-
-def _draw_strides(rng: random.Random, shape: Sequence[int], last: bool) -> Strides:
-    """NCHW or NHWC as a rule; else any order of the axes, an expanded axis, or gaps.
-
-    The stride of an axis of length 1 means nothing.  PyTorch and oneDNN read layouts from it
-    all the same, so it is often drawn.
-    """
-    order = [0, 2, 3, 1] if (last if rng.random() < 0.7 else rng.random() < 0.5) else [0, 1, 2, 3]
-    if rng.random() < 0.05:
-        rng.shuffle(order)
-    strides, step = [0, 0, 0, 0], 2 if rng.random() < 0.03 else 1
-    for axis in reversed(order):
-        strides[axis] = step
-        step *= shape[axis]
-    if rng.random() < 0.04:
-        strides[rng.randrange(4)] = 0
-    if rng.random() < 0.4:
-        for axis, length in enumerate(shape):
-            if length == 1:
-                strides[axis] = rng.choice((1, shape[1], shape[3], shape[2] * shape[3], step))
-    a, b, c, d = strides
-    return a, b, c, d
-
-
-# Running
-
-
 def find_algorithm(name: str) -> Any:
-    """What ``corr2d`` takes as its algorithm: a name, or the object that ``module:name`` spells."""
+    """The argument for ``corr2d``: a name, or the object at ``module:name``."""
     module, colon, attribute = name.partition(":")
     return getattr(import_module(module), attribute) if colon else name
 
 
+def _complete(case: Case, value: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Input, weight and output; an input or weight that the map does not read has equal values."""
+    operands, p = case.operands, case.problem
+    for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
+        if name not in operands:
+            operands[name] = torch.full(shape, value, dtype=DTYPES[case.dtype])
+    return operands["input"], operands["weight"], operands.get("output")
+
+
 def compute(case: Case, algorithm: str) -> list[Tensor]:
-    """What the map returns: one tensor, or two of ``gradients``."""
-    p, operands = case.problem, case.operands
-    numbers: tuple[Any, ...] = (p.stride, tuple(pair[0] for pair in p.padding), p.dilation)
+    """The results of the map: one tensor, or two for ``gradients``."""
+    p = case.problem
+    padding = p.padding[0][0], p.padding[1][0]
     bias = torch.ones(p.out_channels, dtype=DTYPES[case.dtype]) if case.bias else None
+    wanted = [case.map in (f"grad_{name}", "gradients") for name in ("input", "weight")]
     if algorithm == "pytorch":
+        x, w, y = _complete(case, float("nan"))
         if case.map == "forward":
-            return [torch.conv2d(operands["input"], operands["weight"], bias, *numbers, p.groups)]
-        blank = torch.full((1,), float("nan"), dtype=DTYPES[case.dtype])
-        for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
-            if name not in operands:
-                operands[name] = blank.expand(shape).contiguous()
-        wanted = case.map in ("grad_input", "gradients"), case.map in ("grad_weight", "gradients")
+            return [torch.conv2d(x, w, bias, p.stride, padding, p.dilation, p.groups)]
         found = torch.ops.aten.convolution_backward(
-            operands["output"],
-            operands["input"],
-            operands["weight"],
-            None,
-            *numbers,
-            False,
-            (0, 0),
-            p.groups,
+            *(y, x, w, None, p.stride, padding, p.dilation, False, (0, 0), p.groups),
             (*wanted, False),
         )
         return [value for value, is_wanted in zip(found, wanted) if is_wanted]
-    leaves = []
-    for name, shape in (("input", p.input_shape), ("weight", p.weight_shape)):
-        if name not in operands:
-            operands[name] = torch.ones(shape, dtype=DTYPES[case.dtype])
-        if case.map in ("gradients", f"grad_{name}"):
-            leaves.append(operands[name].requires_grad_())
-    y = corr2d(
-        operands["input"],
-        operands["weight"],
-        bias,
-        p.stride,
-        p.padding if p.padding[0][0] != p.padding[0][1] else numbers[1],
-        p.dilation,
-        p.groups,
+    x, w, y = _complete(case, 1)
+    leaves = [each.requires_grad_() for each, is_wanted in zip((x, w), wanted) if is_wanted]
+    result = corr2d(
+        *(x, w, bias, p.stride, padding, p.dilation, p.groups),
         algorithm=find_algorithm(algorithm),
     )
-    if case.map == "forward":
-        return [y]
-    return list(torch.autograd.grad(y, leaves, operands["output"]))
+    return list(torch.autograd.grad(result, leaves, y)) if leaves else [result]
 
 
 def _expected(case: Case) -> list[tuple[str, dict[str, Tensor]]]:
-    """For each result the map that it is of, and that map's operands."""
+    """For each result its map and the operands of that map."""
     operands = case.operands
     maps = ("grad_input", "grad_weight") if case.map == "gradients" else (case.map,)
     if case.dtype == "complex64" and case.map != "forward":
-        # A gradient is taken by the conjugates.
+        # Autograd conjugates the operands.
         operands = {n: v if n == "output" else v.conj() for n, v in operands.items()}
     return [(map, {name: operands[name] for name in READS[map]}) for map in maps]
 
 
 def problem_with(case: Case, algorithm: str, repeats: int) -> tuple[str, str] | None:
-    """What is wrong with a case, as kind and detail; None if nothing is."""
+    """The kind and the detail of a finding; None if the results are right."""
     expected = []
     for map, operands in _expected(case):
         exact = {n: v if v.is_complex() else v.double() for n, v in operands.items()}
@@ -384,14 +160,14 @@ def problem_with(case: Case, algorithm: str, repeats: int) -> tuple[str, str] | 
     return None
 
 
-def _definition(problem: Problem, map: str, operands: dict[str, Tensor]) -> Tensor:
-    able = not Direct().refusals(Request(problem, "forward", torch.device("cpu"), torch.float64))
-    first = operands["input"] if map != "grad_input" else operands["output"]
-    second = operands["weight"] if map != "grad_weight" else operands["output"]
-    if first.is_complex() or not able:
+def _definition(problem: Problem, map: Any, operands: dict[Any, Tensor]) -> Tensor:
+    """The exact result; by ``direct`` if possible, which is faster than the oracle."""
+    first, second = (operands[slot].contiguous() for slot in SLOTS[map][:2])
+    request = Request(problem, "forward", torch.device("cpu"), torch.float64)
+    if first.is_complex() or Direct().refusals(request):
         slots: Any = operands
         return oracle(problem, **slots).value
-    result: Tensor = getattr(Direct(), map)(problem, first.contiguous(), second.contiguous())
+    result: Tensor = getattr(Direct(), map)(problem, first, second)
     return result
 
 
@@ -411,7 +187,7 @@ def _beyond_bound(
 
     bound = Componentwise().bound(case.problem, reference, filled, dtype)
     if algorithm != "pytorch":
-        # Under auto it may be a transform, whose error is another.
+        # ``auto`` may choose a transform, which has another error model.
         chosen = getattr(_plan(case, algorithm), map)
         if chosen.error_class != "componentwise":
             bound = declared(chosen).bound(case.problem, reference, filled, dtype)
@@ -431,24 +207,15 @@ def _beyond_bound(
 
 
 def _plan(case: Case, algorithm: str) -> Plan:
-    p, operands = case.problem, case.operands
-    shapes = (("input", p.input_shape), ("weight", p.weight_shape))
-    for name, shape in shapes:
-        operands.setdefault(name, torch.empty(shape, dtype=DTYPES[case.dtype]))
-    return plan(
-        operands["input"],
-        operands["weight"],
-        p.stride,
-        p.padding,
-        p.dilation,
-        p.groups,
-        algorithm=find_algorithm(algorithm),
-    )
+    p = case.problem
+    x, w, _ = _complete(case, 1)
+    geometry = p.stride, p.padding, p.dilation, p.groups
+    return plan(x, w, *geometry, algorithm=find_algorithm(algorithm))
 
 
 @contextmanager
 def _captured() -> Iterator[Any]:
-    """What is written to the process's output meanwhile, by whatever language."""
+    """Captures the process's output, also of C code, as lines."""
     sys.stdout.flush()
     with tempfile.TemporaryFile() as file:
         kept = os.dup(1)
@@ -472,7 +239,7 @@ _KINDS = {
 
 
 def implementation_of(case: Case, algorithm: str) -> str:
-    """The kernels that oneDNN ran for a case, by its own log."""
+    """The kernels that oneDNN ran for a case, according to its log."""
     with _captured() as lines, torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         try:
             compute(case, algorithm)
@@ -493,7 +260,7 @@ def _implementations(case: Case, lines: Sequence[str]) -> str:
 
 
 def work(options: argparse.Namespace) -> None:
-    """Run cases one after another; the number of each goes into a file before it is run."""
+    """Run cases; the number of each is written to a file before it runs."""
     current = os.open(options.current, os.O_WRONLY)
     _set_up(options)
     with poisoned():
@@ -517,22 +284,13 @@ def _set_up(options: argparse.Namespace) -> None:
 
 
 def scan(options: argparse.Namespace) -> Iterator[Finding]:
-    """Every finding, from as many processes as it takes."""
+    """Yields every finding; starts another process after each that died."""
     with tempfile.NamedTemporaryFile(prefix="scan") as current:
         start = options.start
         while start < options.count:
             os.pwrite(current.fileno(), b"%012d" % start, 0)
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.scan",
-                "--worker",
-                "--current",
-                current.name,
-                "--start",
-                str(start),
-                *_same(options),
-            ]
+            own = ["--worker", "--current", current.name, "--start", str(start)]
+            command = [*COMMAND, *own, *_arguments(options)]
             with subprocess.Popen(
                 command, env=_environment(options), stdout=subprocess.PIPE, text=True
             ) as worker:
@@ -558,29 +316,17 @@ def scan(options: argparse.Namespace) -> Iterator[Finding]:
             start = reached + 1
 
 
-def _same(options: argparse.Namespace) -> list[str]:
-    return [
-        "--seed",
-        str(options.seed),
-        "--count",
-        str(options.count),
-        "--algorithm",
-        options.algorithm,
-        "--repeats",
-        str(options.repeats),
-        "--threads",
-        str(options.threads),
-        "--maps",
-        ",".join(options.maps),
-        "--dtypes",
-        ",".join(options.dtypes),
-        *(["--guard", options.guard] if options.guard else []),
-    ]
+def _arguments(options: argparse.Namespace) -> list[str]:
+    """The arguments for another process with the same options."""
+    words = ["--maps", ",".join(options.maps), "--dtypes", ",".join(options.dtypes)]
+    for name in ("seed", "count", "algorithm", "repeats", "threads"):
+        words += [f"--{name}", str(getattr(options, name))]
+    return words + (["--guard", options.guard] if options.guard else [])
 
 
 @lru_cache
 def _guard() -> str:
-    """The library that puts pages behind blocks, compiled."""
+    """Compiles ``guard.c``; returns the path of the library."""
     loaded = os.environ.get("LD_PRELOAD", "")
     if loaded.endswith("guard.so"):
         return loaded
@@ -602,8 +348,8 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
-    """The kernels that oneDNN made for a case that a process died of, and whether it does again."""
-    command = [sys.executable, "-m", "benchmarks.scan", "--case", str(case), *_same(options)]
+    """The kernels that oneDNN created for a case that killed its process, run alone."""
+    command = [*COMMAND, "--case", str(case), *_arguments(options)]
     done = subprocess.run(
         command,
         env={**_environment(options), "ONEDNN_VERBOSE": "2"},
@@ -617,7 +363,7 @@ def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
 
 
 def run_case(options: argparse.Namespace) -> int:
-    """Run one spelled case again."""
+    """Run one case from the command line."""
     case = Case.parse(options.case)
     _set_up(options)
     with poisoned():
@@ -644,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20_000, help="cases (default: %(default)s)")
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
-    parser.add_argument("--isa", choices=ISAS, help="the most that oneDNN may use of the processor")
+    parser.add_argument("--isa", choices=ISAS, help="the largest instruction set for oneDNN")
     parser.add_argument(
         "--algorithm",
         default="pytorch",
@@ -654,9 +400,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", type=names, default=tuple(DTYPES), help=",".join(DTYPES))
     parser.add_argument("--repeats", type=int, default=2, help="runs of each case")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", help="run one case by its spelling")
+    parser.add_argument("--case", help="run one case")
     parser.add_argument(
-        "--guard", choices=GUARDS, help="die of writes beyond a block of memory, or of reads too"
+        "--guard", choices=GUARDS, help="accesses beyond a block of memory that kill the process"
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--current", help=argparse.SUPPRESS)
@@ -667,10 +413,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.case:
         wanted = _environment(options)
         if any(os.environ.get(name) != wanted.get(name) for name in READ_ONCE):
-            command = [sys.executable, "-m", "benchmarks.scan", *sys.argv[1:]]
-            code = subprocess.run(command, env=wanted, check=False).returncode
+            code = subprocess.run([*COMMAND, *sys.argv[1:]], env=wanted, check=False).returncode
             if code < 0:
-                os.kill(os.getpid(), -code)  # die of the same, for who called
+                os.kill(os.getpid(), -code)  # die of the same signal
             return code
         return run_case(options)
     regions: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Real networks, converted and intercepted: logits and all gradients as right as nn.Conv2d's."""
+"""Real networks, converted and intercepted: logits and gradients as exact as with nn.Conv2d."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from benchmarks import models
 from support.maps import request
 from support.needs import COMPILERS, needs
 from support.networks import (
@@ -45,7 +44,9 @@ def _needs_transformers(request: pytest.FixtureRequest) -> None:
 @each_mode
 @each_dtype
 @pytest.mark.parametrize("algorithm", ["auto", NAMED])
-def test_converted(name: str, train: bool, halves: bool, algorithm: str) -> None:
+def test_converted_network_is_as_exact(
+    name: str, train: bool, halves: bool, algorithm: str
+) -> None:
     model, images = network(name)
     model = copy.deepcopy(model)
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -59,7 +60,7 @@ def test_converted(name: str, train: bool, halves: bool, algorithm: str) -> None
 @each_network
 @each_mode
 @each_dtype
-def test_intercepted(name: str, train: bool, halves: bool) -> None:
+def test_intercepted_network_is_as_exact(name: str, train: bool, halves: bool) -> None:
     model, images = network(name)
     around = intercept(NAMED)
     result = outcome(copy.deepcopy(model), images, train=train, halves=halves, around=around)
@@ -67,7 +68,7 @@ def test_intercepted(name: str, train: bool, halves: bool) -> None:
 
 
 def is_usual(train: bool, halves: bool, how: str, backend: str) -> bool:
-    """Every pair of mode, dtype and way, with one backend."""
+    """Every pair of mode, dtype and method, with one backend."""
     return backend == "aot_eager" and (how == "converted") == (train != halves)
 
 
@@ -77,12 +78,14 @@ def is_usual(train: bool, halves: bool, how: str, backend: str) -> bool:
 @each_dtype
 @pytest.mark.parametrize("how", ["converted", "intercepted"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled(name: str, train: bool, halves: bool, how: str, backend: str) -> None:
-    """Every pair of mode, dtype and way with one backend; with --compilers all of everything.
+def test_compiled_network_is_as_exact(
+    name: str, train: bool, halves: bool, how: str, backend: str
+) -> None:
+    """Every pair of mode, dtype and method with one backend; with --compilers every combination.
 
-    The bound is nn.Conv2d's own scatter over data that differ by one rounding, about the float64
-    result, times a factor that is derived in support/networks.py.  Inductor sums in another order
-    than eager PyTorch, so nn.Conv2d's network is compiled by it too.
+    The bound is the scatter of nn.Conv2d's results around the float64 result, for data that differ
+    by one rounding, times a factor that is derived in support/networks.py.  Inductor sums in
+    another order than eager PyTorch, so nn.Conv2d's network is compiled by it too.
     """
     model, images = network(name)
     model = copy.deepcopy(model)
@@ -91,14 +94,14 @@ def test_compiled(name: str, train: bool, halves: bool, how: str, backend: str) 
         convert(model)
     torch.compiler.reset()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Dynamo, about transformers' code
+        warnings.simplefilter("ignore")  # warnings of Dynamo about transformers
         result = outcome(model, images, train=train, halves=halves, around=around, backend=backend)
         allowed = yardstick(name, train, halves, backend if backend == "inductor" else None)
     assert_as_right(result, exact(name, train), allowed)
 
 
-def test_the_yardstick_finds_an_edge_left_out() -> None:
-    """One column of one layer's gradient wrong by 10^-4 of itself, and nothing else."""
+def test_yardstick_detects_a_missing_edge() -> None:
+    """Only one column of one layer's gradient is wrong, by a relative error of 10^-4."""
     model, images = network("replknet")
     model = copy.deepcopy(model)
     layer = convert(model).replaced["5.narrow"]
@@ -117,25 +120,6 @@ def test_the_yardstick_finds_an_edge_left_out() -> None:
         assert_as_right(result, exact("replknet", True), yardstick("replknet", True, False))
 
 
-@pytest.mark.parametrize("backend", [None, "eager"])
-def test_the_benchmark_of_steps(backend: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Three contenders from the same weights, a step each in turn; calls in microseconds."""
-    pytest.importorskip("transformers", reason="its networks need the extra 'models'")
-    model, images = network("resnet")
-    contenders = models.time_steps(
-        copy.deepcopy(model).train(), images, halves=False, rounds=1, backend=backend
-    )
-    compiled = [each.model._compiled_call_impl is not None for each in contenders]
-    assert compiled == [backend is not None] * 3
-    assert [len(each.seconds) for each in contenders] == [2, 2, 2]
-    layers = [[m for m in c.model.modules() if isinstance(m, nn.Conv2d)] for c in contenders]
-    converted = [{"_conv_forward" in vars(layer) for layer in each} for each in layers]
-    assert converted == [{False}, {True}, {False}]
-    assert models.first_difference(contenders) < 1e-5
-    models.time_calls(rounds=1, number=1)
-    assert "nn.Conv2d, intercepted" in capsys.readouterr().out
-
-
 FILTERS = {
     "BoxBlur": ((5, 3),),
     "GaussianBlur2d": ((7, 5), (1.5, 1.0)),
@@ -149,7 +133,7 @@ FILTERS = {
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize("algorithm", ["auto", NAMED])
 def test_kornia_filters_give_the_same_images(name: str, algorithm: str) -> None:
-    """They call F.conv2d themselves; the images and the gradient of the input."""
+    """The filters call F.conv2d; compares the images and the gradient of the input."""
     filters = pytest.importorskip("kornia.filters", reason="kornia is in the extra 'models'")
     layer = getattr(filters, name)(*FILTERS[name])
     images = torch.rand(2, 3, 40, 36, generator=torch.Generator().manual_seed(0))
@@ -176,7 +160,7 @@ def test_kornia_filters_give_the_same_images(name: str, algorithm: str) -> None:
 
 
 class Calls(TorchFunctionMode):
-    """Notes what is called, after the blocks inside it."""
+    """Records the functions that are called inside the inner blocks."""
 
     def __init__(self) -> None:
         super().__init__()

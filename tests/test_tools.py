@@ -1,6 +1,6 @@
-"""Tools that look at the exact class of a layer do with a converted model what they did before.
+"""Tools that look at the exact class of a layer treat a converted model as they did before.
 
-Each gets the same network twice, converted and not.  Those that run it run the algorithm.
+Each gets the same network twice, converted and not.  Tools that run the network run the algorithm.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Network(nn.Module):
 def network(
     layer: Callable[..., nn.Conv2d] = nn.Conv2d, dtype: torch.dtype = torch.float64
 ) -> Network:
-    """In evaluation; the same weights and statistics every time."""
+    """A network in evaluation mode, with the same weights and statistics every time."""
     torch.manual_seed(0)
     model = Network(layer)
     for module in model.modules():
@@ -62,7 +62,7 @@ def network(
 
 
 def pair(algorithm: str = "unfold", dtype: torch.dtype = torch.float64) -> tuple[Network, Network]:
-    """A network that is converted, and one that is not."""
+    """A converted network, and the same one unconverted."""
     ours = network(dtype=dtype)
     assert len(convert(ours, algorithm).replaced) == CONVOLUTIONS
     return ours, network(dtype=dtype)
@@ -78,25 +78,23 @@ def close(ours: Any, theirs: Any) -> None:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The maps that ``unfold`` and ``aten`` are asked for, by copies and pickles of them too."""
+    """The maps that ``unfold`` and ``aten`` compute, also in copies and pickles of them."""
     seen: list[str] = []
 
     def watch(algorithm: type, name: str) -> None:
         compute = getattr(algorithm, name)
 
-        def noted(self: Any, problem: Problem, *operands: Tensor) -> Tensor:
+        def recorded(self: Any, problem: Problem, *operands: Tensor) -> Tensor:
             seen.append(name)
             return compute(self, problem, *operands)
 
-        monkeypatch.setattr(algorithm, name, noted)
+        monkeypatch.setattr(algorithm, name, recorded)
 
     for name in ("forward", "grad_input", "grad_weight"):
         watch(Unfold, name)
     watch(Aten, "forward")
     return seen
 
-
-# Fusion.
 
 FUSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "torch.fx": fuse,
@@ -106,8 +104,7 @@ FUSIONS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_fused_with_the_batch_norms(name: str, ran: list[str]) -> None:
-    """None is left, and the fused layers run the algorithm."""
+def test_fusion_removes_batch_norms_and_keeps_the_algorithm(name: str, ran: list[str]) -> None:
     results = []
     for model in pair():
         fused = FUSIONS[name](model)
@@ -118,14 +115,12 @@ def test_fused_with_the_batch_norms(name: str, ran: list[str]) -> None:
     close(results[0], network()(images()))
 
 
-# Quantization.
-
 ENGINES = [each for each in torch.backends.quantized.supported_engines if each != "none"]
 
 
 @pytest.fixture
 def _engine() -> Iterator[None]:
-    """An engine that every CPU has, and PyTorch's deprecation warnings off."""
+    """An engine that every CPU has, without PyTorch's deprecation warnings."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "onednn" if "onednn" in ENGINES else ENGINES[0]
     with warnings.catch_warnings():
@@ -139,9 +134,9 @@ def exact_numbers(value: Tensor) -> Tensor:
 
 
 def with_exact_numbers(model: nn.Module) -> nn.Module:
-    """Weights -1, 0 and 1, scales that are powers of two: all sums are exact, in any order.
+    """Weights -1, 0 and 1, and scales that are powers of two: all sums are exact, in any order.
 
-    So whatever algorithm is calibrated with, observers see the same numbers.
+    So observers see the same numbers with every algorithm.
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -164,7 +159,7 @@ def quantized_after_training(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def quantized_in_training(model: nn.Module, x: Tensor) -> nn.Module:
-    model(x)  # whose convolutions are then replaced
+    model(x)  # its convolutions are replaced below
     model = quantization.fuse_modules_qat(model.train(), BLOCKS)
     model.qconfig = quantization.get_default_qat_qconfig("x86")
     prepared = quantization.prepare_qat(model)
@@ -179,7 +174,7 @@ def quantized_by_fx(model: nn.Module, x: Tensor) -> nn.Module:
 
 
 def quantized_by_fx_in_training(model: nn.Module, x: Tensor) -> nn.Module:
-    model(x)  # whose convolutions are then replaced
+    model(x)  # its convolutions are replaced below
     mapping = quantization.get_default_qat_qconfig_mapping("x86")
     prepared = prepare_qat_fx(model.train(), mapping, (x,))
     prepared(x).square().sum().backward()
@@ -197,8 +192,10 @@ def quantized_by_fx_in_training(model: nn.Module, x: Tensor) -> nn.Module:
         quantized_by_fx_in_training,
     ],
 )
-def test_quantized(quantize: Callable[[nn.Module, Tensor], nn.Module], ran: list[str]) -> None:
-    """Every layer, to the same integers."""
+def test_quantization_gives_the_same_integers(
+    quantize: Callable[[nn.Module, Tensor], nn.Module], ran: list[str]
+) -> None:
+    """In every layer."""
     x, results = exact_numbers(images(torch.float32)), []
     for model in map(with_exact_numbers, pair(dtype=torch.float32)):
         quantized = quantize(model, x)
@@ -214,8 +211,8 @@ def test_quantized(quantize: Callable[[nn.Module, Tensor], nn.Module], ran: list
 
 @pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
 @pytest.mark.usefixtures("_engine")
-def test_converted_between_the_steps_of_quantization(ran: list[str]) -> None:
-    """A layer that has a qconfig already is calibrated with the algorithm, and then quantized."""
+def test_layer_converted_after_prepare_is_quantized(ran: list[str]) -> None:
+    """A layer that already has a qconfig is calibrated with the algorithm, and then quantized."""
     model = quantization.fuse_modules(network(dtype=torch.float32), BLOCKS)
     model.qconfig = quantization.get_default_qconfig("x86")
     prepared = quantization.prepare(model)
@@ -226,7 +223,7 @@ def test_converted_between_the_steps_of_quantization(ran: list[str]) -> None:
 
 
 class Subclass(nn.Conv2d):
-    """It computes as nn.Conv2d, but FX takes only layers of PyTorch's own for leaves."""
+    """Computes as nn.Conv2d, but only PyTorch's own layers are leaves for FX."""
 
 
 @pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
@@ -241,9 +238,6 @@ def test_fx_quantizes_converted_layers_of_a_subclass() -> None:
         assert "quantized.conv2d" in quantized.code
         results.append(quantized(x))
     assert torch.equal(*results)
-
-
-# Counting.
 
 
 def counted_by_thop(model: nn.Module, x: Tensor) -> Any:
@@ -274,7 +268,7 @@ def counted_by_torchinfo(model: nn.Module, x: Tensor) -> Any:
 
 
 def counted_by_pytorch(model: nn.Module, x: Tensor) -> Any:
-    """Forward alone: of grouped layers it counts the weight's gradient as if without groups."""
+    """Only the forward; it ignores groups when it counts the weight's gradient."""
     with FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops()
@@ -291,16 +285,13 @@ def counted_by_pytorch(model: nn.Module, x: Tensor) -> Any:
         counted_by_pytorch,
     ],
 )
-def test_counted(count: Callable[[nn.Module, Tensor], Any]) -> None:
+def test_counters_give_the_same_number(count: Callable[[nn.Module, Tensor], Any]) -> None:
     ours, theirs = (count(model, images()) for model in pair())
     assert ours == theirs
 
 
-# Per-sample gradients.
-
-
-def of_samples(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """By the definition: one backward pass for each image."""
+def gradients_of_each_image(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """The definition: one backward pass for each image."""
     rows = []
     for image in x:
         loss = model(image[None]).square().sum()
@@ -335,11 +326,11 @@ def by_functions(model: nn.Module, x: Tensor) -> list[Tensor]:
 def test_per_sample_gradients(
     compute: Callable[[nn.Module, Tensor], list[Tensor]], ran: list[str]
 ) -> None:
-    """Expanded weights know conv2d alone, which the converted layers call for them."""
+    """Expanded weights support only conv2d, which the converted layers call for them."""
     model, layers = network(), ("dense", "depthwise", "strided")
     model = nn.Sequential(*(getattr(model, name) for name in layers))
     model[0][1] = model[1][1] = nn.Identity()  # batch norms mix the images
-    expected = of_samples(model, images())
+    expected = gradients_of_each_image(model, images())
     convert(model, "unfold")
     close(compute(model, images()), expected)
     assert ("forward" in ran) == (compute is not by_expanded_weights)
@@ -349,7 +340,7 @@ def test_per_sample_gradients(
 
 
 class OnlyConv2d(Tensor):
-    """A tensor as those of quantization libraries: it knows ``conv2d``, not what calls it."""
+    """A tensor like those of quantization libraries: it supports ``conv2d``, not ``corr2d``."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -360,7 +351,7 @@ class OnlyConv2d(Tensor):
 
 @pytest.mark.parametrize("which", ["weight", "bias"])
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_parameters_replaced_by_others_that_know_conv2d(which: str, backend: str | None) -> None:
+def test_parameters_that_support_only_conv2d_use_conv2d(which: str, backend: str | None) -> None:
     layer, x = nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), torch.randn(1, 2, 5, 5)
     expected = layer(x)
     convert(layer, "unfold")
@@ -372,9 +363,6 @@ def test_parameters_replaced_by_others_that_know_conv2d(which: str, backend: str
     torch.compiler.reset()
     captured = torch.compile(call, fullgraph=True, backend=backend) if backend else call
     torch.testing.assert_close(captured(x).as_subclass(Tensor), expected)
-
-
-# Saved, copied, captured.
 
 
 def saved(model: nn.Module) -> nn.Module:
@@ -400,7 +388,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_run_the_algorithm(name: str, ran: list[str]) -> None:
-    """In forward and in backward; and after revert the original alone does not."""
+    """In forward and in backward."""
     model, theirs = pair()
     twin = COPIES[name](model)
     results = []
@@ -412,7 +400,7 @@ def test_copies_run_the_algorithm(name: str, ran: list[str]) -> None:
     assert [ran.count(map) for map in ("forward", "grad_input", "grad_weight")] == [3, 3, 3]
 
 
-WRITTEN: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
+EXPORTS: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
     "export": lambda model: torch.export.export(model, (images(),)).module(),
     "export, strict": lambda model: torch.export.export(model, (images(),), strict=True).module(),
     "trace": lambda model: torch.jit.trace(model, images()),
@@ -422,10 +410,10 @@ WRITTEN: dict[str, Callable[[nn.Module], Callable[[Tensor], Tensor]]] = {
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", WRITTEN)
-def test_programs_for_others_hold_pytorchs_convolution(name: str, ran: list[str]) -> None:
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exported_programs_contain_pytorchs_convolution(name: str, ran: list[str]) -> None:
     model, theirs = pair()
-    program = WRITTEN[name](model)
+    program = EXPORTS[name](model)
     ran.clear()
     close(program(images()), theirs(images()))
     assert ran == []
@@ -433,10 +421,10 @@ def test_programs_for_others_hold_pytorchs_convolution(name: str, ran: list[str]
     assert ran == ["forward"] * CONVOLUTIONS
 
 
-# Corr2d itself is another class: what docs/tools.md says.
+# Corr2d is another class than nn.Conv2d; see docs/tools.md.
 
 
-def test_corr2d_counted_by_thop() -> None:
+def test_thop_counts_corr2d_with_its_hook_for_conv2d() -> None:
     thop = pytest.importorskip("thop", reason="thop is in the extra 'tools'")
     from thop.vision.basic_hooks import count_convNd
 
@@ -446,7 +434,7 @@ def test_corr2d_counted_by_thop() -> None:
     assert counted == counted_by_thop(network(), images())
 
 
-def test_corr2d_counted_by_ptflops() -> None:
+def test_ptflops_counts_corr2d_with_its_hook_for_conv2d() -> None:
     ptflops = pytest.importorskip("ptflops", reason="ptflops is in the extra 'tools'")
     from ptflops.pytorch_ops import conv_flops_counter_hook
 
@@ -460,7 +448,7 @@ def test_corr2d_counted_by_ptflops() -> None:
     assert counted == counted_by_ptflops(network(), images())
 
 
-def test_operators_counted_by_ptflops() -> None:
+def test_ptflops_counts_operators_with_a_hook() -> None:
     ptflops = pytest.importorskip("ptflops", reason="ptflops is in the extra 'tools'")
     layer = nn.Conv2d(3, 4, 3, groups=1, bias=False)
     convert(layer, "unfold")
@@ -479,7 +467,7 @@ def test_operators_counted_by_ptflops() -> None:
     assert counted == (4 * 10 * 9) * (3 * 3 * 3)
 
 
-def test_corr2d_made_conv2d_can_be_converted(ran: list[str]) -> None:
+def test_corr2d_turned_into_conv2d_can_be_converted(ran: list[str]) -> None:
     model = network(Corr2d)
     for layer in model.modules():
         if type(layer) is Corr2d:
@@ -489,7 +477,7 @@ def test_corr2d_made_conv2d_can_be_converted(ran: list[str]) -> None:
     assert ran == ["forward"] * CONVOLUTIONS
 
 
-def test_corr2d_fused_by_torch_ao() -> None:
+def test_torch_ao_fuses_corr2d_with_a_fuser() -> None:
     fusers = {(Corr2d, nn.BatchNorm2d): lambda is_qat, conv, norm: fuse_conv_bn_eval(conv, norm)}
     model = network(Corr2d)
     fused = quantization.fuse_modules(
@@ -506,14 +494,14 @@ def test_corr2d_fused_by_torch_ao() -> None:
 @pytest.mark.parametrize("compute", [by_opacus, by_functions])
 def test_corr2d_per_sample_gradients(compute: Callable[..., list[Tensor]]) -> None:
     model = nn.Sequential(Corr2d(3, 4, 3, stride=2), nn.Tanh(), Corr2d(4, 2, 2)).double()
-    expected = of_samples(model, images())
+    expected = gradients_of_each_image(model, images())
     close(compute(model, images()), expected)
 
 
 @pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
 @pytest.mark.usefixtures("_engine")
-def test_corr2d_met_by_quantization_says_what_to_do() -> None:
-    """Eager mode hands it integers; FX mode leaves it in floating point, without a word."""
+def test_quantizing_corr2d_explains_what_to_do() -> None:
+    """Eager mode passes integers to it; FX mode silently leaves it in floating point."""
     x = images(torch.float32)
     model = network(Corr2d, torch.float32)
     model.qconfig = quantization.get_default_qconfig("x86")

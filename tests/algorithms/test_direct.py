@@ -1,5 +1,5 @@
-"""What the laws do not ask of the compiled kernels: every instruction set, long rows, threads,
-the entry points themselves."""
+"""Tests of the compiled kernels beyond the laws: every instruction set, long rows, threads, the
+checks of the entry points."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -121,7 +121,7 @@ def test_edges(case: str, dtype: torch.dtype) -> None:
 def test_one_non_finite_number_reaches_only_its_windows(
     problem: Problem, seed: int, value: str, map: str, isa: str
 ) -> None:
-    """To the bit: results outside of its reach are what they were."""
+    """All other results stay the same to the bit."""
     (first_name, first), (second_name, second) = some(problem, map, torch.float32, seed).items()
     at = seed * 7919 % first.numel()
     mark = torch.zeros_like(first)
@@ -139,7 +139,7 @@ def test_one_non_finite_number_reaches_only_its_windows(
 @each_isa
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_half_precision_number_survives(dtype: torch.dtype, isa: str) -> None:
-    """All 65536 of them, subnormals and infinities too, through a kernel of one."""
+    """All 65536 numbers, with subnormals and infinities, times a kernel of one tap that is 1."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, 256, 256)
     w = torch.ones(1, 1, 1, 1, dtype=dtype)
     y = Direct(isa=isa).forward(Problem.of(x.shape, w.shape), x, w)
@@ -175,8 +175,8 @@ def test_same_bits_for_any_number_of_threads(case: str) -> None:
         torch.set_num_threads(before)
 
 
-def test_python_threads_compute_side_by_side() -> None:
-    """The interpreter lock is free while the kernels run, and they share nothing."""
+def test_python_threads_compute_in_parallel() -> None:
+    """The kernels release the interpreter lock and share no state."""
     problem = Problem.parse("n2c3-x50x51-o6-k5-p2-g3")
     operands = [some(problem, "forward", torch.float32, seed) for seed in range(4)]
     expected = [Direct().forward(problem, *each.values()) for each in operands]
@@ -196,7 +196,7 @@ def test_python_threads_compute_side_by_side() -> None:
 
 
 def entry_point_arguments() -> tuple[Tensor, list[object]]:
-    """A right call of ``forward``: 8x8 by 3x3; and the memory that it speaks of."""
+    """Valid arguments of ``forward``, 8x8 by 3x3, and the memory that they point to."""
     x = torch.zeros(64)
     sizes = [1, 1, 8, 8, 1, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     address = x.data_ptr()
@@ -229,12 +229,12 @@ REFUSED_BY_THE_ENTRY_POINTS: list[tuple[int, Callable[[int], object]]] = [
 
 
 @pytest.mark.parametrize(("at", "change"), REFUSED_BY_THE_ENTRY_POINTS)
-def test_entry_points_check_what_they_are_told(at: int, change: Callable[[int], object]) -> None:
-    """Whoever calls, no size reaches a pointer unchecked."""
+def test_entry_points_check_their_arguments(at: int, change: Callable[[int], object]) -> None:
+    """Every size is checked before the kernels use a pointer."""
     memory, arguments = entry_point_arguments()
     compiled.forward(*arguments)
     arguments[at] = change(arguments[at])
-    with pytest.raises(ValueError):  # noqa: PT011 - each has its own words
+    with pytest.raises(ValueError):  # noqa: PT011 - each has its own message
         compiled.forward(*arguments)
     assert (memory == 0).all()
 
@@ -250,7 +250,7 @@ def test_refusals() -> None:
     assert "2**48" in sentence
 
 
-def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_says_that_the_kernels_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "compiled", None)
     monkeypatch.setattr(native, "why_missing", "No module named '_compiled'")
     problem = Problem.parse("n1c1-x8x8-o1-k3")
@@ -262,9 +262,12 @@ def test_without_the_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -
 @each_isa
 @each_map
 @settings(max_examples=40)
+@example(Problem.parse("n1c1-x1x5-o3-k2x300-p4x29948-d7x200"), torch.float64)
 @given(problem=long_axes(), dtype=st.sampled_from(FLOATS))
-def test_scratch_is_as_stated(isa: str, map: MapName, problem: Problem, dtype: torch.dtype) -> None:
-    """The kernels say what each thread took; ``workspace`` copies constants of theirs."""
+def test_scratch_is_within_workspace(
+    isa: str, map: MapName, problem: Problem, dtype: torch.dtype
+) -> None:
+    """The kernels measure ``last_scratch``; ``workspace`` predicts it from copied constants."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -278,8 +281,8 @@ def test_scratch_is_as_stated(isa: str, map: MapName, problem: Problem, dtype: t
 @pytest.mark.parametrize(
     "text", ["n1c1-x200x2100-o4-k3", "n1c1-x200x2100-o4-k64x1", "n1c5-x40x2100-o6-k31x31"]
 )
-def test_scratch_of_wide_images_is_as_stated(text: str) -> None:
-    """Rows that are packed side by side: what the gradient of a weight needs most of."""
-    test_scratch_is_as_stated.hypothesis.inner_test(  # type: ignore[attr-defined]
+def test_scratch_of_wide_images_is_within_workspace(text: str) -> None:
+    """Wide packed rows need the most scratch memory in ``grad_weight``."""
+    test_scratch_is_within_workspace.hypothesis.inner_test(  # type: ignore[attr-defined]
         "", "grad_weight", Problem.parse(text), torch.float64
     )

@@ -1,9 +1,9 @@
-"""Fuzz of the native entry points: python tests/support/fuzz_native.py [seconds] [seed]
+"""Fuzzes the native entry points: python tests/support/fuzz_native.py [seconds] [seed]
 
-Needs NumPy alone, so that it is quick under the sanitizers (tests/support/sanitize.sh).  Every
-geometry runs all three maps on every instruction set, on one thread and on three, into memory
-full of NaN, and must keep the form: <y, forward(x, w)> = <x, grad_input(y, w)> =
-<w, grad_weight(x, y)>.
+Needs only NumPy, so it is quick with the sanitizers (tests/support/sanitize.sh).  Each geometry
+runs all three maps on every instruction set, with one thread and with three, into
+memory full of NaN.
+The three maps must agree: <y, forward(x, w)> = <x, grad_input(y, w)> = <w, grad_weight(x, y)>.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def load():
-    """The extension on its own: the package would import torch."""
+    """Loads the extension without the package, which would import torch."""
     for folder in sys.path:
         for suffix in importlib.machinery.EXTENSION_SUFFIXES:
             path = Path(folder or ".") / "torch_corr" / "native" / f"_compiled{suffix}"
@@ -43,11 +43,11 @@ EDGES = [
     [2, 3, 17, 33, 3, 5, 5, 7, 40, 2, 2, 2, 2, 1, 1, 3],  # the stride past the kernel
     [1, 1, 9, 9, 1, 2, 2, HUGE, HUGE, HUGE, HUGE, HUGE, HUGE, 1, 1, 1],  # huge padding
     [1, 1, 9, 9, 1, 3, 2, 1, 1, HUGE, HUGE, 0, HUGE, HUGE, HUGE, 1],  # huge dilation
-    [1, 2, 5, 700, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1],  # wide: the padding's strips apart
-    [2, 1, 3, 1100, 1, 2, 9, 1, 1, 0, 1, 300, 20, 2, 30, 1],  # wider padding than a strip
-    [1, 3, 4, 333, 3, 3, 2, 1, 1, 1, 0, 0, 70, 1, 200, 3],  # taps that reach far
+    [1, 2, 5, 700, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1],  # wide: the padding has its own blocks
+    [2, 1, 3, 1100, 1, 2, 9, 1, 1, 0, 1, 300, 20, 2, 30, 1],  # padding wider than a strip
+    [1, 3, 4, 333, 3, 3, 2, 1, 1, 1, 0, 0, 70, 1, 200, 3],  # taps far from each other
     [1, 4, 2, 500, 1, 1, 90, 1, 1, 0, 0, 9000, 9000, 1, 200, 1],  # a long packed row
-    [1, 2, 9, 9, 2, 1, 1, 2**48, 2**48, 0, 0, 0, 0, 2**48, 2**48, 2],  # steps never taken
+    [1, 2, 9, 9, 2, 1, 1, 2**48, 2**48, 0, 0, 0, 0, 2**48, 2**48, 2],  # no effect
 ]
 
 
@@ -72,8 +72,8 @@ def gives_results_at_points(native, sizes, code: int, data, rng) -> None:
             assert np.allclose(sums, whole[points], rtol=1e-9, atol=1e-9), (name, sizes)
 
 
-def keeps_the_form(native, sizes, seed: int) -> None:
-    """All maps, instruction sets and numbers of threads on one geometry."""
+def check_maps_agree(native, sizes, seed: int) -> None:
+    """Runs all maps, instruction sets and numbers of threads on one geometry."""
     n, c, h, w, o, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g = sizes
     oh = (h + pt + pb - dh * (kh - 1) - 1) // sh + 1
     ow = (w + pl + pr - dw * (kw - 1) - 1) // sw + 1
@@ -109,13 +109,13 @@ def keeps_the_form(native, sizes, seed: int) -> None:
                 assert max(forms) - min(forms) <= close, (forms, isa, dtype, sizes)
 
 
-def counts_past_2_to_the_31(native) -> None:
-    """70000 x 32768 halves, most of them never touched, hence never allocated."""
+def check_offsets_beyond_32_bits(native) -> None:
+    """70000 x 32768 float16 numbers; most pages are never touched, so they take no memory."""
     h, w, stride = 70_000, 2**15, 1000
     x = np.zeros(h * w, np.float16)
     sizes = [1, 1, h, w, 1, 3, 3, stride, stride, 0, 0, 0, 0, 1, 1, 1]
     oh, ow = (h - 3) // stride + 1, (w - 3) // stride + 1
-    at = (oh - 1) * stride * w + (ow - 1) * stride  # under the last window's first tap
+    at = (oh - 1) * stride * w + (ow - 1) * stride  # the last window's first tap
     assert at > 2**31
     x[at] = 3
     weight, ones = np.arange(9, dtype=np.float16) + 2, np.ones(oh * ow, np.float16)
@@ -176,8 +176,8 @@ def axis(r: random.Random):
 def main(seconds: float = 60, seed: int = 0) -> None:
     native = load()
     for sizes in EDGES:
-        keeps_the_form(native, sizes, seed)
-    counts_past_2_to_the_31(native)
+        check_maps_agree(native, sizes, seed)
+    check_offsets_beyond_32_bits(native)
     r, end, count = random.Random(seed), time.time() + seconds, len(EDGES) + 1
     while time.time() < end:
         scans_planes(native, r)
@@ -191,9 +191,9 @@ def main(seconds: float = 60, seed: int = 0) -> None:
         if max(n, 1) * g * gi * go * oh * ow * kh * kw > 2e6 or max(n, 1) * g * go * oh * ow > 3e5:
             continue
         sizes = [n, g * gi, h, w, g * go, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g]
-        keeps_the_form(native, sizes, r.randrange(2**31))
+        check_maps_agree(native, sizes, r.randrange(2**31))
         count += 1
-    print(f"{count} geometries, seed {seed}: the form holds on {', '.join(native.isas())}")
+    print(f"{count} geometries, seed {seed}: the maps agree on {', '.join(native.isas())}")
 
 
 main(*(float(v) if i == 0 else int(v) for i, v in enumerate(sys.argv[1:])))

@@ -1,7 +1,8 @@
 #!/bin/sh
-# The kernels under the address and undefined-behaviour sanitizers: tests/support/sanitize.sh [seconds] [seed]
-# Builds a copy of the package in a temporary directory and leaves the installed one alone; fuzzes
-# the native entry points with it, then holds `direct` to the laws.
+# Tests the kernels with the address and undefined-behaviour sanitizers:
+#     tests/support/sanitize.sh [seconds] [seed]
+# Builds a copy of the package in a temporary directory, fuzzes its native entry points, then runs the
+# laws of `direct`.  The installed package stays as it is.
 set -e
 root=$(cd "$(dirname "$0")/../.." && pwd)
 site=$(mktemp -d)
@@ -13,7 +14,8 @@ LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libubsan.s
 export LD_PRELOAD
 python "$root/tests/support/fuzz_native.py" "${1:-60}" "${2:-0}"
 
-# From elsewhere, and without the finder of an editable installation: both would be found first.
+# Run from another folder and without the finder of an editable installation: Python would import the
+# package from either of them first.
 cd "$site"
 python -c '
 import sys

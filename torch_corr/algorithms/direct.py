@@ -1,9 +1,9 @@
-"""Direct: compiled sums over taps, for planes x taps: depthwise, grouped, few channels, any kernel.
+"""Direct: compiled sums over taps, for depthwise and grouped layers and few channels, any kernel.
 
 The kernels (``torch_corr/native``) keep a tile of outputs (or of taps, in ``grad_weight``) in
-registers and read the image in place, so the cost is the multiplications themselves, at the
-machine's matrix-product rate, and no workspace grows with the image.  They know nothing of torch:
-what crosses is addresses and sizes, checked on both sides.
+registers and read the image in place.  So the cost is the multiplications themselves, at the
+machine's matrix-product rate, and the workspace does not grow with the image.  The kernels do not
+use torch: they get addresses and sizes, which both sides check.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from .base import (
 from .cost import Fitted, Work, filled, moved, rows_met
 
 _CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
-"""As ``enum class Dtype`` in ``native/geometry.hpp``."""
+"""The same codes as ``enum class Dtype`` in ``native/geometry.hpp``."""
 
 _LARGEST = 2**48
-"""As ``kLargest`` in ``native/geometry.cpp``."""
+"""The same number as ``kLargest`` in ``native/geometry.cpp``."""
 
-_STRIP, _THREAD_SCRATCH = 512 * 2**10, 800 * 2**10
-"""Bytes in which each thread packs rows (``kStripBytes``), and with its sums and the rest."""
+_THREAD_SCRATCH = 800 * 2**10
+"""Bytes of scratch memory of each thread, unless packed rows are wide: ``kThreadScratch`` in
+``native/kernels.hpp``."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Direct(Fitted):
     """Compiled kernels on the CPU.
 
     Attributes:
-        isa: ``"avx512"``, ``"avx2"`` or ``"baseline"``; by default the variable
-            ``TORCH_CORR_ISA``, and without it the best that this machine has.
+        isa: ``"avx512"``, ``"avx2"`` or ``"baseline"``; by default the environment variable
+            ``TORCH_CORR_ISA``, or the best instruction set of this machine.
 
     Raises:
-        TypeError: an instruction set that is no word.
+        TypeError: ``isa`` is not a string.
     """
 
     name: ClassVar[str] = "direct"
@@ -92,35 +93,34 @@ class Direct(Fitted):
 
         result = correlate(output, weight)
         if weight.numel() and not isfinite(weight.sum().item()):
-            # Beyond the output's edges the kernels see zeros, and zero times such a tap is NaN;
-            # pixels that no such tap meets are what they are without it.
+            # Outside the output the kernels read zeros, and zero times such a tap is NaN.  Pixels
+            # that no such tap meets get the sum without it.
             finite = weight.isfinite()
             met = correlate(torch.ones_like(output), (~finite).to(weight.dtype)) != 0
             result = torch.where(met, result, correlate(output, weight.where(finite, 0)))
         return result
 
     def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        """(x, y) -> w by register tiles of taps, summed in an order that the sizes alone decide."""
+        """(x, y) -> w by register tiles of taps, summed in an order fixed by the sizes."""
         if input.is_complex():
             return complex_from_real(self.grad_weight, problem, input, output)
         return self._call(problem, "grad_weight", input, output, problem.weight_shape)
 
     def workspace(self, request: Request) -> int:
-        """Scratch of every thread and copies of the weights; nothing that grows with images."""
+        """Scratch of every thread and copies of the weights; it does not grow with images."""
         problem, map, dtype = request.problem, request.map, request.dtype
         taps = prod(problem.weight_shape)
         width = accumulation_dtype(dtype).itemsize
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
         copies = weights.get(map, min(32 * taps, taps + 2**20))
-        # A packed row of grad_weight has a stretch of 512 bytes for every tap far from others.
-        row = 512 * problem.kernel[1] * min(4, problem.group_in) if map == "grad_weight" else 0
-        scratch = _THREAD_SCRATCH + max(0, row - _STRIP)
+        # 32 is ``kSplitJobs``, 2**20 ``kPartialSums``.
+        scratch = _THREAD_SCRATCH + _scratch_of_wide_rows(problem, map, width)
         return torch.get_num_threads() * scratch + width * copies
 
     def work(self, request: Request) -> Work:
-        """Products of a row of pixels with a row of taps; rows in the padding are passed over,
-        columns there are not.  Idle lanes and rows of the register tiles count as work, and so
-        does starting a row."""
+        """Products of a row of pixels with a row of taps.  Rows in the padding are skipped, columns
+        there are not.  Idle lanes and rows of the register tiles count as work, and so does the
+        start of a row."""
         problem, map, dtype = request.problem, request.map, request.dtype
         lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
         if map == "grad_weight":
@@ -138,7 +138,7 @@ class Direct(Fitted):
         lines = problem.batch * problem.out_channels * problem.group_in * rows_met(problem)
         flops = (8 if dtype.is_complex else 2) * lines * columns * problem.kernel[1] * fill
         regime = "planes" if problem.group_in <= 4 else "channels"
-        # One tap has no neighbour from which a dilation could part it.
+        # The dilation of one tap has no effect.
         dilated = any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
         if problem.stride != (1, 1) or dilated:
             regime += ", apart"
@@ -165,3 +165,18 @@ class Direct(Fitted):
 
     def _isa(self) -> str:
         return self.isa or native.requested_isa()
+
+
+def _scratch_of_wide_rows(problem: Problem, map: MapName, itemsize: int) -> int:
+    """Bytes that a thread takes above :data:`_THREAD_SCRATCH` where taps are far apart.
+
+    A packed row then has up to 512 bytes for each tap (``kNarrowVectors`` in maps.cpp),
+    or, if that is less, all columns from the first tap of a tile's first column to the last tap of
+    its last.  At least 19 rows are packed in ``kPackBytes`` (correlate.hpp), and for the weight's
+    gradient one row of each of ``kChannelBlock`` channels in ``kPackedBytes`` (kernels.hpp).
+    """
+    row = 512 * problem.kernel[1]
+    if map == "grad_weight":
+        return max(0, row * min(4, problem.group_in) - 512 * 2**10)
+    row = min(row, 512 * problem.stride[1] + itemsize * problem.span[1])
+    return max(0, 19 * row - 128 * 2**10)

@@ -1,10 +1,11 @@
-// The sizes of one correlation, checked once; every other file takes them as facts.
+// The sizes of one correlation, checked once; all other files rely on them.
 #pragma once
 
 #include <cstdint>
 
 namespace torch_corr {
 
+// `_CODES` in algorithms/direct.py has the same codes.
 enum class Dtype : int { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3 };
 
 // One axis of a correlation: output m and tap t meet at input m * stride + t * dilation - padding.
@@ -21,7 +22,7 @@ struct Geometry {
   int64_t weight_elements() const { return groups * group_out * group_in * row.kernel * col.kernel; }
 };
 
-// Arguments as they come from outside, nothing assumed of them.
+// Arguments as the caller passes them, not yet checked.
 struct Sizes {
   int64_t batch, in_channels, height, width;
   int64_t out_channels, kernel_h, kernel_w;
@@ -31,8 +32,8 @@ struct Sizes {
   int64_t groups;
 };
 
-// Throws std::invalid_argument, saying what is wrong, unless the sizes make a correlation
-// whose every index and element count fits in 64 bits with room to spare.
+// Throws std::invalid_argument, which says what is wrong, unless the sizes make a correlation with
+// all indices and element counts far below 2^63.
 Geometry checked_geometry(const Sizes& sizes);
 
 }  // namespace torch_corr

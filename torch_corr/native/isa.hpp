@@ -1,17 +1,17 @@
-// The engines that this machine can run.
+// The kernel tables that this machine can run.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "engines.hpp"
+#include "kernels.hpp"
 
 namespace torch_corr {
 
 // Best first; "baseline" is always the last.
-std::vector<const Engines*> available_engines();
+std::vector<const KernelTable*> available_kernels();
 
 // By name, or the best when the name is empty.  Throws std::invalid_argument for any other name.
-const Engines& engines_named(const std::string& name);
+const KernelTable& find_kernels(const std::string& name);
 
 }  // namespace torch_corr

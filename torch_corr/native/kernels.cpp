@@ -1,4 +1,4 @@
-// Compiled once per instruction set; see CMakeLists.txt.
+// The kernel table of one instruction set; CMakeLists.txt compiles this file once for each.
 #include "correlate.hpp"
 #include "reduce.hpp"
 #include "scan.hpp"
@@ -9,10 +9,10 @@
 namespace torch_corr {
 namespace TORCH_CORR_ISA {
 
-extern const Engines engines;
-const Engines engines = {TORCH_CORR_STRING(TORCH_CORR_ISA), TORCH_CORR_VECTOR_BYTES,
-                         TORCH_CORR_TILE_VECTORS, kStripVectors, kStripTaps, kStripRows,
-                         correlate, reduce_taps, sum_squares, flag_below};
+extern const KernelTable kernels;
+const KernelTable kernels = {TORCH_CORR_STRING(TORCH_CORR_ISA), TORCH_CORR_VECTOR_BYTES,
+                             TORCH_CORR_TILE_VECTORS, kShortVectors, kShortTapRows, kShortRows,
+                             correlate, reduce_taps, sum_squares, flag_below};
 
 }  // namespace TORCH_CORR_ISA
 }  // namespace torch_corr

@@ -49,7 +49,7 @@ void check_threads(int threads) {
     throw std::invalid_argument("threads=" + std::to_string(threads) + " is outside 1..4096");
 }
 
-using Map = void (*)(const Engines&, const Geometry&, Dtype, const void*, const void*, void*, int);
+using Map = void (*)(const KernelTable&, const Geometry&, Dtype, const void*, const void*, void*, int);
 enum class Role { input, weight, output };
 
 // (address, elements) of the two operands and the result, then the sizes.
@@ -63,7 +63,7 @@ void call(uintptr_t first_address, int64_t first_elements, uintptr_t second_addr
   if (dtype < 0 || dtype > int(Dtype::bfloat16))
     throw std::invalid_argument("unknown dtype code " + std::to_string(dtype));
   check_threads(threads);
-  const Engines& engines = engines_named(isa);
+  const KernelTable& kernels = find_kernels(isa);
   const Geometry geometry = checked_geometry(
       {batch, in_channels, height, width, out_channels, kernel_h, kernel_w, stride_h, stride_w, pad_top,
        pad_bottom, pad_left, pad_right, dilation_h, dilation_w, groups});
@@ -79,7 +79,7 @@ void call(uintptr_t first_address, int64_t first_elements, uintptr_t second_addr
                 alignment_of(code));
   check_operand({kNames[int(result)], result_address, result_elements, expected(result)},
                 alignment_of(code));
-  map(engines, geometry, code, reinterpret_cast<const void*>(first_address),
+  map(kernels, geometry, code, reinterpret_cast<const void*>(first_address),
       reinterpret_cast<const void*>(second_address), reinterpret_cast<void*>(result_address), threads);
 }
 
@@ -117,7 +117,7 @@ void call_error_bounds(int map, uintptr_t first_address, int64_t first_elements,
   const MapCall call = checked_call(map, first_address, first_elements, second_address, second_elements,
                                     sizes, dtype);
   check_operand({"bounds", bounds, planes, call.result.count}, alignof(double));
-  error_bounds(engines_named(isa), call, factor, {smallest, largest, most},
+  error_bounds(find_kernels(isa), call, factor, {smallest, largest, most},
                reinterpret_cast<double*>(bounds), threads);
 }
 
@@ -148,7 +148,7 @@ std::optional<std::vector<int64_t>> call_below(uintptr_t address, int64_t elemen
   check_operand({"bounds", bounds, planes, planes}, alignof(double));
   const Planes scanned = planes_of(reinterpret_cast<const void*>(address), planes, elements / planes);
   std::vector<int64_t> found;
-  if (!below(engines_named(isa), scanned, Dtype(dtype), reinterpret_cast<const double*>(bounds), factor,
+  if (!below(find_kernels(isa), scanned, Dtype(dtype), reinterpret_cast<const double*>(bounds), factor,
              tiny, most, found, threads))
     return std::nullopt;
   return found;
@@ -156,7 +156,7 @@ std::optional<std::vector<int64_t>> call_below(uintptr_t address, int64_t elemen
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (const Engines* engines : available_engines()) names.push_back(engines->name);
+  for (const KernelTable* kernels : available_kernels()) names.push_back(kernels->name);
   return names;
 }
 

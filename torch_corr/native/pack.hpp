@@ -1,17 +1,17 @@
-// Image rows as the tiles read them: widened, zero outside the image, one residue of a stride's
-// columns after the other, so that neighbouring outputs always read neighbouring numbers.
+// Packs image rows for the micro-kernels: widened, zero outside the image, columns of one residue of
+// the stride side by side, so that neighbouring outputs read neighbouring numbers.
 #pragma once
 
-#include "engines.hpp"
+#include "kernels.hpp"
 #include "simd.hpp"
 
 namespace torch_corr {
 namespace TORCH_CORR_ISA {
 
-// One vector's worth of numbers, `step` apart; constant steps become vector loads and shuffles.
+// Copies one vector of numbers, STEP apart; constant steps become vector loads and shuffles.
 template <int STEP, class S, class T>
 TORCH_CORR_INLINE void copy_block(T* __restrict to, const S* __restrict from) {
-  if constexpr (STEP == 1) return store(to, load_wide<T>(from));
+  if constexpr (STEP == 1) return store(to, load_widened<T>(from));
 #ifdef __AVX512F__
   if constexpr (STEP == 2) return store(to, load_every_other<T>(from));
 #endif
@@ -26,7 +26,7 @@ TORCH_CORR_INLINE void copy_blocks(T* to, const S* from, int64_t count) {
     return;
   }
   for (int64_t i = 0; i + L <= count; i += L) copy_block<STEP>(to + i, from + STEP * i);
-  // The rest as one more whole block, over numbers copied already.
+  // The rest is one more whole vector, which overlaps the one before.
   if (count % L) copy_block<STEP>(to + count - L, from + STEP * (count - L));
 }
 
@@ -37,28 +37,28 @@ TORCH_CORR_INLINE void copy_strided(T* to, const S* from, int64_t count, int64_t
   for (int64_t i = 0; i < count; i++) to[i] = widen(from[step * i]);
 }
 
-// Zeros from `to` on, at least `count`, up to the end of the last vector that they touch.
+// Writes `count` zeros, and more up to the end of the last vector.
 template <class T>
 TORCH_CORR_INLINE void zero_past(T* to, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes<T>) store(to + i, Vector<T>{});
 }
 
-// A segment at one position of the tile: zeros to `low`, numbers to `high`, zeros to `length`.
+// A segment for a tile at one column: zeros to `low`, numbers to `high`, zeros to `length`.
 struct Span {
   int64_t position, low, high, length;
   int64_t source;  // column of the number at `low`
 };
 
-TORCH_CORR_INLINE Span span_of(const Segment& segment, int64_t cols, int64_t step, int64_t from) {
+TORCH_CORR_INLINE Span clip_segment(const Segment& segment, int64_t cols, int64_t step, int64_t from) {
   const int64_t first = (segment.first + from) * step + segment.residue;
   // i is inside where 0 <= first + i * step < cols.
-  const int64_t low = least(segment.length, most<int64_t>(0, ceil_div(-first, step)));
-  const int64_t high = most(low, least(segment.length, ceil_div(cols - first, step)));
+  const int64_t low = min(segment.length, max<int64_t>(0, ceil_div(-first, step)));
+  const int64_t high = max(low, min(segment.length, ceil_div(cols - first, step)));
   return {segment.position, low, high, segment.length, first + low * step};
 }
 
-// Asks for a row that is needed soon.  The hardware sees streams within a page only; planes are small
-// and, in grad_weight, far apart.
+// Prefetches the row `distance` numbers further.  Hardware prefetchers follow streams within a page
+// only; the planes of grad_weight may be smaller than a page and far from each other.
 template <class S>
 TORCH_CORR_INLINE void prefetch_row(const S* row, int64_t distance, int64_t cols) {
   const char* from = reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(row) +
@@ -66,7 +66,7 @@ TORCH_CORR_INLINE void prefetch_row(const S* row, int64_t distance, int64_t cols
   for (int64_t at = 0; at < cols * int64_t(sizeof(S)); at += 64) __builtin_prefetch(from + at);
 }
 
-// May write zeros up to one vector past the packed row; its pitch leaves room.
+// May write zeros up to one vector past the packed row; the pitch of packed rows leaves room.
 template <class S, class T>
 TORCH_CORR_INLINE void pack_row(T* packed, const S* row, int64_t step, const Span* spans,
                                 int64_t count) {

@@ -3,7 +3,7 @@
 // Planes are read in blocks of kScanBlock, whose order and sums do not depend on the threads.
 #pragma once
 
-#include "engines.hpp"
+#include "kernels.hpp"
 #include "simd.hpp"
 
 namespace torch_corr {
@@ -58,7 +58,7 @@ inline void visit_blocks(const Planes& planes, int threads, const Visit& visit) 
              for (int64_t i = begin; i < end; i++) {
                const int64_t plane = i / blocks, first = i % blocks * kScanBlock;
                const T* values = static_cast<const T*>(planes.values) + plane * planes.pixels + first;
-               visit(i, plane, values, least<int64_t>(kScanBlock, planes.pixels - first));
+               visit(i, plane, values, min<int64_t>(kScanBlock, planes.pixels - first));
              }
            });
 }

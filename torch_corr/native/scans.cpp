@@ -88,10 +88,10 @@ double sum_at(const MapCall& call, int64_t point) {
   return sum;
 }
 
-std::vector<double> norms(const Engines& engines, const Planes& planes, Dtype dtype,
+std::vector<double> norms(const KernelTable& kernels, const Planes& planes, Dtype dtype,
                           const BoundLimits& limits, int threads) {
   std::vector<double> sums(size_t(planes.count * planes.blocks)), result(size_t(planes.count));
-  engines.sum_squares(planes, dtype, limits.smallest, limits.largest, sums.data(), threads);
+  kernels.sum_squares(planes, dtype, limits.smallest, limits.largest, sums.data(), threads);
   for (int64_t plane = 0; plane < planes.count; plane++) {
     const double* own = sums.data() + plane * planes.blocks;
     result[size_t(plane)] = std::sqrt(std::accumulate(own, own + planes.blocks, 0.0));
@@ -100,13 +100,13 @@ std::vector<double> norms(const Engines& engines, const Planes& planes, Dtype dt
 }
 
 template <class T>
-bool below_as(const Engines& engines, const Planes& planes, Dtype dtype, const double* bounds,
+bool below_as(const KernelTable& kernels, const Planes& planes, Dtype dtype, const double* bounds,
               double factor, double tiny, int64_t most, std::vector<int64_t>& found, int threads) {
   std::vector<T> least(size_t(planes.count));
   for (size_t i = 0; i < least.size(); i++)
     least[i] = bounds[i] == 0 ? T(0) : T(std::max(factor * bounds[i], tiny));
   std::vector<uint8_t> flags(size_t(planes.count * planes.blocks));
-  engines.flag_below(planes, dtype, least.data(), flags.data(), threads);
+  kernels.flag_below(planes, dtype, least.data(), flags.data(), threads);
   const int64_t blocks = planes.blocks;
   for (int64_t i = 0; i < int64_t(flags.size()); i++) {
     if (!flags[size_t(i)]) continue;
@@ -148,10 +148,10 @@ MapCall map_call(const Geometry& g, MapName map, Dtype dtype, const void* first,
   }
 }
 
-void error_bounds(const Engines& engines, const MapCall& call, double factor, const BoundLimits& limits,
-                  double* bounds, int threads) {
-  const std::vector<double> first = norms(engines, call.first, call.dtype, limits, threads);
-  const std::vector<double> second = norms(engines, call.second, call.dtype, limits, threads);
+void error_bounds(const KernelTable& kernels, const MapCall& call, double factor,
+                  const BoundLimits& limits, double* bounds, int threads) {
+  const std::vector<double> first = norms(kernels, call.first, call.dtype, limits, threads);
+  const std::vector<double> second = norms(kernels, call.second, call.dtype, limits, threads);
   for (int64_t plane = 0; plane < call.result.count; plane++) {
     const PlanePairs pairs = pairs_of(call, plane);
     double sum = 0;
@@ -162,10 +162,10 @@ void error_bounds(const Engines& engines, const MapCall& call, double factor, co
   }
 }
 
-bool below(const Engines& engines, const Planes& planes, Dtype dtype, const double* bounds, double factor,
-           double tiny, int64_t most, std::vector<int64_t>& found, int threads) {
+bool below(const KernelTable& kernels, const Planes& planes, Dtype dtype, const double* bounds,
+           double factor, double tiny, int64_t most, std::vector<int64_t>& found, int threads) {
   const auto run = dtype == Dtype::float64 ? below_as<double> : below_as<float>;
-  return run(engines, planes, dtype, bounds, factor, tiny, most, found, threads);
+  return run(kernels, planes, dtype, bounds, factor, tiny, most, found, threads);
 }
 
 void results_at(const MapCall& call, const int64_t* points, int64_t count, double* sums, int threads) {

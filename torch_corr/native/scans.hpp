@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "engines.hpp"
+#include "kernels.hpp"
 
 namespace torch_corr {
 
@@ -27,12 +27,12 @@ struct BoundLimits {
 
 // For each plane of the result, `factor` times the sum of the products of the 2-norms of the planes
 // that it is computed from.
-void error_bounds(const Engines&, const MapCall&, double factor, const BoundLimits&, double* bounds,
+void error_bounds(const KernelTable&, const MapCall&, double factor, const BoundLimits&, double* bounds,
                   int threads);
 
 // Indices of the numbers whose modulus is below factor * bound of their plane, or below `tiny` where
 // the bound is not 0; NaN among them.  Nothing and false where there are more than `most`.
-bool below(const Engines&, const Planes&, Dtype, const double* bounds, double factor, double tiny,
+bool below(const KernelTable&, const Planes&, Dtype, const double* bounds, double factor, double tiny,
            int64_t most, std::vector<int64_t>& found, int threads);
 
 // Results of a map by its definition, summed in double precision.

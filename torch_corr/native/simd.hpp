@@ -1,8 +1,8 @@
-// Vectors, number conversions, scratch memory and threads, for one instruction set.
+// Vectors, scratch memory and threads, for one instruction set.
 //
 // Vectors are the compiler's own (GCC and Clang `vector_size`), so the same source serves x86-64,
-// AArch64 and whatever comes.  Everything here sits in a namespace of its own per instruction set
-// and uses no templates of the standard library: see engines.hpp for the reason.
+// AArch64 and others.  Each instruction set has its own namespace, and nothing here uses templates of
+// the standard library: kernels.hpp says why.
 #pragma once
 
 #include <cstddef>
@@ -17,16 +17,20 @@
 #include <immintrin.h>
 #endif
 
+#include "geometry.hpp"
+#include "half_precision.hpp"
+
 #ifndef TORCH_CORR_ISA
 #error "compile with -DTORCH_CORR_ISA=<namespace>"
 #endif
 
+// TORCH_CORR_TILE_VECTORS: vectors across the widest register tile, which has 4 rows.
 #if defined(__AVX512F__)
 #define TORCH_CORR_VECTOR_BYTES 64
-#define TORCH_CORR_TILE_VECTORS 4  // 16 sums of 32 registers
+#define TORCH_CORR_TILE_VECTORS 4  // 16 of 32 registers hold sums
 #elif defined(__AVX2__)
 #define TORCH_CORR_VECTOR_BYTES 32
-#define TORCH_CORR_TILE_VECTORS 3  // 12 sums of 16 registers
+#define TORCH_CORR_TILE_VECTORS 3  // 12 of 16 registers hold sums
 #elif defined(__aarch64__)
 #define TORCH_CORR_VECTOR_BYTES 16
 #define TORCH_CORR_TILE_VECTORS 4
@@ -35,17 +39,8 @@
 #define TORCH_CORR_TILE_VECTORS 2
 #endif
 
-#define TORCH_CORR_INLINE inline __attribute__((always_inline))
-
 namespace torch_corr {
 namespace TORCH_CORR_ISA {
-
-struct half_bits {
-  uint16_t bits;
-};
-struct bfloat_bits {
-  uint16_t bits;
-};
 
 template <class T>
 struct Simd;
@@ -53,13 +48,11 @@ template <>
 struct Simd<float> {
   typedef float vector __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
   typedef int32_t mask __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
-  typedef int32_t mask_lane;
 };
 template <>
 struct Simd<double> {
   typedef double vector __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
   typedef int64_t mask __attribute__((vector_size(TORCH_CORR_VECTOR_BYTES)));
-  typedef int64_t mask_lane;
 };
 
 template <class T>
@@ -79,8 +72,8 @@ TORCH_CORR_INLINE void store(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Keeps a vector that is used several times in a register: left alone, GCC 12 reads it anew from
-// memory for every use, and most such reads touch two cache lines.
+// Keeps a vector that is used several times in a register.  Without this, GCC 12 reads it from memory
+// for every use, and most such reads touch two cache lines.
 template <class V>
 TORCH_CORR_INLINE void keep_in_register(V& v) {
 #if defined(__AVX512F__)
@@ -99,8 +92,8 @@ TORCH_CORR_INLINE Vector<T> broadcast(T value) {
   return value - Vector<T>{};
 }
 
-// The first n lanes of a vector, n < kLanes, by halves: no call to memcpy, and the same few
-// branches for every row.
+// Stores the first n lanes, n < kLanes, in pieces of 8, 4, 2 and 1: there is no call of memcpy, and
+// every row takes the same branches.
 template <class T>
 TORCH_CORR_INLINE void store_first(T* p, Vector<T> v, int n) {
   T lanes[kLanes<T>];
@@ -131,52 +124,50 @@ TORCH_CORR_INLINE Vector<T> load_first(const T* p, int n) {
   return load(lanes);
 }
 
+// The first n lanes, n > 0; all of them where n is larger.
+template <class T>
+TORCH_CORR_INLINE Vector<T> load_up_to(const T* p, int n) {
+  return n >= kLanes<T> ? load(p) : load_first(p, n);
+}
+template <class T>
+TORCH_CORR_INLINE void store_up_to(T* p, Vector<T> v, int n) {
+  if (n >= kLanes<T>)
+    store(p, v);
+  else
+    store_first(p, v, n);
+}
+
 template <class A>
-TORCH_CORR_INLINE A least(A a, A b) {
+TORCH_CORR_INLINE A min(A a, A b) {
   return b < a ? b : a;
 }
 template <class A>
-TORCH_CORR_INLINE A most(A a, A b) {
+TORCH_CORR_INLINE A max(A a, A b) {
   return a < b ? b : a;
 }
-TORCH_CORR_INLINE int64_t ceil_div(int64_t a, int64_t b) {  // b > 0; towards plus infinity
+TORCH_CORR_INLINE int64_t ceil_div(int64_t a, int64_t b) {  // b > 0; rounds towards plus infinity
   if (b == 1) return a;  // the usual case, and division is slow
   return a >= 0 ? (a + b - 1) / b : -((-a) / b);
 }
 
-TORCH_CORR_INLINE uint32_t bits_of(float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, 4);
-  return bits;
-}
-TORCH_CORR_INLINE float float_of(uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, 4);
-  return value;
-}
-
-// Conversions are branch-free, so that loops over them become vector code on every target.
-template <class T>
-TORCH_CORR_INLINE T widen(T value) {
-  return value;
-}
-TORCH_CORR_INLINE float widen(bfloat_bits value) { return float_of(uint32_t(value.bits) << 16); }
-TORCH_CORR_INLINE float widen(half_bits value) {
-  // Exponent and fraction move up by 13 bits; the bias grows from 15 to 127.  A subnormal half is
-  // its integer times 2^-24, exact in float32.
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
-  const uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
-  const uint32_t special = (magnitude << 13) | 0x7f800000u;
-  const uint32_t subnormal = bits_of(float(int32_t(magnitude)) * 0x1p-24f);
-  uint32_t bits = magnitude >= 0x7c00u ? special : normal;
-  bits = magnitude < 0x0400u ? subnormal : bits;
-  return float_of(bits | sign);
+// Rows of a stride and a dilation: output rows `out_step` apart and tap rows `tap_step` apart meet the
+// same image rows, so they form a dense correlation.
+struct RowSteps {
+  int64_t tap_step, out_step;
+};
+TORCH_CORR_INLINE RowSteps row_steps(int64_t stride, int64_t dilation) {
+  int64_t gcd = stride, rest = dilation;
+  while (rest) {
+    const int64_t next = gcd % rest;
+    gcd = rest;
+    rest = next;
+  }
+  return {stride / gcd, dilation / gcd};
 }
 
-// A vector's worth of numbers, widened to T.
+// Loads a vector of numbers and widens them to T.
 template <class T, class S>
-TORCH_CORR_INLINE Vector<T> load_wide(const S* p) {
+TORCH_CORR_INLINE Vector<T> load_widened(const S* p) {
   if constexpr (sizeof(S) == sizeof(T)) {
     return load(p);
   } else {
@@ -186,42 +177,42 @@ TORCH_CORR_INLINE Vector<T> load_wide(const S* p) {
   }
 }
 
-// The same with lanes outside the mask zero; their memory is not touched.  Where there are such
-// instructions: kLaneMasks.
+// The same, but lanes outside the mask are zero and their memory is not read.  Needs instructions
+// with masks: kHasLaneMasks.
 typedef uint16_t LaneMask;
 template <class T, class S>
-Vector<T> load_lanes(const S* p, LaneMask lanes);
+Vector<T> load_masked(const S* p, LaneMask lanes);
 #ifdef __AVX512F__
-constexpr bool kLaneMasks = true;
-TORCH_CORR_INLINE Vector<float> widen_lanes(__m256i numbers, half_bits) {
+constexpr bool kHasLaneMasks = true;
+TORCH_CORR_INLINE Vector<float> widen_vector(__m256i numbers, half_bits) {
   return _mm512_cvtph_ps(numbers);
 }
-TORCH_CORR_INLINE Vector<float> widen_lanes(__m256i numbers, bfloat_bits) {
+TORCH_CORR_INLINE Vector<float> widen_vector(__m256i numbers, bfloat_bits) {
   return (Vector<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(numbers), 16);
 }
 template <>
-TORCH_CORR_INLINE Vector<float> load_wide<float, half_bits>(const half_bits* p) {
-  return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), half_bits{});
+TORCH_CORR_INLINE Vector<float> load_widened<float, half_bits>(const half_bits* p) {
+  return widen_vector(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), half_bits{});
 }
 template <>
-TORCH_CORR_INLINE Vector<float> load_wide<float, bfloat_bits>(const bfloat_bits* p) {
-  return widen_lanes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), bfloat_bits{});
+TORCH_CORR_INLINE Vector<float> load_widened<float, bfloat_bits>(const bfloat_bits* p) {
+  return widen_vector(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), bfloat_bits{});
 }
 template <>
-TORCH_CORR_INLINE Vector<float> load_lanes<float, float>(const float* p, LaneMask lanes) {
+TORCH_CORR_INLINE Vector<float> load_masked<float, float>(const float* p, LaneMask lanes) {
   return _mm512_maskz_loadu_ps(lanes, p);
 }
 template <>
-TORCH_CORR_INLINE Vector<double> load_lanes<double, double>(const double* p, LaneMask lanes) {
+TORCH_CORR_INLINE Vector<double> load_masked<double, double>(const double* p, LaneMask lanes) {
   return _mm512_maskz_loadu_pd(__mmask8(lanes), p);
 }
 template <>
-TORCH_CORR_INLINE Vector<float> load_lanes<float, half_bits>(const half_bits* p, LaneMask lanes) {
-  return widen_lanes(_mm256_maskz_loadu_epi16(lanes, p), half_bits{});
+TORCH_CORR_INLINE Vector<float> load_masked<float, half_bits>(const half_bits* p, LaneMask lanes) {
+  return widen_vector(_mm256_maskz_loadu_epi16(lanes, p), half_bits{});
 }
 template <>
-TORCH_CORR_INLINE Vector<float> load_lanes<float, bfloat_bits>(const bfloat_bits* p, LaneMask lanes) {
-  return widen_lanes(_mm256_maskz_loadu_epi16(lanes, p), bfloat_bits{});
+TORCH_CORR_INLINE Vector<float> load_masked<float, bfloat_bits>(const bfloat_bits* p, LaneMask lanes) {
+  return widen_vector(_mm256_maskz_loadu_epi16(lanes, p), bfloat_bits{});
 }
 TORCH_CORR_INLINE Vector<float> every_other(Vector<float> low, Vector<float> high) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -230,58 +221,24 @@ TORCH_CORR_INLINE Vector<float> every_other(Vector<float> low, Vector<float> hig
 TORCH_CORR_INLINE Vector<double> every_other(Vector<double> low, Vector<double> high) {
   return _mm512_permutex2var_pd(low, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), high);
 }
-// p[0], p[2], ...: a vector's worth, and nothing read past the last of them.
+// Loads a vector of p[0], p[2], ... and reads nothing past the last of them.
 template <class T, class S>
 TORCH_CORR_INLINE Vector<T> load_every_other(const S* p) {
   constexpr int L = kLanes<T>;
-  const LaneMask but_last = LaneMask((1u << (L - 1)) - 1);
-  return every_other(load_wide<T>(p), load_lanes<T>(p + L, but_last));
+  const LaneMask all_but_last = LaneMask((1u << (L - 1)) - 1);
+  return every_other(load_widened<T>(p), load_masked<T>(p + L, all_but_last));
 }
 #else
-constexpr bool kLaneMasks = false;
+constexpr bool kHasLaneMasks = false;
 #endif
 
-template <class S, class T>
-struct Narrow;
-template <class T>
-struct Narrow<T, T> {
-  static TORCH_CORR_INLINE T of(T value) { return value; }
-};
-template <>
-struct Narrow<bfloat_bits, float> {
-  static TORCH_CORR_INLINE bfloat_bits of(float value) {  // to nearest, ties to even
-    const uint32_t bits = bits_of(value);
-    const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const uint32_t quiet = (bits >> 16) | 0x40u;
-    return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded)};
-  }
-};
-template <>
-struct Narrow<half_bits, float> {
-  static TORCH_CORR_INLINE half_bits of(float value) {  // to nearest, ties to even
-    const uint32_t bits = bits_of(value);
-    const uint32_t magnitude = bits & 0x7fffffffu;
-    const uint32_t sign = (bits >> 16) & 0x8000u;
-    // Rounding may carry into the exponent, up to infinity: all by one integer addition.
-    const uint32_t normal =
-        (magnitude - ((127u - 15u) << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Below 2^-14 halves are multiples of 2^-24, the last bit of a float32 in [0.5, 1).
-    const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
-    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    uint32_t result = magnitude < 0x38800000u ? subnormal : normal;
-    result = magnitude >= 0x47800000u ? special : result;  // 2^16 and up
-    return {uint16_t(result | sign)};
-  }
-};
-
-// The first n lanes of a vector, n <= kLanes, narrowed to S.
+// Narrows the first n lanes, n <= kLanes, to S and stores them.
 template <class S, class T>
 TORCH_CORR_INLINE void store_narrow(S* p, Vector<T> v, int n) {
   if constexpr (sizeof(S) == sizeof(T)) {
-    if (n == kLanes<T>) return store(p, v);
-    return store_first(p, v, n);
+    store_up_to(p, v, n);
   } else {
-    for (int i = 0; i < n; i++) p[i] = Narrow<S, T>::of(v[i]);
+    for (int i = 0; i < n; i++) p[i] = Narrow<S>::of(v[i]);
   }
 }
 #ifdef __AVX512F__
@@ -310,28 +267,88 @@ struct Accumulation<double> {
   typedef double type;
 };
 
-template <class T>
-TORCH_CORR_INLINE T* aligned(char*& memory, int64_t count) {
-  T* result = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(memory) + 63) & ~uintptr_t(63));
-  memory = reinterpret_cast<char*>(result + count);
-  return result;
+// Returns run(number) for a number of the storage type.
+template <class Run>
+inline auto with_storage_type(Dtype dtype, const Run& run) {
+  switch (dtype) {
+    case Dtype::float32:
+      return run(float{});
+    case Dtype::float64:
+      return run(double{});
+    case Dtype::float16:
+      return run(half_bits{});
+    default:
+      return run(bfloat_bits{});
+  }
 }
 
-// Calls work(begin, end, thread) over chunks of [0, total), in any order, on up to `threads`
-// threads.  Chunks go to whichever thread is free: other programs may be running.
+// Arrays in one piece of scratch memory, each at the start of a cache line.  Without memory it only
+// adds up their sizes.
+class Arena {
+ public:
+  explicit Arena(char* memory) : memory_(memory) {}
+
+  template <class T>
+  TORCH_CORR_INLINE T* array(int64_t count) {
+    T* const result = memory_ ? reinterpret_cast<T*>(memory_ + bytes_) : nullptr;
+    bytes_ = (bytes_ + count * int64_t(sizeof(T)) + kCacheLine - 1) / kCacheLine * kCacheLine;
+    return result;
+  }
+
+  int64_t bytes() const { return bytes_; }
+  static char* allocate(int64_t bytes) {  // to be freed; null where there is not enough memory
+    const int64_t whole = (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+    return static_cast<char*>(std::aligned_alloc(kCacheLine, size_t(whole)));
+  }
+
+ private:
+  static constexpr int64_t kCacheLine = 64;
+  char* memory_;
+  int64_t bytes_ = 0;
+};
+
+// Bytes of a Worker's arrays, in whole pages, so that threads never share one.
+template <class Worker, class... Arguments>
+inline int64_t scratch_bytes(const Arguments&... arguments) {
+  constexpr int64_t kPage = 4096;
+  Arena arena(nullptr);
+  Worker(arguments..., arena);
+  return (arena.bytes() + kPage - 1) / kPage * kPage;
+}
+
+// How units of work are shared out: in chunks of units, on so many threads.
+struct Schedule {
+  int threads;
+  int64_t chunk;
+};
+
+// `unit_work`: multiply-adds of one unit, more than 0.
+TORCH_CORR_INLINE Schedule make_schedule(int64_t total, double unit_work, int threads) {
+  constexpr double kThreadedWork = 2e5;  // with less, waking threads costs more than they save
+  constexpr double kChunkWork = 1e5;     // with less, handing out a chunk costs more than its work
+  constexpr int kChunksPerThread = 16;   // enough for an even load when other programs run
+  if (double(total) * unit_work < kThreadedWork) threads = 1;
+  int64_t chunk = (total + threads * kChunksPerThread - 1) / (threads * kChunksPerThread);
+  const double smallest = kChunkWork / unit_work;
+  if (double(chunk) < smallest) chunk = min(total, int64_t(smallest) + 1);
+  return {threads, chunk};
+}
+
+// Calls work(begin, end, thread) for chunks of [0, total), in any order, on up to `threads` threads.
+// Free threads take the next chunk, because other programs may delay some of them.
 template <class Work>
 inline void parallel(int64_t total, int64_t chunk, int threads, const Work& work) {
   const int64_t chunks = (total + chunk - 1) / chunk;
 #ifdef _OPENMP
   if (threads > 1 && chunks > 1) {
-    const int used = int(least<int64_t>(threads, chunks));
+    const int used = int(min<int64_t>(threads, chunks));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(used)
     for (int64_t i = 0; i < chunks; i++)
-      work(i * chunk, least(total, (i + 1) * chunk), omp_get_thread_num());
+      work(i * chunk, min(total, (i + 1) * chunk), omp_get_thread_num());
     return;
   }
 #endif
-  for (int64_t i = 0; i < chunks; i++) work(i * chunk, least(total, (i + 1) * chunk), 0);
+  for (int64_t i = 0; i < chunks; i++) work(i * chunk, min(total, (i + 1) * chunk), 0);
 }
 
 }  // namespace TORCH_CORR_ISA

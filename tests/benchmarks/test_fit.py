@@ -1,4 +1,4 @@
-"""The planner's factors: fitted from timings, they give back what the timings were made of."""
+"""``fit``: factors are recovered from invented times, and written as Python."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from benchmarks import fit
 from support.maps import request
 from torch_corr import MAPS, Direct, Problem
 from torch_corr.algorithms.cost import factors_key, rows_met
+from torch_corr.algorithms.fft.checked import CheckedFFT
+from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import SHIPPED
 
 pytest.importorskip("scipy", reason="least squares are scipy's")
@@ -22,7 +24,7 @@ PLANTED = (1.7, 1.0, 2.5, 9.0)
 
 
 def timings(number: int) -> list[fit.Timing]:
-    """Seconds as they would be if the planted factors were the truth."""
+    """Times that follow exactly from the planted factors."""
     made = []
     for problem, _ in islice(fit.corpus(0), number):
         for map in MAPS:
@@ -32,7 +34,7 @@ def timings(number: int) -> list[fit.Timing]:
     return made
 
 
-def test_planted_factors_are_found_again() -> None:
+def test_fit_recovers_planted_factors() -> None:
     found = fit.fit(timings(140))
     for map in MAPS:
         flops, _, moved, calls = found[factors_key("direct", "planes", map, "float32")]
@@ -51,7 +53,7 @@ def test_planted_factors_are_found_again() -> None:
         "n3c1-x20-o1-k5-s4-p1-d3",
     ],
 )
-def test_rows_met_are_the_pairs_that_meet_the_image(name: str) -> None:
+def test_rows_met_counts_pairs_inside_the_image(name: str) -> None:
     problem = Problem.parse(name)
     (stride, _), (dilation, _), ((before, _), _) = problem.stride, problem.dilation, problem.padding
     pairs = product(range(problem.output_size[0]), range(problem.kernel[0]))
@@ -59,13 +61,13 @@ def test_rows_met_are_the_pairs_that_meet_the_image(name: str) -> None:
     assert rows_met(problem) == sum(0 <= row < problem.size[0] for row in rows)
 
 
-def test_the_corpus_is_the_same_for_the_same_seed() -> None:
+def test_corpus_depends_only_on_the_seed() -> None:
     first, again, other = (list(islice(fit.corpus(seed), 40)) for seed in (0, 0, 1))
     assert first == again
     assert not set(first) & set(other)
 
 
-def test_what_is_written_is_python_and_takes_a_verdict(
+def test_written_factors_are_python_and_accept_a_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "cost_factors.py"
@@ -80,8 +82,8 @@ def test_what_is_written_is_python_and_takes_a_verdict(
     assert scope["FACTORS"] == {"direct, planes, forward, float32": PLANTED}
 
 
-def test_some_regimes_are_renewed_and_the_others_stay() -> None:
-    """In their order; what was said of the regimes before, and the verdict, are of others."""
+def test_renewed_changes_only_some_regimes() -> None:
+    """The order stays; notes about these regimes and the verdict are replaced."""
     keys = [factors_key("direct", each, "forward", "float32") for each in ("a", "a, near", "b")]
     source = fit.source_of(dict.fromkeys(keys, PLANTED), 7)
     for number in (8, 9):
@@ -99,10 +101,24 @@ def test_some_regimes_are_renewed_and_the_others_stay() -> None:
 
 
 @pytest.mark.parametrize(("others", "slower"), [(1e-4, 0), (1.0, 1)])
-def test_the_judge_counts_losses(others: float, slower: int) -> None:
-    """Of one map, for which auto takes compiled kernels or strips."""
+def test_judge_counts_losses_to_pytorch(others: float, slower: int) -> None:
+    """For one map, where auto chooses ``direct`` or ``unfold``."""
     problem = Problem.parse("n8c96-x56-o96-k7-p3-g96")
     seconds = {"aten": 1e-2, "direct": others, "unfold": others}
     verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "grad_weight", seconds)])
     assert verdict.startswith("Of 1 maps")
     assert verdict.endswith(f"more than 5 % slower in {slower}.")
+
+
+def test_judge_counts_the_transform_of_a_checked_choice() -> None:
+    problem = Problem.parse("n1c1-x512-o1-k51")
+    chosen = Auto().choose(request(problem, "forward"))
+    assert isinstance(chosen, CheckedFFT)
+    seconds = {"aten": 1.0, "fft": 1e-2}
+    verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "forward", seconds)])
+    assert verdict.startswith("Of 1 maps")
+
+
+def test_shipped_factors_are_written_as_they_are() -> None:
+    source = fit.TARGET.read_text()
+    assert fit.module_text(*fit.parse_module(source)) == source

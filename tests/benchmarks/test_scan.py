@@ -1,4 +1,4 @@
-"""The scanner for problems that a convolution computes wrongly finds them, and survives crashes."""
+"""``scan``: wrong results, crashes and accesses beyond memory are findings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from shutil import which
 import pytest
 from torch import Tensor
 
-# The benchmarks are run from the checkout and not installed; what is installed comes first.
-sys.path.append(str(Path(__file__).parent.parent))
-
 from benchmarks import scan
-from benchmarks.scan import DTYPES, MAPS, Case, draw, main, problem_with
+from benchmarks.scan import main, problem_with
+from benchmarks.scan_cases import DTYPES, GUARD, MAPS, Case, draw
 
 BROKEN = '''
 import os
@@ -44,12 +42,12 @@ def cases(count: int) -> list[Case]:
     return [draw(0, number, MAPS, tuple(DTYPES)) for number in range(count)]
 
 
-def test_a_spelling_is_read_back() -> None:
+def test_case_is_parsed_from_its_string() -> None:
     for case in cases(200):
         assert Case.parse(str(case)) == case
 
 
-def test_operands_have_the_strides_of_the_case_amid_nan() -> None:
+def test_operands_have_the_strides_of_the_case_and_nan_around() -> None:
     for case in cases(200):
         for name, value in case.operands.items():
             strides = case.strides[("input", "weight", "output").index(name)]
@@ -58,12 +56,12 @@ def test_operands_have_the_strides_of_the_case_amid_nan() -> None:
             memory = value.as_strided(
                 (value.untyped_storage().nbytes() // value.itemsize,), (1,), 0
             )
-            assert memory[: scan.GUARD].isnan().all()
-            assert memory[-scan.GUARD :].isnan().all()
+            assert memory[:GUARD].isnan().all()
+            assert memory[-GUARD:].isnan().all()
 
 
 @pytest.mark.parametrize("algorithm", ["unfold", "aten", "pytorch"])
-def test_what_is_right_is_no_finding(algorithm: str) -> None:
+def test_right_result_is_no_finding(algorithm: str) -> None:
     for number in range(60):
         case = draw(1, number, MAPS, ("float64",))
         assert problem_with(case, algorithm, 1) is None
@@ -71,7 +69,7 @@ def test_what_is_right_is_no_finding(algorithm: str) -> None:
 
 @pytest.mark.parametrize("map", MAPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_wrong_element_is_a_finding(
+def test_single_wrong_element_is_a_finding(
     map: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = scan.compute
@@ -86,16 +84,16 @@ def test_one_wrong_element_is_a_finding(
     for number in range(10):
         found = problem_with(draw(2, number, (map,), (dtype,)), "unfold", 1)
         assert found is not None
-        # A long sum of halves may be as far off by rounding alone, if it is done in halves.
+        # A long sum in half precision may have rounding errors as large as this.
         assert found[0] == "wrong" or (found[0] == "rough" and "16" in dtype)
 
 
-def test_a_crash_is_a_finding_and_the_scan_goes_on(
+def test_crash_is_a_finding_and_the_scan_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken_algorithm.py").write_text(BROKEN)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.chdir(Path(__file__).parents[2])
     options = ["--algorithm", "broken_algorithm:broken", "--maps", "forward", "--dtypes", "float64"]
     drawn = [draw(3, number, ("forward",), ("float64",)).problem.batch for number in range(8)]
     assert {1, 2} < {*drawn}
@@ -109,7 +107,7 @@ def test_a_crash_is_a_finding_and_the_scan_goes_on(
     assert f"{drawn.count(2) + 1} findings in 8 cases" in lines
 
 
-def test_the_most_of_a_processor_is_told_to_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_isa_and_threads_are_set_for_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
 
     def scanned(options: object) -> list[scan.Finding]:
@@ -145,7 +143,9 @@ else:
 @pytest.mark.skipif(sys.platform != "linux" or not which("cc"), reason="needs Linux and cc")
 @pytest.mark.parametrize("enabled", [1, 2])
 @pytest.mark.parametrize("where", ["999", "1016", "after free", "other", "read"])
-def test_under_the_guard_a_process_dies_of_memory_beyond_a_block(where: str, enabled: int) -> None:
+def test_guard_kills_the_process_that_accesses_memory_beyond_a_block(
+    where: str, enabled: int
+) -> None:
     environment = {**os.environ, "LD_PRELOAD": scan._guard()}
     command = [sys.executable, "-c", BEYOND, where, str(enabled)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -155,7 +155,7 @@ def test_under_the_guard_a_process_dies_of_memory_beyond_a_block(where: str, ena
         assert done.returncode == -signal.SIGSEGV
 
 
-def test_a_name_of_no_algorithm_is_refused() -> None:
+def test_unknown_algorithm_is_a_finding() -> None:
     case = draw(0, 0, ("forward",), ("float64",))
     found = problem_with(case, "unfolt", 1)
     assert found is not None
