@@ -36,9 +36,9 @@ from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
 from torch_corr.algorithms.base import FEW as FEW_PAIRS
 from torch_corr.algorithms.base import definition_flops, operand_bytes
-from torch_corr.algorithms.triton.algorithm import Triton, form_of
+from torch_corr.algorithms.triton.algorithm import Triton, make_launch_plan
 from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
-from torch_corr.algorithms.triton.form import FUSION, Launch
+from torch_corr.algorithms.triton.launch_plan import FUSION, Launch
 from torch_corr.planning.machine import peak_rates
 from torch_corr.request import Request
 
@@ -133,7 +133,7 @@ def launches_of(
     dtype: torch.dtype,
     config: Config,
     channels_last: bool = False,
-    doubt: torch.Tensor | None = None,
+    recompute_flag: torch.Tensor | None = None,
 ) -> tuple[Launch, ...]:
     """The launches of a map, of operands without memory."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -143,20 +143,20 @@ def launches_of(
         )
         for slot in OPERANDS[map]
     )
-    return form_of(map, problem, first, second, config, doubt).launches
+    return make_launch_plan(map, problem, first, second, config, recompute_flag).launches
 
 
 def doubted_launches_of(
     problem: Problem, map: MapName, dtype: torch.dtype, config: Config
 ) -> tuple[Launch, ...]:
     """The launches of a map that run only if the check of a transform's result fails."""
-    doubt = torch.empty(1, dtype=torch.int32, device="meta")
-    return launches_of(problem, map, dtype, config, doubt=doubt)
+    flag = torch.empty(1, dtype=torch.int32, device="meta")
+    return launches_of(problem, map, dtype, config, recompute_flag=flag)
 
 
 def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:
     """The launch that multiplies."""
-    beside = ("spread_taps", "sum_bands")
+    beside = ("build_bands", "sum_bands")
     launches = launches_of(problem, map, dtype, config)
     return next(each for each in launches if each.kernel not in beside)
 

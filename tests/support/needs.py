@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from torch_corr import Algorithm, Problem, native
-from torch_corr.algorithms.triton.form import interpreted
+from torch_corr.algorithms.triton.runtime import is_interpreted
 from torch_corr.request import Request
 
 CUDA = "CUDA"
@@ -40,9 +40,9 @@ HERE = {
     NOTHING_TO_TEST: False,
     CUDA: _cuda,
     TRITON: _triton,
-    TRITON_RUNS: _triton and (_cuda or interpreted()),
-    TRITON_COMPILES: _triton and not interpreted(),
-    FAST_TRITON: _triton and _cuda and not interpreted(),
+    TRITON_RUNS: _triton and (_cuda or is_interpreted()),
+    TRITON_COMPILES: _triton and not is_interpreted(),
+    FAST_TRITON: _triton and _cuda and not is_interpreted(),
     KERNELS: native.compiled is not None,
     ONEDNN: torch.backends.mkldnn.is_available(),
     COMPILERS: False,

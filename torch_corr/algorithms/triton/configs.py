@@ -1,6 +1,6 @@
-"""The configurations that kernels are compiled in, and which of them can run a map.
+"""The configurations of the kernels, and which of them can run a map.
 
-Where several can, :mod:`.choice` chooses.
+:mod:`.choice` chooses among them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Taps:
     """A configuration of ``correlate_taps``.
 
     Attributes:
-        name: what callers, tests and tables call it.
-        lanes: pixels side by side in a program.
+        name: its name for users, tests and tables.
+        lanes: adjacent pixels in a program.
         height: rows of sums in every lane.
-        chunk: taps of a column of the kernel held in registers at one time.
+        chunk: taps of a column of the kernel that are in registers at a time.
         warps: of a program.
     """
 
@@ -49,9 +49,9 @@ class Sums:
 
 @dataclass(frozen=True)
 class Product:
-    """A configuration of ``correlate_dot`` and ``weight_dot``: an (m, n) tile, k at a time.
+    """A configuration of ``correlate_dot`` and ``weight_dot``: (m, n) tiles, k at a time.
 
-    No more than 4 warps: a single loop over taps and channels is known to be miscompiled with 8
+    At most 4 warps: Triton miscompiles a single loop over taps and channels with 8
     (pytorch/pytorch#177823).
     """
 
@@ -64,11 +64,11 @@ class Product:
 
 
 class Dot(Product):
-    """Pixels by channels; in ``grad_weight`` channels by taps with channels."""
+    """Tiles of (pixels, channels); in ``grad_weight`` of (channels, taps x channels)."""
 
 
 class Band(Product):
-    """Images' rows by columns; in ``grad_weight`` columns by columns of a kernel's rows."""
+    """Tiles of (image rows, columns); in ``grad_weight`` of (columns, kernel rows x columns)."""
 
 
 Config: TypeAlias = Taps | Sums | Dot | Band
@@ -99,41 +99,49 @@ CONFIGS: tuple[Config, ...] = (
     Band("band-32x64", 32, 64, 32),
     Band("band-32x128", 32, 128, 32),
 )
-"""Every configuration there is: each is tested and compiled, whatever the rules choose."""
+"""All configurations; each is tested and compiled, even if :mod:`.choice` never chooses it."""
 
-WIDEST = 16
-"""Times a kernel's width up to which an image's rows are multiplied by bands, mostly zeros."""
+MAX_BAND_RATIO = 16
+"""Bands are used for images up to so many times as wide as the kernel; wider bands are mostly
+zeros."""
 
-SPREAD = 64
-"""Rows that a block of sums may span; with longer steps rows are not shared anyway."""
+MAX_ROW_SPAN = 64
+"""Source rows that a block of sums may span; with larger strides and dilations rows of sums share
+no source rows."""
 
-ROWS_OUTSIDE = 0.1
-"""The part of all products, with rows outside of the image, from which they are left out."""
+MIN_OUTSIDE_SHARE = 0.1
+"""Kernels skip rows outside the image if at least this share of all products has such a row."""
 
-OWN_KERNEL = 2**26
-"""Products from which a geometry is worth a kernel of its own, which takes seconds to compile and
-saves a part of what so many take: some microseconds."""
+MIN_SPECIALIZED_PRODUCTS = 2**26
+"""Products from which a kernel is compiled for one geometry.  That takes seconds and saves some
+microseconds a call."""
 
 
 def by_name(name: str) -> Config:
-    """The configuration of that name; StopIteration where there is none."""
-    return next(each for each in CONFIGS if each.name == name)
+    """The configuration of that name.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    return next(config for config in CONFIGS if config.name == name)
 
 
-def leaves_out(config: Taps, problem: Problem, map: MapName) -> bool:
-    """Whether products with rows outside of the image are left out: one block holds all rows, so
-    which those are is the same for every lane."""
+def skips_outside_rows(config: Taps, problem: Problem, map: MapName) -> bool:
+    """Whether the compiled kernel leaves out the products with rows outside the image.
+
+    Only if one block holds all rows: then these products are the same in every lane.
+    """
     rows, _ = axes(map, problem)
     return (
-        problem.multiplications >= OWN_KERNEL
+        problem.multiplications >= MIN_SPECIALIZED_PRODUCTS
         and rows.div == 1
         and 1 < rows.dest <= config.height
-        and _spread(rows.dest, rows.taps, rows) <= 2 * SPREAD
-        and rows.beyond >= ROWS_OUTSIDE
+        and _row_span(rows.dest, rows.taps, rows) <= 2 * MAX_ROW_SPAN
+        and rows.outside_share >= MIN_OUTSIDE_SHARE
     )
 
 
-def unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
+def config_refusal(config: Config, problem: Problem, map: MapName, dtype: torch.dtype) -> str:
     """Why a configuration cannot run a map; empty if it can."""
     if isinstance(config, Product):
         fits = _band_fits if isinstance(config, Band) else _dot_fits
@@ -148,10 +156,10 @@ def unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype)
     taps = min(config.down if isinstance(config, Sums) else config.chunk, rows.taps)
     if config.height > 1 and rows.div > 1:
         return f"{config.name} shares rows, which {map} with a stride does not"
-    if config.height > 1 and _spread(config.height, taps, rows) > SPREAD:
+    if config.height > 1 and _row_span(config.height, taps, rows) > MAX_ROW_SPAN:
         return (
-            f"{config.name}: {config.height} rows of sums span more than {SPREAD} pixels under "
-            f"this stride and dilation"
+            f"{config.name}: {config.height} rows of sums span more than {MAX_ROW_SPAN} pixels "
+            f"under this stride and dilation"
         )
     return ""
 
@@ -159,21 +167,21 @@ def unsuited(config: Config, problem: Problem, map: MapName, dtype: torch.dtype)
 def _band_refusal(config: Band, problem: Problem) -> str:
     if problem.group_in * problem.group_out != 1:
         return f"{config.name} is for one channel to one, as in depthwise layers"
-    widest = max(problem.size[1], problem.output_size[1])
-    if widest > WIDEST * problem.kernel[1]:
+    width = max(problem.size[1], problem.output_size[1])
+    if width > MAX_BAND_RATIO * problem.kernel[1]:
         return (
-            f"{config.name}: rows of {widest} pixels are more than {WIDEST} times as wide as the "
-            f"kernel, and bands for them mostly zeros"
+            f"{config.name}: rows of {width} pixels are more than {MAX_BAND_RATIO} times as wide "
+            f"as the kernel, and bands for them mostly zeros"
         )
     return ""
 
 
 def _dot_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
-    return config.m * config.n <= most_sums(config.k, map, dtype)
+    return config.m * config.n <= max_tile(config.k, map, dtype)
 
 
 def _band_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
-    """Whether no register spills, as compiled for sm_80 and sm_90; on the former two tiles do."""
+    """Whether no register spills on sm_80 and sm_90; two tiles spill on sm_80."""
     if dtype == torch.float64:
         return config.m * config.n <= 64 * 32
     if dtype != torch.float32 or map == "grad_weight":
@@ -181,11 +189,11 @@ def _band_fits(config: Product, map: MapName, dtype: torch.dtype) -> bool:
     return config.name != ("band-64x32" if may_use_tf32(dtype) else "band-128x32")
 
 
-def most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
-    """The largest m * n of which no register spills, as compiled for sm_80 and sm_90."""
+def max_tile(k: int, map: MapName, dtype: torch.dtype) -> int:
+    """The largest m * n of a Dot for which no register spills on sm_80 and sm_90."""
     if dtype == torch.float64:
-        most = 64 * 64 if k == 16 else 64 * 32
-        return most // 2 if map == "grad_weight" else most
+        size = 64 * 64 if k == 16 else 64 * 32
+        return size // 2 if map == "grad_weight" else size
     if dtype != torch.float32:
         return 128 * 128
     if may_use_tf32(dtype):
@@ -193,5 +201,6 @@ def most_sums(k: int, map: MapName, dtype: torch.dtype) -> int:
     return 64 * 32 if k == 16 and map != "grad_weight" else 64 * 64
 
 
-def _spread(height: int, taps: int, rows: Axis) -> int:
-    return (height - 1) * rows.mult + (taps - 1) * abs(rows.tap) + 1
+def _row_span(height: int, taps: int, rows: Axis) -> int:
+    """Source rows from the first to the last that ``height`` dest rows read."""
+    return (height - 1) * rows.mult + (taps - 1) * abs(rows.tap_step) + 1

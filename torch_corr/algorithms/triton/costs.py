@@ -1,6 +1,6 @@
-"""What a map costs in a configuration: instructions counted, or tiles filled.
+"""The cost of a map in a configuration: instructions of row sums, or padding of tiles.
 
-What is worth how much was read off times on an H200.
+The factors were fitted to times on an H200.
 """
 
 from __future__ import annotations
@@ -12,91 +12,82 @@ import torch
 from ...problem import Problem
 from ...request import MapName
 from ..base import matrix_speed, may_use_tf32
-from .axes import axes
-from .configs import Band, Config, Dot, Product, Sums, Taps, leaves_out
+from .axes import axes, cdiv
+from .configs import Band, Config, Dot, Product, Sums, Taps, skips_outside_rows
 
-WARPS = 264
-"""Warps below which fewer rows to a lane, and so more lanes, are worth their instructions: two for
-each multiprocessor of an H100.  A constant, so that results do not depend on the device."""
+MIN_WARPS = 264
+"""Two warps for each multiprocessor of an H100.  With fewer warps, configurations with fewer rows
+in a lane, and so more lanes, are faster in spite of more instructions.  A constant, so that
+results do not depend on the device."""
 
 
-def work(config: Config, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
-    """Times the definition's products, in those of a large matrix product.
+def relative_cost(config: Config, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
+    """The time of a product of the definition, relative to one in a large matrix product.
 
-    Of layers of 64 channels a Dot did, on an H200, a third of what is stated in float64, an
-    eighteenth in halves, and a fifth in float32; with TF32 a fifth of float32's time, copies
-    included, for which its factor is the same.
+    On an H200, a Dot for layers of 64 channels reached a third of the stated peak in float64, an
+    eighteenth in halves, and a fifth in float32.  With TF32 it took a fifth of the time of
+    float32, copies included; the peak is higher by about as much, so the factor is the same.
     """
     if isinstance(config, Dot):
         return _padding(config, map, problem) * {2: 18.0, 4: 5.5, 8: 3.2}[dtype.itemsize]
     if isinstance(config, Band):
-        return _padding(config, map, problem) * _around_bands(dtype)
-    return _beside(config, map, problem, dtype)
+        # As for RepLKNet's layer on an H200.
+        single = 5.5 if may_use_tf32(dtype) else 1.9
+        return _padding(config, map, problem) * {2: 6.0, 4: single, 8: 1.7}[dtype.itemsize]
+    # A product of a large matrix product takes one instruction.  Row sums issued 0.7 of the
+    # possible instructions on an H200.  Outside matrix units float64 has half the speed of
+    # float32.
+    instructions = instructions_per_output(config, map, problem) / prod(problem.kernel)
+    return instructions / 0.7 * matrix_speed(dtype) * (2 if dtype == torch.float64 else 1)
 
 
 def _padding(config: Product, map: MapName, problem: Problem) -> float:
-    """How many times the products of the definition the tiles multiply."""
+    """Products of the tiles, relative to those of the definition."""
     taps = prod(problem.kernel)
     if isinstance(config, Band):
         across, out = problem.size[1], problem.output_size[1]
-        tiles = {
+        sides = {
             "forward": ((out, config.n), (across, config.k)),
             "grad_input": ((across, config.n), (out, config.k)),
             "grad_weight": ((out, config.m), (across * problem.kernel[0], config.n)),
         }[map]
-        filled = prod(-(-length // tile) * tile for length, tile in tiles)
+        products = prod(cdiv(length, tile) * tile for length, tile in sides)
         rows = 1 if map == "grad_weight" else problem.kernel[0]
-        return filled * rows / (taps * out)
+        return products * rows / (taps * out)
     sides = {
         "forward": ((problem.group_out, config.n), (problem.group_in, config.k)),
         "grad_input": ((problem.group_in, config.n), (problem.group_out, config.k)),
         "grad_weight": ((problem.group_out, config.m), (problem.group_in * taps, config.n)),
     }[map]
-    return prod(-(-length // tile) * tile / length for length, tile in sides)
+    return prod(cdiv(length, tile) * tile / length for length, tile in sides)
 
 
-def _around_bands(dtype: torch.dtype) -> float:
-    """What a product of a band costs, as RepLKNet's did on an H200."""
-    single = 5.5 if may_use_tf32(dtype) else 1.9
-    return {2: 6.0, 4: single, 8: 1.7}[dtype.itemsize]
+def instructions_per_output(config: Taps | Sums, map: MapName, problem: Problem) -> float:
+    """A rough count of the instructions for each output; larger if there are too few warps.
 
-
-def _beside(config: Taps | Sums, map: MapName, problem: Problem, dtype: torch.dtype) -> float:
-    """What a product costs one by one, in those of a large matrix product.
-
-    That takes an instruction each; of ours 0.7 of what could be issued were, on an H200.  One by
-    one float64 is half as quick as float32.
-    """
-    each = instructions(config, map, problem) / prod(problem.kernel)
-    return each / 0.7 * matrix_speed(dtype) * (2 if dtype == torch.float64 else 1)
-
-
-def instructions(config: Taps | Sums, map: MapName, problem: Problem) -> float:
-    """Instructions for each output, counted roughly; too few warps count as if each did more.
-
-    Of the configurations timed on an H200, 2026-11-27, times mostly follow it within a quarter as
-    long as the layer is the same.
+    For the configurations timed on an H200, 2026-11-27, times within one layer are mostly
+    proportional to it, to within a quarter.
     """
     rows, columns = axes(map, problem)
     height = config.height
-    # Rows in vain below the last one.
-    waste = -(-rows.of_class // height) * height / rows.of_class
+    # The last block has rows below the last row of the result.
+    waste = cdiv(rows.class_length, height) * height / rows.class_length
     if isinstance(config, Sums):
         down, across = min(config.down, rows.taps), min(config.across, columns.taps)
-        chunks = -(-rows.taps // down) * -(-columns.taps // across)
-        read = height + down - 1 if height > 1 else down
-        return chunks * waste * (down * across + (6 * read * across + 60) / height + 5)
+        chunks = cdiv(rows.taps, down) * cdiv(columns.taps, across)
+        loads = height + down - 1 if height > 1 else down
+        return chunks * waste * (down * across + (6 * loads * across + 60) / height + 5)
     if height == 1:
         return 9.0 * rows.taps * columns.taps / (rows.period * columns.period) + 130
-    if leaves_out(config, problem, map):
-        # Neither rows nor addresses are looked at.
+    if skips_outside_rows(config, problem, map):
+        # No row is tested, and no address computed.
         height, waste = rows.dest, 1.0
-        products, reading = rows.taps * (1 - rows.beyond), 2.0 * rows.source
+        products, loading = rows.taps * (1 - rows.outside_share), 2.0 * rows.source
     else:
         chunk = min(config.chunk, rows.taps)
-        products, reading = rows.taps, 5 * rows.taps / chunk * (height + chunk - 1)
-    each = columns.taps * (products + (reading + 2 * rows.taps) / height) + 124 / height
+        products, loading = rows.taps, 5 * rows.taps / chunk * (height + chunk - 1)
+    instructions = columns.taps * (products + (loading + 2 * rows.taps) / height) + 124 / height
     pixels = problem.batch * rows.dest * columns.dest
     channels = problem.out_channels if map == "forward" else problem.in_channels
     warps = waste * pixels * channels / height / 32
-    return each * waste * max(1.0, WARPS / warps)
+    return instructions * waste * max(1.0, MIN_WARPS / warps)

@@ -1,31 +1,31 @@
-"""The kernels of ``triton``; imported only where Triton is, and only when one is launched.
+"""The Triton kernels; imported at the first launch, so that the package works without Triton.
 
-Along each image axis every map follows one rule, which :class:`.axes.Axis` holds:
+Along each image axis every map follows one rule (:class:`.axes.Axis`), for tap ``u``:
 
-    source * div = dest * mult + base + tap * u          u the tap, one of mult and div being 1
+    source * div = dest * mult + base + tap_step * u          mult or div is 1
 
-``forward`` reads ``source`` = input at ``dest`` = output pixels with mult = stride, div = 1,
-base = -padding, tap = dilation; ``grad_input`` reads output at input pixels with mult = 1,
-div = stride, base = +padding, tap = -dilation.  With div > 1 the dest pixels fall into div
-classes ``dest = q + div * a``, and within a class the taps that divide are ``u0 + period * t``:
-again a correlation without gaps.
+``forward`` reads ``source`` = input pixels for ``dest`` = output pixels with mult = stride,
+div = 1, base = -padding, tap_step = dilation.  ``grad_input`` reads output pixels for input pixels
+with mult = 1, div = stride, base = padding, tap_step = -dilation.  With div > 1 the dest pixels
+form div residue classes ``dest = residue + div * index``.  The taps of a class are
+``first + period * t``, so each class is a dense correlation.
 
-Loads outside an image give 0.  Zero times a tap that is not finite would be NaN, and in
-``grad_input``, where the definition has no padding, no pixel may meet such a tap beyond the
-edges of ``source``.  So another launch (``mend``) looks at the result, and what is not finite
-near an edge it sums again, product by product under the mask.  Nobody waits for an answer: the
-branch is on the device.  Bands multiply by zeros everywhere, and are mended everywhere.
+A load outside the image gives 0, and 0 times a NaN or infinite tap is NaN.  ``grad_input`` has no
+padding in its definition, so such a product must not count.  ``recompute_nonfinite`` runs after
+the other kernel, reads the result, and recomputes non-finite pixels near an edge, product by
+product under the mask.  The branch is on the device, so the host does not wait.
 
-A band is a row of a kernel as a matrix, (source columns, dest columns), zero where no tap leads
-from one to the other.  With it a kernel of one channel is a matrix product too: columns are its
-channels, and ``correlate_dot`` and ``weight_dot`` see images one column wide.
+A band is one row of a kernel as a matrix (source columns, dest columns), zero where no tap
+connects the two columns.  With columns as channels a kernel of one channel becomes a matrix
+product, and ``correlate_dot`` and ``weight_dot`` read images one column wide.  A band contains
+zeros everywhere, so all non-finite pixels of its product are recomputed.
 
-Programs are numbered along one grid axis, since the others end at 65535.  WIDE computes
-positions in 64 bits.  All sums have one order, which sizes and configuration decide.
+The grid has one axis, because the others end at 65535.  A lane is one element of a program's
+block.  With USE_INT64, positions have 64 bits.  The order of each sum depends only on sizes and
+configuration.
 
-Where ``doubt`` is given, a kernel does nothing unless that number is other than 0.  So the result
-of another algorithm is computed again only if a check on the device has failed; the host does not
-wait for its outcome.
+With a ``recompute_flag`` a kernel returns at once if that number is 0.  So the result of another
+algorithm is recomputed only if a check on the device has failed, without a host sync.
 """
 
 from __future__ import annotations
@@ -35,104 +35,150 @@ import triton.language as tl
 
 
 @triton.jit
-def _number(WIDE: tl.constexpr):
+def _must_skip(recompute_flag):
+    """Whether there is a flag and it is 0."""
+    skip = False
+    if recompute_flag is not None:
+        skip = tl.load(recompute_flag) == 0
+    return skip
+
+
+@triton.jit
+def _program_id(USE_INT64: tl.constexpr):
     pid = tl.program_id(0)
-    if WIDE:
+    if USE_INT64:
         pid = pid.to(tl.int64)
     return pid
 
 
 @triton.jit
-def _first_tap(axis, q):
-    """The first tap that meets class ``q``, and how many do; (0, 0) if none does."""
+def _class_length(axis):
+    """Dest pixels of the largest residue class."""
+    return (axis.dest + axis.div - 1) // axis.div
+
+
+@triton.jit
+def _residues(pid, columns):
+    """The residue classes of a program along rows and columns."""
+    classes = tl.minimum(columns.div, columns.dest)
+    return pid // classes, pid % classes
+
+
+@triton.jit
+def _class_taps(axis, residue):
+    """The first tap of a residue class and the number of its taps; (0, 0) if it has none."""
     first = axis.taps * 0
-    found = axis.taps * 0
+    taps = axis.taps * 0
     for back in range(tl.minimum(axis.taps, axis.period)):
         u = tl.minimum(axis.taps, axis.period) - 1 - back
-        if (q * axis.mult + axis.base + axis.tap * u) % axis.div == 0:
+        if (residue * axis.mult + axis.base + axis.tap_step * u) % axis.div == 0:
             first = u
-            found = (axis.taps - u + axis.period - 1) // axis.period
-    return first, found
+            taps = (axis.taps - u + axis.period - 1) // axis.period
+    return first, taps
 
 
 @triton.jit
-def _inside(at, size):
-    # Without a sign what is negative is large: one comparison.
-    if at.dtype.primitive_bitwidth == 64:
-        return at.to(tl.uint64, bitcast=True) < size
-    return at.to(tl.uint32, bitcast=True) < size
+def _class_source(axis, residue, index, first):
+    """The source pixel under the first tap of a class's dest pixels, and the step to the next tap.
+
+    The division is exact wherever the class has a tap.
+    """
+    source = (residue * axis.mult + axis.base + axis.tap_step * first) // axis.div
+    return source + axis.mult * index, axis.tap_step * axis.period // axis.div
 
 
 @triton.jit
-def _inside_signed(at, size):
-    # For matrix products: with the other their registers do not suffice, on some architectures.
-    return (at >= 0) & (at < size)
+def _inside(position, size):
+    # One comparison: without a sign, negative numbers are large.
+    if position.dtype.primitive_bitwidth == 64:
+        return position.to(tl.uint64, bitcast=True) < size
+    return position.to(tl.uint32, bitcast=True) < size
+
+
+@triton.jit
+def _inside_signed(position, size):
+    # For matrix products, which spill registers on some architectures with the other comparison.
+    return (position >= 0) & (position < size)
+
+
+@triton.constexpr_function
+def _is_index(i, size):
+    return 0 <= i < size
+
+
+@triton.constexpr_function
+def _has_tap(distance, tap_step, taps):
+    """Whether a tap lies ``distance`` rows after the first."""
+    return distance % tap_step == 0 and 0 <= distance // tap_step < taps
 
 
 @triton.jit
 def _masked_sum(
-    acc, source, weight, live, row, column, rows, columns, taps_down, taps_across, down, across,
-    channels, source_strides, weight_strides,
+    total, source, weight, in_dest, row, column, rows, columns, row_taps, column_taps, row_step,
+    column_step, channels, source_strides, weight_strides,
 ):  # fmt: skip
-    """Add every product of one dest pixel per lane to ``acc``, and none outside of the image.
+    """Add to ``total`` all products of one dest pixel per lane, and none outside the image.
 
     Args:
-        source, weight: pointers at the lane's image and group, first channel and first tap.
+        source, weight: pointers to the lane's image and group, first channel and first tap.
         row, column: source pixel of the first tap.
-        taps_down, taps_across: how many taps.
-        down, across: source pixels from tap to tap.
-        weight_strides: of source channel, row and column of taps.
+        row_taps, column_taps: number of taps.
+        row_step, column_step: source pixels from tap to tap.
+        weight_strides: of source channel, tap row and tap column.
     """
     for _ in range(channels):
-        for u in range(taps_down):
-            h = row + u * down
-            for v in range(taps_across):
-                w_ = column + v * across
-                meets = live & _inside(h, rows.source) & _inside(w_, columns.source)
-                at = h * source_strides[2] + w_ * source_strides[3]
-                x = tl.load(source + at, mask=meets, other=0.0).to(acc.dtype)
+        for u in range(row_taps):
+            source_row = row + u * row_step
+            for v in range(column_taps):
+                source_column = column + v * column_step
+                valid = (
+                    in_dest & _inside(source_row, rows.source)
+                    & _inside(source_column, columns.source)
+                )  # fmt: skip
+                at = source_row * source_strides[2] + source_column * source_strides[3]
+                x = tl.load(source + at, mask=valid, other=0.0).to(total.dtype)
                 at = u * weight_strides[1] + v * weight_strides[2]
-                tap = tl.load(weight + at).to(acc.dtype)
-                acc = tl.where(meets, acc + x * tap, acc)
-        # One channel on: their number times this might pass 32 bits.
+                tap = tl.load(weight + at).to(total.dtype)
+                total = tl.where(valid, total + x * tap, total)
+        # Advance by one channel: channels times the stride may not fit into 32 bits.
         source += source_strides[1]
         weight += weight_strides[0]
-    return acc
+    return total
 
 
 @triton.jit
 def _add_taps(
-    sums, source, weight, meets, row, rows, row_stride, tap_stride,
-    HEIGHT: tl.constexpr, TAPS: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr,
-    FIRST: tl.constexpr, INSIDE: tl.constexpr,
+    sums, source, weight, valid, row, rows, row_stride, tap_stride,
+    HEIGHT: tl.constexpr, TAPS: tl.constexpr, MULT: tl.constexpr, TAP_STEP: tl.constexpr,
+    FIRST_ROW: tl.constexpr, SOURCE_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Add TAPS taps of one column of the kernel to HEIGHT rows; each source row is read once.
 
-    ``sums[i] += source[row + i * STEP + t * TAP] * weight[t]`` for all i and t.
+    ``sums[i] += source[row + i * MULT + t * TAP_STEP] * weight[t]`` for all i and t.
 
     Args:
-        source: pointers at row ``row``.
-        FIRST, INSIDE: ``row``, and how many source rows there are, where the compiler is to leave
-            out those outside; INSIDE = 0 where lanes have rows of their own.
+        source: pointers to row ``row``.
+        FIRST_ROW, SOURCE_ROWS: ``row`` and the number of source rows, to skip rows outside the
+            image at compile time; SOURCE_ROWS = 0 if each lane has its own rows.
     """
     taps = ()
     for t in tl.static_range(TAPS):
         taps = taps + (tl.load(weight + t * tap_stride).to(sums[0].dtype),)
-    LOW: tl.constexpr = (TAPS - 1) * TAP if TAP < 0 else 0
-    HIGH: tl.constexpr = (HEIGHT - 1) * STEP + ((TAPS - 1) * TAP if TAP > 0 else 0)
-    # From row to row by an addition, where a position for each would be a multiplication.
+    LOW: tl.constexpr = (TAPS - 1) * TAP_STEP if TAP_STEP < 0 else 0
+    HIGH: tl.constexpr = (HEIGHT - 1) * MULT + ((TAPS - 1) * TAP_STEP if TAP_STEP > 0 else 0)
+    # An addition leads to the next row; each row's own position would take a multiplication.
     source += LOW * row_stride
     for r in tl.static_range(HIGH - LOW + 1):
-        if INSIDE == 0 or _within(FIRST + r + LOW, INSIDE):
-            if INSIDE == 0:
-                x = tl.load(source, mask=meets & _inside(row + (r + LOW), rows.source), other=0.0)
+        if SOURCE_ROWS == 0 or _is_index(FIRST_ROW + r + LOW, SOURCE_ROWS):
+            if SOURCE_ROWS == 0:
+                x = tl.load(source, mask=valid & _inside(row + (r + LOW), rows.source), other=0.0)
             else:
-                x = tl.load(source, mask=meets, other=0.0)
+                x = tl.load(source, mask=valid, other=0.0)
             x = x.to(sums[0].dtype)
             added = ()
             for i in tl.static_range(HEIGHT):
-                if (r + LOW - i * STEP) % TAP == 0 and _within((r + LOW - i * STEP) // TAP, TAPS):
-                    added = added + (sums[i] + x * taps[(r + LOW - i * STEP) // TAP],)
+                if _has_tap(r + LOW - i * MULT, TAP_STEP, TAPS):
+                    added = added + (sums[i] + x * taps[(r + LOW - i * MULT) // TAP_STEP],)
                 else:
                     added = added + (sums[i],)
             sums = added
@@ -140,198 +186,190 @@ def _add_taps(
     return sums
 
 
-@triton.constexpr_function
-def _within(t, taps):
-    return 0 <= t < taps
-
-
 @triton.jit
 def correlate_taps(
-    source, weight, result, doubt, rows, columns, source_strides, result_strides, weight_strides,
-    batch, dest_channels, group_source, group_dest, blocks,
+    source, weight, result, recompute_flag, rows, columns, source_strides, result_strides,
+    weight_strides, batch, dest_channels, group_source, group_dest, blocks,
     LANES: tl.constexpr, HEIGHT: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-    REST: tl.constexpr, STEP: tl.constexpr, TAP: tl.constexpr, FIRST: tl.constexpr,
-    INSIDE: tl.constexpr, ROW_STRIDE: tl.constexpr, TAP_STRIDE: tl.constexpr,
-    CHANNELS_FIRST: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
+    REST: tl.constexpr, MULT: tl.constexpr, TAP_STEP: tl.constexpr, FIRST_ROW: tl.constexpr,
+    SOURCE_ROWS: tl.constexpr, ROW_STRIDE: tl.constexpr, TAP_STRIDE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, USE_INT64: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """``forward`` and ``grad_input`` for few channels: HEIGHT rows of sums in every lane.
 
-    A lane is an image, a block of HEIGHT dest rows, and a column; and with CHANNELS_FIRST (in
-    memory: channels_last) a dest channel before all, else that is the program's.  A source row
-    that is loaded meets all sums that it belongs to while it is in a register.
+    A lane is an image, a block of HEIGHT dest rows and a column.  With CHANNELS_LAST, dest
+    channels are the fastest dimension of the lanes; otherwise a program has one dest channel.  A
+    source row in a register is added to all sums that need it.
 
-    With HEIGHT = 1 the taps of a class are taken one by one: strides in ``grad_input``, and
-    steps so long that rows share nothing.
+    With HEIGHT = 1 the taps of a class are summed one by one.  This is for ``grad_input`` with a
+    stride, and for strides and dilations so large that dest rows share no source rows.
 
-    With INSIDE > 0 one block holds all rows.  Then it is known when compiling which products
-    have a row outside of the image, and they are left out; ROW_STRIDE and TAP_STRIDE, too, are
-    known, and no address is computed but a column's first.
+    With SOURCE_ROWS > 0 one block holds all rows.  Then the compiler knows which products have a
+    row outside the image, and skips them.  It also knows ROW_STRIDE and TAP_STRIDE, so the kernel
+    computes only the first address of a column.
 
     Args:
-        weight_strides: of group, dest channel, source channel, row and column of taps.
-        blocks: blocks of lanes of one dest channel, and class.
+        weight_strides: of group, dest channel, source channel, tap row and tap column.
+        blocks: blocks of lanes for one dest channel (all with CHANNELS_LAST) and residue class.
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
+    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
     block = pid % blocks
     rest = pid // blocks
     lane = block * LANES + tl.arange(0, LANES)
-    if CHANNELS_FIRST:
+    if CHANNELS_LAST:
         channel = lane % dest_channels
         lane = lane // dest_channels
     else:
         channel = rest % dest_channels
         rest = rest // dest_channels
-    classes = tl.minimum(columns.div, columns.dest)
-    q_down = rest // classes
-    q_across = rest % classes
-    first_down, taps_down = _first_tap(rows, q_down)
-    first_across, taps_across = _first_tap(columns, q_across)
+    row_residue, column_residue = _residues(rest, columns)
+    first_row, row_taps = _class_taps(rows, row_residue)
+    first_column, column_taps = _class_taps(columns, column_residue)
 
-    wide = (columns.dest + columns.div - 1) // columns.div
-    high = ((rows.dest + rows.div - 1) // rows.div + HEIGHT - 1) // HEIGHT
-    b = lane % wide
-    a = (lane // wide) % high * HEIGHT
-    image = lane // wide // high
-    dest_row = q_down + rows.div * a
-    dest_column = q_across + columns.div * b
-    live = (image < batch) & (dest_column < columns.dest)
+    width = _class_length(columns)
+    height = (_class_length(rows) + HEIGHT - 1) // HEIGHT
+    column_index = lane % width
+    row_index = (lane // width) % height * HEIGHT
+    image = lane // width // height
+    dest_row = row_residue + rows.div * row_index
+    dest_column = column_residue + columns.div * column_index
+    in_dest = (image < batch) & (dest_column < columns.dest)
     group = channel // group_dest
 
-    # Where the first tap lies; the division is exact wherever there is a tap.
-    row = (q_down * rows.mult + rows.base + rows.tap * first_down) // rows.div + rows.mult * a
-    column = (
-        q_across * columns.mult + columns.base + columns.tap * first_across
-    ) // columns.div + columns.mult * b
-    down = rows.tap * rows.period // rows.div
-    across = columns.tap * columns.period // columns.div
+    row, row_step = _class_source(rows, row_residue, row_index, first_row)
+    column, column_step = _class_source(columns, column_residue, column_index, first_column)
     source += image * source_strides[0] + group * group_source * source_strides[1]
     weight += (
         group * weight_strides[0] + (channel % group_dest) * weight_strides[1]
-        + first_down * weight_strides[3] + first_across * weight_strides[4]
+        + first_row * weight_strides[3] + first_column * weight_strides[4]
     )  # fmt: skip
-    down_stride = rows.period * weight_strides[3]
-    across_stride = columns.period * weight_strides[4]
-    strides = (weight_strides[2], down_stride, across_stride)
+    tap_row_stride = rows.period * weight_strides[3]
+    tap_column_stride = columns.period * weight_strides[4]
     result += (
         image * result_strides[0] + channel * result_strides[1] + dest_column * result_strides[3]
     )
 
     zero = tl.zeros([LANES], SUM)
     if HEIGHT == 1:
-        alive = live & (dest_row < rows.dest)
+        stored = in_dest & (dest_row < rows.dest)
         result += dest_row * result_strides[2]
         total = _masked_sum(
-            zero, source, weight, alive, row, column, rows, columns, taps_down, taps_across,
-            down, across, group_source, source_strides, strides,
+            zero, source, weight, stored, row, column, rows, columns, row_taps, column_taps,
+            row_step, column_step, group_source, source_strides,
+            (weight_strides[2], tap_row_stride, tap_column_stride),
         )  # fmt: skip
-        tl.store(result, total.to(result.dtype.element_ty), mask=alive)
+        tl.store(result, total.to(result.dtype.element_ty), mask=stored)
     else:
         sums = (zero,) * HEIGHT
         source += row * source_strides[2]
         for _ in range(group_source):
-            for v in range(taps_across):
-                w_ = column + v * across
-                at = source + w_ * source_strides[3]
-                taps = weight + v * across_stride
-                meets = live & _inside(w_, columns.source)
-                if INSIDE > 0:
+            for v in range(column_taps):
+                source_column = column + v * column_step
+                at = source + source_column * source_strides[3]
+                taps = weight + v * tap_column_stride
+                valid = in_dest & _inside(source_column, columns.source)
+                if SOURCE_ROWS > 0:
                     sums = _add_taps(
-                        sums, at, taps, meets, row, rows, ROW_STRIDE, TAP_STRIDE,
-                        HEIGHT, CHUNK, STEP, TAP, FIRST, INSIDE,
+                        sums, at, taps, valid, row, rows, ROW_STRIDE, TAP_STRIDE,
+                        HEIGHT, CHUNK, MULT, TAP_STEP, FIRST_ROW, SOURCE_ROWS,
                     )  # fmt: skip
                 else:
                     for chunk in range(CHUNKS):
                         sums = _add_taps(
-                            sums, at, taps, meets, row + chunk * CHUNK * TAP, rows,
-                            source_strides[2], down_stride, HEIGHT, CHUNK, STEP, TAP, 0, 0,
+                            sums, at, taps, valid, row + chunk * CHUNK * TAP_STEP, rows,
+                            source_strides[2], tap_row_stride, HEIGHT, CHUNK, MULT, TAP_STEP, 0, 0,
                         )  # fmt: skip
-                        at += CHUNK * TAP * source_strides[2]
-                        taps += CHUNK * down_stride
+                        at += CHUNK * TAP_STEP * source_strides[2]
+                        taps += CHUNK * tap_row_stride
                     if REST > 0:
                         sums = _add_taps(
-                            sums, at, taps, meets, row + CHUNKS * CHUNK * TAP, rows,
-                            source_strides[2], down_stride, HEIGHT, REST, STEP, TAP, 0, 0,
+                            sums, at, taps, valid, row + CHUNKS * CHUNK * TAP_STEP, rows,
+                            source_strides[2], tap_row_stride, HEIGHT, REST, MULT, TAP_STEP, 0, 0,
                         )  # fmt: skip
-            # One channel on: their number times this might pass 32 bits.
+            # Advance by one channel: channels times the stride may not fit into 32 bits.
             source += source_strides[1]
             weight += weight_strides[2]
         for i in tl.static_range(HEIGHT):
-            alive = live & (dest_row + i < rows.dest)
+            stored = in_dest & (dest_row + i < rows.dest)
             at = (dest_row + i) * result_strides[2]
-            tl.store(result + at, sums[i].to(result.dtype.element_ty), mask=alive)
+            tl.store(result + at, sums[i].to(result.dtype.element_ty), mask=stored)
 
 
 @triton.jit
-def mend(
-    source, weight, result, doubt, rows, columns, source_strides, weight_strides,
+def recompute_nonfinite(
+    source, weight, result, recompute_flag, rows, columns, source_strides, weight_strides,
     channels, group_source, group_dest, length,
-    LANES: tl.constexpr, CHANNELS_FIRST: tl.constexpr, EDGES: tl.constexpr, WIDE: tl.constexpr,
-    SUM: tl.constexpr,
+    LANES: tl.constexpr, CHANNELS_LAST: tl.constexpr, EDGES: tl.constexpr,
+    USE_INT64: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """Sum again by the definition what is not finite in ``result``, which others have filled.
+    """Recompute by the definition the elements of ``result`` that are NaN or infinite.
 
-    A lane is an element of ``result`` as it lies in memory, contiguous or, with CHANNELS_FIRST,
-    in channels_last.  With EDGES only pixels near an edge are looked into, whose taps reach
-    beyond.
+    A lane is an element of ``result`` in the order of memory: contiguous, or channels_last with
+    CHANNELS_LAST.  With EDGES only pixels near an edge are recomputed: those with a tap outside
+    the source.
 
     Args:
-        weight_strides: of group, dest channel, source channel, row and column of taps.
-        length: of ``result``.
+        weight_strides: of group, dest channel, source channel, tap row and tap column.
+        length: elements of ``result``.
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    at = _number(WIDE) * LANES + tl.arange(0, LANES)
-    found = tl.load(result + at, mask=at < length, other=0.0)
-    spoilt = found - found != 0
-    if tl.max(spoilt.to(tl.int32), 0) > 0:
+    if _must_skip(recompute_flag):
+        return
+    at = _program_id(USE_INT64) * LANES + tl.arange(0, LANES)
+    value = tl.load(result + at, mask=at < length, other=0.0)
+    nonfinite = value - value != 0
+    if tl.max(nonfinite.to(tl.int32), 0) > 0:
         rest = at
-        if CHANNELS_FIRST:
+        if CHANNELS_LAST:
             channel = rest % channels
             rest = rest // channels
         dest_column = rest % columns.dest
         rest = rest // columns.dest
         dest_row = rest % rows.dest
         rest = rest // rows.dest
-        if not CHANNELS_FIRST:
+        if not CHANNELS_LAST:
             channel = rest % channels
             rest = rest // channels
         row = dest_row * rows.mult + rows.base
         column = dest_column * columns.mult + columns.base
         if EDGES:
-            spoilt = spoilt & (_reaches_out(row, rows) | _reaches_out(column, columns))
+            nonfinite = nonfinite & (_reaches_out(row, rows) | _reaches_out(column, columns))
         group = channel // group_dest
         plane = source + rest * source_strides[0] + group * group_source * source_strides[1]
         taps = weight + group * weight_strides[0] + channel % group_dest * weight_strides[1]
         total = tl.zeros([LANES], SUM)
         for _ in range(group_source):
             for u in range(rows.taps):
-                h = (row + u * rows.tap) // rows.div
-                down = spoilt & (h * rows.div == row + u * rows.tap) & _inside(h, rows.source)
+                source_row, valid_row = _source_pixel(row, u, rows)
                 for v in range(columns.taps):
-                    w_ = (column + v * columns.tap) // columns.div
-                    meets = down & (w_ * columns.div == column + v * columns.tap)
-                    meets = meets & _inside(w_, columns.source)
-                    pixel = plane + h * source_strides[2] + w_ * source_strides[3]
-                    x = tl.load(pixel, mask=meets, other=0.0).to(SUM)
+                    source_column, valid_column = _source_pixel(column, v, columns)
+                    valid = nonfinite & valid_row & valid_column
+                    pixel = source_row * source_strides[2] + source_column * source_strides[3]
+                    x = tl.load(plane + pixel, mask=valid, other=0.0).to(SUM)
                     tap = taps + u * weight_strides[3] + v * weight_strides[4]
-                    tap = tl.load(tap, mask=meets, other=0.0).to(SUM)
-                    total = tl.where(meets, total + x * tap, total)
-            # One channel on: their number times this might pass 32 bits.
+                    tap = tl.load(tap, mask=valid, other=0.0).to(SUM)
+                    total = tl.where(valid, total + x * tap, total)
+            # Advance by one channel: channels times the stride may not fit into 32 bits.
             plane += source_strides[1]
             taps += weight_strides[2]
-        tl.store(result + at, total.to(result.dtype.element_ty), mask=spoilt)
+        tl.store(result + at, total.to(result.dtype.element_ty), mask=nonfinite)
+
+
+@triton.jit
+def _source_pixel(first, u, axis):
+    """The source pixel under tap ``u`` and whether there is one; tap 0 is at ``first`` / div."""
+    position = first + u * axis.tap_step
+    pixel = position // axis.div
+    return pixel, (pixel * axis.div == position) & _inside(pixel, axis.source)
 
 
 @triton.jit
 def _reaches_out(first, axis):
-    """Whether a tap may lie outside of the source, the first being at ``first`` / div."""
-    last = first + (axis.taps - 1) * axis.tap
-    beyond = axis.source * axis.div
-    return ~(_inside(first, beyond) & _inside(last, beyond))
+    """Whether a tap may lie outside the source; tap 0 is at ``first`` / div."""
+    last = first + (axis.taps - 1) * axis.tap_step
+    end = axis.source * axis.div
+    return ~(_inside(first, end) & _inside(last, end))
 
 
 @triton.jit
@@ -344,34 +382,33 @@ def _multiply(a, b, acc, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def correlate_dot(
-    source, weight, result, doubt, rows, columns, source_strides, result_strides, weight_strides,
-    group_strides, batch, groups, group_source, group_dest, plane,
+    source, weight, result, recompute_flag, rows, columns, source_strides, result_strides,
+    weight_strides, group_strides, batch, groups, group_source, group_dest, plane,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FLAT: tl.constexpr,
-    PLANE_PART: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
+    PLANE_PART: tl.constexpr, USE_INT64: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """``forward`` and ``grad_input`` as a matrix product that gathers its left side as it goes.
+    """``forward`` and ``grad_input`` as a matrix product whose left operand is gathered.
 
-    (pixels, channels of a group) = (pixels, taps x source channels) @ (the same, channels).
-    ``source`` has its channels next to each other, and so has ``weight``, a
-    matrix for each group.
+    (pixels, dest channels) = (pixels, taps x source channels) @ (taps x source channels, dest
+    channels), for each group.  The channels of ``source`` and the matrices of ``weight`` are
+    contiguous.
 
-    FLAT: each number of the long axis finds its tap by itself, for groups of fewer than K
+    With FLAT, K numbers of the long axis may belong to several taps: for groups of fewer than K
     channels.  Otherwise an iteration has one tap.
 
     Args:
-        weight_strides: of the long axis and of dest channels, each packed.
+        weight_strides: of the long axis and of dest channels.
         group_strides: of source and result.
-        plane: dest pixels of a plane divided by PLANE_PART, a power of two; 0 when the dest
-            is not one run of pixels, and every pixel finds its place by itself.
+        plane: dest pixels of a plane divided by PLANE_PART, a power of two; both are 0 unless the
+            pixels of a plane of ``result`` are contiguous.
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
-    wide = (columns.dest + columns.div - 1) // columns.div
-    high = (rows.dest + rows.div - 1) // rows.div
-    pixels = batch * high * wide
+    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
+    width = _class_length(columns)
+    height = _class_length(rows)
+    pixels = batch * height * width
     tiles_n = (group_dest + N - 1) // N
     tiles_m = (pixels + M - 1) // M
     n = pid % tiles_n * N + tl.arange(0, N)
@@ -379,25 +416,18 @@ def correlate_dot(
     m = pid % tiles_m * M + tl.arange(0, M)
     pid = pid // tiles_m
     group = pid % groups
-    pid = pid // groups
-    classes = tl.minimum(columns.div, columns.dest)
-    q_down = pid // classes
-    q_across = pid % classes
-    first_down, taps_down = _first_tap(rows, q_down)
-    first_across, taps_across = _first_tap(columns, q_across)
+    row_residue, column_residue = _residues(pid // groups, columns)
+    first_row, row_taps = _class_taps(rows, row_residue)
+    first_column, column_taps = _class_taps(columns, column_residue)
 
-    a = m // wide % high
-    b = m % wide
-    image = m // wide // high
-    dest_row = q_down + rows.div * a
-    dest_column = q_across + columns.div * b
-    live = (m < pixels) & (dest_row < rows.dest) & (dest_column < columns.dest)
-    row = (q_down * rows.mult + rows.base + rows.tap * first_down) // rows.div + rows.mult * a
-    column = (
-        q_across * columns.mult + columns.base + columns.tap * first_across
-    ) // columns.div + columns.mult * b
-    down = rows.tap * rows.period // rows.div
-    across = columns.tap * columns.period // columns.div
+    row_index = m // width % height
+    column_index = m % width
+    image = m // width // height
+    dest_row = row_residue + rows.div * row_index
+    dest_column = column_residue + columns.div * column_index
+    in_dest = (m < pixels) & (dest_row < rows.dest) & (dest_column < columns.dest)
+    row, row_step = _class_source(rows, row_residue, row_index, first_row)
+    column, column_step = _class_source(columns, column_residue, column_index, first_column)
     origin = (
         image * source_strides[0] + group * group_strides[0]
         + row * source_strides[2] + column * source_strides[3]
@@ -406,183 +436,193 @@ def correlate_dot(
 
     acc = tl.zeros([M, N], SUM)
     if FLAT:
-        length = taps_down * taps_across * group_source
-        for k0 in range(0, length, K):
-            k = k0 + tl.arange(0, K)
-            c = k % group_source
-            u = k // group_source // taps_across
-            v = k // group_source % taps_across
-            h = row[:, None] + (u * down)[None, :]
-            w_ = column[:, None] + (v * across)[None, :]
-            meets = (
-                live[:, None] & _inside_signed(h, rows.source) & _inside_signed(w_, columns.source)
-            )
-            at = c * source_strides[1] + u * down * source_strides[2]
-            at += v * across * source_strides[3]
-            x = tl.load(
-                source + origin[:, None] + at[None, :],
-                mask=meets & (k < length)[None, :],
-                other=0.0,
-            )
-            tap = (first_down + u * rows.period) * columns.taps + first_across + v * columns.period
-            at = (tap * group_source + c) * weight_strides[0]
-            y = tl.load(
-                weight + at[:, None] + (n * weight_strides[1])[None, :],
-                mask=(k < length)[:, None] & (n < group_dest)[None, :],
-                other=0.0,
-            )
-            acc = _multiply(x, y, acc, PRECISION, UPCAST)
+        length = row_taps * column_taps * group_source
+        steps = (length + K - 1) // K
     else:
-        steps = (group_source + K - 1) // K
-        for step in range(taps_down * taps_across * steps):
-            c = step % steps * K + tl.arange(0, K)
-            u = step // steps // taps_across
-            v = step // steps % taps_across
-            meets = live & _inside_signed(row + u * down, rows.source)
-            meets = meets & _inside_signed(column + v * across, columns.source)
-            at = origin + u * down * source_strides[2] + v * across * source_strides[3]
-            x = tl.load(
-                source + at[:, None] + (c * source_strides[1])[None, :],
-                mask=meets[:, None] & (c < group_source)[None, :],
-                other=0.0,
+        channel_steps = (group_source + K - 1) // K
+        steps = row_taps * column_taps * channel_steps
+    for step in range(steps):
+        if FLAT:
+            k = step * K + tl.arange(0, K)
+            c = k % group_source
+            u = k // group_source // column_taps
+            v = k // group_source % column_taps
+            valid_k = k < length
+            valid = (
+                in_dest[:, None]
+                & _inside_signed(row[:, None] + (u * row_step)[None, :], rows.source)
+                & _inside_signed(column[:, None] + (v * column_step)[None, :], columns.source)
             )
-            tap = (first_down + u * rows.period) * columns.taps + first_across + v * columns.period
-            at = (tap * group_source + c) * weight_strides[0]
-            y = tl.load(
-                weight + at[:, None] + (n * weight_strides[1])[None, :],
-                mask=(c < group_source)[:, None] & (n < group_dest)[None, :],
-                other=0.0,
-            )
-            acc = _multiply(x, y, acc, PRECISION, UPCAST)
+            at_m = origin
+            at_k = c * source_strides[1] + u * row_step * source_strides[2]
+            at_k += v * column_step * source_strides[3]
+        else:
+            c = step % channel_steps * K + tl.arange(0, K)
+            u = step // channel_steps // column_taps
+            v = step // channel_steps % column_taps
+            valid_k = c < group_source
+            valid = (
+                in_dest
+                & _inside_signed(row + u * row_step, rows.source)
+                & _inside_signed(column + v * column_step, columns.source)
+            )[:, None]
+            at_m = origin + u * row_step * source_strides[2] + v * column_step * source_strides[3]
+            at_k = c * source_strides[1]
+        x = tl.load(
+            source + at_m[:, None] + at_k[None, :], mask=valid & valid_k[None, :], other=0.0
+        )
+        tap = (first_row + u * rows.period) * columns.taps + first_column + v * columns.period
+        at = (tap * group_source + c) * weight_strides[0]
+        y = tl.load(
+            weight + at[:, None] + (n * weight_strides[1])[None, :],
+            mask=valid_k[:, None] & (n < group_dest)[None, :],
+            other=0.0,
+        )
+        acc = _multiply(x, y, acc, PRECISION, UPCAST)
 
     at = image * result_strides[0] + dest_row * result_strides[2] + dest_column * result_strides[3]
-    if PLANE_PART > 0:  # the same place, told so that the compiler sees runs of pixels
+    if PLANE_PART > 0:  # the same position, in a form that shows the compiler runs of pixels
         at = m // (plane * PLANE_PART) * result_strides[0] + m % (plane * PLANE_PART)
     channel = group * group_strides[1] + n * result_strides[1]
     tl.store(
         result + at[:, None] + channel[None, :],
         acc.to(result.dtype.element_ty),
-        mask=live[:, None] & (n < group_dest)[None, :],
+        mask=in_dest[:, None] & (n < group_dest)[None, :],
     )
 
 
 @triton.jit
-def _pair_up(
+def _add_pixel_pairs(
     sums, input, output, live, row, column, rows, columns, output_row, input_strides,
-    output_strides, across,
-    HEIGHT: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr, STEP: tl.constexpr,
-    TAP: tl.constexpr,
+    output_strides,
+    HEIGHT: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr, MULT: tl.constexpr,
+    TAP_STEP: tl.constexpr,
 ):  # fmt: skip
-    """``sums[v * DOWN + t] += input[row + i * STEP + t * TAP, column + v * across] * output[i]``.
+    """Add to the sums of DOWN x ACROSS taps the products of HEIGHT output rows.
 
-    HEIGHT rows of the output stay in registers; each input row is read once for every v.
+    ``sums[v * DOWN + t] += input[row + i * MULT + t * TAP_STEP, column + v * tap_step] *
+    output[output_row + i]``.  The output rows stay in registers; each input row is read once for
+    every v.
     """
-    held = ()
+    y = ()
     for i in tl.static_range(HEIGHT):
-        alive = live & (output_row + i < rows.dest)
+        valid = live & (output_row + i < rows.dest)
         at = (output_row + i) * output_strides[2]
-        held = held + (tl.load(output + at, mask=alive, other=0.0).to(sums[0].dtype),)
-    HIGH: tl.constexpr = (HEIGHT - 1) * STEP + (DOWN - 1) * TAP
+        y = y + (tl.load(output + at, mask=valid, other=0.0).to(sums[0].dtype),)
+    HIGH: tl.constexpr = (HEIGHT - 1) * MULT + (DOWN - 1) * TAP_STEP
     ROWS: tl.constexpr = DOWN if HEIGHT == 1 else HIGH + 1
-    EACH: tl.constexpr = TAP if HEIGHT == 1 else 1
+    ROW_STEP: tl.constexpr = TAP_STEP if HEIGHT == 1 else 1
     done = ()
     for v in tl.static_range(ACROSS):
-        w_ = column + v * across
-        meets = live & _inside(w_, columns.source)
-        mine = ()
+        input_column = column + v * columns.tap_step
+        valid = live & _inside(input_column, columns.source)
+        column_sums = ()
         for t in tl.static_range(DOWN):
-            mine = mine + (sums[v * DOWN + t],)
+            column_sums = column_sums + (sums[v * DOWN + t],)
         for r in tl.static_range(ROWS):
-            h = row + r * EACH
-            at = h * input_strides[2] + w_ * input_strides[3]
-            x = tl.load(input + at, mask=meets & _inside(h, rows.source), other=0.0)
+            input_row = row + r * ROW_STEP
+            at = input_row * input_strides[2] + input_column * input_strides[3]
+            x = tl.load(input + at, mask=valid & _inside(input_row, rows.source), other=0.0)
             x = x.to(sums[0].dtype)
             added = ()
             for t in tl.static_range(DOWN):
-                total = mine[t]
+                total = column_sums[t]
                 for i in tl.static_range(HEIGHT):
-                    if i * STEP + t * TAP == r * EACH:
-                        total = total + x * held[i]
+                    if i * MULT + t * TAP_STEP == r * ROW_STEP:
+                        total = total + x * y[i]
                 added = added + (total,)
-            mine = added
-        done = done + mine
+            column_sums = added
+        done = done + column_sums
     return done
 
 
 @triton.jit
+def _sum_split(
+    input, output, begin, end, first_row, first_column, rows, columns, input_strides,
+    output_strides, batch,
+    LANES: tl.constexpr, HEIGHT: tl.constexpr, AT_ONCE: tl.constexpr, DOWN: tl.constexpr,
+    ACROSS: tl.constexpr, MULT: tl.constexpr, TAP_STEP: tl.constexpr, SUM: tl.constexpr,
+):  # fmt: skip
+    """The sums of DOWN x ACROSS taps over the blocks of lanes from ``begin`` to ``end``.
+
+    A lane is an image, HEIGHT output rows and a column; AT_ONCE of the rows are summed at a time.
+    """
+    height = (rows.dest + HEIGHT - 1) // HEIGHT
+    sums = (tl.zeros([LANES], SUM),) * (DOWN * ACROSS)
+    for block in range(begin, end):
+        lane = block * LANES + tl.arange(0, LANES)
+        output_column = lane % columns.dest
+        image = lane // columns.dest // height
+        for part in range(HEIGHT // AT_ONCE):
+            output_row = lane // columns.dest % height * HEIGHT + part * AT_ONCE
+            live = image < batch
+            if AT_ONCE < HEIGHT:
+                live = live & (output_row < rows.dest)
+            sums = _add_pixel_pairs(
+                sums, input + image * input_strides[0],
+                output + image * output_strides[0] + output_column * output_strides[3], live,
+                first_row + output_row * MULT, first_column + output_column * columns.mult,
+                rows, columns, output_row, input_strides, output_strides,
+                AT_ONCE, DOWN, ACROSS, MULT, TAP_STEP,
+            )  # fmt: skip
+    return sums
+
+
+@triton.jit
 def weight_taps(
-    input, output, partial, doubt, rows, columns, input_strides, output_strides,
-    batch, out_channels, group_in, group_out, chunks_down, chunks_across, per_split,
+    input, output, partial, recompute_flag, rows, columns, input_strides, output_strides,
+    batch, out_channels, group_in, group_out, row_chunks, column_chunks, per_split,
     LANES: tl.constexpr, HEIGHT: tl.constexpr, DOWN: tl.constexpr, ACROSS: tl.constexpr,
-    STEP: tl.constexpr, TAP: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
+    MULT: tl.constexpr, TAP_STEP: tl.constexpr, USE_INT64: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
     """``grad_weight`` for few channels, first stage: DOWN x ACROSS taps in every lane.
 
-    A program has one pair of channels, one block of taps and one of the splits of all lanes (an
-    image, HEIGHT output rows, a column); lanes meet at the end.  The second stage adds the
-    splits: ``partial`` is (splits, O, C/G, kH, kW).
+    A program has one pair of channels, one block of taps and one split of the lanes, and adds its
+    lanes up at the end.  ``partial`` is (splits, O, C/G, kH, kW); the second stage adds the
+    splits.
 
-    Beyond the last row of an output the product of a block is 0 times an input pixel, which
-    may not be finite: then the rows are done again one by one.
+    Below the last output row a block multiplies input pixels by 0, which is wrong for NaN and
+    infinity.  So if a sum is not finite, the rows are summed again one by one.
 
     Args:
         per_split: blocks of lanes in a split.
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
-    chunk_across = pid % chunks_across * ACROSS
-    pid = pid // chunks_across
-    chunk_down = pid % chunks_down * DOWN
-    pid = pid // chunks_down
+    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
+    first_v = pid % column_chunks * ACROSS
+    pid = pid // column_chunks
+    first_u = pid % row_chunks * DOWN
+    pid = pid // row_chunks
     c = pid % group_in
     pid = pid // group_in
     o = pid % out_channels
     split = pid // out_channels
-    high = (rows.dest + HEIGHT - 1) // HEIGHT
-    across = columns.tap
     input += (o // group_out * group_in + c) * input_strides[1]
     output += o * output_strides[1]
-    first_row = rows.base + chunk_down * TAP
-    first_column = columns.base + chunk_across * across
+    first_row = rows.base + first_u * TAP_STEP
+    first_column = columns.base + first_v * columns.tap_step
 
-    sums = (tl.zeros([LANES], SUM),) * (DOWN * ACROSS)
-    for block in range(split * per_split, (split + 1) * per_split):
-        lane = block * LANES + tl.arange(0, LANES)
-        j = lane % columns.dest
-        i = lane // columns.dest % high * HEIGHT
-        image = lane // columns.dest // high
-        sums = _pair_up(
-            sums, input + image * input_strides[0],
-            output + image * output_strides[0] + j * output_strides[3], image < batch,
-            first_row + i * STEP, first_column + j * columns.mult, rows, columns, i,
-            input_strides, output_strides, across, HEIGHT, DOWN, ACROSS, STEP, TAP,
-        )  # fmt: skip
+    sums = _sum_split(
+        input, output, split * per_split, (split + 1) * per_split, first_row, first_column, rows,
+        columns, input_strides, output_strides, batch,
+        LANES, HEIGHT, HEIGHT, DOWN, ACROSS, MULT, TAP_STEP, SUM,
+    )  # fmt: skip
     if HEIGHT > 1:
-        spoilt = sums[0] - sums[0]
+        difference = sums[0] - sums[0]
         for t in tl.static_range(DOWN * ACROSS):
-            spoilt += sums[t] - sums[t]
-        if tl.max((spoilt != 0).to(tl.int32), 0) > 0:
-            sums = (tl.zeros([LANES], SUM),) * (DOWN * ACROSS)
-            for block in range(split * per_split, (split + 1) * per_split):
-                lane = block * LANES + tl.arange(0, LANES)
-                j = lane % columns.dest
-                image = lane // columns.dest // high
-                for below in range(HEIGHT):
-                    i = lane // columns.dest % high * HEIGHT + below
-                    sums = _pair_up(
-                        sums, input + image * input_strides[0],
-                        output + image * output_strides[0] + j * output_strides[3],
-                        (image < batch) & (i < rows.dest), first_row + i * STEP,
-                        first_column + j * columns.mult, rows, columns, i, input_strides,
-                        output_strides, across, 1, DOWN, ACROSS, STEP, TAP,
-                    )  # fmt: skip
+            difference += sums[t] - sums[t]
+        if tl.max((difference != 0).to(tl.int32), 0) > 0:
+            sums = _sum_split(
+                input, output, split * per_split, (split + 1) * per_split, first_row, first_column,
+                rows, columns, input_strides, output_strides, batch,
+                LANES, HEIGHT, 1, DOWN, ACROSS, MULT, TAP_STEP, SUM,
+            )  # fmt: skip
     partial += ((split * out_channels + o) * group_in + c) * rows.taps * columns.taps
     for t in tl.static_range(DOWN):
         for s in tl.static_range(ACROSS):
-            u = chunk_down + t
-            v = chunk_across + s
+            u = first_u + t
+            v = first_v + s
             tl.store(
                 partial + u * columns.taps + v,
                 tl.sum(sums[s * DOWN + t], 0),
@@ -592,25 +632,24 @@ def weight_taps(
 
 @triton.jit
 def weight_dot(
-    input, output, partial, doubt, rows, columns, input_strides, output_strides, group_strides,
-    batch, groups, group_in, group_out, per_split,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    input, output, partial, recompute_flag, rows, columns, input_strides, output_strides,
+    group_strides, batch, groups, group_in, group_out, per_split,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, USE_INT64: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """``grad_weight`` as a matrix product over pixels, first stage: one split of them.
+    """``grad_weight`` as a matrix product over one split of the pixels, first stage.
 
-    (output channels, taps x input channels) = (channels, pixels) @ (pixels, taps x channels).
-    Both operands have their channels next to each other.  ``partial`` is (splits, O, kH, kW,
-    C/G), for the second stage to add.
+    (output channels, taps x input channels) = (output channels, pixels) @ (pixels, taps x input
+    channels).  The channels of both operands are contiguous.  ``partial`` is (splits, O, kH, kW,
+    C/G); the second stage adds the splits.
 
     Args:
         group_strides: of input and output.
         per_split: pixels in a split, a multiple of K.
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
+    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
     length = rows.taps * columns.taps * group_in
     tiles_n = (length + N - 1) // N
     tiles_m = (group_out + M - 1) // M
@@ -625,8 +664,8 @@ def weight_dot(
     end = tl.minimum(begin + per_split, pixels)
 
     c = n % group_in
-    tap_row = n // group_in // columns.taps * rows.tap + rows.base
-    tap_column = n // group_in % columns.taps * columns.tap + columns.base
+    tap_row = n // group_in // columns.taps * rows.tap_step + rows.base
+    tap_column = n // group_in % columns.taps * columns.tap_step + columns.base
     input += group * group_strides[0]
     output += group * group_strides[1]
     at_tap = c * input_strides[1] + tap_row * input_strides[2] + tap_column * input_strides[3]
@@ -644,13 +683,13 @@ def weight_dot(
         )
         at = image * input_strides[0]
         at += i * rows.mult * input_strides[2] + j * columns.mult * input_strides[3]
-        meets = _inside_signed((i * rows.mult)[:, None] + tap_row[None, :], rows.source)
-        meets = meets & _inside_signed(
+        valid = _inside_signed((i * rows.mult)[:, None] + tap_row[None, :], rows.source)
+        valid = valid & _inside_signed(
             (j * columns.mult)[:, None] + tap_column[None, :], columns.source
         )
         x = tl.load(
             input + at[:, None] + at_tap[None, :],
-            mask=meets & (k < end)[:, None] & (n < length)[None, :],
+            mask=valid & (k < end)[:, None] & (n < length)[None, :],
             other=0.0,
         )
         acc = _multiply(y, x, acc, PRECISION, UPCAST)
@@ -663,60 +702,58 @@ def weight_dot(
 
 
 @triton.jit
-def spread_taps(
-    weight, band, doubt, columns, source_stride, dest_stride, row_stride, group_stride, taps_down,
-    blocks,
-    LANES: tl.constexpr, WIDE: tl.constexpr,
+def build_bands(
+    weight, band, recompute_flag, columns, source_stride, dest_stride, row_stride, group_stride,
+    row_taps, blocks,
+    LANES: tl.constexpr, USE_INT64: tl.constexpr,
 ):  # fmt: skip
-    """Bands: ``band[l, j] = weight[v]`` where ``l * div = j * mult + base + tap * v``, else 0.
+    """``band[l, j] = weight[v]`` where ``l * div = j * mult + base + tap_step * v``, else 0.
 
     Args:
-        weight: (groups, taps_down, taps across), contiguous.
-        source_stride, dest_stride: of l and of j in ``band``.
-        row_stride, group_stride: of rows of the kernel and of groups there.
-        blocks: of lanes in a row's band.
+        weight: (groups, row_taps, column taps), contiguous.
+        source_stride, dest_stride: of l and j in ``band``.
+        row_stride, group_stride: of tap rows and groups in ``band``.
+        blocks: blocks of lanes in the band of one tap row.
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
+    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
     at = pid % blocks * LANES + tl.arange(0, LANES)
     row = pid // blocks
     column, dest = at // columns.dest, at % columns.dest
     distance = column * columns.div - dest * columns.mult - columns.base
-    v = distance // columns.tap
-    meets = (v * columns.tap == distance) & _inside(v, columns.taps)
-    there = column < columns.source
-    tap = tl.load(weight + row * columns.taps + v, mask=meets & there, other=0.0)
-    band += row // taps_down * group_stride + row % taps_down * row_stride
-    tl.store(band + column * source_stride + dest * dest_stride, tap, mask=there)
+    v = distance // columns.tap_step
+    is_tap = (v * columns.tap_step == distance) & _inside(v, columns.taps)
+    in_source = column < columns.source
+    tap = tl.load(weight + row * columns.taps + v, mask=is_tap & in_source, other=0.0)
+    band += row // row_taps * group_stride + row % row_taps * row_stride
+    tl.store(band + column * source_stride + dest * dest_stride, tap, mask=in_source)
 
 
 @triton.jit
 def sum_bands(
-    partial, result, doubt, columns, groups, taps_down, splits,
-    LANES: tl.constexpr, WIDE: tl.constexpr, SUM: tl.constexpr,
+    partial, result, recompute_flag, columns, groups, row_taps, splits,
+    LANES: tl.constexpr, USE_INT64: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """The other way round, in ``grad_weight``: a tap is the sum of its diagonal, and of splits.
+    """``grad_weight`` by bands, second stage: a tap is the sum of its diagonal over all splits.
 
     Args:
-        partial: (splits, groups, dest columns, taps_down, source columns).
-        result: (groups, taps_down, taps across).
+        partial: (splits, groups, dest columns, row_taps, source columns).
+        result: (groups, row_taps, column taps).
     """
-    if doubt is not None:
-        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
+    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
     blocks = (columns.taps + LANES - 1) // LANES
     v = pid % blocks * LANES + tl.arange(0, LANES)
     row = pid // blocks
-    group, u = row // taps_down, row % taps_down
+    group, u = row // row_taps, row % row_taps
     total = tl.zeros([LANES], SUM)
     for split in range(splits):
         first = (split * groups + group) * columns.dest
         for dest in range(columns.dest):
-            column = dest * columns.mult + columns.base + v * columns.tap
-            meets = (v < columns.taps) & _inside(column, columns.source)
-            at = ((first + dest) * taps_down + u) * columns.source
-            total += tl.load(partial + at + column, mask=meets, other=0.0)
+            column = dest * columns.mult + columns.base + v * columns.tap_step
+            valid = (v < columns.taps) & _inside(column, columns.source)
+            at = ((first + dest) * row_taps + u) * columns.source
+            total += tl.load(partial + at + column, mask=valid, other=0.0)
     tl.store(result + row * columns.taps + v, total, mask=v < columns.taps)
