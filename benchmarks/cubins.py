@@ -146,7 +146,7 @@ def launches_of(
     return make_launch_plan(map, problem, first, second, config, recompute_flag).launches
 
 
-def doubted_launches_of(
+def flagged_launches_of(
     problem: Problem, map: MapName, dtype: torch.dtype, config: Config
 ) -> tuple[Launch, ...]:
     """The launches of a map that run only if the check of a transform's result fails."""

@@ -48,7 +48,7 @@ from torch_corr.request import SLOTS
 from torch_corr.testing import TF32_READING, Componentwise, make_operands, require_right
 
 from .cases import CASES, CUDA_CASES, SWEEPS, Case, Layout
-from .cubins import compiled_by_triton, doubted_launches_of, launches_of
+from .cubins import compiled_by_triton, flagged_launches_of, launches_of
 from .machine import describe, slug, usable_cores
 
 ROOT = Path(__file__).parent.parent
@@ -352,7 +352,7 @@ def _compile(work: tuple[Launched, int]) -> tuple[int, str]:
     try:
         with _tf32(each.tf32):
             launches = (
-                doubted_launches_of(problem, each.map, dtype, each.config)
+                flagged_launches_of(problem, each.map, dtype, each.config)
                 if each.fallback
                 else launches_of(
                     problem, each.map, dtype, each.config, each.layout == "channels_last"

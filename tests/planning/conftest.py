@@ -9,6 +9,7 @@ import torch
 
 from support.devices import DEVICES
 from torch_corr.algorithms.triton import algorithm as triton_module
+from torch_corr.algorithms.triton import runtime as triton_runtime
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import machine as machine_module
 from torch_corr.planning import wisdom
@@ -31,7 +32,7 @@ def _no_wisdom():
 @pytest.fixture
 def pretend_device(monkeypatch):
     """Pretend that a CUDA device with these properties exists."""
-    forget_refusals = triton_module._where_refusals.cache_clear
+    forget_refusals = triton_runtime.device_refusals.cache_clear
 
     def there(name):
         keys = "major", "minor", "multi_processor_count", "clock_rate", "memory_clock_rate"
@@ -41,7 +42,7 @@ def pretend_device(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
         monkeypatch.setattr(torch.version, "hip", None)
-        monkeypatch.setattr(triton_module, "_launcher_refusals", lambda: ())
+        monkeypatch.setattr(triton_runtime, "launcher_refusals", lambda: ())
         forget_refusals()
         machine_module._device_machine.cache_clear()
         machine_module.device_name.cache_clear()
@@ -67,7 +68,7 @@ def with_triton(pretend_device, monkeypatch):
         timed.extend(each.spelling for each in algorithms)
         return {each.spelling: 2.0 - (each.name == "triton") for each in algorithms}
 
-    monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ())
+    monkeypatch.setattr(triton_module, "device_refusals", lambda _: ())
     monkeypatch.setattr(auto_module, "time_algorithms", times)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return timed

@@ -90,7 +90,7 @@ def test_checked_fft_needs_a_fallback(with_triton, monkeypatch):
         Auto(workspace_limit=limit).choose(request(problem, device=CUDA, dtype=dtype)), Aten
     )
     monkeypatch.setattr(Triton, "workspace", workspace)
-    monkeypatch.setattr(triton_module, "_where_refusals", lambda _: ("not today",))
+    monkeypatch.setattr(triton_module, "device_refusals", lambda _: ("not today",))
     clear_plans()
     plan = make_plan(problem, CUDA, dtype, "auto")
     assert isinstance(plan.forward, Aten)

@@ -10,7 +10,7 @@ import torch
 from support.maps import request
 from torch_corr import ALGORITHMS, MAPS, Auto, Direct, Problem, explain, plan
 from torch_corr.algorithms.triton import algorithm as triton_module
-from torch_corr.algorithms.triton import form as triton_form
+from torch_corr.algorithms.triton import runtime as triton_runtime
 from torch_corr.planning.machine import SHIPPED, machine_of
 from torch_corr.planning.plan import make_plan
 from torch_corr.planning.wisdom import WISDOM, Key
@@ -25,9 +25,10 @@ def test_docs_show_what_explain_prints(monkeypatch):
     if Direct().refusals(request(problem)) or machine_of(CPU, torch.float32) != SHIPPED:
         pytest.skip("direct is not compiled, or another machine's rates were kept here")
     # As if Triton were not installed; the answers are cached.
-    monkeypatch.setattr(triton_form, "find_spec", lambda _: None)
-    monkeypatch.setattr(triton_module, "missing", triton_form.missing.__wrapped__)
-    monkeypatch.setattr(triton_module, "_where_refusals", triton_module._where_refusals.__wrapped__)
+    monkeypatch.setattr(triton_runtime, "find_spec", lambda _: None)
+    uncached = triton_runtime.import_refusal.__wrapped__, triton_runtime.device_refusals.__wrapped__
+    monkeypatch.setattr(triton_runtime, "import_refusal", uncached[0])
+    monkeypatch.setattr(triton_module, "device_refusals", uncached[1])
     torch.set_num_threads(2)
     printed = str(make_plan(problem, CPU, torch.float32, "auto"))
     page = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text(encoding="utf-8")

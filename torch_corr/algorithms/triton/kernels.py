@@ -435,15 +435,15 @@ def correlate_dot(
     weight += group * rows.taps * columns.taps * group_source * group_dest
 
     acc = tl.zeros([M, N], SUM)
+    STEP: tl.constexpr = K if FLAT else 1
     if FLAT:
         length = row_taps * column_taps * group_source
-        steps = (length + K - 1) // K
     else:
         channel_steps = (group_source + K - 1) // K
-        steps = row_taps * column_taps * channel_steps
-    for step in range(steps):
+        length = row_taps * column_taps * channel_steps
+    for step in range(0, length, STEP):
         if FLAT:
-            k = step * K + tl.arange(0, K)
+            k = step + tl.arange(0, K)
             c = k % group_source
             u = k // group_source // column_taps
             v = k // group_source % column_taps
