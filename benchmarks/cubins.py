@@ -1,15 +1,15 @@
-"""What the compiler makes of the Triton kernels, found out without a GPU.
+"""Compile the Triton kernels without a GPU; tabulate registers, shared memory and instructions.
 
-python -m benchmarks.cubins            compile every configuration, print the table
-python -m benchmarks.cubins --write    put it into docs/gpu.md
-python -m benchmarks.cubins --floors   only what cases cost at least, and what is predicted
+python -m benchmarks.cubins            compile every configuration, print the tables
+python -m benchmarks.cubins --write    write the tables to docs/gpu.md
+python -m benchmarks.cubins --floors   only the lower bounds and predictions of times
 
-Triton keeps what it compiles, so a run that was stopped goes on where it was.
+Triton caches compiled kernels, so an interrupted run continues where it stopped.
 
-A launch of ``torch_corr.algorithms.triton`` holds all that the compiler needs, so it is compiled
-ahead of time for a device that is not there; registers, stack and shared memory are read by the
-``cuobjdump``, instructions by the ``nvdisasm`` that Triton's package carries.  Operands are on
-``meta``: they have sizes, strides and an aligned address, and no memory.
+A launch of ``torch_corr.algorithms.triton`` contains everything that the compiler needs, so it can
+be compiled for a device that is absent.  ``cuobjdump`` reads registers, stack and shared memory,
+and ``nvdisasm`` instructions; both are part of Triton's package.  Operands are on ``meta``: they
+have sizes, strides and an aligned address, and no memory.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ import torch
 
 from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
-from torch_corr.algorithms.base import FEW as FEW_PAIRS
-from torch_corr.algorithms.base import definition_flops, operand_bytes
+from torch_corr.algorithms.base import FEW, SLOTS, definition_flops, operand_bytes
 from torch_corr.algorithms.triton.algorithm import Triton, make_launch_plan
 from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
 from torch_corr.algorithms.triton.launch_plan import FUSION, Launch
@@ -48,24 +47,20 @@ from .results import Results
 ARCHITECTURES = (80, 90)
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
 
-FEW, MANY = "n8c96-x56-o96-k7-p3-g96", "n8c64-x56-o64-k3-p1"
+DEPTHWISE, DENSE = "n8c96-x56-o96-k7-p3-g96", "n8c64-x56-o64-k3-p1"
 BANDS = "n64c384-x32-o384-k31-p15-g384"
-"""What configurations for few channels, for many and for bands are compiled for: a ConvNeXt, a
-ResNet and a RepLKNet layer; channels, or columns, in multiples of 16, as 16-byte loads need."""
+"""Configurations for few channels, for many and for bands are compiled for a ConvNeXt, a ResNet and
+a RepLKNet layer.  Channels or columns are multiples of 16, because 16-byte loads need that."""
 
 DTYPES = (torch.float32, torch.float16, torch.float64)
-"""bfloat16 differs from float16 in conversions alone."""
+"""bfloat16 differs from float16 only in conversions."""
 
-OPERANDS = {
-    "forward": ("input", "weight"),
-    "grad_input": ("output", "weight"),
-    "grad_weight": ("input", "output"),
-}
+OPERANDS = {map: SLOTS[map][:2] for map in MAPS}
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What the programs of one multiprocessor share."""
+    """The resources that the programs of one multiprocessor share."""
 
     shared: int
     warps: int = 64
@@ -73,8 +68,8 @@ class Multiprocessor:
     programs: int = 32
 
     def occupancy(self, registers: int, shared: int, warps: int) -> float:
-        """The part of its warps that can be there at one time."""
-        # Registers are given to warps 256 at a time; each program takes 1 KiB for the system.
+        """The share of its warps that can be resident."""
+        # Registers are allocated to warps 256 at a time; the system takes 1 KiB of each program.
         by_registers = self.registers // (-(-registers * 32 // 256) * 256) // warps
         by_shared = self.shared // (shared + 1024)
         return min(by_registers, by_shared, self.programs, self.warps // warps) * warps / self.warps
@@ -85,12 +80,12 @@ MULTIPROCESSORS = {80: Multiprocessor(164 * 1024), 90: Multiprocessor(228 * 1024
 
 @dataclass(frozen=True)
 class Compiled:
-    """One launch, compiled.
+    """A compiled launch.
 
     Attributes:
-        stack: bytes of local memory, which spilled registers take too.
+        stack: bytes of local memory, including spilled registers.
         shared: bytes of shared memory.
-        instructions: how many of each, by their name and modifiers.
+        instructions: the number of each instruction, by name and modifiers.
     """
 
     launch: Launch
@@ -106,7 +101,7 @@ class Compiled:
         return device.occupancy(self.registers, self.shared, self.launch.config.warps)
 
     def count(self, *beginnings: str) -> int:
-        """Instructions whose name begins so."""
+        """Instructions whose name has one of these beginnings."""
         return sum(n for name, n in self.instructions.items() if name.startswith(beginnings))
 
     @property
@@ -115,7 +110,7 @@ class Compiled:
 
     @property
     def wide_loads(self) -> int:
-        """Loads of 16 bytes from global memory, straight into shared memory or not."""
+        """16-byte loads from global memory, to registers or to shared memory."""
         return sum(
             n
             for name, n in self.instructions.items()
@@ -135,7 +130,7 @@ def launches_of(
     channels_last: bool = False,
     recompute_flag: torch.Tensor | None = None,
 ) -> tuple[Launch, ...]:
-    """The launches of a map, of operands without memory."""
+    """The launches of a map for operands on ``meta``."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     first, second = (
         torch.empty(getattr(problem, f"{slot}_shape"), dtype=dtype, device="meta").contiguous(
@@ -149,20 +144,20 @@ def launches_of(
 def flagged_launches_of(
     problem: Problem, map: MapName, dtype: torch.dtype, config: Config
 ) -> tuple[Launch, ...]:
-    """The launches of a map that run only if the check of a transform's result fails."""
+    """The launches of a map that return at once unless a check has failed."""
     flag = torch.empty(1, dtype=torch.int32, device="meta")
     return launches_of(problem, map, dtype, config, recompute_flag=flag)
 
 
 def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Config) -> Launch:
-    """The launch that multiplies."""
-    beside = ("build_bands", "sum_bands")
+    """The launch of the kernel that multiplies."""
+    others = ("build_bands", "sum_bands")
     launches = launches_of(problem, map, dtype, config)
-    return next(each for each in launches if each.kernel not in beside)
+    return next(each for each in launches if each.kernel not in others)
 
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:
-    """Compile, and read what the compiler has made."""
+    """Compile a launch and inspect the machine code."""
     made = compiled_by_triton(launch, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -178,9 +173,9 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
 
 
 def compiled_by_triton(launch: Launch, architecture: int) -> Any:
-    """Compile as Triton would on such a device, with the same specialisation.
+    """Compile with the specialisation that Triton would use on such a device.
 
-    So what it keeps of it is found again there, in a cache at the same path.
+    On the device, Triton finds the kernel in a cache at the same path.
     """
     triton: Any = import_module("triton")
     jit: Any = import_module("triton.runtime.jit")
@@ -206,7 +201,7 @@ def _read_by(tool: str, *arguments: str) -> str:
     return done.stdout
 
 
-def planned() -> Iterator[tuple[MapName, torch.dtype, Config]]:
+def able_configs() -> Iterator[tuple[MapName, torch.dtype, Config]]:
     """Each configuration with each map and dtype that it can run."""
     for dtype in DTYPES:
         for map in MAPS:
@@ -216,9 +211,9 @@ def planned() -> Iterator[tuple[MapName, torch.dtype, Config]]:
 
 
 def problem_of(config: Config) -> Problem:
-    """What a configuration is compiled for here."""
-    named: dict[type, str] = {Dot: MANY, Band: BANDS}
-    return Problem.parse(named.get(type(config), FEW))
+    """The problem that a configuration is compiled for."""
+    cases: dict[type, str] = {Dot: DENSE, Band: BANDS}
+    return Problem.parse(cases.get(type(config), DEPTHWISE))
 
 
 def table(tf32: bool) -> str:
@@ -230,21 +225,21 @@ def table(tf32: bool) -> str:
     ]
     spilled: list[str] = []
     for map, dtype, config, launch in tabled(tf32):
-        each = [compile_launch(launch, architecture) for architecture in ARCHITECTURES]
+        both = [compile_launch(launch, architecture) for architecture in ARCHITECTURES]
         spilled += [
             f"{map} {dtype_name(dtype)} {config.name} on sm_{made.architecture}"
-            for made in each
+            for made in both
             if made.stack or made.spills
         ]
         name = "tf32" if tf32 else dtype_name(dtype)
         cells = (
-            [made.registers for made in each],
-            [f"{made.shared / 1024:.0f}" for made in each],
-            [f"{made.occupancy:.0%}" for made in each],
-            [made.wide_loads for made in each],
-            [made.matrix_units for made in each],
+            [made.registers for made in both],
+            [f"{made.shared / 1024:.0f}" for made in both],
+            [f"{made.occupancy:.0%}" for made in both],
+            [made.wide_loads for made in both],
+            [made.matrix_units for made in both],
         )
-        shown = " | ".join(" / ".join(_words(each)) for each in cells)
+        shown = " | ".join(" / ".join(str(value) for value in cell) for cell in cells)
         rows.append(f"| {map} | {name} | {config.name} | {shown} |")
         print(rows[-1], file=sys.stderr, flush=True)
     if spilled:
@@ -253,18 +248,17 @@ def table(tf32: bool) -> str:
 
 
 def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
-    """What the table has a row for; TF32's has what TF32 changes."""
+    """The rows of a table; that of TF32 has only those that TF32 changes."""
     torch.backends.cudnn.allow_tf32 = tf32
-    for map, dtype, config in planned():
+    for map, dtype, config in able_configs():
         if not tf32 or (dtype == torch.float32 and isinstance(config, Product)):
             yield map, dtype, config, main_launch(problem_of(config), map, dtype, config)
 
 
 def digest(tf32: bool) -> str:
-    """Of all that a table is made from: kernels without their words, launches, Triton's version.
+    """A digest of the kernels without docstrings and comments, the launches and Triton's version.
 
-    By it a test tells, without compiling anything, whether the table in the docs is that of the
-    code.
+    A test compares it with the digest in the docs, to detect an outdated table without compiling.
     """
     kernels = ast.parse(
         Path(algorithms.__file__).parent.joinpath("triton", "kernels.py").read_text()
@@ -282,13 +276,9 @@ def digest(tf32: bool) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _words(values: list[Any]) -> list[str]:
-    return [str(each) for each in values]
-
-
 @dataclass(frozen=True)
 class Device:
-    """Peaks as its maker states them, dense: bytes/s, and FLOP/s by way of multiplying."""
+    """The vendor's dense peaks: bytes/s, and FLOP/s by dtype."""
 
     name: str
     bytes: float
@@ -317,10 +307,9 @@ FLOOR_CASES = (
 
 
 def floors() -> str:
-    """For each case the bytes and operations that no algorithm by sums can avoid, and their time.
+    """The least bytes, operations and time of any algorithm that sums over taps.
 
-    float16 sums over few channels are counted at the rate of float32: those kernels use no
-    matrix units.
+    For few channels float16 has the rate of float32, because those kernels use no matrix units.
     """
     head = "| case | MB | GFLOP | " + " | ".join(f"{each.name}, µs" for each in DEVICES) + " |"
     rows = [head, "|---|---|---|" + "---|" * len(DEVICES)]
@@ -333,7 +322,7 @@ def floors() -> str:
         flops = 2 * problem.multiplications
         times = []
         for device in DEVICES:
-            few = problem.group_in * problem.group_out <= FEW_PAIRS
+            few = problem.group_in * problem.group_out <= FEW
             halves = case.torch_dtype.itemsize == 2 and not few
             rate = device.halves if halves else device.float32
             by_bytes, by_flops = moved / device.bytes, flops / rate
@@ -347,7 +336,7 @@ def floors() -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """What was aimed at for an H200, and the algorithm that is to reach it."""
+    """An aim for the speed on an H200, and the algorithm that should reach it."""
 
     case: str
     aim: str
@@ -369,13 +358,13 @@ TARGETS = (
 
 
 H200 = DOCUMENT.parent.parent / "benchmarks" / "results" / "nvidia-h200"
-"""Results of the benchmark suite that predictions are put beside."""
+"""Results of the benchmark suite to compare predictions with."""
 
 
 def predictions() -> str:
-    """What an H200 is predicted to take for the cases that were aimed at, TF32 off, and took.
+    """Predicted and measured times of the targets on an H200, with TF32 off.
 
-    As the planner predicts it: an algorithm's cost at the device's stated peaks.
+    The prediction is the planner's: an algorithm's cost at the stated peaks of the device.
     """
     rows = [
         "| case | map | aim | MB | GFLOP | floor of sums, µs | by | predicted, µs | measured, µs | "
@@ -396,8 +385,8 @@ def _prediction(target: Target, map: MapName) -> str:
     case = next(each for each in (*CASES, *CUDA_CASES) if each.name == target.case)
     problem, dtype, device = case.problem, case.torch_dtype, DEVICES[-1]
     moved, flops = operand_bytes(problem, dtype), definition_flops(problem, dtype)
-    # One channel is multiplied by matrix units in bands alone.
-    few = problem.group_in * problem.group_out <= FEW_PAIRS
+    # For few channels only bands use matrix units.
+    few = problem.group_in * problem.group_out <= FEW
     by, peak = target.algorithm.name, {2: device.halves, 4: device.float32, 8: device.float64}
     rate = peak[dtype.itemsize]
     if isinstance(target.algorithm, Triton):
@@ -415,7 +404,7 @@ def _prediction(target: Target, map: MapName) -> str:
 
 
 def _measured(case: str, map: MapName, algorithm: str) -> str:
-    """What an algorithm took there, what PyTorch did, and how many times as long that was."""
+    """The measured times of an algorithm and of PyTorch, and their ratio."""
     rows = {
         row.contender: row.seconds
         for row in Results.load(H200).rows
@@ -427,7 +416,7 @@ def _measured(case: str, map: MapName, algorithm: str) -> str:
 
 
 def put(text: str, name: str, block: str) -> str:
-    """``text`` with what lies between the comments ``<!-- name -->`` replaced."""
+    """``text`` with a new block between the comments ``<!-- name -->`` and ``<!-- /name -->``."""
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, _, rest = text.partition(begin)
     _, found, after = rest.partition(end)
@@ -439,13 +428,13 @@ def put(text: str, name: str, block: str) -> str:
 @lru_cache(maxsize=1)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into docs/gpu.md")
-    parser.add_argument("--floors", action="store_true", help="only what cases cost at least")
+    parser.add_argument("--write", action="store_true", help="write to docs/gpu.md")
+    parser.add_argument("--floors", action="store_true", help="only lower bounds and predictions")
     return parser
 
 
 def main(words: list[str] | None = None) -> int:
-    """Compile, print, and write if asked."""
+    """Compile, print, and write with ``--write``."""
     options = _parser().parse_args(words)
     blocks: dict[str, Callable[[], str]] = {"floors": floors, "predictions": predictions}
     if not options.floors:

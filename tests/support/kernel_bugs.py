@@ -1,11 +1,10 @@
-"""Bugs planted in the Triton kernels, each with the test that must catch it.
+"""Bugs to plant in the Triton kernels and launches, each with the test that must catch it.
 
     TRITON_INTERPRET=1 python tests/support/kernel_bugs.py          every bug
     TRITON_INTERPRET=1 python tests/support/kernel_bugs.py period   bugs with the word in their name
 
-A bug is one change to the text of a module.  The changed text is imported in the module's place by
-a process of its own, which runs the test; no file of the package is touched.
-Exit code 1: a bug was missed.
+A bug is one change to the text of a module.  A new process imports the changed text instead of the
+module and runs the test; no file of the package is changed.  Exit code 1: a bug was missed.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Bug:
     Attributes:
         name: what is wrong.
         old: text of the module that occurs once.
-        new: what stands there instead.
+        new: the text that replaces it.
         test: pytest's -k for the test that must fail.
         module: of ``torch_corr.algorithms.triton``.
     """
@@ -44,206 +43,205 @@ class Bug:
     module: str = KERNELS
 
 
-NON_FINITE, SPLIT = "test_one_non_finite and nan and", "test_pixels_are_split_anyhow and"
-CONFIGURATION = "test_every_configuration and float32"
-TAPS, SUMS = f"{CONFIGURATION}-forward-taps", f"{CONFIGURATION}-grad_weight-sums"
-DOT = f"{CONFIGURATION}-forward-dot-64x16"
-BAND = f"{CONFIGURATION}-forward-band"
-LEFT_OUT = "test_rows_outside and n3c2 and forward"
+NONFINITE, SPLIT = "test_nonfinite_value and nan and", "test_grad_weight_for_any and"
+CONFIG = "test_every_config and float32"
+TAPS, SUMS = f"{CONFIG}-forward-taps", f"{CONFIG}-grad_weight-sums"
+DOT = f"{CONFIG}-forward-dot-64x16"
+BAND = f"{CONFIG}-forward-band"
+SKIPPED = "test_outside_rows and n3c2 and forward"
+CACHE_KEY = "test_plan_depends_on"
 
 BUGS = (
     Bug(
-        "rows of sums are computed whether in doubt or not",
-        """        if tl.load(doubt) == 0:
-            return
-    pid = _number(WIDE)
+        "kernels compute although the flag is 0",
+        "skip = tl.load(recompute_flag) == 0",
+        "skip = tl.load(recompute_flag) == 2",
+        "test_kernels_store_nothing and forward-taps-4",
+    ),
+    Bug(
+        "row sums ignore the flag",
+        """    if _must_skip(recompute_flag):
+        return
+    pid = _program_id(USE_INT64)
     block = pid % blocks
     rest""",
-        """        if tl.load(doubt) == 2:
-            return
-    pid = _number(WIDE)
+        """    pid = _program_id(USE_INT64)
     block = pid % blocks
     rest""",
         "test_kernels_store_nothing and forward-taps-4",
     ),
     Bug(
         "the period of taps is the stride",
-        "taps, stride // gcd(stride, tap))",
+        "taps, stride // gcd(stride, step))",
         "taps, stride)",
-        "test_edges and c17",
+        "test_edge_cases and c17",
         "axes",
     ),
     Bug(
-        "the last tap of a class is not counted",
-        "found = (axis.taps - u + axis.period - 1) // axis.period",
-        "found = (axis.taps - u) // axis.period",
-        "test_edges and s2x3",
+        "the last tap of a residue class is not counted",
+        "taps = (axis.taps - u + axis.period - 1) // axis.period",
+        "taps = (axis.taps - u) // axis.period",
+        "test_edge_cases and s2x3",
     ),
     Bug(
         "the first row is outside",
-        "return at.to(tl.uint32, bitcast=True) < size",
-        "return (at - 1).to(tl.uint32, bitcast=True) < size",
-        "test_edges and n1c1-x1x1",
+        "return position.to(tl.uint32, bitcast=True) < size",
+        "return (position - 1).to(tl.uint32, bitcast=True) < size",
+        "test_edge_cases and n1c1-x1x1",
     ),
     Bug(
-        "a row too many is inside",
-        "return at.to(tl.uint32, bitcast=True) < size",
-        "return at.to(tl.uint32, bitcast=True) <= size",
+        "one row too many is inside",
+        "return position.to(tl.uint32, bitcast=True) < size",
+        "return position.to(tl.uint32, bitcast=True) <= size",
         TAPS,
     ),
     Bug(
         "rows before the first are inside",
-        "return at.to(tl.uint32, bitcast=True) < size",
-        "return at < size",
+        "return position.to(tl.uint32, bitcast=True) < size",
+        "return position < size",
         TAPS,
     ),
     Bug(
-        "rows follow each other without a stride between them",
-        "        sums = added\n        source += row_stride\n",
-        "        sums = added\n        source += 1\n",
+        "the row stride is 1",
+        "            sums = added\n        source += row_stride\n",
+        "            sums = added\n        source += 1\n",
         TAPS,
     ),
     Bug(
-        "chunks of taps all read the first rows",
-        "at += CHUNK * TAP * source_strides[2]",
+        "all chunks of taps read the first rows",
+        "at += CHUNK * TAP_STEP * source_strides[2]",
         "at += 0 * source_strides[2]",
         TAPS,
     ),
     Bug(
-        "of the rows inside the last is left out",
-        "_within(FIRST + r + LOW, INSIDE)",
-        "_within(FIRST + r + LOW, INSIDE - 1)",
-        LEFT_OUT,
+        "the last row inside is skipped",
+        "_is_index(FIRST_ROW + r + LOW, SOURCE_ROWS)",
+        "_is_index(FIRST_ROW + r + LOW, SOURCE_ROWS - 1)",
+        SKIPPED,
     ),
     Bug(
-        "rows are left out as if the first lay at the edge",
-        '"FIRST": rows.base if left_out else 0',
-        '"FIRST": 0',
-        LEFT_OUT,
-        "correlate",
+        "rows are skipped as if the first were at the edge",
+        '"FIRST_ROW": rows.base if skips_rows else 0',
+        '"FIRST_ROW": 0',
+        SKIPPED,
+        "plan_correlate",
     ),
     Bug(
-        "where rows are left out, taps of a column lie side by side",
-        '"TAP_STRIDE": weight_strides[3]',
-        '"TAP_STRIDE": weight_strides[4]',
-        LEFT_OUT,
-        "correlate",
+        "with skipped rows the taps of a column are adjacent",
+        '"TAP_STRIDE": step[3]',
+        '"TAP_STRIDE": step[4]',
+        SKIPPED,
+        "plan_correlate",
     ),
     Bug(
-        "where rows are left out, a single row lies a stride of its own from the next",
+        "with skipped rows a single row has its own stride",
         '"ROW_STRIDE": strides[0][2]',
-        '"ROW_STRIDE": source.stride(2)',
-        "test_rows_outside and x1x6 and forward",
-        "correlate",
+        '"ROW_STRIDE": self.source.stride(2)',
+        "test_outside_rows and x1x6 and forward",
+        "plan_correlate",
     ),
     Bug(
-        "masked sums multiply first",
-        "acc = tl.where(meets, acc + x * tap, acc)",
-        "acc = acc + x * tap",
-        f"{NON_FINITE} taps-1",
+        "masked sums multiply before they mask",
+        "        total = tl.where(valid, total + x * tap, total)\n        # Advance",
+        "        total = total + x * tap\n        # Advance",
+        f"{NONFINITE} taps-1",
     ),
     Bug(
-        "nothing is mended",
-        "return draft.form(result, launch, mend)",
-        "return draft.form(result, launch)",
-        f"{NON_FINITE} taps-4",
-        "correlate",
+        "nothing is recomputed",
+        "return self.builder.build(self.result, launch, self._recompute_launch(edges=True))",
+        "return self.builder.build(self.result, launch)",
+        f"{NONFINITE} taps-4",
+        "plan_correlate",
     ),
     Bug(
-        "mending forgets columns at the edges",
+        "pixels at edge columns are not recomputed",
         "_reaches_out(row, rows) | _reaches_out(column, columns)",
         "_reaches_out(row, rows)",
-        f"{NON_FINITE} taps-4",
+        f"{NONFINITE} taps-4",
     ),
     Bug(
-        "mending forgets the edge of the last tap",
-        "return ~(_inside(first, beyond) & _inside(last, beyond))",
-        "return ~_inside(first, beyond)",
-        f"{NON_FINITE} taps-4",
+        "pixels whose last tap is outside are not recomputed",
+        "return ~(_inside(first, end) & _inside(last, end))",
+        "return ~_inside(first, end)",
+        f"{NONFINITE} taps-4",
     ),
     Bug(
-        "mending forgets the edge of the first tap",
-        "return ~(_inside(first, beyond) & _inside(last, beyond))",
-        "return ~_inside(last, beyond)",
-        f"{NON_FINITE} taps-4",
+        "pixels whose first tap is outside are not recomputed",
+        "return ~(_inside(first, end) & _inside(last, end))",
+        "return ~_inside(last, end)",
+        f"{NONFINITE} taps-4",
     ),
     Bug(
-        "mending forgets rows at the edges",
+        "pixels at edge rows are not recomputed",
         "_reaches_out(row, rows) | _reaches_out(column, columns)",
         "_reaches_out(column, columns)",
-        f"{NON_FINITE} taps-4",
+        f"{NONFINITE} taps-4",
     ),
     Bug(
-        "the first row is outside of a matrix product",
-        "return (at >= 0) & (at < size)",
-        "return (at > 0) & (at < size)",
+        "the first row is outside in a matrix product",
+        "return (position >= 0) & (position < size)",
+        "return (position > 0) & (position < size)",
         DOT,
     ),
     Bug(
-        "a row too many is inside of a matrix product",
-        "return (at >= 0) & (at < size)",
-        "return (at >= 0) & (at <= size)",
+        "one row too many is inside in a matrix product",
+        "return (position >= 0) & (position < size)",
+        "return (position >= 0) & (position <= size)",
         DOT,
     ),
     Bug(
-        "in 64 bits a row too many is inside",
-        "return at.to(tl.uint64, bitcast=True) < size",
-        "return at.to(tl.uint64, bitcast=True) <= size",
-        "test_positions_in_64_bits",
+        "with 64 bits one row too many is inside",
+        "return position.to(tl.uint64, bitcast=True) < size",
+        "return position.to(tl.uint64, bitcast=True) <= size",
+        "test_int64_positions",
     ),
-    Bug("the rest of a column of taps is left", "if REST > 0:", "if REST > 9:", TAPS),
+    Bug("the taps after the last full chunk are ignored", "if REST > 0:", "if REST > 9:", TAPS),
     Bug(
-        "later taps of a column lie as without dilation",
-        "row + chunk * CHUNK * TAP, rows",
+        "later chunks of taps ignore the dilation",
+        "row + chunk * CHUNK * TAP_STEP, rows",
         "row + chunk * CHUNK, rows",
         TAPS,
     ),
     Bug(
-        "rows of sums lie as without a stride",
-        "i * STEP) % TAP == 0 and _within((r + LOW - i * STEP) // TAP, TAPS)",
-        "i) % TAP == 0 and _within((r + LOW - i) // TAP, TAPS)",
-        "test_rows_of_sums_under_a_stride and taps-4",
+        "row sums ignore the stride",
+        "_has_tap(r + LOW - i * MULT, TAP_STEP, TAPS):\n"
+        "                    added = added + (sums[i] + x * taps[(r + LOW - i * MULT) //",
+        "_has_tap(r + LOW - i, TAP_STEP, TAPS):\n"
+        "                    added = added + (sums[i] + x * taps[(r + LOW - i) //",
+        "test_row_sums_with_stride and taps-4",
     ),
     Bug(
         "channels of a group are counted from the first group",
         "(channel % group_dest) * weight_strides[1]",
         "channel * weight_strides[1]",
-        f"{CONFIGURATION}-grad_input-taps",
+        f"{CONFIG}-grad_input-taps",
     ),
     Bug(
-        "groups of the source are as large as those of the dest",
+        "groups of the source have the size of groups of the dest",
         "image * source_strides[0] + group * group_source * source_strides[1]\n    weight",
         "image * source_strides[0] + group * group_dest * source_strides[1]\n    weight",
         TAPS,
     ),
     Bug(
-        "the period is left out where taps are flat",
-        "tap = (first_down + u * rows.period) * columns.taps + first_across + v * columns.period\n"
-        "            at = (tap * group_source + c) * weight_strides[0]\n"
-        "            y = tl.load(\n"
-        "                weight + at[:, None] + (n * weight_strides[1])[None, :],\n"
-        "                mask=(k < length)",
-        "tap = (first_down + u) * columns.taps + first_across + v\n"
-        "            at = (tap * group_source + c) * weight_strides[0]\n"
-        "            y = tl.load(\n"
-        "                weight + at[:, None] + (n * weight_strides[1])[None, :],\n"
-        "                mask=(k < length)",
-        "test_edges and o5-k3x2",
+        "matrix products ignore the period of taps",
+        "tap = (first_row + u * rows.period) * columns.taps + first_column + v * columns.period",
+        "tap = (first_row + u) * columns.taps + first_column + v",
+        "test_edge_cases and o5-k3x2",
     ),
     Bug(
-        "channels past a group are multiplied by zero",
-        "mask=meets[:, None] & (c < group_source)[None, :]",
-        "mask=meets[:, None]",
-        f"{NON_FINITE} c40",
+        "values past the channels of a group are multiplied by zero",
+        "mask=valid & valid_k[None, :]",
+        "mask=valid",
+        f"{NONFINITE} c40",
     ),
     Bug(
-        "weights past the channels are read",
-        "mask=(c < group_source)[:, None] & (n < group_dest)[None, :]",
+        "weights past the channels of a group are read",
+        "mask=valid_k[:, None] & (n < group_dest)[None, :]",
         "mask=(n < group_dest)[None, :]",
-        f"{NON_FINITE} c40",
+        f"{NONFINITE} c40",
     ),
     Bug(
-        "images of a dense result overlap",
+        "images of a contiguous result overlap",
         "at = m // (plane * PLANE_PART) * result_strides[0] + m % (plane * PLANE_PART)",
         "at = m % (plane * PLANE_PART)",
         DOT,
@@ -251,93 +249,99 @@ BUGS = (
     Bug(
         "tiles of pixels are counted as tiles of channels",
         "m = pid % tiles_m * M + tl.arange(0, M)\n    pid = pid // tiles_m\n"
-        "    group = pid % groups\n    pid",
+        "    group = pid % groups\n    row",
         "m = pid % tiles_n * M + tl.arange(0, M)\n    pid = pid // tiles_m\n"
-        "    group = pid % groups\n    pid",
-        f"{CONFIGURATION}-forward-dot-64x32",
+        "    group = pid % groups\n    row",
+        f"{CONFIG}-forward-dot-64x32",
     ),
     Bug(
-        "rows past the output are paired",
-        "alive = live & (output_row + i < rows.dest)",
-        "alive = live",
+        "rows below the output are multiplied",
+        "valid = live & (output_row + i < rows.dest)",
+        "valid = live",
         SUMS,
     ),
     Bug(
-        "a spoilt block of rows is left",
-        "if tl.max((spoilt != 0).to(tl.int32), 0) > 0:",
-        "if tl.max((spoilt != 0).to(tl.int32), 0) > 1:",
-        f"{NON_FINITE} sums-4x4x4",
+        "a block of rows with NaN is not summed again",
+        "if tl.max((difference != 0).to(tl.int32), 0) > 0:",
+        "if tl.max((difference != 0).to(tl.int32), 0) > 1:",
+        f"{NONFINITE} sums-4x4x4",
     ),
     Bug(
-        "every split of lanes is the first",
+        "rows summed again one by one include those below the output",
+        "if AT_ONCE < HEIGHT:",
+        "if AT_ONCE > HEIGHT:",
+        f"{NONFINITE} sums-4x4x4",
+    ),
+    Bug(
+        "every split of lanes is stored as the first",
         "partial += ((split * out_channels + o) * group_in + c)",
         "partial += (o * group_in + c)",
         f"{SPLIT} sums-4x4x4",
     ),
     Bug(
-        "a split of pixels goes on to the last",
+        "a split of pixels ends at the last pixel",
         "end = tl.minimum(begin + per_split, pixels)",
         "end = pixels",
         f"{SPLIT} dot-64x16",
     ),
     Bug(
-        "the last split of pixels goes beyond them",
+        "the last split of pixels ends beyond the last pixel",
         "end = tl.minimum(begin + per_split, pixels)",
         "end = begin + per_split",
         f"{SPLIT} dot-64x16",
     ),
     Bug(
-        "bands have taps where none comes out",
-        "meets = (v * columns.tap == distance) & _inside(v, columns.taps)",
-        "meets = _inside(v, columns.taps)",
-        "test_bands and s2x3",
+        "bands have taps where the division has a remainder",
+        "is_tap = (v * columns.tap_step == distance) & _inside(v, columns.taps)",
+        "is_tap = _inside(v, columns.taps)",
+        "test_bands_match and s2x3",
     ),
     Bug(
-        "the bands of a group are those of the first",
-        "band += row // taps_down * group_stride + row % taps_down * row_stride",
-        "band += row % taps_down * row_stride",
+        "all groups write the band of the first",
+        "band += row // row_taps * group_stride + row % row_taps * row_stride",
+        "band += row % row_taps * row_stride",
         BAND,
     ),
     Bug(
-        "what a band's zeros spoil is mended near the edges alone",
-        "source, grouped, result, edges=False)",
-        "source, grouped, result, edges=True)",
-        f"{NON_FINITE} band-64x32",
-        "correlate",
+        "bands recompute only pixels near the edges",
+        "return build, product, self._recompute_launch(edges=False)",
+        "return build, product, self._recompute_launch(edges=True)",
+        f"{NONFINITE} band-64x32",
+        "plan_correlate",
     ),
     Bug(
-        "mending takes all for the first image",
+        "recomputing reads the first image only",
         "plane = source + rest * source_strides[0] + group",
         "plane = source + group",
-        "test_mending_finds_its_pixels and taps-4",
+        "test_recompute_nonfinite and taps-4",
     ),
     Bug(
-        "in channels_last too what is mended is taken to lie in NCHW",
-        """            "CHANNELS_FIRST": is_channels_last(result),
-            "EDGES": edges,""",
-        """            "CHANNELS_FIRST": False,
-            "EDGES": edges,""",
-        "test_mending_finds_its_pixels and taps-4",
-        "correlate",
+        "recomputing assumes NCHW in channels_last",
+        """                "CHANNELS_LAST": is_channels_last(result),
+                "EDGES": edges,""",
+        """                "CHANNELS_LAST": False,
+                "EDGES": edges,""",
+        "test_recompute_nonfinite and taps-4",
+        "plan_correlate",
     ),
     Bug(
-        "what a band's zeros spoil is left",
-        "return spread, product, mend",
-        "return spread, product",
-        f"{NON_FINITE} band-64x32",
-        "correlate",
+        "bands recompute nothing",
+        "return build, product, self._recompute_launch(edges=False)",
+        "return build, product",
+        f"{NONFINITE} band-64x32",
+        "plan_correlate",
     ),
     Bug(
-        "of the splits of bands the first is summed alone",
+        "every split of bands is read from the first",
         "first = (split * groups + group) * columns.dest",
         "first = group * columns.dest",
         f"{SPLIT} band-64x32",
     ),
     Bug(
-        "diagonals of a band go on beyond the image",
-        "meets = (v < columns.taps) & _inside(column, columns.source)",
-        "meets = v < columns.taps",
-        f"{CONFIGURATION}-grad_weight-band",
+        "diagonals of a band continue outside the image",
+        "valid = (v < columns.taps) & _inside(column, columns.source)",
+        "valid = v < columns.taps",
+        f"{CONFIG}-grad_weight-band",
     ),
     Bug(
         "only one split is summed",
@@ -347,77 +351,77 @@ BUGS = (
         "algorithm",
     ),
     Bug(
-        "halves are summed as halves",
+        "halves are summed in halves",
         "return language.float64 if dtype == torch.float64 else language.float32",
         "return {2: language.float16, 4: language.float32, 8: language.float64}[dtype.itemsize]",
-        "test_every_configuration and float16",
-        "draft",
+        "test_every_config and float16",
+        "launch_plan_builder",
     ),
     Bug(
         "float64 is summed in float32",
         "return language.float64 if dtype == torch.float64 else language.float32",
         "return language.float32",
-        "test_every_configuration and float64",
-        "draft",
+        "test_every_config and float64",
+        "launch_plan_builder",
     ),
     Bug(
-        "channels_last is taken for contiguous",
+        "channels_last is treated as contiguous",
         "for size, step in zip(tensor.shape, tensor.stride())",
         "for size, step in zip(tensor.shape, tensor.contiguous().stride())",
-        "test_layout_of_the_input_is_kept",
-        "draft",
+        "test_forward_keeps_layout",
+        "launch_plan_builder",
     ),
     Bug(
-        "a negated view is read as it lies",
-        "(each.resolve_neg() for each in (first, *others))",
+        "a negated view is read without its sign",
+        "(operand.resolve_neg() for operand in (first, *others))",
         "(first, *others)",
-        "test_views_that_are_negated",
+        "test_negated_views",
         "algorithm",
     ),
     Bug(
         "a kernel for aligned memory is launched on any",
         "*(pointer % 16 == 0 for pointer in pointers),",
         "",
-        "test_what_changes_between_calls",
-        "form",
+        CACHE_KEY,
+        "launch_plan",
     ),
     Bug(
         "the kernel of one device is launched on another",
         "tensors[0].get_device(),\n",
         "0,\n",
-        "test_kernels_belong_to_a_device",
-        "form",
+        "test_compiled_kernels_belong",
+        "launch_plan",
     ),
     Bug(
-        "what was found without TF32 is kept with it",
-        "settings = may_use_tf32(dtype), interpreted()",
-        "settings = False, interpreted()",
-        "test_what_changes_between_calls",
+        "a plan without TF32 is used with TF32",
+        "settings = may_use_tf32(dtype), is_interpreted()",
+        "settings = False, is_interpreted()",
+        CACHE_KEY,
         "algorithm",
     ),
     Bug(
-        "any operand is taken to lie as the first that came",
+        "a plan is used for other strides of an operand",
         "first.stride(), second.stride(), settings)\n        result",
         "torch.empty(first.shape).stride(), second.stride(), settings)\n        result",
-        "test_what_changes_between_calls",
+        CACHE_KEY,
         "algorithm",
     ),
     Bug(
-        "a later launch has the constants in another order",
+        "a later launch passes the constants in another order",
         "(*arguments[count:], *constants)",
         "(*arguments[count:], *reversed([*constants]))",
-        "test_a_call_like_an_earlier_one",
-        "form",
+        "test_repeated_call",
+        "launch_plan",
     ),
     Bug(
-        "a later launch is at the addresses of the first",
+        "a later launch uses the addresses of the first",
         "(*arguments[count:], *constants)\n",
         "(*arguments[count:], *constants)\n"
         "            kept, start = pointers, self.compiled[key][0]\n"
         "            late = lambda *v: start(*kept, *v[count:])\n"
         "            self.compiled[key] = late, self.compiled[key][1]\n",
-        "test_a_call_like_an_earlier_one",
-        "form",
+        "test_repeated_call",
+        "launch_plan",
     ),
 )
 
@@ -426,7 +430,7 @@ def changed(bug: Bug) -> str:
     """The module's text with the bug in it.
 
     Raises:
-        ValueError: the text that the bug changes is not there, or not once.
+        ValueError: the text that the bug changes does not occur exactly once.
     """
     text = (TRITON / f"{bug.module}.py").read_text()
     if text.count(bug.old) != 1:
@@ -435,7 +439,7 @@ def changed(bug: Bug) -> str:
 
 
 class Planted(importlib.abc.MetaPathFinder):
-    """Finds one module in a file of our own."""
+    """Imports one module from another file."""
 
     def __init__(self, name: str, file: Path) -> None:
         self.name, self.file = name, file
@@ -471,7 +475,7 @@ def main(words: list[str]) -> int:
                 text=True,
                 check=False,
             )
-        # 1: tests failed.  Anything else is no verdict, such as 5, that no test has the name.
+        # 1: a test failed.  Anything else says nothing about the bug; 5: no test has the name.
         caught = done.returncode == 1
         missed += not caught
         failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
