@@ -34,12 +34,12 @@ import torch
 
 from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
-from torch_corr.algorithms.base import FEW, SLOTS, definition_flops, operand_bytes
+from torch_corr.algorithms.base import FEW, definition_flops, operand_bytes
 from torch_corr.algorithms.triton.algorithm import Triton, make_launch_plan
 from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
 from torch_corr.algorithms.triton.launch_plan import FUSION, Launch
 from torch_corr.planning.machine import peak_rates
-from torch_corr.request import Request
+from torch_corr.request import SLOTS, Request
 
 from .cases import CASES, CUDA_CASES
 from .results import Results

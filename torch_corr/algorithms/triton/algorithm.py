@@ -90,7 +90,7 @@ class Triton(Algorithm):
         return " ".join(filter(None, (self.name, self.correlate, self.weight)))
 
     def refusals(self, request: Request) -> tuple[str, ...]:
-        """Dtypes, Triton, its C compiler and the device; a named configuration; huge grids."""
+        """Checks the dtype, Triton and the device, then named configurations and the grid size."""
         problem, dtype = request.problem, request.dtype
         if reasons := dtype_refusal(dtype, FLOATS) or device_refusals(request.device):
             return reasons
