@@ -175,6 +175,14 @@ def test_row_sums_with_stride_match_oracle(name: str) -> None:
     check_map(triton_with(by_name(name), map), problem, map, operands)
 
 
+@runs
+@pytest.mark.parametrize("map", ["forward", "grad_input"])
+def test_row_sums_of_several_chunks_match_oracle(map: Any) -> None:
+    """The second chunk of four taps reaches outside the image."""
+    problem = Problem.parse("n2c2-x12x4-o2-k8x2-p7x0-d2x1-g2")
+    check_map(Triton(correlate="taps-4"), problem, map, random_operands(problem, map))
+
+
 def shares_rows(map: str, case: str) -> bool:
     """In ``grad_input`` with a stride, rows share nothing."""
     return map == "forward" or Problem.parse(case).stride[0] == 1
