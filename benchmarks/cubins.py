@@ -55,8 +55,6 @@ a RepLKNet layer.  Channels or columns are multiples of 16, because 16-byte load
 DTYPES = (torch.float32, torch.float16, torch.float64)
 """bfloat16 differs from float16 only in conversions."""
 
-OPERANDS = {map: SLOTS[map][:2] for map in MAPS}
-
 
 @dataclass(frozen=True)
 class Multiprocessor:
@@ -136,7 +134,7 @@ def launches_of(
         torch.empty(getattr(problem, f"{slot}_shape"), dtype=dtype, device="meta").contiguous(
             memory_format=layout
         )
-        for slot in OPERANDS[map]
+        for slot in SLOTS[map][:2]
     )
     return make_launch_plan(map, problem, first, second, config, recompute_flag).launches
 
