@@ -33,7 +33,7 @@ from support.needs import CUDA as ANY_CUDA
 from support.needs import FAST_TRITON, TRITON, TRITON_COMPILES, TRITON_RUNS, needs, only
 from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d
 from torch_corr.algorithms import CheckedFFT
-from torch_corr.algorithms.base import FEW as FEW_PAIRS
+from torch_corr.algorithms.base import FEW_CHANNEL_PAIRS
 from torch_corr.algorithms.triton import algorithm as host
 from torch_corr.algorithms.triton import configs as triton_configs
 from torch_corr.algorithms.triton import draft as triton_draft
@@ -579,7 +579,7 @@ def test_what_changes_between_calls_is_heeded(map: Any, case: str, jit: Jit) -> 
     """Strides, alignment, dtype, TF32 and Triton's own settings; and what was before, again."""
     problem = Problem.parse(case)
     first, second = some(problem, map, torch.float32).values()
-    many = problem.group_in * problem.group_out > FEW_PAIRS
+    many = problem.group_in * problem.group_out > FEW_CHANNEL_PAIRS
 
     def after(*operands: Tensor) -> tuple[int, list[Any]]:
         """How many kernels a call compiles, and what it launches; a second call compiles none."""

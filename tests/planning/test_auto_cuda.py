@@ -143,10 +143,10 @@ def test_matrix_products_respect_tf32_and_deterministic_mode(setting, with_trito
     assert not {"unfold", "fft"} & {*with_triton}
     # TF32 is exact for halves, and float64 has none; complex products are as real ones.
     for dtype in (torch.float16, torch.float64):
-        assert bool(auto_module._against_products(dtype)) != allowed
+        assert bool(auto_module._matrix_product_refusal(dtype)) != allowed
     torch.backends.cudnn.allow_tf32 = True
     for dtype in (torch.float32, torch.complex64):
-        assert bool(auto_module._against_products(dtype)) != allowed
+        assert bool(auto_module._matrix_product_refusal(dtype)) != allowed
 
 
 def test_cuda_plan_respects_workspace_limit(with_triton):

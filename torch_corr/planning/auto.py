@@ -18,7 +18,7 @@ import torch
 
 from ..algorithms import ALGORITHMS, DEFAULT_WORKSPACE, Algorithm, ErrorClass
 from ..algorithms.base import (
-    OWN_CALL,
+    CALL_OVERHEAD,
     check_workspace_limit,
     may_use_tf32,
     products_may_use_tf32,
@@ -30,7 +30,7 @@ from .machine import machine_of
 from .timing import time_algorithms
 from .wisdom import WISDOM, Key
 
-WORTH_A_CHOICE = 2**14
+PLANNING_THRESHOLD = 2**14
 """Multiplications below which PyTorch is done before another choice could pay for itself."""
 
 SWITCH_RATIO = 0.82
@@ -120,32 +120,32 @@ class Auto(Value):
 
     def choose(self, request: Request) -> Algorithm | None:
         """The algorithm for one map; None where none is able."""
-        return _Race(self, request).winner()
+        return _Selection(self, request).algorithm_to_run()
 
-    def survey(self, request: Request) -> list[Candidate]:
+    def candidates(self, request: Request) -> list[Candidate]:
         """All algorithms, with what speaks against each, workspace and seconds."""
-        return _Race(self, request).survey(ALGORITHMS)
+        return _Selection(self, request).candidates(ALGORITHMS)
 
 
 @dataclass(frozen=True)
-class _Race:
+class _Selection:
     """The algorithms against each other for one map, by the rules of an :class:`Auto`."""
 
-    rules: Auto
+    options: Auto
     request: Request
 
-    def winner(self) -> Algorithm | None:
+    def algorithm_to_run(self) -> Algorithm | None:
         """The algorithm to take; None where none is able."""
         device = self.request.device.type
-        small = self.request.problem.multiplications < WORTH_A_CHOICE
+        small = self.request.problem.multiplications < PLANNING_THRESHOLD
         # How far code stays behind its machine is known of CPUs, and of some on CUDA; elsewhere
         # only what was measured counts.
-        known = device in OWN_CALL or len(WISDOM)
-        if not self.rules.measure and (small or self._keeps_to_pytorch or not known):
+        known = device in CALL_OVERHEAD or len(WISDOM)
+        if not self.options.measure and (small or self._requires_pytorch or not known):
             # Asked one by one, PyTorch first: some need long to answer.
             unchecked = (each for each in ALGORITHMS if not each.needs_check)
             return next((each for each in unchecked if not each.refusals(self.request)), None)
-        survey = self.survey(self._entrants())
+        survey = self.candidates(self._contenders())
         race = [each for each in survey if not each.refusals]
         if device != "cpu":
             measured = [each for each in race if each.source == "measured"]
@@ -154,21 +154,21 @@ class _Race:
         if not race and device == "cuda":
             # Algorithms without a cost model are still faster than the reference.
             others = [a for a in ALGORITHMS if not (a.has_cuda_cost_model or a.is_reference)]
-            race = [each for each in self.survey(others) if not each.refusals][:1]
+            race = [each for each in self.candidates(others) if not each.refusals][:1]
         if not race:
             return None if REFERENCE.refusals(self.request) else REFERENCE
-        return _quickest(race)
+        return _fastest(race)
 
-    def survey(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
+    def candidates(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
         """Each of some algorithms, and its variants, with what speaks against it."""
         candidates = [
             each
             for algorithm in algorithms
             if not algorithm.needs_check
-            for each in self._candidates(algorithm)
+            for each in self._with_variants(algorithm)
         ]
         candidates += [self._checked(each, candidates) for each in algorithms if each.needs_check]
-        measured = self._measured([each for each in candidates if not each.refusals])
+        measured = self._measured_seconds([each for each in candidates if not each.refusals])
         return [
             each._replace(seconds=measured[each.algorithm.spelling], source="measured")
             if each.algorithm.spelling in measured
@@ -176,25 +176,25 @@ class _Race:
             for each in candidates
         ]
 
-    def _entrants(self) -> list[Algorithm]:
+    def _contenders(self) -> list[Algorithm]:
         """Those that may win: not what takes longer to plan, or to measure, than it could save."""
         entrants = [
             each
             for each in ALGORITHMS
             if not each.is_reference
-            and (self.rules.measure or each.is_worth_planning(self.request))
+            and (self.options.measure or each.is_worth_planning(self.request))
         ]
-        if self.request.device.type == "cuda" and not self.rules.measure and not len(WISDOM):
+        if self.request.device.type == "cuda" and not self.options.measure and not len(WISDOM):
             return [each for each in entrants if each.has_cuda_cost_model]
         return entrants
 
-    def _candidates(self, algorithm: Algorithm) -> list[Candidate]:
+    def _with_variants(self, algorithm: Algorithm) -> list[Candidate]:
         """An algorithm with the options that the rules give it, and what it has of variants."""
-        algorithm = algorithm.limited(self.rules.workspace_limit)
+        algorithm = algorithm.limited(self.options.workspace_limit)
         if refusals := algorithm.refusals(self.request):
             return [Candidate(algorithm, refusals, 0, math.inf, "predicted")]
         # Variants are in it where they are to be measured or have been.
-        known, measure = self._known(), self.rules.measure
+        known, measure = self._stored_seconds(), self.options.measure
         variants = algorithm.variants(self.request) if measure or known else ()
         able = algorithm, *(each for each in variants if measure or each.spelling in known)
         return [self._candidate(each) for each in able]
@@ -211,8 +211,8 @@ class _Race:
             for each in others
             if not each.refusals and each.algorithm.error_class == "componentwise"
         ]
-        fallback = _quickest(direct) if direct else REFERENCE
-        limited = algorithm.limited(self.rules.workspace_limit)
+        fallback = _fastest(direct) if direct else REFERENCE
+        limited = algorithm.limited(self.options.workspace_limit)
         checked = limited.checked(self.request.device, fallback)
         if refusals := checked.refusals(self.request):
             return Candidate(limited, refusals, 0, math.inf, "predicted")
@@ -226,35 +226,35 @@ class _Race:
         seconds = machine_of(self.request.device, priced).seconds(cost, priced)
         call, least = algorithm.call_seconds(self.request, cost)
         seconds = max(seconds, least) + call
-        refusals = self._rules_out(algorithm, workspace)
+        refusals = self._exclusions(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds, "predicted")
 
-    def _rules_out(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
+    def _exclusions(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that is able is not to be chosen."""
-        if not algorithm.is_pytorch and self._keeps_to_pytorch:
+        if not algorithm.is_pytorch and self._requires_pytorch:
             return ("images in channels_last stay with PyTorch, which hands the layout on",)
         multiplies = algorithm.uses_matrix_products(self.request)
         dtype = algorithm.rates_dtype(self.request.dtype)
-        if multiplies and (sentence := _against_products(dtype)):
+        if multiplies and (sentence := _matrix_product_refusal(dtype)):
             return (sentence,)
         if algorithm.error_class != "componentwise":
-            if self.rules.error == "componentwise":
+            if self.options.error == "componentwise":
                 return ("its error is normwise, and Auto(error='componentwise') was asked for",)
             if self.request.device.type not in ("cpu", "cuda"):
                 return (
                     "its results must be checked, which is written for CPUs and CUDA; name 'fft' "
                     "to have them unchecked",
                 )
-        if workspace > self.rules.workspace_limit:
+        if workspace > self.options.workspace_limit:
             return (
                 f"it takes {workspace} bytes of workspace, more than the limit of "
-                f"{self.rules.workspace_limit}; raise it with Auto(workspace_limit=...)",
+                f"{self.options.workspace_limit}; raise it with Auto(workspace_limit=...)",
             )
         return ()
 
-    def _measured(self, able: Sequence[Candidate]) -> Mapping[str, float]:
+    def _measured_seconds(self, able: Sequence[Candidate]) -> Mapping[str, float]:
         """Seconds that are known of those that are able; of all with a chance, if to measure."""
-        if self.rules.measure and self.request.device.type != "meta":
+        if self.options.measure and self.request.device.type != "meta":
             with _measuring:
                 seen = WISDOM.seconds(self._key)
                 hopeful = _worth_measuring(able, self.request.device)
@@ -262,17 +262,17 @@ class _Race:
                     _refuse_capture(self.request)
                     times = time_algorithms(new, self.request)
                     WISDOM.remember(self._key, times)
-        return self._known()
+        return self._stored_seconds()
 
-    def _known(self) -> Mapping[str, float]:
+    def _stored_seconds(self) -> Mapping[str, float]:
         """Seconds by spelling of what has been measured here; nothing runs on meta."""
-        if self.request.device.type == "meta" or not len(WISDOM) or self.rules.channels_last:
+        if self.request.device.type == "meta" or not len(WISDOM) or self.options.channels_last:
             return {}
         return WISDOM.seconds(self._key)
 
     @property
-    def _keeps_to_pytorch(self) -> bool:
-        return self.rules.channels_last and any(
+    def _requires_pytorch(self) -> bool:
+        return self.options.channels_last and any(
             each.is_pytorch and each.keeps_channels_last(self.request) for each in ALGORITHMS
         )
 
@@ -281,7 +281,7 @@ class _Race:
         return Key.of(self.request)
 
 
-def _against_products(dtype: torch.dtype) -> str:
+def _matrix_product_refusal(dtype: torch.dtype) -> str:
     """What PyTorch's settings allow in convolutions on CUDA, and in matrix products do not, or the
     other way round; empty where they are alike."""
     # PyTorch's convolutions of complex numbers are real ones.
@@ -319,7 +319,7 @@ def _worth_measuring(race: Sequence[Candidate], device: torch.device) -> list[Al
     return [each.algorithm for each in race if each.seconds <= max(limit, 1e-3)]
 
 
-def _quickest(race: Sequence[Candidate]) -> Algorithm:
+def _fastest(race: Sequence[Candidate]) -> Algorithm:
     """The least time, unless what is preferred for another reason is nearly as quick.
 
     A measured time beats any prediction: an algorithm that was not measured is not taken.

@@ -175,14 +175,14 @@ _UNITS = {
 """By compute capability, which no property tells.  Source: NVIDIA's CUDA C++ Programming Guide,
 arithmetic instructions, and its papers on GA100, GA102, AD102, GH100 and GB100."""
 
-_UNSTATED = 200e9
+_DEFAULT_BANDWIDTH = 200e9
 """Bytes a second of a device that states no memory clock, as those do that share the host's
 memory; assumed, of the order of what a laptop's memory does."""
 
-_CLOCK = 1.5e6
+_DEFAULT_CLOCK = 1.5e6
 """kHz of a device that states no clock; assumed, of the order of what devices run at."""
 
-_LAUNCHES = 250e3
+_LAUNCHES_PER_SECOND = 250e3
 """Operators a second that a host launches; assumed, no property of a device tells."""
 
 
@@ -203,7 +203,7 @@ def peak_rates(flops: float, moved: float, sample: int) -> Rates:
     Transforms are bound by memory: one of 64 x 64 does 60 of the operations that ``Cost`` counts
     on a complex sample, and moves it, ``sample`` bytes, in and out once along each axis.
     """
-    return Rates(flops, 60 / (4 * sample) * moved, moved, _LAUNCHES)
+    return Rates(flops, 60 / (4 * sample) * moved, moved, _LAUNCHES_PER_SECOND)
 
 
 @cache
@@ -213,12 +213,16 @@ def _device_machine(device: torch.device, tf32: bool) -> Machine:
     capability = (found.major, found.minor)
     # One that is not listed is taken for the latest before it.
     units = _UNITS[max(each for each in _UNITS if each <= max(capability, min(_UNITS)))]
-    cycles = 2e3 * found.multi_processor_count * (found.clock_rate or _CLOCK)
+    cycles = 2e3 * found.multi_processor_count * (found.clock_rate or _DEFAULT_CLOCK)
     moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
     # Divided by either, so neither may be 0.
-    unstated = "" if moved else f" (no memory clock stated: {_UNSTATED / 1e9:.0f} GB/s assumed)"
-    unstated += "" if found.clock_rate else f" (no clock stated: {_CLOCK / 1e6} GHz assumed)"
-    moved = moved or _UNSTATED
+    unstated = (
+        "" if moved else f" (no memory clock stated: {_DEFAULT_BANDWIDTH / 1e9:.0f} GB/s assumed)"
+    )
+    unstated += (
+        "" if found.clock_rate else f" (no clock stated: {_DEFAULT_CLOCK / 1e6} GHz assumed)"
+    )
+    moved = moved or _DEFAULT_BANDWIDTH
 
     return Machine(
         name=found.name + unstated,

@@ -62,11 +62,11 @@ class Plan:
             with torch.autocast(self.device.type, enabled=False):
                 return self.run(input, weight, output)
         if output is None:
-            result = self.forward.forward(self.problem, *_both(input, weight))
+            result = self.forward.forward(self.problem, *_materialized(input, weight))
         elif input is None:
-            result = self.grad_input.grad_input(self.problem, *_both(output, weight))
+            result = self.grad_input.grad_input(self.problem, *_materialized(output, weight))
         else:
-            result = self.grad_weight.grad_weight(self.problem, *_both(input, output))
+            result = self.grad_weight.grad_weight(self.problem, *_materialized(input, output))
         # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
         result = result.clone() if result._is_view() else result
         # A gradient may come in another layout than the images that it is of.
@@ -113,12 +113,12 @@ class Plan:
         auto = requested if isinstance(requested, Auto) else Auto()
         for request in self.requests:
             map = request.map
-            lines.extend(table(map, auto.survey(request), getattr(self, map)))
+            lines.extend(table(map, auto.candidates(request), getattr(self, map)))
         return "\n".join([*lines, provenance(self.device, self.dtype)])
 
 
 _revisions = count()
-_current = next(_revisions)
+_revision = next(_revisions)
 """The revision of what is known, by which plans are made."""
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -136,7 +136,7 @@ def cached_plan(function: Function) -> Function:
 
     @wraps(function)
     def planned(*arguments: Hashable) -> object:
-        known = _current, torch.get_num_threads(), _MAY_BE_CUDA and _cuda_settings()
+        known = _revision, torch.get_num_threads(), _MAY_BE_CUDA and _cuda_settings()
         try:
             return remembered(known, *arguments)
         except TypeError:
@@ -161,8 +161,8 @@ def clear_plans() -> None:
 
     A plan that is being made meanwhile, in another thread, is kept for the revision before.
     """
-    global _current
-    _current = next(_revisions)
+    global _revision
+    _revision = next(_revisions)
 
 
 WISDOM.on_change.append(clear_plans)
@@ -183,7 +183,7 @@ def make_plan(
     algorithm = find_algorithm(requested)
     requests = Request.of_each_map(problem, device, dtype)
     if isinstance(algorithm, Auto):
-        chosen = (_chosen(algorithm, request) for request in requests)
+        chosen = (_choose(algorithm, request) for request in requests)
         return Plan(problem, device, dtype, requested, *chosen)
     if sentences := refusals(algorithm, requests):
         able = able_algorithms(problem, device, dtype)
@@ -248,18 +248,18 @@ def refusals(algorithm: Algorithm, requests: Iterable[Request]) -> tuple[str, ..
     return tuple(dict.fromkeys(chain.from_iterable(map(algorithm.refusals, requests))))
 
 
-def _chosen(auto: Auto, request: Request) -> Algorithm:
+def _choose(auto: Auto, request: Request) -> Algorithm:
     if algorithm := auto.choose(request):
         return algorithm
     reasons = [
         f"  - {each.algorithm.name}: {sentence}"
-        for each in auto.survey(request)
+        for each in auto.candidates(request)
         for sentence in each.refusals
     ]
     raise NotImplementedError("\n".join([f"no algorithm can run {request}:", *reasons]))
 
 
-def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
+def _materialized(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
     """The operands in memory, where kernels read: what autograd knows to be zero has none."""
     assert first is not None
     assert second is not None

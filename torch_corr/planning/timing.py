@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Algorithm
-from ..algorithms.cost import FRESH
+from ..algorithms.cost import MMAP_THRESHOLD
 from ..request import Request
 
-_ENOUGH = 0.05
+_SECONDS_PER_ALGORITHM = 0.05
 """Seconds of runs after which an algorithm has been timed well enough."""
 
-_HOPELESS = 4.0
+_TOO_SLOW = 4.0
 """Times the quickest run from which an algorithm is not run again."""
 
-_LONG = 1.0
+_LONG_RUN = 1.0
 """Seconds of a first run beside which what it sets up is nothing: it counts as a timed one."""
 
 
@@ -33,7 +33,7 @@ def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[s
     """
     problem, map, device = request.problem, request.map, request.device
     if device.type == "cpu":
-        settle_memory()
+        raise_mmap_threshold()
     left, right = (
         torch.full(shape, 0.5, dtype=request.dtype, device=device) for shape in request.shapes[:2]
     )
@@ -43,28 +43,28 @@ def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[s
 
     firsts = {algorithm: run(algorithm) for algorithm in algorithms}
     samples = {
-        algorithm: [first] if first > _LONG else [run(algorithm), run(algorithm)]
+        algorithm: [first] if first > _LONG_RUN else [run(algorithm), run(algorithm)]
         for algorithm, first in firsts.items()
     }
-    limit = _HOPELESS * min((min(times) for times in samples.values()), default=0.0)
+    limit = _TOO_SLOW * min((min(times) for times in samples.values()), default=0.0)
     hopeful = [each for each in algorithms if min(samples[each]) <= max(limit, 1e-3)]
-    for turn in _turns(_ENOUGH * len(hopeful)):
+    for turn in _rounds(_SECONDS_PER_ALGORITHM * len(hopeful)):
         for algorithm in hopeful[turn % len(hopeful) :] + hopeful[: turn % len(hopeful)]:
             samples[algorithm].append(run(algorithm))
     return {algorithm.spelling: median(values) for algorithm, values in samples.items()}
 
 
-def settle_memory() -> None:
+def raise_mmap_threshold() -> None:
     """Have the allocator keep what is freed, as it does once a large tensor has been freed.
 
     In a young process glibc gives every result of some MB back to the system, and takes it page by
     page again: ``F.conv2d`` of 64x1x28x28 with 32 kernels of 5x5 takes 3.5 ms there and 0.4 ms in a
     process that has freed one tensor of 8 MB, two Zen 4 cores.  It is the latter that works on.
     """
-    torch.empty(FRESH - 2**16, dtype=torch.uint8)
+    torch.empty(MMAP_THRESHOLD - 2**16, dtype=torch.uint8)
 
 
-def _turns(seconds: float) -> Iterator[int]:
+def _rounds(seconds: float) -> Iterator[int]:
     """Numbers of turns until the time is up: from 1 to 100 of them."""
     end = time.perf_counter() + seconds
     for turn in range(100):

@@ -59,14 +59,14 @@ FEW_TAPS = 81
 timed on two Zen 4 cores, 2026-11-25, it was ahead with fewer in 12, of complex numbers all but
 one."""
 
-FEW_TAPS_OF_MANY = 49
-"""The same where there is much to do, see :data:`MANY`: 64 to 64 channels of 4x128x128, 8x8, take
+FEW_TAPS_IF_LARGE = 49
+"""The same where there is much to do, see :data:`LARGE_PROBLEM`: 64 to 64 channels of 4x128x128, 8x8, take
 half of PyTorch's time."""
 
-MANY = 2**30
+LARGE_PROBLEM = 2**30
 """Multiplications that take longer than planning a transform, whatever does them."""
 
-LONG = 96
+LONG_TRANSFORM = 96
 """Length from which a transform's time is fitted apart."""
 
 
@@ -117,7 +117,7 @@ class FFT(Fitted):
     def is_worth_planning(self, request: Request) -> bool:
         """With enough taps: fewer where there is much to do."""
         problem = request.problem
-        enough = FEW_TAPS_OF_MANY if problem.multiplications >= MANY else FEW_TAPS
+        enough = FEW_TAPS_IF_LARGE if problem.multiplications >= LARGE_PROBLEM else FEW_TAPS
         return problem.kernel[0] * problem.kernel[1] >= enough
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -159,8 +159,10 @@ class FFT(Fitted):
             return Work("matrix", chosen.cost)
         # Over one tile there is nothing to sum, and no padded copy to make.
         one = chosen.task.single_tile and request.problem.batch == 1
-        regime = "fft, one tile" if one else "fft"
-        return Work(f"{regime}, long" if max(chosen.task.lengths) >= LONG else regime, chosen.cost)
+        regime = "fft, single tile" if one else "fft"
+        return Work(
+            f"{regime}, long" if max(chosen.task.lengths) >= LONG_TRANSFORM else regime, chosen.cost
+        )
 
     def cost(self, request: Request) -> Cost:
         """By fitted factors on the CPU; elsewhere what the plan chosen there does."""

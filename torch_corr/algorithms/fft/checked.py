@@ -38,7 +38,7 @@ from .certificate import (
     uncertified_by_size,
 )
 
-FEW = 1 / 512
+MAX_RECOMPUTED = 1 / 512
 """The part of all results up to which they are recomputed one by one.
 
 A product that is gathered takes 300 to 700 times as long as one of ``direct`` (two Zen 4 cores,
@@ -47,11 +47,11 @@ A product that is gathered takes 300 to 700 times as long as one of ``direct`` (
 DEVICE_PRODUCTS = 2**22
 """Products for which there is room among the results that a device recomputes one by one."""
 
-OPERATOR = 30e-6
+OPERATOR_SECONDS = 30e-6
 """Seconds that the host of an H200 took for one of the calls that a transform's plan counts there:
 0.3 to 1.3 ms for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
 
-DEVICE_CALLS = 7
+CHECK_CALLS = 7
 """What the check adds on a device to the calls that a plan counts: some 50 small operators, each a
 sixth of such a call.  An estimate, not measured."""
 
@@ -95,9 +95,9 @@ class CheckedFFT(Algorithm):
         return request.device.type == "cuda"
 
     def call_seconds(self, request: Request, cost: Cost) -> tuple[float, float]:
-        """On CUDA the host needs :data:`OPERATOR` for each operator while the device waits."""
+        """On CUDA the host needs :data:`OPERATOR_SECONDS` for each operator while the device waits."""
         added, _ = super().call_seconds(request, cost)
-        return added, OPERATOR * cost.calls if request.device.type == "cuda" else 0.0
+        return added, OPERATOR_SECONDS * cost.calls if request.device.type == "cuda" else 0.0
 
     def refusals(self, request: Request) -> tuple[str, ...]:
         """What either of the two cannot do; on CUDA a fallback that the device cannot skip."""
@@ -161,7 +161,7 @@ class CheckedFFT(Algorithm):
         cost = self.fast.cost(request)
         # Operands are widened and their norms taken; of the result moduli are taken and compared.
         moved = 3 * sum(map(prod, request.shapes)) * request.dtype.itemsize
-        calls = DEVICE_CALLS if request.device.type == "cuda" else 20
+        calls = CHECK_CALLS if request.device.type == "cuda" else 20
         return cost._replace(bytes=cost.bytes + moved, calls=cost.calls + calls)
 
     def _run(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class CheckedFFT(Algorithm):
         bounds: Tensor,
     ) -> bool:
         """Whether all results are certified, or recomputed since they were few; changes them."""
-        tolerance, most = self.tolerance(result.dtype), int(FEW * result.numel())
+        tolerance, most = self.tolerance(result.dtype), int(MAX_RECOMPUTED * result.numel())
         points = uncertified_by_size(result, bounds, tolerance, most)
         if points is None:
             found = certify(problem, map, *operands, result, bounds, tolerance)
@@ -222,7 +222,7 @@ class CheckedFFT(Algorithm):
             problem, map, *operands, result, bounds, self.tolerance(result.dtype)
         )
         most = DEVICE_PRODUCTS // max(1, terms_of(problem, map))
-        room = max(1, min(most, int(FEW * result.numel())))
+        room = max(1, min(most, int(MAX_RECOMPUTED * result.numel())))
         uncertified = found.uncertified.flatten()
         places = uncertified.cumsum(0)
         numbers = torch.arange(len(places), device=result.device)

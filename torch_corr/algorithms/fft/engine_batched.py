@@ -45,8 +45,8 @@ from .tiling import (
     copy_side_by_side,
     overlap_add,
     padded,
-    put,
     read_span,
+    write,
 )
 
 LONGEST = 512
@@ -85,7 +85,7 @@ def _plans(task: Task, limit: int, most: int) -> Iterator[TransformPlan]:
         again = per_slab != task.at_once and task.map != "grad_weight"
         for hold in (False, True) if again else (False,):
             memory = _Memory(task, per_slab, hold)
-            room = (limit - memory.standing) // max(memory.of_frequency, 1)
+            room = (limit - memory.fixed) // max(memory.per_frequency, 1)
             block = block_of(frequencies, min(room, most))
             peak, cost = memory.peak(block), _cost(task, per_slab, block, hold)
             outs = task.problem.group_out
@@ -108,10 +108,10 @@ class _Memory:
 
     def peak(self, block: int) -> int:
         """With so many column frequencies at one time."""
-        return self.standing + max(block * self.of_frequency, self.overlapping)
+        return self.fixed + max(block * self.per_frequency, self.overlapping)
 
     @cached_property
-    def standing(self) -> int:
+    def fixed(self) -> int:
         """The waves, the padded operands, the samples of the tiles, a weight's whole spectrum."""
         first, second, target = SLOTS[self.task.map]
         # Of each axis at most four matrices of complex128.
@@ -129,7 +129,7 @@ class _Memory:
         return weight or self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
 
     @cached_property
-    def of_frequency(self) -> int:
+    def per_frequency(self) -> int:
         """The most of these, in the order of the run: the first operand on its way, the second
         beside the first's spectrum, the products beside both, the way back in two steps."""
         before, after, target = SLOTS[self.task.map]
@@ -186,8 +186,8 @@ class _Memory:
 
 def _added_up(window: Window) -> int:
     """Samples of the axis that :func:`.tiling.overlap_add` adds tiles up in."""
-    laps = -(-window.count // window.hop)
-    return (window.tiles - 1 + laps) * window.hop
+    overlap = -(-window.count // window.hop)
+    return (window.tiles - 1 + overlap) * window.hop
 
 
 def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost:
@@ -236,15 +236,22 @@ def _cost(task: Task, per_slab: tuple[int, int], block: int, hold: bool) -> Cost
     # Operators: those that make the waves, of a slab, and of a block.
     matrices = 12 if height == width else 19
     calls = matrices + slabs * (6 + (8 if task.overlapping else 0) + 10 * blocks)
-    return Cost(matmul_flops=task.slow * flops, bytes=moved, calls=calls)
+    return Cost(matmul_flops=task.dtype_slowdown * flops, bytes=moved, calls=calls)
 
 
 def _product(number: int, rows: int, columns: int, terms: int, each: float) -> float:
     """Operations of so many matrix products, ``2 * each`` for one multiplication and addition."""
-    return 2.0 * each * number * _full(rows, QUANTUM) * _full(columns, QUANTUM) * _full(terms, 8)
+    return (
+        2.0
+        * each
+        * number
+        * _round_up(rows, QUANTUM)
+        * _round_up(columns, QUANTUM)
+        * _round_up(terms, 8)
+    )
 
 
-def _full(size: int, quantum: int) -> int:
+def _round_up(size: int, quantum: int) -> int:
     return -(-size // quantum) * quantum
 
 
@@ -298,9 +305,9 @@ def _tiles(
                 held[block] = w
             spectrum = torch.bmm(left, w.mT if task.map == "forward" else w)
             del left, w
-            lines = rows_back(spectrum, back[0], block)
+            lines = inverse_rows(spectrum, back[0], block)
             del spectrum
-            columns_back(lines, back[1], block, sums, add=block.start > 0)
+            inverse_columns(lines, back[1], block, sums, add=block.start > 0)
             del lines
         del samples
         _put_tiles(plan, sums.view(*order, count, across), windows, result[part])
@@ -314,7 +321,7 @@ def _put_tiles(plan: TransformPlan, tiles: Tensor, windows: Windows, result: Ten
         copy_side_by_side(tiles.permute(3, 0, 4, 2, 1, 5, 6), result[..., down, across])
         return
     tiles = overlap_add(tiles.permute(3, 0, 4, 2, 5, 1, 6), 3, windows[0].hop)
-    put(overlap_add(tiles, 4, windows[1].hop), windows, result, add=plan.accumulates)
+    write(overlap_add(tiles, 4, windows[1].hop), windows, result, add=plan.accumulates)
 
 
 def _weight(
@@ -335,9 +342,9 @@ def _weight(
                 forward_dft(y, of_output, matrices, True, groups, block).mT,
                 forward_dft(x, of_input, matrices, False, groups, block),
             )
-            lines = rows_back(spectrum, back[0], block)
+            lines = inverse_rows(spectrum, back[0], block)
             del spectrum
-            columns_back(lines, back[1], block, sums, add)
+            inverse_columns(lines, back[1], block, sums, add)
             add = True
             del lines
         del x, y
@@ -362,8 +369,8 @@ class DFTMatrices(NamedTuple):
 
 def dft_matrices(lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
     """The matrices for operands like one that is given: a dozen operators."""
-    down = _circle(lengths[0], like)
-    across = down if lengths[0] == lengths[1] else _circle(lengths[1], like)
+    down = _dft_matrix(lengths[0], like)
+    across = down if lengths[0] == lengths[1] else _dft_matrix(lengths[1], like)
     rows = down, down.conj().resolve_conj()
     columns = rows if across is down else (across, across.conj().resolve_conj())
     points = lengths[0] * lengths[1]
@@ -379,7 +386,7 @@ def dft_matrices(lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
     return DFTMatrices(rows, (planes, reverse), inverse)
 
 
-def _circle(length: int, like: Tensor) -> Tensor:
+def _dft_matrix(length: int, like: Tensor) -> Tensor:
     """``exp(-2 pi i f p / n)``: angles modulo n, exact in float64, rounded once."""
     numbers = torch.arange(length, dtype=torch.float64, device=like.device)
     angles = torch.outer(numbers, numbers).remainder_(length).mul_(-2 * math.pi / length)
@@ -405,7 +412,9 @@ def forward_dft(
     images, channels, height, width = samples.shape
     real = not samples.is_complex()
     planes = 2 if real else 1
-    columns = _taken(matrices.columns[reverse][planes * block.start : planes * block.stop], across)
+    columns = _sampled(
+        matrices.columns[reverse][planes * block.start : planes * block.stop], across
+    )
     # All windows of a row: (U, samples, image and channel and row), as they lie.
     cut = samples.view(-1, width).unfold(1, across.count, max(across.hop, 1)).permute(1, 2, 0)
     halfway = torch.bmm(columns.expand(across.tiles, -1, -1), cut)
@@ -419,23 +428,23 @@ def forward_dft(
     else:
         lines = tiles[0].contiguous()
     del tiles
-    rows = _taken(matrices.rows[reverse], down).expand(len(block), -1, -1)
+    rows = _sampled(matrices.rows[reverse], down).expand(len(block), -1, -1)
     spectrum = torch.bmm(rows, lines.view(len(block), -1, down.count).mT)
     return spectrum.view(len(block) * rows.shape[1] * groups, -1, channels // groups)
 
 
 def inverse_matrices(matrices: DFTMatrices, windows: Windows) -> tuple[Tensor, Tensor]:
     """The inverse's matrices of rows and of columns, at the samples that are wanted."""
-    return _taken(matrices.rows[1], windows[0]), _taken(matrices.inverse, windows[1])
+    return _sampled(matrices.rows[1], windows[0]), _sampled(matrices.inverse, windows[1])
 
 
-def rows_back(spectrum: Tensor, rows: Tensor, block: range) -> Tensor:
+def inverse_rows(spectrum: Tensor, rows: Tensor, block: range) -> Tensor:
     """Of a block of a spectrum, (g, f, v), the samples down a tile: (g, v, p)."""
     lines = spectrum.view(len(block), rows.shape[0], -1)
     return torch.bmm(lines.mT, rows.expand(len(block), -1, -1))
 
 
-def columns_back(lines: Tensor, columns: Tensor, block: range, sums: Tensor, add: bool) -> None:
+def inverse_columns(lines: Tensor, columns: Tensor, block: range, sums: Tensor, add: bool) -> None:
     """What those contribute to the samples of the tiles.
 
     Args:
@@ -449,7 +458,7 @@ def columns_back(lines: Tensor, columns: Tensor, block: range, sums: Tensor, add
     sums.addmm_(lines.view(planes * len(block), -1).mT, columns, beta=int(add))
 
 
-def _taken(matrix: Tensor, window: Window) -> Tensor:
+def _sampled(matrix: Tensor, window: Window) -> Tensor:
     """The columns of a matrix at which the samples of a window lie."""
     if window.start:
         matrix = matrix.roll(-window.start, 1)

@@ -28,7 +28,7 @@ from ...problem import Problem
 from ...request import SLOTS, Slot, shape_of
 from ..base import Cost
 from .plans import DeviceRates, Task, TransformPlan, halved
-from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span
+from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, read_span, write
 
 
 def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan:
@@ -114,7 +114,7 @@ def _cost(task: Task, repeats: int) -> Cost:
         moved += channels * size.number * spectrum * back
     moved += 3.0 * task.tiles * problem.group_in * problem.group_out * spectrum
     return Cost(
-        fft_flops=problem.groups * flops * task.slow,
+        fft_flops=problem.groups * flops * task.dtype_slowdown,
         bytes=problem.groups * moved,
     )
 
@@ -347,7 +347,7 @@ def inverse_dft(
         copy_side_by_side(tiles, place)
         return
     sums = overlap_add(overlap_add(tiles.permute(0, 1, 2, 4, 3, 5), 2, down.hop), 3, across.hop)
-    put(sums, windows, result, add)
+    write(sums, windows, result, add)
 
 
 def _put(place: Tensor, values: Tensor, add: bool) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 from ...request import SLOTS, Slot
 from ..base import Cost
 from .plans import DeviceRates, Task, TransformPlan, block_of, frequencies, halved
-from .tiling import Window, Windows, complex_of, overlap_add, put, read_span
+from .tiling import Window, Windows, complex_of, overlap_add, read_span, write
 
 BLOCK = 96 * 2**20
 """Bytes of spectra that the matrix engine makes at one time.  More would leave the cache for
@@ -54,8 +54,8 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | Non
     while memory.peak(1) > limit and memory.per_slab != (1, 1):
         memory = _Memory(task, halved(memory.per_slab))
     frequencies = task.frequencies(0)
-    room = min(limit - memory.standing, BLOCK)
-    block = block_of(frequencies, room // max(memory.of_frequency, 1))
+    room = min(limit - memory.fixed, BLOCK)
+    block = block_of(frequencies, room // max(memory.per_frequency, 1))
     workspace = memory.peak(block)
     weight = (
         problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.complex_itemsize
@@ -85,10 +85,10 @@ class _Memory:
 
     def peak(self, block: int) -> int:
         """With so many row frequencies at one time."""
-        return self.standing + max(self.copies, block * self.of_frequency)
+        return self.fixed + max(self.copies, block * self.per_frequency)
 
     @property
-    def standing(self) -> int:
+    def fixed(self) -> int:
         """What is there from first to last."""
         return self.matrices + self.laid_out + self.task.sums(self.accumulates)
 
@@ -109,7 +109,7 @@ class _Memory:
 
     @property
     def copies(self) -> int:
-        """The most that is beside those while one is laid out, or put together."""
+        """The most that is beside those while one is laid out, or write together."""
         first, second, target = (self._laid_out(slot) for slot in SLOTS[self.task.map])
         # Operands are transposed before they are widened.
         return max(
@@ -117,7 +117,7 @@ class _Memory:
         )
 
     @cached_property
-    def of_frequency(self) -> int:
+    def per_frequency(self) -> int:
         """For each row frequency: three spectra, and the largest work around one."""
         total = work = 0
         for slot in SLOTS[self.task.map]:
@@ -154,7 +154,7 @@ def _cost(task: Task, repeats: int) -> Cost:
     # A thin matrix product runs at the rate of memory, not of arithmetic.
     thin = max(1.0, 24 / max(min(task.tiles, problem.group_in, problem.group_out), 1))
     return Cost(
-        matmul_flops=problem.groups * task.slow * (flops + products * thin),
+        matmul_flops=problem.groups * task.dtype_slowdown * (flops + products * thin),
         bytes=problem.groups * moved,
     )
 
@@ -196,11 +196,11 @@ def _tiles_of_group(
     of_first = dft_matrices(task.windows(source), task.lengths, False, like)
     of_weight = dft_matrices(task.windows("weight"), task.lengths, task.map == "forward", like)
     inverse = inverse_dft_matrices(task.windows(target), task.lengths, like)
-    taps = lay_out(weight, task.windows("weight"), like.dtype)
+    taps = to_samples_first(weight, task.windows("weight"), like.dtype)
     held: dict[range, Tensor] = {}
     for images, rows in plan.slabs():
         part, windows = slice(images.start, images.stop), task.windows(target, rows)
-        tiles = lay_out(first[part], task.windows(source, rows), like.dtype)
+        tiles = to_samples_first(first[part], task.windows(source, rows), like.dtype)
         number = len(images) * windows[0].tiles * windows[1].tiles
         sums = like.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
         for block in plan.blocks(0):
@@ -214,8 +214,8 @@ def _tiles_of_group(
             inverse_dft(spectrum, sums, inverse, block)
             del spectrum
         del tiles
-        samples = put_together(sums, windows, len(images))
-        put(samples, windows, result[part], add=plan.accumulates)
+        samples = merge_tiles(sums, windows, len(images))
+        write(samples, windows, result[part], add=plan.accumulates)
 
 
 def _weight_of_group(
@@ -229,8 +229,8 @@ def _weight_of_group(
     sums = like.new_zeros(windows[0].count, result.numel() // windows[0].count)
     for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        x = lay_out(input[part], task.windows("input", rows), like.dtype)
-        y = lay_out(output[part], task.windows("output", rows), like.dtype)
+        x = to_samples_first(input[part], task.windows("input", rows), like.dtype)
+        y = to_samples_first(output[part], task.windows("output", rows), like.dtype)
         for block in plan.blocks(0):
             spectrum = torch.bmm(
                 forward_dft(y, of_output, block).mT, forward_dft(x, of_input, block)
@@ -238,7 +238,7 @@ def _weight_of_group(
             inverse_dft(spectrum, sums, inverse, block)
             del spectrum
         del x, y
-    result.copy_(put_together(sums, windows, result.shape[0]))
+    result.copy_(merge_tiles(sums, windows, result.shape[0]))
 
 
 class Tiles(NamedTuple):
@@ -267,7 +267,7 @@ def dft_matrices(
     )
 
 
-def lay_out(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
+def to_samples_first(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
     """The samples of a (images, channels, H, W) tensor under its tiles, zeros where it has none."""
     images, channels, height, width = tensor.shape
     (rows, to_rows), (columns, to_columns) = (
@@ -357,7 +357,7 @@ def inverse_dft_matrices(windows: Windows, lengths: tuple[int, int], like: Tenso
     return DFTMatrices(rows / lengths[0], columns / lengths[1])
 
 
-def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
+def merge_tiles(sums: Tensor, windows: Windows, images: int) -> Tensor:
     """From the samples of every tile to (images, channels, rows, columns) under the tiles."""
     down, across = windows
     tiles = sums.view(down.count, across.count, down.tiles, across.tiles, images, -1)

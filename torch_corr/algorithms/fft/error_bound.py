@@ -42,7 +42,7 @@ def error_units(task: Task, engine: Engine) -> float:
     overlapping = 1  # tiles whose contributions one pixel of the result adds up
     if map == "grad_input":
         for axis in axes:
-            overlapping *= min(axis.laps, axis.tiles)
+            overlapping *= min(axis.overlap, axis.tiles)
     return overlapping * units
 
 

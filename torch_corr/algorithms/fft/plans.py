@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from ...problem import Problem
 from ...request import SLOTS, MapName, Slot, shape_of
 from ..base import Cost
-from .tiling import Axis, GradInputAxis, Slab, Windows, slabs
+from .tiling import GradInputAxis, Slab, TiledAxis, Windows, slabs
 
 SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
     "forward": "input",
@@ -98,7 +98,7 @@ class Task:
     itemsize: int
     operand_itemsize: int
     is_complex: bool
-    axes: tuple[Axis, Axis]
+    axes: tuple[TiledAxis, TiledAxis]
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -111,7 +111,7 @@ class Task:
         return self.itemsize if self.is_complex else 2 * self.itemsize
 
     @property
-    def slow(self) -> float:
+    def dtype_slowdown(self) -> float:
         """How many times longer than in float32 an operation takes."""
         return self.complex_itemsize / 8
 

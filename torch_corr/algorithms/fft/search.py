@@ -17,8 +17,8 @@ from .engine_batched import QUANTUM
 from .error_bound import error_units
 from .plans import CPU, RATES_OF, Engine, Task, TransformPlan, rank
 from .tiling import (
-    Axis,
     GradInputAxis,
+    TiledAxis,
     aligned_length,
     axis_of,
     axis_of_length,
@@ -61,7 +61,7 @@ def plan(
 
 def _tilings_of(
     problem: Problem, map: MapName, tile: int | None, engine: Engine
-) -> Iterator[tuple[Axis, Axis]]:
+) -> Iterator[tuple[TiledAxis, TiledAxis]]:
     """Those of the problem, and those by which an input's gradient is overlap-save too."""
     fast = _FAST[engine]
     yield from tilings(problem, tile, fast)
@@ -73,7 +73,7 @@ def _tilings_of(
 @lru_cache(maxsize=64)
 def tilings(
     problem: Problem, tile: int | None, fast: Callable[[int], int]
-) -> tuple[tuple[Axis, Axis], ...]:
+) -> tuple[tuple[TiledAxis, TiledAxis], ...]:
     """Tilings of rows and columns at fast lengths; kept, since maps and engines share them."""
     if tile is not None:
         return ((axis_of_length(problem, 0, tile, fast), axis_of_length(problem, 1, tile, fast)),)
@@ -86,12 +86,12 @@ def tilings(
     return tuple(pair for pair in pairs if _oblong(*pair) <= most)
 
 
-def _oblong(rows: Axis, columns: Axis) -> float:
+def _oblong(rows: TiledAxis, columns: TiledAxis) -> float:
     """How many times longer one side of a tile is than the other."""
     return max(rows.length, columns.length) / min(rows.length, columns.length)
 
 
-def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> list[Axis]:
+def _axis_choices(problem: Problem, dim: int, fast: Callable[[int], int]) -> list[TiledAxis]:
     """Tilings of one axis, from four windows to a tile up to one tile for all."""
     whole = axis_of(problem, dim, 1, fast)
     found = {whole}

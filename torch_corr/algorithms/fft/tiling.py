@@ -68,7 +68,7 @@ Windows = tuple[Window, Window]
 
 
 @dataclass(frozen=True)
-class Axis:
+class TiledAxis:
     """One axis of a problem, cut into ``tiles`` of ``outputs`` each, transformed at ``length``."""
 
     kernel: int
@@ -86,7 +86,7 @@ class Axis:
         return (self.outputs - 1) * self.stride + self.dilation * (self.kernel - 1) + 1
 
     @property
-    def laps(self) -> int:
+    def overlap(self) -> int:
         """Tiles at most that one pixel of the input is in."""
         return -(-self.extent // self.input.hop)
 
@@ -108,7 +108,7 @@ class Axis:
         """Where the weight lies: once, ``dilation`` apart."""
         return Window(self.kernel, self.dilation, 0, 1, 0)
 
-    def run(self, tiles: range) -> Axis:
+    def run(self, tiles: range) -> TiledAxis:
         """A run of this axis's tiles."""
         if (tiles.start, len(tiles)) == (self.first, self.tiles):
             return self
@@ -118,7 +118,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class GradInputAxis(Axis):
+class GradInputAxis(TiledAxis):
     """The axis of an input's gradient as overlap-save too, for stride 1.
 
         x[h] = sum_u y[h - u*d] w[u]
@@ -129,12 +129,12 @@ class GradInputAxis(Axis):
     """
 
     @classmethod
-    def of(cls, axis: Axis) -> GradInputAxis:
+    def of(cls, axis: TiledAxis) -> GradInputAxis:
         """An axis of :func:`grad_input_as_forward`, as one of the gradient."""
         return cls(*astuple(axis))
 
     @property
-    def laps(self) -> int:
+    def overlap(self) -> int:
         """No pixel is in two tiles."""
         return 1
 
@@ -169,8 +169,8 @@ def grad_input_as_forward(problem: Problem) -> Problem | None:
     )
 
 
-def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) -> Axis:
-    """Axis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length.
+def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) -> TiledAxis:
+    """TiledAxis ``dim`` of a problem in ``tiles`` equal tiles (or fewer), at a fast length.
 
     Args:
         fast: the length to take for one that would do.
@@ -182,7 +182,7 @@ def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) 
     if outputs == problem.output_size[dim]:
         read = min(before + problem.size[dim], extent)
         length = max(read, extent - before, span, (outputs - 1) * stride + 1)
-    return Axis(
+    return TiledAxis(
         problem.kernel[dim],
         stride,
         problem.dilation[dim],
@@ -193,8 +193,10 @@ def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) 
     )
 
 
-def axis_of_length(problem: Problem, dim: int, length: int, fast: Callable[[int], int]) -> Axis:
-    """Axis ``dim`` of a problem in as few tiles of ``length`` samples as will do."""
+def axis_of_length(
+    problem: Problem, dim: int, length: int, fast: Callable[[int], int]
+) -> TiledAxis:
+    """TiledAxis ``dim`` of a problem in as few tiles of ``length`` samples as will do."""
     outputs = max((length - problem.span[dim]) // problem.stride[dim] + 1, 1)
     return axis_of(problem, dim, -(-problem.output_size[dim] // outputs), fast)
 
@@ -283,7 +285,7 @@ def padded(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tensor:
     return whole
 
 
-def put(values: Tensor, windows: Windows, result: Tensor, add: bool) -> None:
+def write(values: Tensor, windows: Windows, result: Tensor, add: bool) -> None:
     """Copy what lies under the tiles to where it belongs in (..., H, W), or add it there."""
     (rows, from_rows), (columns, from_columns) = (
         read_span(window, size) for window, size in zip(windows, result.shape[-2:])
@@ -307,12 +309,12 @@ def overlap_add(tiles: Tensor, dim: int, hop: int) -> Tensor:
     count, number = tiles.shape[dim + 1], tiles.shape[dim]
     if number == 1:
         return tiles.squeeze(dim)
-    laps = -(-count // hop)
-    shape = (*tiles.shape[:dim], number + laps - 1, hop, *tiles.shape[dim + 2 :])
+    overlap = -(-count // hop)
+    shape = (*tiles.shape[:dim], number + overlap - 1, hop, *tiles.shape[dim + 2 :])
     sums = tiles.new_zeros(shape)
-    for lap in range(laps):
-        piece = tiles.narrow(dim + 1, lap * hop, min(hop, count - lap * hop))
-        sums.narrow(dim, lap, number).narrow(dim + 1, 0, piece.shape[dim + 1]).add_(piece)
+    for shift in range(overlap):
+        piece = tiles.narrow(dim + 1, shift * hop, min(hop, count - shift * hop))
+        sums.narrow(dim, shift, number).narrow(dim + 1, 0, piece.shape[dim + 1]).add_(piece)
     return sums.flatten(dim, dim + 1).narrow(dim, 0, (number - 1) * hop + count)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ...problem import Problem
 from ...request import MapName
-from ..base import FEW, may_use_tf32
+from ..base import FEW_CHANNEL_PAIRS, may_use_tf32
 from .axes import axes, dest_shape
 from .configs import CONFIGS, Config, Sums, Taps, by_name, most_sums, unsuited
 from .costs import instructions, work
@@ -45,7 +45,7 @@ def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     """The configuration of ``grad_weight`` by size: as :func:`choose_correlate`."""
     if band := _choose_band(map, problem, dtype):
         return band
-    if problem.group_in * problem.group_out <= FEW:
+    if problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS:
         return _fewest_instructions(map, problem, dtype, Sums)
     across = problem.group_in * prod(problem.kernel)
     if dtype == torch.float64:
@@ -60,7 +60,7 @@ def _is_few(map: MapName, problem: Problem, dtype: torch.dtype) -> bool:
     picosecond on an H200, rows of sums under five rows of taps and more 10 to 16, where there are
     pixels enough for the lanes.
     """
-    if problem.group_in * problem.group_out <= FEW:
+    if problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS:
         return True
     enough = prod(dest_shape(map, problem)) >= 2**15
     whole = dtype == torch.float32 and not may_use_tf32(dtype)

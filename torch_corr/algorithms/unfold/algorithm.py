@@ -4,7 +4,7 @@ Per group, with strips as in :mod:`.strips` and w_u the row u of the kernel as a
 (output channels) x (input channels, taps along the row):
 
     forward      y   = sum_u w_u @ strips(x)[rows that u meets]
-    grad_input   x   = fold(sum_u w_u^T @ y)      fold adds every strip back to its pixels
+    grad_input   x   = fold_strips(sum_u w_u^T @ y)      fold adds every strip back to its pixels
     grad_weight  w_u = y @ strips(x)[rows that u meets]^T
 
 The maps go block by block, a block being some images by some rows by some columns of pixels:
@@ -36,18 +36,18 @@ from ..base import (
     definition_flops,
     dtype_refusal,
 )
-from ..cost import Fitted, Work, filled, moved
-from .strips import Block, Rows, columns_touching, cut, fold, rows_read, rows_written
+from ..cost import Fitted, Work, round_up_ratio, traffic_bytes
+from .strips import Block, Rows, columns_touching, fill_strips, fold_strips, rows_read, rows_written
 
-CACHED = 4 * 2**20
+CACHED_STRIP_BYTES = 4 * 2**20
 """Bytes of strips in a block on a CPU.  Dense 3x3 in float64, 4x64x56x56, forward on two Zen 4
 cores (1 MiB of L2 each, 32 MiB of L3): 14.3 ms at 1 MiB, 12.9 at 2, 12.5 at 4, 13.0 at 8."""
 
-MOST_REPEATED = 3
-"""A block may pass :data:`CACHED` up to so many times what one row of output needs: rows that
+MAX_OVERLAP_RATIO = 3
+"""A block may pass :data:`CACHED_STRIP_BYTES` up to so many times what one row of output needs: rows that
 neighbouring blocks share are laid out in each of them."""
 
-TOGETHER = 32
+MIN_IMAGES_PER_BLOCK = 32
 """Images share a block if at least so many fit: such small products run one to a thread."""
 
 Lengths: TypeAlias = tuple[int, int, int]
@@ -130,20 +130,20 @@ class Unfold(Fitted):
     def work(self, request: Request) -> Work:
         """The matrix products; and the strips, in which every pixel stands up to kW times."""
         problem, dtype = request.problem, request.dtype
-        lengths = _block_lengths(request, self.workspace_limit, CACHED)
+        lengths = _block_lengths(request, self.workspace_limit, CACHED_STRIP_BYTES)
         whole = problem.batch, *_pixels(request)
         blocks = prod(ceil(all / each) for all, each in zip(whole, lengths))
         calls = blocks * (problem.kernel[0] + 4 * problem.kernel[1])
         rows, columns = problem.size[0], problem.output_size[1]
         strips = problem.batch * problem.in_channels * rows * columns * problem.kernel[1]
-        bytes = float(strips * dtype.itemsize) + moved(request)
-        flops = definition_flops(problem, dtype) * filled(problem.group_out, 8)
+        bytes = float(strips * dtype.itemsize) + traffic_bytes(request)
+        flops = definition_flops(problem, dtype) * round_up_ratio(problem.group_out, 8)
         return Work("strips", Cost(flops, 0, bytes, calls))
 
     def _lengths(self, request: Request) -> Lengths:
         on_host = request.device.type in ("cpu", "meta")
         limit = self.workspace_limit
-        return _block_lengths(request, limit, CACHED if on_host else limit)
+        return _block_lengths(request, limit, CACHED_STRIP_BYTES if on_host else limit)
 
 
 def _pixels(request: Request) -> Pair:
@@ -158,7 +158,7 @@ def _forward(problem: Problem, block: Block, input: Tensor, kernel: Tensor, resu
     strips = _strips(problem, input, block, rows)
     pixels = _matrices(problem, result, block)
     sums = pixels if kernel.dtype == result.dtype else kernel.new_empty(pixels.shape)
-    for u, met in enumerate(rows.met(len(block.columns))):
+    for u, met in enumerate(rows.slices(len(block.columns))):
         taps = _repeated(kernel[u], len(block.images))
         sums.baddbmm_(taps, strips[..., met], beta=min(u, 1))
     if sums is not pixels:
@@ -181,13 +181,13 @@ def _grad_input(
         return
     strips = kernel.new_zeros(_strips_shape(problem, windows, rows))
     matrices = _as_matrices(problem, strips)
-    for u, met in enumerate(rows.met(width)):
+    for u, met in enumerate(rows.slices(width)):
         first = (rows.outputs[u].start - windows.rows.start) * width
         seen = pixels[..., first : first + met.stop - met.start]
         matrices[..., met].baddbmm_(_repeated(kernel[u], images), seen)
     place = block.of(result)
     sums = place if kernel.dtype == result.dtype else kernel.new_zeros(place.shape)
-    fold(problem, strips, block, rows, windows.columns, sums)
+    fold_strips(problem, strips, block, rows, windows.columns, sums)
     if sums is not place:
         place.copy_(sums)
 
@@ -199,7 +199,7 @@ def _grad_weight(
     rows = rows_read(problem, block.rows)
     strips = _strips(problem, input, block, rows)
     pixels = _matrices(problem, output, block).to(sums.dtype)
-    for u, met in enumerate(rows.met(len(block.columns))):
+    for u, met in enumerate(rows.slices(len(block.columns))):
         own = sums[u, : len(block.images)].flatten(0, 1)
         own.baddbmm_(pixels, strips[..., met].mT)
 
@@ -212,24 +212,24 @@ def _block_lengths(request: Request, limit: int, cached: int) -> Lengths:
     for; then several images, if they are small.
     """
     height, width = _pixels(request)
-    columns = _most(width, lambda n: _bytes(request, (1, 1, n)) <= limit)
+    columns = _largest(width, lambda n: _bytes(request, (1, 1, n)) <= limit)
     if columns < width:
         return 1, 1, columns
-    room = max(cached, MOST_REPEATED * _strips_bytes(request, (1, 1, columns)))
+    room = max(cached, MAX_OVERLAP_RATIO * _strips_bytes(request, (1, 1, columns)))
 
     def fits(lengths: Lengths) -> bool:
         strips = _strips_bytes(request, lengths)
         return strips <= room and _bytes(request, lengths) <= limit
 
-    rows = _most(height, lambda n: fits((1, n, columns)))
+    rows = _largest(height, lambda n: fits((1, n, columns)))
     if rows < height:
         return 1, -(-height // -(-height // rows)), columns
-    small = TOGETHER * _strips_bytes(request, (1, rows, columns)) <= room
-    images = _most(request.problem.batch, lambda n: fits((n, rows, columns))) if small else 1
+    small = MIN_IMAGES_PER_BLOCK * _strips_bytes(request, (1, rows, columns)) <= room
+    images = _largest(request.problem.batch, lambda n: fits((n, rows, columns))) if small else 1
     return images, rows, columns
 
 
-def _most(length: int, fits: Callable[[int], bool]) -> int:
+def _largest(length: int, fits: Callable[[int], bool]) -> int:
     """The largest of 1, 2, ... ``length`` that fits, as all below it then do; 1 if none does."""
     return max(bisect_left(range(1, length + 1), True, key=lambda n: not fits(n)), 1)
 
@@ -312,7 +312,7 @@ def _strips(problem: Problem, input: Tensor, block: Block, rows: Rows) -> Tensor
     if _pointwise(problem):
         return _matrices(problem, input, block).to(summing)
     strips = input.new_empty(_strips_shape(problem, block, rows), dtype=summing)
-    cut(problem, input, block, rows, strips)
+    fill_strips(problem, input, block, rows, strips)
     return _as_matrices(problem, strips)
 
 

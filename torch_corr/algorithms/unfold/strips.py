@@ -77,7 +77,7 @@ class Rows(NamedTuple):
             max((each.stop for each in some), default=0),
         )
 
-    def met(self, columns: int) -> Iterator[slice]:
+    def slices(self, columns: int) -> Iterator[slice]:
         """For each row of the kernel the pixels it meets, strips held as rows x columns in one."""
         for start, outputs in zip(self.starts, self.outputs):
             yield slice(start * columns, (start + len(outputs)) * columns)
@@ -85,7 +85,7 @@ class Rows(NamedTuple):
 
 def rows_read(problem: Problem, outputs: range) -> Rows:
     """The rows under the windows of some rows of output; those of the padding included."""
-    return _hold(problem, (outputs,) * problem.kernel[0])
+    return _row_runs(problem, (outputs,) * problem.kernel[0])
 
 
 def rows_written(problem: Problem, pixels: range) -> Rows:
@@ -96,12 +96,12 @@ def rows_written(problem: Problem, pixels: range) -> Rows:
         first = -((shift - pixels.start) // problem.stride[0])
         last = (pixels.stop - 1 - shift) // problem.stride[0]
         outputs.append(range(max(first, 0), max(min(last + 1, problem.output_size[0]), first, 0)))
-    return _hold(problem, tuple(outputs))
+    return _row_runs(problem, tuple(outputs))
 
 
-def _hold(problem: Problem, outputs: tuple[range, ...]) -> Rows:
+def _row_runs(problem: Problem, outputs: tuple[range, ...]) -> Rows:
     stride = problem.stride[0]
-    met = [_met(problem, 0, each, u) for u, each in enumerate(outputs)]
+    met = [_pixels_read(problem, 0, each, u) for u, each in enumerate(outputs)]
     runs: list[range] = []
     starts = [0] * len(met)
     held = 0
@@ -120,7 +120,7 @@ def _hold(problem: Problem, outputs: tuple[range, ...]) -> Rows:
     return Rows(tuple(runs), outputs, tuple(starts))
 
 
-def _met(problem: Problem, axis: int, outputs: range, tap: int) -> range:
+def _pixels_read(problem: Problem, axis: int, outputs: range, tap: int) -> range:
     """The pixels along an axis, padding included, that a tap meets from some outputs.
 
     It stops a stride after the last one, so that runs of pixels can be joined.
@@ -138,7 +138,7 @@ def columns_touching(problem: Problem, pixels: range) -> range:
     return range(first, max(min(last + 1, problem.output_size[1]), first))
 
 
-def cut(problem: Problem, input: Tensor, block: Block, rows: Rows, strips: Tensor) -> None:
+def fill_strips(problem: Problem, input: Tensor, block: Block, rows: Rows, strips: Tensor) -> None:
     """Fill the strips under a block of output pixels; zeros outside of the image.
 
     Args:
@@ -146,11 +146,11 @@ def cut(problem: Problem, input: Tensor, block: Block, rows: Rows, strips: Tenso
         strips: (images, C, kW, rows held, columns), of any dtype.
     """
     images = input[block.images.start : block.images.stop]
-    taps = [_met(problem, 1, block.columns, v) for v in range(problem.kernel[1])]
+    taps = [_pixels_read(problem, 1, block.columns, v) for v in range(problem.kernel[1])]
     for run, held in _runs(rows):
-        down, rows_here = _on_axis(run, problem.size[0])
+        down, rows_here = _clip(run, problem.size[0])
         for v, met in enumerate(taps):
-            across, columns_here = _on_axis(met, problem.size[1])
+            across, columns_here = _clip(met, problem.size[1])
             strip = strips[:, :, v, held]
             inside = strip[:, :, rows_here]
             inside[..., columns_here] = images[:, :, down, across]
@@ -164,10 +164,10 @@ def cut(problem: Problem, input: Tensor, block: Block, rows: Rows, strips: Tenso
                     zeros.zero_()
 
 
-def fold(
+def fold_strips(
     problem: Problem, strips: Tensor, block: Block, rows: Rows, outputs: range, sums: Tensor
 ) -> None:
-    """Add strips to the pixels that they are copies of: the adjoint of :func:`cut`.
+    """Add strips to the pixels that they are copies of: the adjoint of :func:`fill_strips`.
 
     Args:
         strips: (images, C, kW, rows held, columns of output).
@@ -176,11 +176,11 @@ def fold(
         outputs: the columns of output.
         sums: (images, C, rows, columns), the block's pixels.
     """
-    taps = [_met(problem, 1, outputs, v) for v in range(problem.kernel[1])]
+    taps = [_pixels_read(problem, 1, outputs, v) for v in range(problem.kernel[1])]
     for run, held in _runs(rows):
-        down, rows_here = _on_axis(_counted_from(block.rows, run), len(block.rows))
+        down, rows_here = _clip(_relative_to(block.rows, run), len(block.rows))
         for v, met in enumerate(taps):
-            across, here = _on_axis(_counted_from(block.columns, met), len(block.columns))
+            across, here = _clip(_relative_to(block.columns, met), len(block.columns))
             sums[:, :, down, across] += strips[:, :, v, held][:, :, rows_here, here]
 
 
@@ -192,11 +192,11 @@ def _runs(rows: Rows) -> Iterator[tuple[range, slice]]:
         start += len(run)
 
 
-def _counted_from(axis: range, pixels: range) -> range:
+def _relative_to(axis: range, pixels: range) -> range:
     return range(pixels.start - axis.start, pixels.stop - axis.start, pixels.step)
 
 
-def _on_axis(pixels: range, size: int) -> tuple[slice, slice]:
+def _clip(pixels: range, size: int) -> tuple[slice, slice]:
     """Those of some pixels that lie on an axis of ``size``: as a slice of it, and of them."""
     first = min(max(-(pixels.start // pixels.step), 0), len(pixels))
     stop = max(min((size - 1 - pixels.start) // pixels.step + 1, len(pixels)), first)
