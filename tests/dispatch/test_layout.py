@@ -79,7 +79,7 @@ def test_explain_mentions_channels_last(capsys):
     printed = capsys.readouterr().out
     assert printed.count("> aten") == 3
     assert (
-        "ruled out: images in channels_last stay with PyTorch, which hands the layout on" in printed
+        "ruled out: PyTorch computes channels_last images, since it keeps their layout" in printed
     )
     explain(x.detach().contiguous(), w, padding=3, groups=8)
     assert "channels_last" not in capsys.readouterr().out

@@ -86,7 +86,7 @@ def test_componentwise_error_excludes_fft():
             {each.algorithm.name: each.refusals for each in auto.candidates(request(LARGE_KERNEL, map))}
             for auto in (strict, loose)
         )
-        assert "Auto(error='componentwise') was asked for" in names["fft, checked"][0]
+        assert "Auto(error='componentwise') excludes it" in names["fft, checked"][0]
         chosen = strict.choose(request(LARGE_KERNEL, map))
         assert chosen is not None
         assert chosen.error_class == "componentwise"
