@@ -1,6 +1,6 @@
 """Strips: a copy of an image's rows for every tap along a kernel row.
 
-    strips(x)[(c, v), (h, j)] = x[c, h, j*s + v*d - p]      h: a row of pixels, j: a column of outputs
+    strips(x)[(c, v), (h, j)] = x[c, h, j*s + v*d - p]      row of pixels h, output column j
 
 Strips hold kW copies of each image, whereas the windows hold kH*kW.  Row u of the kernel reads the
 rows h = i*s + u*d - p, which are s apart.  Strips therefore store rows of equal h modulo s next to
