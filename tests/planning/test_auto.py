@@ -83,7 +83,10 @@ def test_componentwise_error_excludes_fft():
     loose, strict = Auto(), Auto(error="componentwise")
     for map in MAPS:
         names, free = (
-            {each.algorithm.name: each.refusals for each in auto.candidates(request(LARGE_KERNEL, map))}
+            {
+                each.algorithm.name: each.refusals
+                for each in auto.candidates(request(LARGE_KERNEL, map))
+            }
             for auto in (strict, loose)
         )
         assert "Auto(error='componentwise') excludes it" in names["fft, checked"][0]

@@ -28,7 +28,7 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend_device):
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
     words = str(plan)
-    assert "predicted for H100 by its clock, multiprocessors and memory bus" in words
+    assert "predicted for H100 from its clock, multiprocessors and memory bus" in words
     # Operations at the peak of halves, plus bytes, plus a call.  The limit does not exclude
     # copies that PyTorch makes only on a CPU.
     flops, moved = 2 * problem.multiplications, 2 * (2 * 8 * 64 * 56**2 + 64 * 64 * 9)
