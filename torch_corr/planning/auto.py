@@ -184,15 +184,15 @@ class _Selection:
     def _contenders(self) -> list[Algorithm]:
         """The algorithms worth considering: planning or measuring the others takes longer than they
         save."""
-        entrants = [
+        contenders = [
             each
             for each in ALGORITHMS
             if not each.is_reference
             and (self.options.measure or each.is_worth_planning(self.request))
         ]
         if self.request.device.type == "cuda" and not self.options.measure and not len(WISDOM):
-            return [each for each in entrants if each.has_cuda_cost_model]
-        return entrants
+            return [each for each in contenders if each.has_cuda_cost_model]
+        return contenders
 
     def _with_variants(self, algorithm: Algorithm) -> list[Candidate]:
         """An algorithm with the workspace limit of ``auto``, and its variants."""
