@@ -34,7 +34,7 @@ import torch
 
 from torch_corr import FFT, MAPS, Problem, algorithms
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
-from torch_corr.algorithms.base import FEW, definition_flops, operand_bytes
+from torch_corr.algorithms.base import FEW_CHANNEL_PAIRS, definition_flops, operand_bytes
 from torch_corr.algorithms.triton.algorithm import Triton, make_launch_plan
 from torch_corr.algorithms.triton.configs import CONFIGS, Band, Config, Dot, Product
 from torch_corr.algorithms.triton.launch_plan import FUSION, Launch
@@ -320,7 +320,7 @@ def floors() -> str:
         flops = 2 * problem.multiplications
         times = []
         for device in DEVICES:
-            few = problem.group_in * problem.group_out <= FEW
+            few = problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS
             halves = case.torch_dtype.itemsize == 2 and not few
             rate = device.halves if halves else device.float32
             by_bytes, by_flops = moved / device.bytes, flops / rate
@@ -384,7 +384,7 @@ def _prediction(target: Target, map: MapName) -> str:
     problem, dtype, device = case.problem, case.torch_dtype, DEVICES[-1]
     moved, flops = operand_bytes(problem, dtype), definition_flops(problem, dtype)
     # For few channels only bands use matrix units.
-    few = problem.group_in * problem.group_out <= FEW
+    few = problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS
     by, peak = target.algorithm.name, {2: device.halves, 4: device.float32, 8: device.float64}
     rate = peak[dtype.itemsize]
     if isinstance(target.algorithm, Triton):

@@ -40,7 +40,7 @@ import torch
 
 from torch_corr import MAPS, Problem
 from torch_corr.algorithms import MapName
-from torch_corr.algorithms.base import FEW
+from torch_corr.algorithms.base import FEW_CHANNEL_PAIRS
 from torch_corr.algorithms.fft.algorithm import FEW_TAPS
 from torch_corr.algorithms.triton.algorithm import Triton
 from torch_corr.algorithms.triton.configs import Config, Dot, Product
@@ -338,7 +338,7 @@ def launched() -> Iterator[Launched]:
 def _may_be_fallback(case: Case) -> bool:
     """Whether ``auto`` may choose a transform: for dense layers with large kernels."""
     problem = case.problem
-    dense = problem.group_in * problem.group_out > FEW
+    dense = problem.group_in * problem.group_out > FEW_CHANNEL_PAIRS
     large = prod(problem.kernel) >= FEW_TAPS
     return dense and large and case.dtype in ("float32", "float64")
 

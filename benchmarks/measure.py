@@ -43,7 +43,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.benchmark.utils.common import set_torch_threads
 
 from torch_corr import Problem
-from torch_corr.planning.timing import settle_memory
+from torch_corr.planning.timing import raise_mmap_threshold
 
 from .cases import CALLS, Case, Work
 from .check import Expected, Operands, expected, judge
@@ -98,7 +98,7 @@ class Settings:
 
     def apply(self) -> None:
         """Set the global state: threads, subnormals, TF32 and the allocator."""
-        settle_memory()
+        raise_mmap_threshold()
         torch.set_flush_denormal(True)
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.allow_tf32 = self.tf32

@@ -1,19 +1,13 @@
-"""Some words make prose hard to read; new text does without them.
-
-``tests/prose_allowances.json`` says how many each source file still contains.  A number may only
-shrink: ``python tests/test_prose.py`` lowers those that are too high.
-"""
+"""Some words make prose hard to read; documents and sources do without them."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TABLE = Path(__file__).with_name("prose_allowances.json")
 
 BANNED = {
     r"of which": "start a new sentence, or name the thing",
@@ -70,42 +64,10 @@ def prose(path):
     return re.sub(r"`[^`\n]*`", "", text) if path.suffix == ".md" else text
 
 
-def counts():
-    """The findings of each file that has some, by its path."""
+def test_no_file_has_banned_words():
     found = {path.relative_to(ROOT).as_posix(): findings(prose(path)) for path in checked_files()}
-    return {name: lines for name, lines in found.items() if lines}
-
-
-def allowances():
-    return dict(json.loads(TABLE.read_text(encoding="utf-8")))
-
-
-def write(table):
-    TABLE.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def test_no_file_exceeds_its_allowance():
-    """The failure lists all of a file's findings, old ones too."""
-    allowed = allowances()
-    for name, lines in counts().items():
-        assert len(lines) <= allowed.get(name, 0), (
-            f"{name} has {len(lines)} banned words, {allowed.get(name, 0)} are allowed:\n"
-            + "\n".join(lines)
-            + "\nRewrite the new ones; BANNED in tests/test_prose.py says how."
-        )
-
-
-def test_allowances_only_shrink():
-    """An allowance is lowered with each word that is removed, so it does not come back."""
-    found = counts()
-    high = [name for name, number in allowances().items() if number > len(found.get(name, ()))]
-    assert not high, f"fewer banned words than allowed; run python tests/test_prose.py: {high}"
-
-
-def test_documents_have_no_banned_words():
-    documents = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run")
-    for name in (*documents, *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))):
-        assert name not in allowances()
+    found = {name: lines for name, lines in found.items() if lines}
+    assert not found, "rewrite them; BANNED in tests/test_prose.py says how"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +85,3 @@ def test_banned_words_are_found(text):
 
 def test_other_words_are_allowed():
     assert not findings("Recommended: amend the commit; the latest of 3 machines, which is fast.")
-
-
-if __name__ == "__main__":
-    now = {name: len(lines) for name, lines in counts().items()}
-    write({name: min(n, now[name]) for name, n in allowances().items() if name in now})

@@ -40,7 +40,7 @@ class Listed(Unfold):
         (
             lambda: Auto(measure=True, channels_last=True),
             ValueError,
-            "contiguous images are timed.*leave one of the two out",
+            "times contiguous images.*omit one of the two",
         ),
         (lambda: FFT(tile=0), ValueError, "tile=0 must be at least 1, or None"),
         (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),

@@ -32,7 +32,7 @@ from support.needs import CUDA as ANY_CUDA
 from support.needs import FAST_TRITON, TRITON, TRITON_COMPILES, TRITON_RUNS, needs, only
 from torch_corr import FFT, MAPS, Auto, Problem, Triton, corr2d
 from torch_corr.algorithms import CheckedFFT
-from torch_corr.algorithms.base import FEW as FEW_PAIRS
+from torch_corr.algorithms.base import FEW_CHANNEL_PAIRS
 from torch_corr.algorithms.triton import algorithm as algorithm_module
 from torch_corr.algorithms.triton import configs, launch_plan, launch_plan_builder, plan_weight
 from torch_corr.algorithms.triton import runtime as triton_runtime
@@ -622,7 +622,7 @@ def test_plan_depends_on_layout_dtype_and_settings(
     """Strides, alignment, dtype, TF32 and Triton's settings; earlier plans stay valid."""
     problem = Problem.parse(case)
     first, second = random_operands(problem, map).values()
-    many = problem.group_in * problem.group_out > FEW_PAIRS
+    many = problem.group_in * problem.group_out > FEW_CHANNEL_PAIRS
 
     def call(*operands: Tensor) -> tuple[int, list[Any]]:
         """How many kernels a call compiles and what it launches; a second call compiles none."""

@@ -51,7 +51,8 @@ def test_blocks_fit_the_caches_or_repeat_few_rows(map):
         images, rows, columns = Unfold()._lengths(request(problem, map))
         assert images == 1
         assert columns == problem.size[1]
-        most = max(unfold.CACHED, unfold._strips_bytes(request(problem, map), (1, 1, columns)) * 3)
+        one_row = unfold._strips_bytes(request(problem, map), (1, 1, columns))
+        most = max(unfold.CACHED_STRIP_BYTES, one_row * 3)
         assert unfold._strips_bytes(request(problem, map), (1, rows, columns)) <= most
         assert map == "grad_input" or 2 * rows > problem.kernel[0]
 

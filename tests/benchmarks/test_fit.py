@@ -13,7 +13,7 @@ import torch
 from benchmarks import fit
 from support.maps import request
 from torch_corr import MAPS, Direct, Problem
-from torch_corr.algorithms.cost import factors_key, rows_met
+from torch_corr.algorithms.cost import factors_key, valid_row_pairs
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import SHIPPED
@@ -37,7 +37,7 @@ def timings(number: int) -> list[fit.Timing]:
 def test_fit_recovers_planted_factors() -> None:
     found = fit.fit(timings(140))
     for map in MAPS:
-        flops, _, moved, calls = found[factors_key("direct", "planes", map, "float32")]
+        flops, _, moved, calls = found[factors_key("direct", "few channels", map, "float32")]
         assert math.isclose(flops, PLANTED[0], rel_tol=0.1)
         assert math.isclose(moved, PLANTED[2], rel_tol=0.3)
         assert math.isclose(calls, PLANTED[3], rel_tol=0.3)
@@ -58,7 +58,7 @@ def test_rows_met_counts_pairs_inside_the_image(name: str) -> None:
     (stride, _), (dilation, _), ((before, _), _) = problem.stride, problem.dilation, problem.padding
     pairs = product(range(problem.output_size[0]), range(problem.kernel[0]))
     rows = [i * stride + u * dilation - before for i, u in pairs]
-    assert rows_met(problem) == sum(0 <= row < problem.size[0] for row in rows)
+    assert valid_row_pairs(problem) == sum(0 <= row < problem.size[0] for row in rows)
 
 
 def test_corpus_depends_only_on_the_seed() -> None:

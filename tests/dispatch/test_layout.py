@@ -37,7 +37,7 @@ def in_channels_last():
 def unfold_everywhere(monkeypatch):
     """Assume that PyTorch is slow in channels_last, and choose unfold, which ignores layouts."""
     monkeypatch.setattr(Aten, "keeps_channels_last", lambda *_: False)
-    monkeypatch.setattr(auto_module, "_quickest", lambda _: Unfold())
+    monkeypatch.setattr(auto_module, "_fastest", lambda _: Unfold())
     clear_plans()
     yield
     clear_plans()
@@ -79,7 +79,7 @@ def test_explain_mentions_channels_last(capsys):
     printed = capsys.readouterr().out
     assert printed.count("> aten") == 3
     assert (
-        "ruled out: images in channels_last stay with PyTorch, which hands the layout on" in printed
+        "ruled out: PyTorch computes channels_last images, since it keeps their layout" in printed
     )
     explain(x.detach().contiguous(), w, padding=3, groups=8)
     assert "channels_last" not in capsys.readouterr().out

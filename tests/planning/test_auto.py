@@ -14,7 +14,7 @@ from support.needs import KERNELS, needs
 from torch_corr import FFT, MAPS, Aten, Auto, Direct, Naive, Problem, Unfold, corr2d
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import wisdom
-from torch_corr.planning.auto import SWITCH_RATIO, Candidate, _quickest
+from torch_corr.planning.auto import SWITCH_RATIO, Candidate, _fastest
 from torch_corr.planning.machine import SHIPPED
 from torch_corr.planning.plan import clear_plans, make_plan
 from torch_corr.planning.wisdom import WISDOM, Key
@@ -45,13 +45,13 @@ def test_preferred_algorithm_wins_if_close(preferred, other, source):
     """PyTorch because a prediction may be wrong; direct sums because fft has larger errors."""
     for ratio, expected in ((SWITCH_RATIO - 0.01, other), (SWITCH_RATIO + 0.01, preferred)):
         race = [candidate(preferred, 1.0, source), candidate(other, ratio, source)]
-        assert _quickest(race) == expected
+        assert _fastest(race) == expected
 
 
 def test_measured_time_beats_predictions():
     race = [candidate(Aten(), 1.0, "measured"), candidate(Unfold(), 0.1)]
-    assert _quickest(race) == Aten()
-    assert _quickest([*race, candidate(Naive(), 0.99, "measured")]) == Naive()
+    assert _fastest(race) == Aten()
+    assert _fastest([*race, candidate(Naive(), 0.99, "measured")]) == Naive()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -69,7 +69,7 @@ def test_depthwise_rgb_does_not_run_aten(map, dtype, monkeypatch):
 def test_measurement_corrects_wrong_prediction(monkeypatch):
     """``Sleeper`` is slow but predicts no cost."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Aten(), Sleeper(pause=0.05)))
-    monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
+    monkeypatch.setattr(auto_module, "PLANNING_THRESHOLD", 0)
     clear_plans()
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Sleeper(pause=0.05)
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))
@@ -83,10 +83,13 @@ def test_componentwise_error_excludes_fft():
     loose, strict = Auto(), Auto(error="componentwise")
     for map in MAPS:
         names, free = (
-            {each.algorithm.name: each.refusals for each in auto.survey(request(LARGE_KERNEL, map))}
+            {
+                each.algorithm.name: each.refusals
+                for each in auto.candidates(request(LARGE_KERNEL, map))
+            }
             for auto in (strict, loose)
         )
-        assert "Auto(error='componentwise') was asked for" in names["fft, checked"][0]
+        assert "Auto(error='componentwise') excludes it" in names["fft, checked"][0]
         chosen = strict.choose(request(LARGE_KERNEL, map))
         assert chosen is not None
         assert chosen.error_class == "componentwise"
@@ -97,7 +100,7 @@ def test_auto_respects_workspace_limit():
     """Algorithms with a limit of their own use less; the others are left out."""
     auto = Auto(workspace_limit=2**20)
     for map in MAPS:
-        for each in auto.survey(request(LARGE_KERNEL, map)):
+        for each in auto.candidates(request(LARGE_KERNEL, map)):
             if not each.refusals:
                 assert each.workspace <= 2**20
         chosen = auto.choose(request(LARGE_KERNEL, map))
@@ -108,7 +111,7 @@ def test_auto_respects_workspace_limit():
 def test_measured_variant_is_chosen(monkeypatch, tmp_path):
     """Variants have spellings of their own; without wisdom ``auto`` ignores them."""
     monkeypatch.setattr(auto_module, "ALGORITHMS", (Paused(),))
-    monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
+    monkeypatch.setattr(auto_module, "PLANNING_THRESHOLD", 0)
     clear_plans()
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused()
     measured = make_plan(SMALL, CPU, torch.float32, Auto(measure=True))

@@ -28,7 +28,7 @@ def test_explain_shows_cuda_prediction_and_wisdom_overrides_it(pretend_device):
     plan = make_plan(problem, CUDA, torch.float16, "auto")
     assert {type(getattr(plan, map)) for map in MAPS} == {Aten}
     words = str(plan)
-    assert "predicted for H100 by its clock, multiprocessors and memory bus" in words
+    assert "predicted for H100 from its clock, multiprocessors and memory bus" in words
     # Operations at the peak of halves, plus bytes, plus a call.  The limit does not exclude
     # copies that PyTorch makes only on a CPU.
     flops, moved = 2 * problem.multiplications, 2 * (2 * 8 * 64 * 56**2 + 64 * 64 * 9)
@@ -143,10 +143,10 @@ def test_matrix_products_respect_tf32_and_deterministic_mode(setting, with_trito
     assert not {"unfold", "fft"} & {*with_triton}
     # TF32 is exact for halves, and float64 has none; complex products are as real ones.
     for dtype in (torch.float16, torch.float64):
-        assert bool(auto_module._against_products(dtype)) != allowed
+        assert bool(auto_module._matrix_product_refusal(dtype)) != allowed
     torch.backends.cudnn.allow_tf32 = True
     for dtype in (torch.float32, torch.complex64):
-        assert bool(auto_module._against_products(dtype)) != allowed
+        assert bool(auto_module._matrix_product_refusal(dtype)) != allowed
 
 
 def test_cuda_plan_respects_workspace_limit(with_triton):

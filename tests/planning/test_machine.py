@@ -61,7 +61,7 @@ def test_assumed_rates_are_explained(pretend_device, monkeypatch):
     pretend_device("GB10")
     clear_plans()
     printed = str(make_plan(problem, CUDA, torch.float32, "auto"))
-    assert "assumed) (no clock stated: 1.5 GHz assumed) by its clock" in printed
+    assert "assumed) (no clock stated: 1.5 GHz assumed) from its clock" in printed
 
 
 def test_gpu_rates_match_pytorchs_device_limits(pretend_device):

@@ -60,7 +60,7 @@ def test_timing_synchronizes_accelerators(monkeypatch):
 
 
 def test_slow_algorithm_is_timed_once(monkeypatch):
-    monkeypatch.setattr(stopwatch, "_LONG", 0.01)
+    monkeypatch.setattr(stopwatch, "_LONG_RUN", 0.01)
     runs = []
     slow = Sleeper(pause=0.02)
     monkeypatch.setattr(

@@ -31,7 +31,7 @@ def test_wisdom_round_trips_through_file(tmp_path):
 
 
 def test_loaded_wisdom_replaces_cached_plans(tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_module, "WORTH_A_CHOICE", 0)
+    monkeypatch.setattr(auto_module, "PLANNING_THRESHOLD", 0)
     clear_plans()
     before = make_plan(SMALL, CPU, torch.float32, "auto").forward
     chosen = Unfold() if before != Unfold() else Aten()

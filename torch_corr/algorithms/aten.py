@@ -1,15 +1,16 @@
-"""PyTorch's own convolution as one more algorithm.
+"""PyTorch's own convolution as an algorithm.
 
-oneDNN on x86, cuDNN on CUDA, and PyTorch's own loops elsewhere.  What PyTorch lacks is
-put around it here: asymmetric padding, gradient maps for complex numbers, float16 on the
-CPU, and sums over no channel, of which ``conv2d`` makes an output without channels instead
-of zeros.  Where its kernels are slow, wrong, or read and write beyond their memory, the problem
-is first rewritten into an equal one: see :func:`_rewritten`, :func:`_computed_in_float32`,
-:func:`_thinned_first` and :func:`regular`.
+It runs oneDNN on x86, cuDNN on CUDA, and PyTorch's own loops elsewhere.  This module adds what
+PyTorch lacks: asymmetric padding, gradient maps for complex numbers, float16 on the CPU, and sums
+over no channels, for which ``conv2d`` returns no output channels instead of zeros.  Where PyTorch's
+kernels are slow, wrong, or access memory out of bounds, the problem is first rewritten into an
+equivalent one: see :func:`_rewrite`, :func:`_computed_in_float32`, :func:`_needs_subsampling` and
+:func:`with_regular_strides`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -21,61 +22,74 @@ from torch.nn.functional import pad
 
 from .._torch_compat import onednn_has_bfloat16
 from ..problem import Pair, Problem
-from ..request import MAPS, MapName, Request, dtype_name
+from ..request import MAPS, SLOTS, MapName, Request, dtype_name, shape_of
 from .base import (
     COMPLEX,
-    FEW,
+    FEW_CHANNEL_PAIRS,
     FLOATS,
     INTEGERS,
     Algorithm,
     Cost,
+    UniformMaps,
     complex_from_real,
     definition_flops,
     dtype_refusal,
     is_channels_last,
     matrix_speed,
 )
-from .cost import Fitted, Work, columns_bytes, filled, fresh, moved, rows_met
+from .cost import (
+    Fitted,
+    Work,
+    im2col_bytes,
+    page_fault_bytes,
+    round_up_ratio,
+    traffic_bytes,
+    valid_row_pairs,
+)
 
-PEAK = 33.5
-"""Products that an H200 does in a picosecond, as a large matrix product in float32 would."""
+H200_PRODUCTS_PER_PICOSECOND = 33.5
+"""Products per picosecond of a large float32 matrix product on an H200."""
 
 
 def _cuda_slowdown(request: Request) -> float:
-    """How many times longer than a large matrix product PyTorch takes on CUDA, at the least.
+    """How many times longer than a large matrix product PyTorch takes on CUDA, at least.
 
-    Fitted to what it took of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
-    2026-11-27), float32 with TF32 off: as a rule no more than that, at worst twice as much (an
-    image's three channels under 5x5).  PyTorch has kernels of its own for depthwise layers, and
-    cuDNN for those of halves under small kernels.  What it takes for many channels in float64 is
-    known of one layer; of other dtypes it is near enough to a matrix product.
+    Fitted to the times of the benchmark suite's cases on an H200 (PyTorch 2.11, cuDNN 9.19,
+    2026-11-27), float32 with TF32 off.  Most take no longer than this, the worst twice as long
+    (three input channels under 5x5).  PyTorch has its own kernels for depthwise layers, and cuDNN
+    has some for half precision under small kernels.  For many channels in float64 only one layer
+    was measured; other dtypes are close to a matrix product.
     """
     problem, map, dtype = request.problem, request.map, request.dtype
-    few, side = problem.group_in * problem.group_out <= FEW, prod(problem.kernel) ** 0.5
+    few, side = (
+        problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS,
+        prod(problem.kernel) ** 0.5,
+    )
     if not few:
         if dtype != torch.float64:
             return 1.0
-        done = 0.6 if map == "grad_input" else 3.0
+        rate = 0.6 if map == "grad_input" else 3.0
     elif problem.groups == 1:
         alone = problem.in_channels * problem.out_channels == 1
         forward, weight = (min(0.35, 0.045 * side), min(0.55, 0.035 * side)) if alone else (1, 0.55)
-        done = {"forward": forward, "grad_input": 0.9, "grad_weight": weight}[map]
+        rate = {"forward": forward, "grad_input": 0.9, "grad_weight": weight}[map]
     elif dtype.itemsize == 2 and side <= 5:
-        done = 4.0
+        rate = 4.0
     else:
         per_side = {"forward": (0.75, 0.1), "grad_input": (0.65, 0.04), "grad_weight": (0.75, 0.0)}
-        done = per_side[map][0] + per_side[map][1] * side
-    return PEAK / done * matrix_speed(dtype)
+        rate = per_side[map][0] + per_side[map][1] * side
+    return H200_PRODUCTS_PER_PICOSECOND / rate * matrix_speed(dtype)
 
 
 def quick_in_channels_last(problem: Problem, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is as quick as anything where a compiler lays images out: 3x3 depthwise.
+    """Whether oneDNN is at least as fast as any algorithm once a compiler chooses channels_last:
+    depthwise layers up to 3x3.
 
-    Inductor puts what convolutions read in channels_last.  There 144 channels of 4x28x28 take it
-    77, 81 and 84 us (forward and gradients), in NCHW 135, 136 and 122, and ``direct`` 111 to 123;
-    with that in MobileNetV2's graph a step took 52 ms instead of 44.  Under 5x5 and more oneDNN's
-    gradients are far behind.  Not of sizes that are symbols, for each of which inductor might make
-    another graph.
+    Inductor converts the inputs of convolutions to channels_last.  In that layout 144 channels of
+    4x28x28 take oneDNN 77, 81 and 84 us (forward and gradients), in NCHW 135, 136 and 122, and
+    ``direct`` 111 to 123; with ``direct`` in MobileNetV2's graph a step took 52 ms instead of 44.
+    Under 5x5 and larger kernels oneDNN's gradients are much slower.  False for symbolic sizes,
+    since inductor might compile another graph for each size.
     """
     return (
         not problem.is_symbolic
@@ -86,18 +100,19 @@ def quick_in_channels_last(problem: Problem, device: torch.device, dtype: torch.
     )
 
 
-NEAR = 2**23
-"""Bytes of operands and result up to which oneDNN's copies of them stay in the caches: MobileNet's
-layers of 28x28 and less take it a third of what the regime of all sizes predicts."""
+CACHED_BYTES = 2**23
+"""Bytes of operands and result up to which oneDNN's copies of them stay in the caches: there
+MobileNet's layers of 28x28 and less take a third of the time that the regime for all sizes
+predicts."""
 
 
-def lags_in_channels_last(request: Request) -> bool:
-    """Whether PyTorch was seen to lag where images lie in channels_last: wide depthwise kernels.
+def is_slow_in_channels_last(request: Request) -> bool:
+    """Whether PyTorch is slow on channels_last images: wide depthwise kernels on CUDA.
 
-    On an H200 (cuDNN 9.19, 2026-11-27) ConvNeXt's 7x7 took it 0.7, 0.7 and 31 ms in float32 and
-    0.27, 0.67 and 0.2 in float16, RepLKNet's 31x31 59, 25 and 160, and 59, 24 and 31; ``triton``
-    0.2 to 0.8 and 0.6 to 1.9.  For 3x3, and for the weight's gradient of 7x7 in halves, cuDNN has
-    kernels as quick as memory.
+    On an H200 (cuDNN 9.19, 2026-11-27) ConvNeXt's 7x7 took PyTorch 0.7, 0.7 and 31 ms in float32
+    and 0.27, 0.67 and 0.2 in float16, RepLKNet's 31x31 59, 25 and 160, and 59, 24 and 31;
+    ``triton`` took 0.2 to 0.8 and 0.6 to 1.9.  For 3x3, and for the weight's gradient of 7x7 in
+    half precision, cuDNN has kernels that run at memory speed.
     """
     problem, side = request.problem, prod(request.problem.kernel) ** 0.5
     quick = request.map == "grad_weight" and request.dtype.itemsize == 2 and side <= 7
@@ -105,7 +120,7 @@ def lags_in_channels_last(request: Request) -> bool:
 
 
 @dataclass(frozen=True)
-class Aten(Fitted):
+class Aten(UniformMaps, Fitted):
     """``torch.conv2d`` and ``aten::convolution_backward``."""
 
     name = "aten"
@@ -122,29 +137,30 @@ class Aten(Fitted):
         return refusals
 
     def call_seconds(self, request: Request, cost: Cost) -> tuple[float, float]:
-        """Nothing is added: it is what others are compared with."""
+        """Zero: the overhead of others is relative to PyTorch's."""
         return 0.0, 0.0
 
     def keeps_channels_last(self, request: Request) -> bool:
-        """Everywhere but for the layers in which PyTorch is slow in that layout."""
-        return not lags_in_channels_last(request)
+        """Everywhere except for the layers in which PyTorch is slow in that layout."""
+        return not is_slow_in_channels_last(request)
 
     def runs_as_conv2d(self, request: Request) -> bool:
-        """Whether PyTorch's convolution does this problem without any of what is put around it."""
+        """Whether PyTorch's convolution computes this problem without any rewriting."""
         return (
             not request.problem.is_empty
             and not _needs_subsampling(request)
             and not any(
-                _computed_in_float32(each) or _rewritten(each).problem != each.problem
+                _computed_in_float32(each) or _rewrite(each).problem != each.problem
                 for each in map(request.with_map, MAPS)
             )
         )
 
     def needs_sizes(self, request: Request) -> bool:
-        """Whether only numbers tell how the problem is to be rewritten, and it has symbols.
+        """Whether the rewriting depends on sizes that are symbolic.
 
-        Those of the batch do not matter.  The image's width does with a stride, since there may be
-        a single column of output, and its height with much padding, since the kernel may be taller.
+        Those of the batch do not matter.  The image's width matters with a stride, since there may
+        be a single column of output, and its height with much padding, since the kernel may be
+        taller.
         """
         problem = request.problem
         if request.device.type != "cpu" or request.dtype not in _BY_ONEDNN:
@@ -156,61 +172,44 @@ class Aten(Fitted):
         height, width = map(_any_symbol, problem.size)
         return (problem.stride[1] > 1 and width) or (min(problem.padding[0]) >= TALL and height)
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
+    def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         if problem.is_empty:
-            return input.new_zeros(problem.output_shape)
-        given = _rewritten_for(problem, "forward", input)
-        if given.in_float32:
-            return _conv2d(given, input.float(), weight.float(), None).to(input.dtype)
-        return _conv2d(given, input, weight, None)
-
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        if problem.is_empty:
-            return output.new_zeros(problem.input_shape)
-        if output.is_complex():
-            return complex_from_real(self.grad_input, problem, output, weight)
-        given = _rewritten_for(problem, "grad_input", output)
-        if given.in_float32:
-            return _grad_input(given, output.float(), weight.float()).to(output.dtype)
-        return _grad_input(given, output, weight)
-
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        if problem.is_empty:
-            return input.new_zeros(problem.weight_shape)
-        if input.is_complex():
-            return complex_from_real(self.grad_weight, problem, input, output)
-        given = _rewritten_for(problem, "grad_weight", input)
-        if given.in_float32:
-            return _grad_weight(given, input.float(), output.float()).to(input.dtype)
-        return _grad_weight(given, input, output)
+            return first.new_zeros(shape_of(problem, SLOTS[map][2]))
+        if map != "forward" and first.is_complex():
+            return complex_from_real(getattr(self, map), problem, first, second)
+        rewritten, compute = _rewrite_for(problem, map, first), _COMPUTE[map]
+        if rewritten.in_float32:
+            return compute(rewritten, first.float(), second.float()).to(first.dtype)
+        return compute(rewritten, first, second)
 
     def has_both_gradients(self, request: Request) -> bool:
-        """Where nothing is put around PyTorch's own backward."""
+        """Where PyTorch's own backward runs without any rewriting."""
         return not request.dtype.is_complex and self.runs_as_conv2d(request)
 
     def gradients(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Both gradients by one call of PyTorch's, which lays out once what both of them read."""
+        """Both gradients by one call of PyTorch's, which reorders their common operand once."""
         if are_misread(input, weight):
-            input, weight = regular(input), regular(weight)
+            input, weight = with_regular_strides(input), with_regular_strides(weight)
         return _backward(problem, output, input, weight, (True, True))
 
     def workspace(self, request: Request) -> int:
-        """The copies made here, of all slots in float32 or of the padded input.
+        """The copies made here: all operands and the result in float32, or the padded input.
 
-        PyTorch's own scratch is not known; nor do sizes tell whether an output is in
-        channels_last, beside which a device is given an input for its layout's sake.
+        PyTorch's own scratch is unknown.  The sizes do not show whether an output is in
+        channels_last, for which a CUDA device also gets an empty input with that layout.
         """
         problem = request.problem
         height, width = problem.padded_size
         padded = problem.batch * problem.in_channels * height * width
         if _computed_in_float32(request):
             return torch.float32.itemsize * (padded + sum(map(prod, request.shapes)))
-        return padded * request.dtype.itemsize if any(_rewritten(request).extra) else 0
+        return padded * request.dtype.itemsize if any(_rewrite(request).extra) else 0
 
     def cost(self, request: Request) -> Cost:
-        """By fitted factors on the CPU, by what was timed on CUDA; elsewhere the definition's."""
+        """By fitted factors on the CPU, by measured slowdowns on CUDA; the definition's cost
+        elsewhere."""
         if request.device.type == "cpu":
             return super().cost(request)
         ideal = Algorithm.cost(self, request)
@@ -219,75 +218,81 @@ class Aten(Fitted):
         return ideal._replace(matmul_flops=ideal.matmul_flops * _cuda_slowdown(request))
 
     def work(self, request: Request) -> Work:
-        """By what PyTorch calls: oneDNN, which fills channels up to 16, or columns and products."""
+        """The work of what PyTorch calls: oneDNN, which rounds channels up to 16, or im2col and
+        matrix products."""
         problem, map, dtype = request.problem, request.map, request.dtype
         if dtype.is_complex:
-            # PyTorch's forward is three real ones, of sums; our gradients are four.
+            # PyTorch's forward takes three real convolutions; the gradients here take four.
             regime, ideal = self.work(replace(request, dtype=dtype.to_real()))
             times = 3 if map == "forward" else 4
             return Work(regime, Cost(*(times * amount for amount in ideal)))
         ins, outs, flops = problem.group_in, problem.group_out, definition_flops(problem, dtype)
-        bytes = moved(request)
+        bytes = traffic_bytes(request)
         if dtype == torch.float64:
-            # The columns of all images of a group are laid out at once; few filters make a thin
+            # im2col copies the windows of all images of a group at once; few filters make a thin
             # product.
-            regime = "columns" if problem.groups == 1 else "columns of groups"
-            columns = columns_bytes(problem, dtype)
-            bytes += columns + problem.groups * fresh(columns / problem.groups)
-            return Work(regime, Cost(flops * filled(outs, 8), 0, bytes, problem.groups))
-        # oneDNN passes over rows of taps that fall into the padding.
-        flops *= rows_met(problem) / max(1, problem.output_size[0] * problem.kernel[0])
+            regime = "im2col" if problem.groups == 1 else "grouped im2col"
+            columns = im2col_bytes(problem, dtype)
+            bytes += columns + problem.groups * page_fault_bytes(columns / problem.groups)
+            return Work(regime, Cost(flops * round_up_ratio(outs, 8), 0, bytes, problem.groups))
+        # oneDNN skips rows of taps that fall into the padding.
+        flops *= valid_row_pairs(problem) / max(1, problem.output_size[0] * problem.kernel[0])
         if _depthwise(problem):
             narrow = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
             plain = narrow and problem.dilation == (1, 1)
             small = max(problem.kernel) <= 3
             regime = "depthwise, 3x3" if small else "depthwise, larger"
-            if max(problem.kernel) <= 5 and plain and bytes < NEAR:
-                regime = f"depthwise, {'3x3' if small else '5x5'}, near"
-            regime = regime if plain else f"{regime}, by the reference"
-            # All is laid out in blocks of 16 channels: red, green and blue take as long as 16.
-            fill = filled(problem.groups, 16)
+            if max(problem.kernel) <= 5 and plain and bytes < CACHED_BYTES:
+                regime = f"depthwise, {'3x3' if small else '5x5'}, cached"
+            regime = regime if plain else f"{regime}, reference kernel"
+            # oneDNN uses blocks of 16 channels: 3 channels take as long as 16.
+            fill = round_up_ratio(problem.groups, 16)
             for shape in (problem.input_shape, problem.output_shape):
                 blocked = dtype.itemsize * prod(shape) * fill
-                bytes += blocked + fresh(blocked)
+                bytes += blocked + page_fault_bytes(blocked)
         elif problem.groups > 1 and (ins % 16 or outs % 16):
-            regime, fill = "groups", filled(ins, 4) * filled(outs, 8)
+            regime, fill = "grouped", round_up_ratio(ins, 4) * round_up_ratio(outs, 8)
         elif ins <= 4:
-            # Inputs stay as they are but in grad_input; outputs are laid out in blocks of 16.
+            # Outputs are copied to blocks of 16 channels; in grad_input, inputs are too.
             regime = "one channel" if ins == 1 else "few channels"
             regime += ", few filters" if outs < 16 else ""
-            fill = filled(outs, 16) * (filled(ins, 16) if map == "grad_input" else 1)
-            blocked = prod(problem.output_shape) * filled(outs, 16)
+            fill = round_up_ratio(outs, 16) * (
+                round_up_ratio(ins, 16) if map == "grad_input" else 1
+            )
+            blocked = prod(problem.output_shape) * round_up_ratio(outs, 16)
             if map == "grad_input":
-                blocked += prod(problem.input_shape) * filled(ins, 16)
-            bytes += dtype.itemsize * blocked + fresh(dtype.itemsize * blocked)
+                blocked += prod(problem.input_shape) * round_up_ratio(ins, 16)
+            bytes += dtype.itemsize * blocked + page_fault_bytes(dtype.itemsize * blocked)
         elif outs <= 4:
-            regime, fill = "few filters", filled(ins, 16)
+            regime, fill = "few filters", round_up_ratio(ins, 16)
         else:
-            regime, fill = "dense", filled(ins, 16) * filled(outs, 16)
+            regime, fill = "dense", round_up_ratio(ins, 16) * round_up_ratio(outs, 16)
         return Work(regime, Cost(flops * fill, 0, bytes, 1))
 
 
-Sides: TypeAlias = tuple[int, int, int, int]
+PadWidths: TypeAlias = tuple[int, int, int, int]
 """Left, right, top and bottom, as ``pad`` takes them."""
 
 _ONEDNN_HAS_BFLOAT16 = onednn_has_bfloat16()
-"""Whether oneDNN computes bfloat16 on this processor; PyTorch's own loops are slow and rough."""
+"""Whether oneDNN computes bfloat16 on this processor; PyTorch's own loops are slow and less
+accurate."""
 
 _BY_ONEDNN = (torch.float32, torch.bfloat16, torch.float16, torch.complex64)
-"""What oneDNN may compute on a CPU; complex numbers as real ones."""
+"""Dtypes that oneDNN may compute on a CPU; complex numbers as real ones."""
 
 
 def conv2d(problem: Problem, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``torch.conv2d`` on a problem, rewritten where that would be wrong or slow."""
-    return _conv2d(_rewritten(Request.of(problem, "forward", input)), input, weight, bias)
+    """``torch.conv2d`` on a problem, rewritten where PyTorch would be wrong or slow."""
+    return _conv2d(_rewrite(Request.of(problem, "forward", input)), input, weight, bias)
 
 
-def _conv2d(given: _Rewritten, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    problem = given.problem
+def _conv2d(
+    rewritten: _Rewrite, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    problem = rewritten.problem
     return torch.conv2d(
-        _with(input, given.extra),
-        regular(weight),
+        _pad_or_crop(input, rewritten.extra),
+        with_regular_strides(weight),
         bias,
         problem.stride,
         _pair(problem),
@@ -296,24 +301,33 @@ def _conv2d(given: _Rewritten, input: Tensor, weight: Tensor, bias: Tensor | Non
     )
 
 
-def _grad_input(given: _Rewritten, output: Tensor, weight: Tensor) -> Tensor:
-    input = _placeholder_of_input(output, given.problem.input_shape)
-    result, _ = _backward(given.problem, output, input, regular(weight), (True, False))
+def _grad_input(rewritten: _Rewrite, output: Tensor, weight: Tensor) -> Tensor:
+    input = _placeholder_of_input(output, rewritten.problem.input_shape)
+    result, _ = _backward(
+        rewritten.problem, output, input, with_regular_strides(weight), (True, False)
+    )
     if is_channels_last(output):
-        # As PyTorch's own backward, which sees the layout of the input itself.
+        # PyTorch's own backward does the same, by the layout of the input.
         result = result.contiguous(memory_format=torch.channels_last)
-    return _without(result, given.extra)
+    return _undo_pad_or_crop(result, rewritten.extra)
 
 
-def _grad_weight(given: _Rewritten, input: Tensor, output: Tensor) -> Tensor:
-    problem, input = given.problem, _with(input, given.extra)
-    if given.subsampled:
+def _grad_weight(rewritten: _Rewrite, input: Tensor, output: Tensor) -> Tensor:
+    problem, input = rewritten.problem, _pad_or_crop(input, rewritten.extra)
+    if rewritten.subsampled:
         problem, input = _subsampled(problem, input)
     weight = _placeholder(output, problem.weight_shape)
     return _backward(problem, output, input, weight, (False, True))[1]
 
 
-def regular(value: Tensor) -> Tensor:
+_COMPUTE: dict[MapName, Callable[[_Rewrite, Tensor, Tensor], Tensor]] = {
+    "forward": _conv2d,
+    "grad_input": _grad_input,
+    "grad_weight": _grad_weight,
+}
+
+
+def with_regular_strides(value: Tensor) -> Tensor:
     """The tensor, copied if :func:`is_irregular`."""
     if not is_irregular(value):
         return value
@@ -322,15 +336,16 @@ def regular(value: Tensor) -> Tensor:
 
 
 def is_irregular(value: Tensor) -> bool:
-    """Whether PyTorch may misread its layout: channels_last, but for an unusual stride of some axis
-    of length 1; or complex, and neither contiguous nor channels_last.
+    """Whether PyTorch may misread the tensor's layout.
 
-    As ``weight.unsqueeze(-1)`` of a transposed weight, or ``image.permute(2, 0, 1).unsqueeze(0)``.
-    PyTorch asks such tensors for their layout in two ways, and gets two answers.  It reads the
-    weights of groups in a wrong order then, and gives back wrong gradients of them.
+    This concerns two kinds of tensors: channels_last with an unusual stride along an axis of length
+    1, and complex tensors that are neither contiguous nor channels_last. Examples are
+    ``weight.unsqueeze(-1)`` of a transposed weight and ``image.permute(2, 0, 1).unsqueeze(0)``.
+    PyTorch determines their layout in two ways, and gets two answers.  It then reads the weights of
+    groups in a wrong order, and returns wrong gradients for them.
 
-    PyTorch copies the real and imaginary parts of complex tensors, in the order of their strides:
-    those of channels cut from channels_last become such tensors on the way.
+    PyTorch copies the real and imaginary parts of complex tensors in the order of their strides:
+    channels cut from a channels_last tensor become such irregular tensors on the way.
     """
     if value.is_contiguous():
         return False
@@ -341,70 +356,74 @@ def is_irregular(value: Tensor) -> bool:
 
 
 def are_misread(input: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch may mistake the layout of a layer's operands: see :func:`is_irregular`.
+    """Whether PyTorch may misread the layout of a layer's operands: see :func:`is_irregular`.
 
-    Of an image where there are groups, whose weight is channels_last besides; which a weight of
-    1x1 may be, and contiguous at the same time.
+    An irregular image matters only with groups, and only if the weight is channels_last; a 1x1
+    weight may be contiguous and channels_last at the same time.
     """
     if is_irregular(weight):
         return True
     return input.dim() == 4 and weight.shape[1] != input.shape[1] and is_irregular(input)
 
 
-class _Rewritten(NamedTuple):
-    """An equal problem, of which PyTorch's convolution does the same padding on both sides."""
+class _Rewrite(NamedTuple):
+    """An equivalent problem whose padding is the same on both sides, as PyTorch's convolution
+    needs."""
 
     problem: Problem
-    extra: Sides
-    """What the image is padded by first; negative: cut off."""
+    extra: PadWidths
+    """Padding to add to the image first; negative numbers crop it."""
     subsampled: bool = False
-    """Whether pixels that a 1x1 kernel steps over are left out: :func:`_needs_subsampling`."""
+    """Whether to drop pixels that a strided 1x1 kernel skips: :func:`_needs_subsampling`."""
     in_float32: bool = False
-    """Whether operands are first converted to float32: :func:`_computed_in_float32`."""
+    """Whether to convert the operands to float32 first: :func:`_computed_in_float32`."""
 
 
-def _rewritten_for(problem: Problem, map: MapName, operand: Tensor) -> _Rewritten:
-    """The problem that PyTorch is given to compute a map of such operands; kept by sizes."""
+def _rewrite_for(problem: Problem, map: MapName, operand: Tensor) -> _Rewrite:
+    """The problem to pass to PyTorch for a map of such operands; cached."""
     try:
-        return _kept(problem, map, operand.device, operand.dtype)
+        return _cached_rewrite(problem, map, operand.device, operand.dtype)
     except TypeError:  # a symbol has no hash
-        return _kept.__wrapped__(problem, map, operand.device, operand.dtype)
+        return _cached_rewrite.__wrapped__(problem, map, operand.device, operand.dtype)
 
 
 @lru_cache(maxsize=4096)
-def _kept(problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype) -> _Rewritten:
+def _cached_rewrite(
+    problem: Problem, map: MapName, device: torch.device, dtype: torch.dtype
+) -> _Rewrite:
     request = Request(problem, map, device, dtype)
     if _computed_in_float32(request):
-        return _rewritten(replace(request, dtype=torch.float32))._replace(in_float32=True)
-    return _rewritten(request)
+        return _rewrite(replace(request, dtype=torch.float32))._replace(in_float32=True)
+    return _rewrite(request)
 
 
-def _rewritten(request: Request) -> _Rewritten:
-    """The problem that PyTorch is given instead.
+def _rewrite(request: Request) -> _Rewrite:
+    """The problem to pass to PyTorch instead.
 
-    Rules look at the geometry and the dtype alone: in which layout a convolution runs is not
-    known here, since PyTorch and its compilers choose it.
+    The rules use the geometry and the dtype only: the layout in which a convolution runs is unknown
+    here, since PyTorch and its compilers choose it.
     """
-    given = _with_other_padding(request)
+    rewritten = _replace_padding(request)
     if request.map != "grad_weight":
-        return given
-    steps_over = _needs_subsampling(replace(request, problem=given.problem))
-    return given._replace(subsampled=steps_over and _pair(given.problem) == (0, 0))
+        return rewritten
+    steps_over = _needs_subsampling(replace(request, problem=rewritten.problem))
+    return rewritten._replace(subsampled=steps_over and _pair(rewritten.problem) == (0, 0))
 
 
-def _with_other_padding(request: Request) -> _Rewritten:
+def _replace_padding(request: Request) -> _Rewrite:
     problem, map, dtype = request.problem, request.map, request.dtype
     (top, bottom), (left, right) = problem.padding
     if _any_symbol(top, bottom, left, right):
-        # Comparing symbols would hold a captured graph to what they compare to now.
-        return _with_padding(problem, (0, 0), (left, right, top, bottom))
+        # Comparing symbols would add guards that specialize a captured graph.
+        return _move_padding(problem, (0, 0), (left, right, top, bottom))
     down, across = min(top, bottom), min(left, right)
     extra = left - across, right - across, top - down, bottom - down
     if request.device.type != "cpu" or dtype not in _BY_ONEDNN:
-        return _with_padding(problem, (down, across), extra)
+        return _move_padding(problem, (down, across), extra)
     if not _any_symbol(*problem.kernel):
-        # One tap has no gaps.  oneDNN chooses other kernels by the dilation all the same; that of
-        # 1x1 with a stride, in bfloat16 and channels_last, gives a wrong gradient of the input.
+        # Dilation has no effect along an axis with one tap.  Yet oneDNN then chooses other kernels;
+        # that for 1x1 with a stride, in bfloat16 and channels_last, gives a wrong gradient of the
+        # input.
         (rows, columns), (height, width) = problem.dilation, problem.kernel
         gaps = rows if height > 1 else 1, columns if width > 1 else 1
         if problem.dilation != gaps:
@@ -413,23 +432,23 @@ def _with_other_padding(request: Request) -> _Rewritten:
         down, extra = 0, (*extra[:2], top, bottom)
     reach = problem.dilation[1] * (problem.kernel[1] - 1)
     if problem.stride[1] > 1 and not _any_symbol(*problem.size) and problem.output_size[1] == 1:
-        # One window, which no step leaves.
+        # There is one column of windows, so the stride has no effect.
         extra = left, reach + 1 - left - problem.size[1], *extra[2:]
         problem = replace(problem, stride=(problem.stride[0], 1))
-        return _with_padding(problem, (down, 0), extra)
+        return _move_padding(problem, (down, 0), extra)
     if _needs_explicit_padding(problem, map, dtype) or _pads_too_far(problem, map, across):
         across, extra = 0, (left, right, *extra[2:])
-    return _with_padding(problem, (down, across), extra)
+    return _move_padding(problem, (down, across), extra)
 
 
-def _with_padding(problem: Problem, padding: Pair, extra: Sides) -> _Rewritten:
-    """A problem of which a part of the padding, ``extra``, becomes part of the image."""
+def _move_padding(problem: Problem, padding: Pair, extra: PadWidths) -> _Rewrite:
+    """The same problem with part of the padding, ``extra``, made part of the image."""
     (down, across), (left, right, top, bottom) = padding, extra
     (height, width), sides = problem.size, ((down, down), (across, across))
     if _any_symbol(*extra) or any(extra) or problem.padding != sides:
         size = height + top + bottom, width + left + right
         problem = replace(problem, size=size, padding=sides)
-    return _Rewritten(problem, extra)
+    return _Rewrite(problem, extra)
 
 
 def _any_symbol(*numbers: int) -> bool:
@@ -437,13 +456,13 @@ def _any_symbol(*numbers: int) -> bool:
 
 
 def _pair(problem: Problem) -> Pair:
-    """The padding as PyTorch takes it, of a problem with the same on both sides."""
+    """The padding as PyTorch takes it, for a problem with the same padding on both sides."""
     (down, _), (across, _) = problem.padding
     return down, across
 
 
-def _with(image: Tensor, extra: Sides) -> Tensor:
-    """The image with so many more columns and rows, of zeros; or fewer."""
+def _pad_or_crop(image: Tensor, extra: PadWidths) -> Tensor:
+    """The image with this many columns and rows of zeros added, or cropped if negative."""
     if _any_symbol(*extra):
         return pad(image, extra)
     if any(each > 0 for each in extra):
@@ -455,24 +474,25 @@ def _with(image: Tensor, extra: Sides) -> Tensor:
     return image
 
 
-def _without(image: Tensor, extra: Sides) -> Tensor:
-    """The adjoint of :func:`_with`: what was padded is cut off, what was cut off gets zeros."""
+def _undo_pad_or_crop(image: Tensor, extra: PadWidths) -> Tensor:
+    """The adjoint of :func:`_pad_or_crop`: crops what it padded, and pads what it cropped with
+    zeros."""
     left, right, top, bottom = extra
-    return _with(image, (-left, -right, -top, -bottom))
+    return _pad_or_crop(image, (-left, -right, -top, -bottom))
 
 
 def _computed_in_float32(request: Request) -> bool:
-    """Where a half-precision map on the CPU goes through float32.
+    """Whether a half-precision map on the CPU is computed in float32.
 
-    PyTorch's own float16 convolution there sums the weight's gradient over the batch in
-    float16, and takes 5 to 35 times as long (dense 3x3, 8x64x56x56).  The input's gradient of
-    a strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).  bfloat16 is
-    summed in bfloat16 where oneDNN does not support it, as on processors without AVX-512.  The
-    weight's gradient in bfloat16 may hold what was left in memory: :func:`_meets_too_little`.
-    It is also wrong with a dilation of the rows, where images are channels_last, the output has
-    more than about 28 columns, and the channels of a group are no multiple of 16.  A depthwise
-    forward in bfloat16 and channels_last does not end, from 15 taps across and 32 columns of
-    output on: oneDNN generates code without bound.
+    PyTorch's own float16 convolution on the CPU sums the weight's gradient over the batch in
+    float16, and takes 5 to 35 times as long (dense 3x3, 8x64x56x56).  The input's gradient of a
+    strided depthwise layer in bfloat16 takes 4 times as long (5x5, 2x64x56x56).  bfloat16 is summed
+    in bfloat16 where oneDNN does not support it, as on processors without AVX-512.  The weight's
+    gradient in bfloat16 may contain uninitialized memory: :func:`_has_taps_on_padding_alone`. It is
+    also wrong with a dilation of the rows, if images are channels_last, the output has more than
+    about 28 columns, and the channels of a group are not a multiple of 16.  A depthwise forward in
+    bfloat16 and channels_last does not end, from 15 taps across and 32 columns of output on: oneDNN
+    generates code without bound.
     """
     problem, map, dtype = request.problem, request.map, request.dtype
     if request.device.type != "cpu":
@@ -488,9 +508,9 @@ def _computed_in_float32(request: Request) -> bool:
 
 
 def _has_taps_on_padding_alone(problem: Problem) -> bool:
-    """Whether oneDNN's weight gradient in bfloat16 reads or returns memory that nobody wrote.
+    """Whether oneDNN's weight gradient in bfloat16 reads or returns uninitialized memory.
 
-    It does with a stride across, for taps that meet padding alone, as both outer columns of a
+    With a horizontal stride it does, for taps that meet only padding, as both outer columns of a
     3x3 kernel with padding 1 do on an image one pixel wide; and, rarely, where the output has one
     column.  Found by the law ``memory_formats``; see docs/what-the-kit-finds.md.
     """
@@ -506,14 +526,15 @@ def _has_taps_on_padding_alone(problem: Problem) -> bool:
 
 
 def _needs_explicit_padding(problem: Problem, map: MapName, dtype: torch.dtype) -> bool:
-    """Whether oneDNN's kernels do not take so wide a padding to the left and right.
+    """Whether the horizontal padding is too wide for oneDNN's fast kernels.
 
-    They hold a few columns of output in registers and take no padding wider than those.  What
-    PyTorch then falls back on takes, on two Zen 4 cores in float32, against padding first:
-    depthwise 31x31 with padding 15, 128x56x56: 113 ms / 6; 17x17 with padding 7: 61 / 2.3, but
-    with 6 even; 32 to 32 channels of 64x64, 21x21 with padding 10: 50 / 18, but 15x15 even; one
-    512x512 image, 101x101 with padding 50: 8.1 s / 0.4, but 51x51 with padding 25 even.  Padding
-    of rows does not matter, nor does any to the gradients (0.9 to 1.3 times).
+    They keep a few columns of output in registers and accept no padding wider than that. Otherwise
+    PyTorch falls back on slower code.  Times of the fallback / of explicit padding first, on two
+    Zen 4 cores in float32: depthwise 31x31 with padding 15, 128x56x56: 113 ms / 6; 17x17 with
+    padding 7: 61 / 2.3, but with 6 equal; 32 to 32 channels of 64x64, 21x21 with padding 10: 50 /
+    18, but 15x15 equal; one 512x512 image, 101x101 with padding 50: 8.1 s / 0.4, but 51x51 with
+    padding 25 equal.  Vertical padding does not matter, nor does any padding to the gradients (0.9
+    to 1.3 times).
     """
     if map != "forward" or dtype not in (torch.float32, torch.bfloat16):
         return False
@@ -524,12 +545,12 @@ def _needs_explicit_padding(problem: Problem, map: MapName, dtype: torch.dtype) 
 
 
 def _pads_too_far(problem: Problem, map: MapName, across: int) -> bool:
-    """Whether oneDNN is wrong with so wide a padding to the left and right.
+    """Whether oneDNN is wrong with such wide horizontal padding.
 
-    In its forward the process dies where no window meets a pixel, which with several windows takes
-    a padding beyond the kernel's reach.  The weight's gradient with a stride loses sums in float32
-    with more than 14 columns of padding and more than 28 of output, and reads memory of others in
-    bfloat16 with more than 16.
+    Its forward crashes if a window reads no pixel, which with several windows takes padding beyond
+    the kernel's reach.  The weight's gradient with a stride loses sums in float32 with more than 14
+    columns of padding and more than 28 of output, and reads out of bounds in bfloat16 with more
+    than 16.
     """
     if map == "grad_weight" and problem.stride[1] > 1 and across > 14:
         return True
@@ -539,28 +560,29 @@ def _pads_too_far(problem: Problem, map: MapName, across: int) -> bool:
 TALL = 9
 """Rows of padding from which :func:`_covers_image` matters.
 
-oneDNN sums in another way from ten rows of output on. With stride 1 it is wrong there if the kernel
-has as many rows as the image and the padding above together, with a larger stride if it has more
-than the image; ten rows of output then take at least nine rows of padding."""
+From ten rows of output on, oneDNN sums in a different way. With stride 1 it is wrong there if the
+kernel has as many rows as the image and the padding above together, with a larger stride if it has
+more than the image; ten rows of output then take at least nine rows of padding.
+"""
 
 
 def _covers_image(problem: Problem) -> bool:
     """Whether the kernel is taller than the image, so that a window meets padding on both sides.
 
     With the padding above and nine rows of output or more, oneDNN's weight gradient in float32 then
-    takes the rows of padding for rows of the image (``compute_oh_loop_partial``), writes as many
-    rows beyond the weight, and the process dies.
+    treats the rows of padding as rows of the image (``compute_oh_loop_partial``), writes that many
+    rows beyond the weight, and crashes.
     """
     return not _any_symbol(problem.size[0]) and problem.span[0] > problem.size[0]
 
 
 def _needs_subsampling(request: Request) -> bool:
-    """Whether to leave out pixels that a 1x1 kernel steps over, before its gradient is taken.
+    """Whether to drop the pixels that a strided 1x1 kernel skips, before its gradient is computed.
 
-    oneDNN does so itself, into a workspace that is too small where the image is channels_last and
-    has fewer channels than its block, 16 (8 with AVX2): it then writes beyond that, and the
-    process dies or computes on with what it has overwritten (oneDNN issue 6035, version 3.12).  A
-    compiler may lay out any image so.  The pixels that are left give the same sums.
+    oneDNN drops them itself, into a workspace that is too small if the image is channels_last and
+    has fewer channels than oneDNN's block, 16 (8 with AVX2).  It then writes out of bounds, and the
+    process crashes or continues with overwritten data (oneDNN issue 6035, version 3.12).  A
+    compiler may convert any image to that layout.  The remaining pixels give the same sums.
     """
     problem, dtypes = request.problem, (torch.float32, torch.bfloat16, torch.complex64)
     onednn = request.device.type == "cpu" and request.dtype in dtypes
@@ -569,7 +591,7 @@ def _needs_subsampling(request: Request) -> bool:
 
 
 def _subsampled(problem: Problem, input: Tensor) -> tuple[Problem, Tensor]:
-    """The same sums over the pixels alone that a 1x1 kernel meets; ``input`` is padded."""
+    """The same sums over only those pixels of the padded ``input`` that a 1x1 kernel reads."""
     down, across = problem.stride
     dense = replace(problem, size=problem.output_size, stride=(1, 1), padding=((0, 0), (0, 0)))
     return dense, input[..., ::down, ::across]
@@ -580,18 +602,18 @@ def _depthwise(problem: Problem) -> bool:
 
 
 def _placeholder(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """For the operand of which the backward reads the shape alone.
+    """A tensor for the operand whose shape alone the backward reads.
 
-    On a CPU memory that nobody touches costs nothing, and PyTorch would copy a tensor without
-    memory of its own into such as has (8x144x56x56: 25 ms instead of 20, two Zen 4 cores).
+    On a CPU untouched memory costs nothing, whereas PyTorch would copy an expanded tensor into a
+    full one (8x144x56x56: 25 ms instead of 20, two Zen 4 cores).
     """
     return like.new_empty(shape) if like.device.type == "cpu" else like.new_empty(1).expand(shape)
 
 
 def _placeholder_of_input(output: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The same, in the layout of the output.
+    """A placeholder for the input, in the layout of the output.
 
-    On CUDA it decides in which layout cuDNN computes, and a tensor without memory is never in
+    On CUDA it decides in which layout cuDNN computes, and an expanded tensor is never
     channels_last: the gradient of a 3x3 depthwise layer took 110 us, instead of 14, on an H200.
     """
     if output.device.type == "cpu" or not is_channels_last(output):
@@ -607,7 +629,7 @@ def _backward(
     weight: Tensor,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Those gradients of ``aten::convolution_backward`` that are wanted, of input and weight."""
+    """The requested gradients of input and weight from ``aten::convolution_backward``."""
     gradients = torch.ops.aten.convolution_backward(
         output,
         input,

@@ -1,16 +1,17 @@
-"""Costs by fitted factors: what an algorithm's work costs beside the ideal.
+"""Cost models with fitted factors: how far an algorithm's code stays behind the machine's peak
+rates.
 
-An algorithm knows how many multiplications it does, those on padding and in idle lanes
-included, and how many bytes it moves.  How far its code stays behind a matrix product, a
-transform and a copy is measured: for each *regime* of an algorithm there is a factor f for each
-of the four quantities q of a :class:`~torch_corr.algorithms.base.Cost`, and with the rates r of
-the machine
+An algorithm states its multiplications, including those on padding and in idle lanes, and the bytes
+that it moves.  Measurements give how far its code stays behind a matrix product, a transform and a
+copy: each *regime* of an algorithm has a factor f for each of the four quantities q of a
+:class:`~torch_corr.algorithms.base.Cost`, and with the rates r of the machine
 
     seconds = sum_q f_q q / r_q.
 
 ``python -m benchmarks fit`` measures some hundred problems, fits the factors by least squares of
 the logarithms, and writes ``cost_factors.py``, with the machine, the day and the accuracy.
-(Exponents of lengths and channels beside the factors fitted those problems better, others worse.)
+(Exponents of lengths and channels in addition to the factors fitted those problems better, others
+worse.)
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from .cost_factors import FACTORS
 
 
 class Work(NamedTuple):
-    """What a map does, before it is known at which fraction of the machine's rates.
+    """The work of a map before the fitted factors are applied.
 
     Attributes:
-        regime: a word for the code that will run; work of one regime runs at one fraction.
-        ideal: multiplications, transforms and bytes, those on padding included, and calls.
+        regime: names the code path that runs; one regime has one set of factors.
+        ideal: multiplications, transforms and bytes, including those on padding, and calls.
     """
 
     regime: str
@@ -46,10 +47,11 @@ class Fitted(Algorithm):
 
     @abstractmethod
     def work(self, request: Request) -> Work:
-        """What the map does on the CPU."""
+        """The map's regime and its work on the CPU."""
 
     def cost(self, request: Request) -> Cost:
-        """The work, times the factors of its regime; on another device than the CPU, the ideal."""
+        """The work times the factors of its regime; without the factors on other devices than the
+        CPU."""
         regime, ideal = self.work(request)
         if request.device.type != "cpu":
             return ideal
@@ -58,9 +60,9 @@ class Fitted(Algorithm):
 
 
 def factors_of(algorithm: str, regime: str, map: MapName, dtype: torch.dtype) -> Cost:
-    """The fitted factors of a regime; float32's for a dtype that was not measured there.
+    """The fitted factors of a regime; those of float32 for a dtype that was not measured.
 
-    A regime that was never measured is taken to be slow, lest ``auto`` fall for it.
+    A regime that was never measured is assumed slow, so that ``auto`` does not choose it.
     """
     for kind in (kind_of(dtype), "float32", "float64"):
         key = factors_key(algorithm, regime, map, kind)
@@ -75,24 +77,24 @@ def factors_key(algorithm: str, regime: str, map: MapName, kind: str) -> str:
 
 
 def kind_of(dtype: torch.dtype) -> str:
-    """The dtype's name; ``complex`` for the complex ones, which are measured as one."""
+    """The dtype's name; ``complex`` for both complex dtypes, which share their factors."""
     return "complex" if dtype.is_complex else dtype_name(dtype)
 
 
-def columns_bytes(problem: Problem, dtype: torch.dtype) -> float:
-    """Bytes of all windows side by side: each pixel up to kH*kW times."""
+def im2col_bytes(problem: Problem, dtype: torch.dtype) -> float:
+    """Bytes of all windows copied side by side (im2col): each pixel up to kH*kW times."""
     height, width = problem.output_size
     taps = problem.in_channels * prod(problem.kernel)
     return float(dtype.itemsize * problem.batch * height * width * taps)
 
 
-def filled(number: int, lanes: int) -> float:
-    """How much more than ``number`` is done by going in steps of ``lanes``: at least 1."""
+def round_up_ratio(number: int, lanes: int) -> float:
+    """``number`` rounded up to a multiple of ``lanes``, divided by ``number``: at least 1."""
     return ceil(number / lanes) * lanes / max(number, 1)
 
 
-def rows_met(problem: Problem) -> int:
-    """Pairs of a row of outputs and a row of taps that meet a row of the image, not padding."""
+def valid_row_pairs(problem: Problem) -> int:
+    """The number of (output row, kernel row) pairs that read a row of the image and not padding."""
     outputs, taps = problem.output_size[0], problem.kernel[0]
     if problem.padding[0] == (0, 0):
         return outputs * taps
@@ -104,20 +106,23 @@ def rows_met(problem: Problem) -> int:
     )
 
 
-FRESH = 2**25
-"""Bytes from which glibc takes memory for each tensor anew from the system, and gives it back."""
+MMAP_THRESHOLD = 2**25
+"""From this many bytes on, glibc maps new pages for each tensor and returns them when it is
+freed."""
 
-FRESH_COST = 6
-"""Times that writing a byte of fresh memory takes longer: its pages are first made.  PyTorch's
-columns of windows, on two Zen 4 cores: 6 to 25 GB/s below :data:`FRESH`, 2 to 2.5 above it."""
+PAGE_FAULT_FACTOR = 6
+"""How many times longer writing a byte of newly mapped memory takes, since the kernel first creates
+its pages.  PyTorch's im2col, on two Zen 4 cores: 6 to 25 GB/s below :data:`MMAP_THRESHOLD`, 2 to
+2.5 above it."""
 
 
-def moved(request: Request) -> float:
-    """Bytes of operands and result, those of a result in fresh memory at their price."""
+def traffic_bytes(request: Request) -> float:
+    """Bytes of operands and result, plus the cost of page faults for a large result."""
     itemsize, (*_, result) = request.dtype.itemsize, request.shapes
-    return operand_bytes(request.problem, request.dtype) + fresh(itemsize * prod(result))
+    return operand_bytes(request.problem, request.dtype) + page_fault_bytes(itemsize * prod(result))
 
 
-def fresh(bytes: float) -> float:
-    """What writing so many bytes costs beyond writing them to memory at hand."""
-    return FRESH_COST * bytes if bytes >= FRESH else 0.0
+def page_fault_bytes(bytes: float) -> float:
+    """The extra cost of writing a tensor of this size to newly mapped memory, in bytes of plain
+    writes."""
+    return PAGE_FAULT_FACTOR * bytes if bytes >= MMAP_THRESHOLD else 0.0

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from .. import native
 from ..problem import Problem
-from ..request import MapName, Request
+from ..request import SLOTS, MapName, Request, shape_of
 from .base import (
     COMPLEX,
     FLOATS,
     Cost,
+    UniformMaps,
     accumulation_dtype,
     complex_from_real,
     dtype_refusal,
 )
-from .cost import Fitted, Work, filled, moved, rows_met
+from .cost import Fitted, Work, round_up_ratio, traffic_bytes, valid_row_pairs
 
 _CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
 """The same codes as ``enum class Dtype`` in ``native/geometry.hpp``."""
@@ -40,7 +41,7 @@ _THREAD_SCRATCH = 800 * 2**10
 
 
 @dataclass(frozen=True)
-class Direct(Fitted):
+class Direct(UniformMaps, Fitted):
     """Compiled kernels on the CPU.
 
     Attributes:
@@ -77,34 +78,19 @@ class Direct(Fitted):
         reasons.extend(dtype_refusal(request.dtype, FLOATS + COMPLEX))
         return tuple(reasons)
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        """(x, w) -> y by register tiles of output rows and columns."""
-        if input.is_complex():
-            return complex_from_real(self.forward, problem, input, weight)
-        return self._call(problem, "forward", input, weight, problem.output_shape)
-
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        """(y, w) -> x as forward correlations, one for each residue of the stride."""
-        if output.is_complex():
-            return complex_from_real(self.grad_input, problem, output, weight)
-
-        def correlate(output: Tensor, weight: Tensor) -> Tensor:
-            return self._call(problem, "grad_input", output, weight, problem.input_shape)
-
-        result = correlate(output, weight)
-        if weight.numel() and not isfinite(weight.sum().item()):
-            # Outside the output the kernels read zeros, and zero times such a tap is NaN.  Pixels
-            # that no such tap meets get the sum without it.
-            finite = weight.isfinite()
-            met = correlate(torch.ones_like(output), (~finite).to(weight.dtype)) != 0
-            result = torch.where(met, result, correlate(output, weight.where(finite, 0)))
+    def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+        if first.is_complex():
+            return complex_from_real(getattr(self, map), problem, first, second)
+        result = self._call(problem, map, first, second)
+        if map == "grad_input" and second.numel() and not isfinite(second.sum().item()):
+            # The kernels multiply zeros outside the output by every tap, and zero times a tap that
+            # is not finite is NaN.  Pixels that no such tap reaches must not change.
+            finite = second.isfinite()
+            infinite = (~finite).to(second.dtype)
+            reached = self._call(problem, map, torch.ones_like(first), infinite) != 0
+            without = self._call(problem, map, first, second.where(finite, 0))
+            result = torch.where(reached, result, without)
         return result
-
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        """(x, y) -> w by register tiles of taps, summed in an order fixed by the sizes."""
-        if input.is_complex():
-            return complex_from_real(self.grad_weight, problem, input, output)
-        return self._call(problem, "grad_weight", input, output, problem.weight_shape)
 
     def workspace(self, request: Request) -> int:
         """Scratch of every thread and copies of the weights; it does not grow with images."""
@@ -125,30 +111,35 @@ class Direct(Fitted):
         lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
         if map == "grad_weight":
             rows, columns = problem.output_size
-            tiles = filled(problem.kernel[0], 4) * filled(problem.kernel[1], 5)
+            tiles = round_up_ratio(problem.kernel[0], 4) * round_up_ratio(problem.kernel[1], 5)
             vectors = problem.batch * rows * ceil(columns / lanes)
-            fill = filled(columns, lanes) * tiles * (1 + 24 / max(vectors, 1)) * (1 + 1 / rows)
+            fill = (
+                round_up_ratio(columns, lanes) * tiles * (1 + 24 / max(vectors, 1)) * (1 + 1 / rows)
+            )
         else:
             # grad_input is a forward for each residue of the stride, with the taps that reach it.
             steps = problem.stride if map == "grad_input" else (1, 1)
             size = problem.size if map == "grad_input" else problem.output_size
             rows, columns = (ceil(length / step) for length, step in zip(size, steps))
             down, across = (max(1, taps / step) for taps, step in zip(problem.kernel, steps))
-            fill = filled(columns, lanes) * filled(rows, 4) * (1 + 1 / down) * (1 + 3 / across)
-        lines = problem.batch * problem.out_channels * problem.group_in * rows_met(problem)
+            fill = (
+                round_up_ratio(columns, lanes)
+                * round_up_ratio(rows, 4)
+                * (1 + 1 / down)
+                * (1 + 3 / across)
+            )
+        lines = problem.batch * problem.out_channels * problem.group_in * valid_row_pairs(problem)
         flops = (8 if dtype.is_complex else 2) * lines * columns * problem.kernel[1] * fill
-        regime = "planes" if problem.group_in <= 4 else "channels"
+        regime = "few channels" if problem.group_in <= 4 else "many channels"
         # The dilation of one tap has no effect.
         dilated = any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
         if problem.stride != (1, 1) or dilated:
-            regime += ", apart"
-        return Work(regime, Cost(flops, 0, moved(request), 1))
+            regime += ", strided or dilated"
+        return Work(regime, Cost(flops, 0, traffic_bytes(request), 1))
 
-    def _call(
-        self, problem: Problem, map: MapName, first: Tensor, second: Tensor, shape: tuple[int, ...]
-    ) -> Tensor:
+    def _call(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
-        result = first.new_empty(shape)
+        result = first.new_empty(shape_of(problem, SLOTS[map][2]))
         getattr(native.compiled, map)(
             first.data_ptr(),
             first.numel(),

@@ -1,13 +1,12 @@
-"""The definition, loop by loop: read this to know what a correlation and its gradients are.
+"""The definition as loops, written to be read.
 
-Every output pixel (i, j) looks through one window of the padded input, and all three maps
-are the same visit to it:
+Every output pixel (i, j) has one window of the padded input, and each map is one step per window:
 
     forward      y[i, j]  = sum(window * kernel)
     grad_input   window  += y[i, j] * kernel
     grad_weight  kernel  += y[i, j] * window
 
-Slow on purpose: one Python step per output pixel.
+It is slow: one Python step per output pixel.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Naive(Algorithm):
     is_reference = True
 
     def is_worth_planning(self, request: Request) -> bool:
-        """It never is: it takes a Python step per output pixel."""
+        """Never: it takes a Python step per output pixel."""
         return False
 
     def refusals(self, request: Request) -> tuple[str, ...]:
@@ -79,12 +78,12 @@ class Naive(Algorithm):
         return result.reshape(problem.weight_shape).to(input.dtype)
 
     def cost(self, request: Request) -> Cost:
-        """Some calls of PyTorch for each output pixel, which write and read every product."""
+        """A few PyTorch calls per output pixel, which write and read every product."""
         products = request.problem.multiplications * request.dtype.itemsize
         return Cost(0, 0, 3.0 * products, 15.0 * prod(request.problem.output_size))
 
     def workspace(self, request: Request) -> int:
-        """The padded image, and one window's products, in the dtype that sums them."""
+        """The padded image and one window's products, in the accumulation dtype."""
         problem = request.problem
         height, width = problem.padded_size
         image = problem.batch * problem.in_channels * height * width
@@ -112,14 +111,14 @@ def _windows(problem: Problem) -> Iterator[tuple[int, int, slice, slice]]:
 
 
 def _padded_image(problem: Problem, input: Tensor) -> Tensor:
-    """(N, G, C/G, H + top + bottom, W + left + right), with zeros around."""
+    """(N, G, C/G, H + top + bottom, W + left + right), padded with zeros."""
     (top, bottom), (left, right) = problem.padding
     image = pad(input.to(accumulation_dtype(input.dtype)), (left, right, top, bottom))
     return image.reshape(problem.batch, problem.groups, problem.group_in, *problem.padded_size)
 
 
 def _kernel(problem: Problem, weight: Tensor) -> Tensor:
-    """(G, O/G, C/G, kH, kW)."""
+    """The weight as (G, O/G, C/G, kH, kW)."""
     return weight.to(accumulation_dtype(weight.dtype)).reshape(
         problem.groups, problem.group_out, problem.group_in, *problem.kernel
     )

@@ -1,1 +1,1 @@
-"""The choice of an algorithm for each map: predicted or measured times, and their explanation."""
+"""Chooses an algorithm for each map by predicted or measured times, and explains the choice."""

@@ -1,4 +1,4 @@
-"""A survey of the algorithms in words: what each would take, and what speaks against it."""
+"""The printed form of a plan: each algorithm's time and workspace, or why it is excluded."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from .auto import Candidate
 from .machine import machine_of
 
 
-def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Iterator[str]:
-    """One map's algorithms, quickest first, ``>`` before the one that runs; then the refusals.
-
-    A number in parentheses is of an algorithm that is able but was ruled out.
-    """
+def table(map: MapName, candidates: Sequence[Candidate], chosen: Algorithm) -> Iterator[str]:
+    """One map's algorithms, fastest first, ``>`` before the chosen one; then the refusals."""
     yield f"{map}:"
-    width = max(9, *(len(each.algorithm.spelling) for each in survey))
-    for each in sorted(survey, key=lambda each: (bool(each.refusals), each.seconds)):
+    width = max(9, *(len(each.algorithm.spelling) for each in candidates))
+    for each in sorted(candidates, key=lambda each: (bool(each.refusals), each.seconds)):
         mark = ">" if each.algorithm == chosen else " "
         name = each.algorithm.spelling
         if not math.isfinite(each.seconds):
@@ -31,17 +28,17 @@ def table(map: MapName, survey: Sequence[Candidate], chosen: Algorithm) -> Itera
             f"  {mark} {name:<{width}} {duration(each.seconds):>9} {each.source:<9} "
             f"{size(each.workspace):>9}  {verdict}"
         )
-    if not any(each.algorithm == chosen for each in survey):
+    if not any(each.algorithm == chosen for each in candidates):
         yield f"  > {chosen!r}"
 
 
 def provenance(device: torch.device, dtype: torch.dtype) -> str:
-    """Which machine's rates the predictions are made of."""
+    """The machine whose rates the predictions use."""
     machine = machine_of(device, dtype)
     if not machine.measured:
         return (
-            f"predicted for {machine.name} by its clock, multiprocessors and memory bus: a least "
-            f"time, but for what 'aten' and 'triton' were seen to miss of it on an H200"
+            f"predicted for {machine.name} from its clock, multiprocessors and memory bus: lower "
+            f"bounds, except for slowdowns of 'aten' and 'triton' measured on an H200"
         )
     return (
         f"predicted for {machine.name} with {machine.threads} threads, measured "
@@ -50,7 +47,7 @@ def provenance(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``1.23 ms``: three digits in a unit that suits."""
+    """A time with three digits and a unit, such as ``1.23 ms``."""
     if seconds >= 1:
         return f"{seconds:#.3g} s"
     unit, number = ("ms", seconds * 1e3) if seconds >= 1e-3 else ("us", seconds * 1e6)
@@ -58,5 +55,5 @@ def duration(seconds: float) -> str:
 
 
 def size(number: int) -> str:
-    """``1.5 MiB``, of workspace."""
+    """A workspace such as ``1.5 MiB``."""
     return f"{number / 2**20:.1f} MiB"

@@ -1,11 +1,10 @@
-"""How fast a machine is: the four rates in which the cost of an algorithm is told.
+"""The rates of a machine, which turn an algorithm's cost into seconds.
 
-An algorithm's :class:`~torch_corr.algorithms.base.Cost` says what it does; a machine's
-:class:`Rates` turn that into seconds.  Rates ship for one machine (:data:`SHIPPED`).
-``python -m torch_corr calibrate`` measures them anew and writes them where
-:func:`calibration_path` says, and from there they are read when a process plans for the first
-time.  Only ratios of predicted times decide, so a machine that is slower in everything alike
-plans the same.
+A :class:`~torch_corr.algorithms.base.Cost` counts four kinds of work; a machine has one rate for
+each.  The package contains the rates of one machine (:data:`SHIPPED`). ``python -m torch_corr
+calibrate`` measures those of another and writes them to the file :func:`calibration_path`; a
+process reads them when it first plans.  Only ratios of predicted times matter, so a machine that is
+uniformly slower makes the same plans.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ import torch
 from ..algorithms import Cost, may_use_tf32
 
 CALIBRATION_VARIABLE = "TORCH_CORR_MACHINE"
-"""Environment variable that names another file for the machine's rates."""
+"""Environment variable with another path for the file of rates."""
 
 _FORMAT = 1
 
 
 class Rates(NamedTuple):
-    """What a machine does in a second, for each quantity of a ``Cost``, in its order.
+    """Work per second, for each quantity of a ``Cost``, in the same order.
 
     Attributes:
         matmul_flops: of a large matrix product.
@@ -48,21 +47,22 @@ class Rates(NamedTuple):
     calls: float
 
     def seconds(self, cost: Cost) -> float:
-        """Predicted time of a cost: its parts are done one after the other."""
+        """The predicted time of a cost, whose parts run one after the other."""
         return sum(amount / rate for amount, rate in zip(cost, self))
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A named machine and its rates.
+    """A machine's name and rates.
 
     Attributes:
         name: the processor.
-        threads: that PyTorch used when the rates were measured.
-        measured: the day, as 2026-11-24; empty where rates are a device's own figures.
-        float32: rates of float32, complex64 and of the halves, which are computed in float32.
-        float64: rates of float64 and complex128.
-        halves: rates of float16 and bfloat16, where they are not computed in float32.
+        threads: PyTorch's number of threads when the rates were measured.
+        measured: the day, such as 2026-11-24; empty if the rates come from device properties.
+        float32: rates for float32 and complex64, and for half precision where it is computed in
+            float32.
+        float64: rates for float64 and complex128.
+        halves: rates for float16 and bfloat16, where they are not computed in float32.
     """
 
     name: str
@@ -77,13 +77,13 @@ class Machine:
         return self.rates(dtype).seconds(cost)
 
     def rates(self, dtype: torch.dtype) -> Rates:
-        """The rates of computing with a dtype."""
+        """The rates for computing in a dtype."""
         if self.halves is not None and dtype in (torch.float16, torch.bfloat16):
             return self.halves
         return self.float64 if dtype in (torch.float64, torch.complex128) else self.float32
 
     def save(self, path: Path) -> None:
-        """Write the machine as JSON, whole or not at all."""
+        """Write the machine as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {
             "format": _FORMAT,
@@ -93,17 +93,15 @@ class Machine:
             "float32": self.float32._asdict(),
             "float64": self.float64._asdict(),
         }
-        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-        draft.write_text(json.dumps(fields, indent=2) + "\n")
-        draft.replace(path)
+        write_json(path, fields, indent=2)
 
     @classmethod
     def load(cls, path: Path) -> Machine:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises:
-            ValueError: the file does not hold a machine's rates.
-            OSError: it cannot be read.
+            ValueError: the file does not contain a machine's rates.
+            OSError: the file cannot be read.
         """
         try:
             fields: dict[str, Any] = json.loads(path.read_text())
@@ -123,6 +121,13 @@ class Machine:
             ) from None
 
 
+def write_json(path: Path, content: object, indent: int) -> None:
+    """Write a JSON file atomically: readers see the old file or the new one, never a part."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
+    draft.write_text(json.dumps(content, indent=indent) + "\n")
+    draft.replace(path)
+
+
 SHIPPED = Machine(
     name="AMD EPYC (Zen 4, AVX-512)",
     threads=2,
@@ -130,11 +135,11 @@ SHIPPED = Machine(
     float32=Rates(matmul_flops=179e9, fft_flops=33e9, bytes=48e9, calls=880e3),
     float64=Rates(matmul_flops=95e9, fft_flops=23e9, bytes=46e9, calls=910e3),
 )
-"""The machine whose rates are used where nobody has calibrated."""
+"""The machine whose rates are used without a calibration."""
 
 
 def calibration_path() -> Path:
-    """Where ``calibrate`` writes: ``$TORCH_CORR_MACHINE``, else torch_corr/machine.json in
+    """The file that ``calibrate`` writes: ``$TORCH_CORR_MACHINE``, else torch_corr/machine.json in
     ``$XDG_CONFIG_HOME`` or ``~/.config``."""
     if named := os.environ.get(CALIBRATION_VARIABLE):
         return Path(named)
@@ -144,17 +149,17 @@ def calibration_path() -> Path:
 
 @cache
 def current_machine() -> Machine:
-    """The machine that this process plans for: the calibrated one, else the one that ships."""
+    """The machine that this process plans for: the calibrated one, else :data:`SHIPPED`."""
     path = calibration_path()
     return Machine.load(path) if path.exists() else SHIPPED
 
 
 class _Units(NamedTuple):
-    """Multiply-adds that one multiprocessor does in a cycle, dense.
+    """Dense multiply-adds per cycle of one multiprocessor.
 
     Attributes:
-        float32, float64: one by one.
-        halves, tf32, double: in matrix units; 0 where there are none for it.
+        float32, float64: on ordinary units.
+        halves, tf32, double: on matrix units; 0 if it has none for that dtype.
     """
 
     float32: int
@@ -172,25 +177,27 @@ _UNITS = {
     (10, 0): _Units(128, 64, 4096, 2048, 64),
     (12, 0): _Units(128, 2, 512, 256, 0),
 }
-"""By compute capability, which no property tells.  Source: NVIDIA's CUDA C++ Programming Guide,
-arithmetic instructions, and its papers on GA100, GA102, AD102, GH100 and GB100."""
+"""By compute capability, since device properties do not state it.  Source: NVIDIA's CUDA C++
+Programming Guide, arithmetic instructions, and its papers on GA100, GA102, AD102, GH100 and
+GB100."""
 
-_UNSTATED = 200e9
-"""Bytes a second of a device that states no memory clock, as those do that share the host's
-memory; assumed, of the order of what a laptop's memory does."""
+_DEFAULT_BANDWIDTH = 200e9
+"""Bytes per second of a device that reports no memory clock, as devices that share the host's
+memory do; assumed, about the bandwidth of a laptop's memory."""
 
-_CLOCK = 1.5e6
-"""kHz of a device that states no clock; assumed, of the order of what devices run at."""
+_DEFAULT_CLOCK = 1.5e6
+"""Clock in kHz of a device that reports none; assumed, typical of GPUs."""
 
-_LAUNCHES = 250e3
-"""Operators a second that a host launches; assumed, no property of a device tells."""
+_LAUNCHES_PER_SECOND = 250e3
+"""Operators that a host launches per second; assumed, since no device property states it."""
 
 
 def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
-    """The machine that predictions for a device are made of; a CUDA device by its own figures.
+    """The machine to predict times for: for a CUDA device, its properties.
 
     Args:
-        dtype: float32 is told apart by whether PyTorch's settings allow TF32.
+        device: where the algorithms run.
+        dtype: the dtype to compute in; for float32 the rates depend on PyTorch's TF32 setting.
     """
     if device.type != "cuda" or torch.version.hip or not torch.cuda.is_available():
         return current_machine()
@@ -200,25 +207,29 @@ def machine_of(device: torch.device, dtype: torch.dtype) -> Machine:
 def peak_rates(flops: float, moved: float, sample: int) -> Rates:
     """Rates of a device from FLOP/s and bytes/s.
 
-    Transforms are bound by memory: one of 64 x 64 does 60 of the operations that ``Cost`` counts
-    on a complex sample, and moves it, ``sample`` bytes, in and out once along each axis.
+    Transforms are limited by memory: one of 64 x 64 does 60 of the operations that ``Cost`` counts
+    per complex sample, and reads and writes the sample, ``sample`` bytes, once along each axis.
     """
-    return Rates(flops, 60 / (4 * sample) * moved, moved, _LAUNCHES)
+    return Rates(flops, 60 / (4 * sample) * moved, moved, _LAUNCHES_PER_SECOND)
 
 
 @cache
 def _device_machine(device: torch.device, tf32: bool) -> Machine:
-    """Peaks from the device's properties: clocks in kHz, the memory's twice a cycle."""
+    """Peak rates from the device's properties: clocks in kHz, two memory transfers per cycle."""
     found: Any = torch.cuda.get_device_properties(device)
     capability = (found.major, found.minor)
-    # One that is not listed is taken for the latest before it.
+    # A capability that is not listed uses the latest one before it.
     units = _UNITS[max(each for each in _UNITS if each <= max(capability, min(_UNITS)))]
-    cycles = 2e3 * found.multi_processor_count * (found.clock_rate or _CLOCK)
+    cycles = 2e3 * found.multi_processor_count * (found.clock_rate or _DEFAULT_CLOCK)
     moved = 2e3 * found.memory_clock_rate * found.memory_bus_width / 8
-    # Divided by either, so neither may be 0.
-    unstated = "" if moved else f" (no memory clock stated: {_UNSTATED / 1e9:.0f} GB/s assumed)"
-    unstated += "" if found.clock_rate else f" (no clock stated: {_CLOCK / 1e6} GHz assumed)"
-    moved = moved or _UNSTATED
+    # Predictions divide by both, so neither may be 0.
+    unstated = (
+        "" if moved else f" (no memory clock stated: {_DEFAULT_BANDWIDTH / 1e9:.0f} GB/s assumed)"
+    )
+    unstated += (
+        "" if found.clock_rate else f" (no clock stated: {_DEFAULT_CLOCK / 1e6} GHz assumed)"
+    )
+    moved = moved or _DEFAULT_BANDWIDTH
 
     return Machine(
         name=found.name + unstated,
@@ -231,7 +242,7 @@ def _device_machine(device: torch.device, tf32: bool) -> Machine:
 
 
 def calibrate() -> Machine:
-    """Measure this machine's rates with PyTorch's present number of threads; some ten seconds."""
+    """Measure this machine's rates with PyTorch's current number of threads; about ten seconds."""
     return Machine(
         name=device_name(torch.device("cpu")),
         threads=torch.get_num_threads(),
@@ -243,14 +254,14 @@ def calibrate() -> Machine:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """What wisdom calls a device: its maker's name for it, or PyTorch's where that is not known."""
+    """The device's name in wisdom: the manufacturer's, or PyTorch's if that is unknown."""
     if device.type == "cpu":
         return _processor_name()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _processor_name() -> str:
-    """The processor, as the operating system calls it."""
+    """The processor's name according to the operating system."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -275,7 +286,7 @@ def _measured_rates(dtype: torch.dtype) -> Rates:
 
 
 def _seconds(work: Callable[[], Any], times: int = 1) -> float:
-    """Median seconds of a piece of work, over about a second of runs."""
+    """Median seconds of ``work``, from about a second of runs."""
     work()
     samples: list[float] = []
     start = time.perf_counter()

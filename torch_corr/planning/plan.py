@@ -1,8 +1,8 @@
-"""A plan: one algorithm for each map; how it is made, run and explained.
+"""A plan: one algorithm for each map of a problem; how it is made, run and printed.
 
-Planning and executing never mix: a :class:`Plan` is made once from a problem, a device, a
-dtype and what the caller asked for.  Running it decides nothing, except whether a transform's
-result passes its check (:class:`~torch_corr.algorithms.CheckedFFT`).
+Planning and execution are separate: a :class:`Plan` is made once from a problem, a device, a dtype
+and the requested algorithm.  Running it makes no choice, except whether a transform's result passes
+its check (:class:`~torch_corr.algorithms.CheckedFFT`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Plan:
         problem: the geometry.
         device: where it runs.
         dtype: of the operands and the result.
-        requested: what the caller asked for, ``"auto"`` or an algorithm.
+        requested: the algorithm argument of the caller.
         forward: computes (x, w) -> y.
         grad_input: computes (y, w) -> x.
         grad_weight: computes (x, y) -> w.
@@ -56,25 +56,26 @@ class Plan:
     grad_weight: Algorithm
 
     def run(self, input: Tensor | None, weight: Tensor | None, output: Tensor | None) -> Tensor:
-        """Compute the slot that is None from the two that are not."""
+        """Compute the operand that is None from the other two."""
         if autocasts(self.device):
-            # Else a matrix product inside would be taken in the dtype of autocast.
+            # Otherwise matrix products inside would use autocast's dtype.
             with torch.autocast(self.device.type, enabled=False):
                 return self.run(input, weight, output)
         if output is None:
-            result = self.forward.forward(self.problem, *_both(input, weight))
+            result = self.forward.forward(self.problem, *_materialized(input, weight))
         elif input is None:
-            result = self.grad_input.grad_input(self.problem, *_both(output, weight))
+            result = self.grad_input.grad_input(self.problem, *_materialized(output, weight))
         else:
-            result = self.grad_weight.grad_weight(self.problem, *_both(input, output))
-        # Autograd forbids ``relu_`` and its like on a Function's output that is a view.
+            result = self.grad_weight.grad_weight(self.problem, *_materialized(input, output))
+        # Autograd forbids ``relu_`` and other in-place operators on a Function's output that is a
+        # view.
         result = result.clone() if result._is_view() else result
-        # A gradient may come in another layout than the images that it is of.
+        # An algorithm may return a gradient in another layout than that of the image.
         layout = layout_of(self.requested, "grad_weight" if weight is None else "forward")
         return result.contiguous(memory_format=layout) if layout else result
 
     def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of input and weight by one call; only if :attr:`has_both_gradients`."""
+        """The gradients of input and weight in one call; only if :attr:`has_both_gradients`."""
         if autocasts(self.device):
             with torch.autocast(self.device.type, enabled=False):
                 return self.run_gradients(input, weight, output)
@@ -82,65 +83,66 @@ class Plan:
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """What it computes, one request for each map."""
+        """One request for each map."""
         return Request.of_each_map(self.problem, self.device, self.dtype)
 
     @cached_property
     def has_both_gradients(self) -> bool:
-        """Whether one algorithm computes both gradients, and does so by one call."""
+        """Whether one algorithm computes both gradients, in one call."""
         return self.grad_input == self.grad_weight and self.grad_input.has_both_gradients(
             self.requests[1]
         )
 
     @property
     def is_conv2d(self) -> bool:
-        """Whether ``torch.conv2d`` with its own derivatives is all that this plan would do."""
+        """Whether the plan is equivalent to ``torch.conv2d`` with its own derivatives."""
         one = self.forward == self.grad_input == self.grad_weight
         return one and self.forward.runs_as_conv2d(self.requests[0])
 
     def able(self, problem: Problem) -> bool:
-        """Whether what was asked for can run another problem of this device and dtype."""
+        """Whether the requested algorithm can run another problem with this device and dtype."""
         requested = find_algorithm(self.requested)
         if isinstance(requested, Auto):
             return bool(able_algorithms(problem, self.device, self.dtype))
         return not refusals(requested, Request.of_each_map(problem, self.device, self.dtype))
 
     def __str__(self) -> str:
-        """For each map every algorithm's time, workspace and error class, or why it is out."""
+        """For each map every algorithm's time, workspace and error class, or its refusal."""
         requested = find_algorithm(self.requested)
         named = self.requested if isinstance(self.requested, str) else repr(self.requested)
         lines = [f"{self.requests[0]}, algorithm={named}"]
         auto = requested if isinstance(requested, Auto) else Auto()
         for request in self.requests:
             map = request.map
-            lines.extend(table(map, auto.survey(request), getattr(self, map)))
+            lines.extend(table(map, auto.candidates(request), getattr(self, map)))
         return "\n".join([*lines, provenance(self.device, self.dtype)])
 
 
 _revisions = count()
-_current = next(_revisions)
-"""The revision of what is known, by which plans are made."""
+_revision = next(_revisions)
+"""Changes whenever wisdom does; part of the key of cached plans."""
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def cached_plan(function: Function) -> Function:
-    """Remember what a planning function of hashable arguments, the algorithm last, returns.
+    """Cache a planning function of hashable arguments, the algorithm last.
 
-    For what it depends on beside them: the number of threads, settings of CUDA, what is known.
+    The result also depends on the number of threads, CUDA settings and wisdom, so they are part of
+    the key.
     """
 
     @lru_cache(maxsize=4096)
-    def remembered(known: Hashable, *arguments: Hashable) -> object:
+    def cached(state: Hashable, *arguments: Hashable) -> object:
         return function(*arguments)
 
     @wraps(function)
     def planned(*arguments: Hashable) -> object:
-        known = _current, torch.get_num_threads(), _MAY_BE_CUDA and _cuda_settings()
+        state = _revision, torch.get_num_threads(), _MAY_BE_CUDA and _cuda_settings()
         try:
-            return remembered(known, *arguments)
+            return cached(state, *arguments)
         except TypeError:
-            # A list of names, say, which no key can hold.
+            # An argument is not hashable, for example a list of names; raise the error for that.
             find_algorithm(cast(AlgorithmLike, arguments[-1]))
             raise
 
@@ -148,7 +150,7 @@ def cached_plan(function: Function) -> Function:
 
 
 def _cuda_settings() -> tuple[bool, ...]:
-    """What of PyTorch's settings a choice on CUDA depends on."""
+    """PyTorch's settings that affect the choice on CUDA."""
     return (
         may_use_tf32(torch.float32),
         products_may_use_tf32(torch.float32),
@@ -157,12 +159,12 @@ def _cuda_settings() -> tuple[bool, ...]:
 
 
 def clear_plans() -> None:
-    """Make every plan anew from now on: what is known has changed.
+    """Discard all cached plans, because wisdom has changed.
 
-    A plan that is being made meanwhile, in another thread, is kept for the revision before.
+    A plan that another thread is making at the same time is cached under the old revision.
     """
-    global _current
-    _current = next(_revisions)
+    global _revision
+    _revision = next(_revisions)
 
 
 WISDOM.on_change.append(clear_plans)
@@ -172,18 +174,18 @@ WISDOM.on_change.append(clear_plans)
 def make_plan(
     problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
 ) -> Plan:
-    """The plan for a problem: a named algorithm for all three maps, or what ``auto`` chooses.
+    """The plan for a problem: a named algorithm for all three maps, or the choices of ``auto``.
 
     Raises:
         RuntimeError: the named algorithm refuses the problem.
-        NotImplementedError: no algorithm is able (a RuntimeError too, as in PyTorch).
+        NotImplementedError: no algorithm can compute it (a RuntimeError too, as in PyTorch).
         ValueError: no algorithm has that name.
         TypeError: ``requested`` is neither a string nor an :class:`Algorithm`.
     """
     algorithm = find_algorithm(requested)
     requests = Request.of_each_map(problem, device, dtype)
     if isinstance(algorithm, Auto):
-        chosen = (_chosen(algorithm, request) for request in requests)
+        chosen = (_choose(algorithm, request) for request in requests)
         return Plan(problem, device, dtype, requested, *chosen)
     if sentences := refusals(algorithm, requests):
         able = able_algorithms(problem, device, dtype)
@@ -201,18 +203,18 @@ def make_plan(
 
 
 def autocasts(device: torch.device) -> bool:
-    """Whether autocast is on for a device; on meta there is none to ask about."""
+    """Whether autocast is on for a device; never on meta, which has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def layout_of(requested: AlgorithmLike, map: MapName) -> torch.memory_format | None:
-    """The layout of a map's result that was asked for, if any was."""
+    """The requested layout of a map's result, or None."""
     last = isinstance(requested, Auto) and requested.channels_last and map != "grad_weight"
     return torch.channels_last if last else None
 
 
 def find_algorithm(requested: AlgorithmLike) -> Auto | Algorithm:
-    """The algorithm of a name, or what was asked for itself; :class:`Auto` for ``"auto"``.
+    """The algorithm with this name, or the given object itself; :class:`Auto` for ``"auto"``.
 
     Raises:
         ValueError: no algorithm has that name.
@@ -238,29 +240,29 @@ def find_algorithm(requested: AlgorithmLike) -> Auto | Algorithm:
 
 
 def able_algorithms(problem: Problem, device: torch.device, dtype: torch.dtype) -> list[Algorithm]:
-    """The algorithms that can run all three maps of the problem there, in their order."""
+    """The algorithms that can run all three maps of the problem, in their order."""
     requests = Request.of_each_map(problem, device, dtype)
     return [each for each in ALGORITHMS if not refusals(each, requests)]
 
 
 def refusals(algorithm: Algorithm, requests: Iterable[Request]) -> tuple[str, ...]:
-    """Why an algorithm cannot compute all of these, each reason once; empty if it can."""
+    """Why an algorithm cannot compute all of these requests, each reason once; empty if it can."""
     return tuple(dict.fromkeys(chain.from_iterable(map(algorithm.refusals, requests))))
 
 
-def _chosen(auto: Auto, request: Request) -> Algorithm:
+def _choose(auto: Auto, request: Request) -> Algorithm:
     if algorithm := auto.choose(request):
         return algorithm
     reasons = [
         f"  - {each.algorithm.name}: {sentence}"
-        for each in auto.survey(request)
+        for each in auto.candidates(request)
         for sentence in each.refusals
     ]
     raise NotImplementedError("\n".join([f"no algorithm can run {request}:", *reasons]))
 
 
-def _both(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The operands in memory, where kernels read: what autograd knows to be zero has none."""
+def _materialized(first: Tensor | None, second: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The operands with memory, which kernels need: autograd's zero tensors have none."""
     assert first is not None
     assert second is not None
     return (

@@ -1,4 +1,4 @@
-"""Timing algorithms on a problem, in turns, so that what disturbs one disturbs all."""
+"""Times algorithms on a problem, in turns, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import torch
 from torch import Tensor
 
 from ..algorithms import Algorithm
-from ..algorithms.cost import FRESH
+from ..algorithms.cost import MMAP_THRESHOLD
 from ..request import Request
 
-_ENOUGH = 0.05
-"""Seconds of runs after which an algorithm has been timed well enough."""
+_SECONDS_PER_ALGORITHM = 0.05
+"""Seconds of runs that are enough to time an algorithm."""
 
-_HOPELESS = 4.0
-"""Times the quickest run from which an algorithm is not run again."""
+_TOO_SLOW = 4.0
+"""An algorithm that takes this many times the fastest run is not run again."""
 
-_LONG = 1.0
-"""Seconds of a first run beside which what it sets up is nothing: it counts as a timed one."""
+_LONG_RUN = 1.0
+"""A first run that takes this many seconds counts as timed, since its setup is negligible."""
 
 
 def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[str, float]:
     """Median seconds of each algorithm on one map, by spelling.
 
-    Each runs once untimed, since a first run sets up what lasts, and twice to sort out those
-    that are hopeless, for which that is enough; the others take turns.  A long first run is timed
-    itself, else an image that takes seconds would be measured for minutes.  The operands are made
-    here, without touching the random generators: no algorithm's speed depends on its data.
+    Each algorithm runs once untimed, for its setup, and then twice; those that are much slower than
+    the fastest stop there, and the others take turns.  A long first run is timed itself, since
+    otherwise an image that takes seconds would be measured for minutes.  The operands are constant
+    and do not use the random generators: no algorithm's speed depends on its data.
     """
     problem, map, device = request.problem, request.map, request.device
     if device.type == "cpu":
-        settle_memory()
+        raise_mmap_threshold()
     left, right = (
         torch.full(shape, 0.5, dtype=request.dtype, device=device) for shape in request.shapes[:2]
     )
@@ -43,29 +43,32 @@ def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[s
 
     firsts = {algorithm: run(algorithm) for algorithm in algorithms}
     samples = {
-        algorithm: [first] if first > _LONG else [run(algorithm), run(algorithm)]
+        algorithm: [first] if first > _LONG_RUN else [run(algorithm), run(algorithm)]
         for algorithm, first in firsts.items()
     }
-    limit = _HOPELESS * min((min(times) for times in samples.values()), default=0.0)
-    hopeful = [each for each in algorithms if min(samples[each]) <= max(limit, 1e-3)]
-    for turn in _turns(_ENOUGH * len(hopeful)):
-        for algorithm in hopeful[turn % len(hopeful) :] + hopeful[: turn % len(hopeful)]:
+    limit = _TOO_SLOW * min((min(times) for times in samples.values()), default=0.0)
+    competitive = [each for each in algorithms if min(samples[each]) <= max(limit, 1e-3)]
+    for turn in _rounds(_SECONDS_PER_ALGORITHM * len(competitive)):
+        for algorithm in (
+            competitive[turn % len(competitive) :] + competitive[: turn % len(competitive)]
+        ):
             samples[algorithm].append(run(algorithm))
     return {algorithm.spelling: median(values) for algorithm, values in samples.items()}
 
 
-def settle_memory() -> None:
-    """Have the allocator keep what is freed, as it does once a large tensor has been freed.
+def raise_mmap_threshold() -> None:
+    """Make the allocator keep freed memory, by freeing one large tensor.
 
-    In a young process glibc gives every result of some MB back to the system, and takes it page by
-    page again: ``F.conv2d`` of 64x1x28x28 with 32 kernels of 5x5 takes 3.5 ms there and 0.4 ms in a
-    process that has freed one tensor of 8 MB, two Zen 4 cores.  It is the latter that works on.
+    In a new process glibc returns every result of some MB to the system, and maps it again page by
+    page: ``F.conv2d`` of 64x1x28x28 with 32 kernels of 5x5 takes 3.5 ms there and 0.4 ms in a
+    process that has freed one tensor of 8 MB, two Zen 4 cores.  Long-running processes are in the
+    second state.
     """
-    torch.empty(FRESH - 2**16, dtype=torch.uint8)
+    torch.empty(MMAP_THRESHOLD - 2**16, dtype=torch.uint8)
 
 
-def _turns(seconds: float) -> Iterator[int]:
-    """Numbers of turns until the time is up: from 1 to 100 of them."""
+def _rounds(seconds: float) -> Iterator[int]:
+    """Numbers of rounds until the time is up: at least 1 and at most 100."""
     end = time.perf_counter() + seconds
     for turn in range(100):
         yield turn
@@ -90,6 +93,6 @@ def _timed(device: torch.device, work: Callable[[], Tensor]) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    """Until a device has done what it was told to do; a CPU has by then."""
+    """Wait until the device has finished its work; a CPU runs synchronously."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)

@@ -1,15 +1,15 @@
-"""What has been measured: seconds of each algorithm on each map, remembered and kept in files.
+"""Measured seconds of each algorithm on each map, kept in memory and in files.
 
-After FFTW: ``Auto(measure=True)`` times the algorithms the first time that it sees a problem,
-and the times are *wisdom*.  All planning by ``auto`` heeds it, so a process that loads the
-wisdom of an earlier one has nothing to measure:
+As in FFTW, ``Auto(measure=True)`` times the algorithms when a problem first occurs, and the times
+are *wisdom*.  All planning by ``auto`` uses it, so a process that loads the wisdom of an earlier
+one measures nothing:
 
     torch_corr.wisdom.load("wisdom.json")
     ...
     torch_corr.wisdom.save("wisdom.json")
 
-Nothing is loaded or saved unasked.  An entry holds for one machine, number of threads and
-version of PyTorch and of this library; others lie unused until they are met again.
+Nothing is loaded or saved automatically.  An entry is valid for one machine, number of threads and
+version of PyTorch and of this library; other entries are kept but not used.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ..algorithms import may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
 from ..request import Request, dtype_name
-from .machine import device_name
+from .machine import device_name, write_json
 
 _FORMAT = 1
 
 
 class Key(NamedTuple):
-    """What a measurement holds for, in words that a file keeps."""
+    """The conditions for which a measurement is valid, as strings and numbers for a file."""
 
     problem: str
     map: str
@@ -46,14 +46,14 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> Key:
-        """The key of a request here and now."""
+        """The key of a request on this machine with the current settings."""
         device, dtype = request.device, request.dtype
         cuda = device.type == "cuda"
         name = "tf32" if cuda and may_use_tf32(dtype) else dtype_name(dtype)
         if cuda and dtype.is_complex and may_use_tf32(dtype.to_real()):
-            # PyTorch's convolutions of complex numbers are real ones.
+            # PyTorch computes complex convolutions as real ones.
             name += ", convolutions in tf32"
-        # A transform multiplies matrices, for which PyTorch has a setting of its own.
+        # Transforms use matrix products, which have a separate setting.
         products = ", products in tf32" if cuda and products_may_use_tf32(dtype) else ""
         return cls(
             problem=str(request.problem),
@@ -73,17 +73,17 @@ class Wisdom:
         self._seconds: dict[Key, dict[str, float]] = {}
         self._lock = threading.Lock()
         self.on_change: list[Callable[[], None]] = []
-        """Called when what was known is no longer all that is: plans made before are stale."""
+        """Callbacks that run when wisdom changes, which makes existing plans stale."""
 
     def __len__(self) -> int:
         return len(self._seconds)
 
     def seconds(self, key: Key) -> Mapping[str, float]:
-        """Seconds by the spelling of the algorithm; empty where nothing was measured."""
+        """Seconds by the spelling of the algorithm; empty if nothing was measured."""
         return self._seconds.get(key, {})
 
     def remember(self, key: Key, seconds: Mapping[str, float]) -> None:
-        """Keep what was measured, beside what is known of other algorithms."""
+        """Add measured seconds to those of other algorithms."""
         with self._lock:
             self._seconds[key] = {**self._seconds.get(key, {}), **seconds}
         self._changed()
@@ -95,24 +95,21 @@ class Wisdom:
         self._changed()
 
     def save(self, path: str | os.PathLike[str]) -> int:
-        """Write all wisdom to a JSON file, whole or not at all; returns how many entries."""
+        """Write all wisdom to a JSON file, atomically; returns the number of entries."""
         with self._lock:
             entries = [
                 {**key._asdict(), "seconds": seconds} for key, seconds in self._seconds.items()
             ]
-        path = Path(path)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-        draft.write_text(json.dumps({"format": _FORMAT, "entries": entries}, indent=1) + "\n")
-        draft.replace(path)
+        write_json(Path(path), {"format": _FORMAT, "entries": entries}, indent=1)
         return len(entries)
 
     def load(self, path: str | os.PathLike[str]) -> int:
-        """Add a file's wisdom to what is known, the file's where both speak; how many entries.
+        """Add a file's entries, replacing existing ones; returns the number of entries.
 
         Raises:
-            ValueError: the file holds no wisdom, or of a format that this version cannot read;
-                nothing of it is taken.
-            OSError: it cannot be read.
+            ValueError: the file contains no wisdom, or a format that this version cannot read;
+                nothing is added.
+            OSError: the file cannot be read.
         """
         try:
             content: dict[str, Any] = json.loads(Path(path).read_text())
@@ -121,8 +118,8 @@ class Wisdom:
             loaded = dict(map(_entry, content["entries"]))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{os.fspath(path)} holds no wisdom ({error!r}); such files are written by "
-                f"torch_corr.wisdom.save"
+                f"{os.fspath(path)} holds no wisdom ({error!r}); torch_corr.wisdom.save "
+                f"writes such files"
             ) from None
         with self._lock:
             self._seconds.update(loaded)
@@ -130,8 +127,8 @@ class Wisdom:
         return len(loaded)
 
     def _changed(self) -> None:
-        for tell in self.on_change:
-            tell()
+        for callback in self.on_change:
+            callback()
 
 
 def _entry(fields: dict[str, Any]) -> tuple[Key, dict[str, float]]:
@@ -158,5 +155,5 @@ def load(path: str | os.PathLike[str]) -> int:
 
 
 def forget() -> None:
-    """Forget all that this process has measured or loaded; plans are made anew."""
+    """Forget everything that this process has measured or loaded; plans are made again."""
     WISDOM.forget()

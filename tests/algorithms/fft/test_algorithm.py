@@ -143,7 +143,7 @@ def test_the_error_keeps_within_its_bound(
 def test_in_double_precision_a_result_is_rounded_once(
     kind: type[FFT], map: MapName, text: str, limit: int, dtype: torch.dtype
 ) -> None:
-    """In one piece and in many, of which some add up to the same pixels."""
+    """In one piece and in many; some of these add to the same pixels."""
     problem, algorithm = Problem.parse(text), kind(workspace_limit=limit)
     operands = some(problem, map, dtype)
     result = getattr(algorithm, map)(problem, *operands)
@@ -283,7 +283,7 @@ def test_a_device_is_given_few_large_products(text: str, map: MapName) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("map", MAPS)
 def test_a_device_goes_through_slabs_and_blocks(map: MapName, dtype: torch.dtype) -> None:
-    """Images, rows of tiles, frequencies in pieces; the weight's spectrum held, and made anew."""
+    """In pieces of images, rows of tiles and frequencies; the weight's spectrum is kept or not."""
     problem = Problem.parse("n3c6-x40x33-o9-k5x3-s1x2-p2,1x1,3-d1x2-g3")
     operands = some(problem, map, dtype)
     expected, seen = reference(problem, map, operands), set()

@@ -237,7 +237,7 @@ def test_a_device_finds_what_the_host_finds(
 def transforms(monkeypatch: Any) -> list[str]:
     """``auto`` takes transforms, whatever the rates of the machine; the maps that it ran."""
     ran: list[str] = []
-    run = CheckedFFT._run
+    run = CheckedFFT.run_map
 
     def spy(self: CheckedFFT, problem: Problem, map: MapName, *operands: Tensor) -> Tensor:
         ran.append(map)
@@ -248,7 +248,7 @@ def transforms(monkeypatch: Any) -> list[str]:
     def chosen(self: Auto, request: Request) -> Algorithm | None:
         return CheckedFFT(DOUBLE, choose(replace(self, error="componentwise"), request) or Naive())
 
-    monkeypatch.setattr(CheckedFFT, "_run", spy)
+    monkeypatch.setattr(CheckedFFT, "run_map", spy)
     monkeypatch.setattr(Auto, "choose", chosen)
     return ran
 

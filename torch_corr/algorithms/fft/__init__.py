@@ -1,4 +1,4 @@
-"""``fft``: correlation in the frequency domain, and the check that ``auto`` puts its results to."""
+"""``fft``: correlation in the frequency domain, and the check of its results for ``auto``."""
 
 from .algorithm import FFT
 from .checked import CheckedFFT

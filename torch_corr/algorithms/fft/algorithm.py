@@ -1,11 +1,11 @@
-"""Correlation in the frequency domain, tiled by overlap-save; three maps of one product.
+"""Correlation in the frequency domain, tiled by overlap-save; the three maps share one product.
 
 By the convolution theorem the trilinear form is a sum over frequencies f of a tile,
 
     T(x, w, y) = 1/n^2 sum_f sum_{tile,o,c} X[f; tile,c] W[-f; o,c] Y[-f; tile,o],
 
-so each map transforms its two operands, sums products over the one index that they
-share (channels, outputs, or tiles with images), and transforms back:
+so each map transforms its two operands, sums products over the one index that they share (channels,
+outputs, or tiles with images), and transforms back:
 
     forward      Y[f; tile,o] = sum_c    X[f; tile,c] W[-f; o,c]
     grad_input   X[f; tile,c] = sum_o    Y[f; tile,o] W[f; o,c]
@@ -37,6 +37,7 @@ from ..base import (
     Algorithm,
     Cost,
     ErrorClass,
+    UniformMaps,
     check_workspace_limit,
     dtype_refusal,
     products_may_use_tf32,
@@ -55,39 +56,39 @@ def double_precision(dtype: torch.dtype) -> torch.dtype:
 
 
 FEW_TAPS = 81
-"""Taps below which no transform is planned: planning one takes milliseconds, and of 2,565 maps
-timed on two Zen 4 cores, 2026-11-25, it was ahead with fewer in 12, of complex numbers all but
-one."""
+"""Kernels with fewer taps are not planned: planning takes milliseconds, and of 2,565 maps timed on
+two Zen 4 cores, 2026-11-25, a transform with fewer taps was the fastest in 12, all but one with
+complex numbers."""
 
-FEW_TAPS_OF_MANY = 49
-"""The same where there is much to do, see :data:`MANY`: 64 to 64 channels of 4x128x128, 8x8, take
+FEW_TAPS_IF_LARGE = 49
+"""The same for large problems, see :data:`LARGE_PROBLEM`: 64 to 64 channels of 4x128x128, 8x8, take
 half of PyTorch's time."""
 
-MANY = 2**30
-"""Multiplications that take longer than planning a transform, whatever does them."""
+LARGE_PROBLEM = 2**30
+"""Multiplications that take longer than planning a transform, by any algorithm."""
 
-LONG = 96
-"""Length from which a transform's time is fitted apart."""
+LONG_TRANSFORM = 96
+"""From this length on, transforms have separate fitted factors."""
 
 
 @dataclass(frozen=True)
-class FFT(Fitted):
+class FFT(UniformMaps, Fitted):
     """Overlap-save in the frequency domain.
 
     The error of a result is relative to the norms of its tile, not to its own terms.  So a result
-    whose products are all zero may be a small number of either sign, faint parts of an image may
-    drown beside bright ones, and a number that is not finite fills its tile.  ``"auto"`` uses
-    transforms only where it proves that none of this happens.
+    whose products are all zero may be a small number of either sign, faint parts of an image may be
+    lost next to bright ones, and a number that is not finite spreads over its tile.  ``"auto"``
+    uses transforms only where it proves that none of this happens.
 
     Attributes:
         tile: length of the transforms along both axes, rounded to a fast one and enlarged
-            to hold one window; None lets the cost model choose, each axis by itself.
-        workspace_limit: bytes to take at most beyond operands and result.
+            to hold one window; None lets the cost model choose, separately for each axis.
+        workspace_limit: maximum bytes beyond operands and result.
         double: compute in double precision, whatever the dtype of the operands, and round each
             result once.
 
     Raises:
-        TypeError: a tile or a limit that is no integer; a ``double`` that is no bool.
+        TypeError: a tile or limit that is not an integer; a ``double`` that is not a bool.
         ValueError: a tile below 1, or a negative limit.
     """
 
@@ -104,20 +105,22 @@ class FFT(Fitted):
         super().__post_init__()
         check_workspace_limit(self.workspace_limit)
         if self.tile is not None and as_int("tile", self.tile) < 1:
-            raise ValueError(f"tile={self.tile} must be at least 1, or None to have it chosen")
+            raise ValueError(
+                f"tile={self.tile} must be at least 1, or None for an automatic choice"
+            )
         if not isinstance(self.double, bool):
             raise TypeError(f"double must be True or False, got {self.double!r}")
 
     def checked(self, device: torch.device, fallback: Algorithm) -> Algorithm:
-        """In double precision, with a check; on CUDA ``triton`` recomputes, without the host."""
-        from .checked import CheckedFFT  # which imports this module
+        """In double precision, with a check; on CUDA ``triton`` recomputes, without a host sync."""
+        from .checked import CheckedFFT  # a circular import at module level
 
         return CheckedFFT.on(device, replace(self, double=True), fallback)
 
     def is_worth_planning(self, request: Request) -> bool:
-        """With enough taps: fewer where there is much to do."""
+        """With enough taps; large problems need fewer."""
         problem = request.problem
-        enough = FEW_TAPS_OF_MANY if problem.multiplications >= MANY else FEW_TAPS
+        enough = FEW_TAPS_IF_LARGE if problem.multiplications >= LARGE_PROBLEM else FEW_TAPS
         return problem.kernel[0] * problem.kernel[1] >= enough
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -125,7 +128,8 @@ class FFT(Fitted):
         return double_precision(dtype) if self.double else dtype
 
     def refusals(self, request: Request) -> tuple[str, ...]:
-        """No transform of halves and integers; no plan within the workspace limit."""
+        """There is no transform in half precision or of integers; the plan may exceed the workspace
+        limit."""
         if unable := dtype_refusal(request.dtype, ABLE):
             return unable
         least = max(self._plan(request.with_map(map)).workspace for map in MAPS)
@@ -136,59 +140,51 @@ class FFT(Fitted):
             f"{self.workspace_limit}; raise workspace_limit",
         )
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        """(x, w) -> y, as the base class says."""
-        return self._run(problem, "forward", input, weight)
-
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        """(y, w) -> x, as the base class says."""
-        return self._run(problem, "grad_input", output, weight)
-
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        """(x, y) -> w, as the base class says."""
-        return self._run(problem, "grad_weight", input, output)
-
     def workspace(self, request: Request) -> int:
-        """Bytes that the chosen plan takes at its peak, from above."""
+        """Peak bytes of the chosen plan, as an upper bound."""
         return self._plan(request).workspace
 
     def work(self, request: Request) -> Work:
-        """What the plan does; asked only on a CPU."""
+        """The work of the chosen plan; only called for a CPU."""
         chosen = self._plan(request)
         if chosen.engine == "matrix":
             return Work("matrix", chosen.cost)
-        # Over one tile there is nothing to sum, and no padded copy to make.
+        # A single tile needs no sum over tiles and no padded copy.
         one = chosen.task.single_tile and request.problem.batch == 1
-        regime = "fft, one tile" if one else "fft"
-        return Work(f"{regime}, long" if max(chosen.task.lengths) >= LONG else regime, chosen.cost)
+        regime = "fft, single tile" if one else "fft"
+        return Work(
+            f"{regime}, long" if max(chosen.task.lengths) >= LONG_TRANSFORM else regime, chosen.cost
+        )
 
     def cost(self, request: Request) -> Cost:
-        """By fitted factors on the CPU; elsewhere what the plan chosen there does."""
+        """By fitted factors on the CPU; elsewhere the cost of the plan."""
         if request.device.type == "cpu":
             return super().cost(request)
         return self._plan(request).cost
 
     def error_constant(self, request: Request) -> float:
-        """The factor before ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
+        """The factor of ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
 
-        The norms may be those of whole planes, which are no smaller than their tiles'.
+        The norms may be those of whole planes, which are at least as large as those of their tiles.
         """
         before, dtype = self.error_before_rounding(request), request.dtype
         if self.rates_dtype(dtype) == dtype:
             return before
-        # A result is at most that sum and its own error.
+        # A result is at most that sum plus its error.
         rounding = torch.finfo(dtype).eps / 2
         return before * (1 + rounding) + rounding
 
     def error_before_rounding(self, request: Request) -> float:
-        """The factor of what is computed in ``rates_dtype``, as :mod:`.error_bound` states it.
+        """The same factor before the result is rounded from ``rates_dtype``; see
+        :mod:`.error_bound`.
 
-        Where PyTorch's settings let CUDA's matrix products use TF32, u is that of its digits.
+        Where PyTorch's settings let CUDA's matrix products use TF32, u is the unit roundoff of
+        TF32.
         """
         wide, chosen = self.rates_dtype(request.dtype), self._plan(request)
         unit, cuda = torch.finfo(wide).eps / 2, request.device.type == "cuda"
         if chosen.engine == "batched" and cuda and products_may_use_tf32(wide):
-            # Both operands of every product are cut to 11 digits, which a sum's (c + 4) u covers.
+            # Both operands of every product are rounded to 11 bits, which (c + 4) u covers.
             unit = 2.0**-11
         return chosen.error * unit
 
@@ -198,7 +194,7 @@ class FFT(Fitted):
         options = self.tile, self.workspace_limit, request.device.type
         return plan(request.problem, request.map, itemsize, dtype.itemsize, is_complex, *options)
 
-    def _run(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+    def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         shape = shape_of(problem, SLOTS[map][2])
         if first.numel() == 0 or second.numel() == 0:
             return first.new_zeros(shape)
@@ -214,4 +210,4 @@ class FFT(Fitted):
 
 
 _RUNS = {"matrix": engine_matrix.run, "batched": engine_batched.run, "fft": engine_fft.run}
-"""By engine: how it is run."""
+"""The ``run`` function of each engine."""

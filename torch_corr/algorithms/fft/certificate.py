@@ -1,21 +1,21 @@
-"""Which results of a transform are proved to be accurate, and the definition for the others.
+"""Proves which results of a transform are accurate, and recomputes others by the definition.
 
-Let y be one result of a map, S = sum |a||b| over its own products, y^ the transform's value and E
-a bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
+Let y be one result of a map, S = sum |a||b| over its own products, y^ the transform's value and E a
+bound on |y^ - y|.  For a tolerance t, y^ is certified in one of two ways:
 
 1.  |y^| >= (1 + 1/t) E.  Then S >= |y| >= |y^| - E >= E/t, so |y^ - y| <= E <= t S.
-2.  No product of its planes is smaller than p >= 8 E / t, zeros left out.  If y has a non-zero
-    product, S >= p >= 8 E / t.  If it has none, |y^| <= E, and at most 4 E once it is rounded to a
-    number that may be subnormal.  So every |y^| <= 4 E becomes 0: exact in the second case, and an
-    error of at most 5 E <= t S in the first.
+2.  No nonzero product of its planes is smaller than p >= 8 E / t.  If y has a nonzero product,
+    S >= p >= 8 E / t.  If it has none, |y^| <= E, and at most 4 E once it is rounded to a number
+    that may be subnormal.  So every |y^| <= 4 E becomes 0: exact in the second case, and an error
+    of at most 5 E <= t S in the first.
 
 If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above 4 E or becomes 0.
 
-E is the bound of :mod:`.error_bound`, K * sum_c ||a_c|| ||b_c|| over whole planes, which reads
-every number of both operands.  It holds unless something underflows or overflows on the way.
-Planes in which that is possible, or in which (1 + 1/t) E is beyond the dtype that the result is
-rounded to, get E = infinity, and nothing of them is certified.  With transforms in double precision
-K is about 1e-13, so random images leave one result in 10**5 to 10**6 uncertified.
+E is the bound of :mod:`.error_bound`, K * sum_c ||a_c|| ||b_c|| over whole planes, and reads every
+number of both operands.  It holds unless an intermediate result underflows or overflows. Planes in
+which that is possible, or in which (1 + 1/t) E exceeds the range of the result's dtype, get E =
+infinity, and none of their results is certified.  With transforms in double precision K is about
+1e-13, so random images leave one result in 10**5 to 10**6 uncertified.
 """
 
 from __future__ import annotations
@@ -37,31 +37,32 @@ TOLERANCES = {
     torch.float64: 2.0**-22,
     torch.complex128: 2.0**-22,
 }
-"""t, by the dtype of the operands: 6e-5 and 2.4e-7."""
+"""The tolerance t by the dtype of the operands: 6e-5 and 2.4e-7."""
 
 MARGIN = 1 + 2.0**-20
 """Covers the rounding of E and of thresholds, which are sums and products of positive numbers."""
 
 WIDENED = 2**19
-"""Numbers in double precision at a time, 4 MiB that a cache holds; one plane may have more."""
+"""Numbers converted to double precision at a time, 4 MiB that fit in a cache; one plane may have
+more."""
 
 SMALLEST, LARGEST = 1e-130, 1e140
-"""Moduli between which squares, norms and products neither underflow nor overflow in float64; and E
-is above 1e-276, beside which what underflows in a transform is nothing."""
+"""Moduli between which squares, norms and products neither underflow nor overflow in float64.  E is
+then above 1e-276, so underflow in a transform is negligible."""
 
 GATHERED = 2**16
 """Products that :func:`recompute` holds in memory at a time; a single result may have more."""
 
 _GROUPED = {"input": "ngc", "weight": "goc", "output": "ngo"}
-"""Axes of each operand when groups have an axis of their own: image, group, input and output."""
+"""Axes of each operand with a separate axis for groups: image, group, input and output."""
 
 
 class Certificate(NamedTuple):
-    """What is known about each result.
+    """The outcome of the check for each result.
 
     Attributes:
-        result: with exact zeros where way 2 puts them.
-        uncertified: True where a result has to be computed again.
+        result: with the zeros that way 2 inserts.
+        uncertified: True where a result must be recomputed.
     """
 
     result: Tensor
@@ -76,7 +77,7 @@ def error_bounds(
     constant: float,
     tolerance: float,
 ) -> Tensor:
-    """E for each plane of a map's result, as (A, B, 1, 1); infinite where it does not serve.
+    """E for each plane of a map's result, as (A, B, 1, 1); infinite where no bound is known.
 
     Args:
         problem: the geometry.
@@ -98,10 +99,8 @@ def error_bounds(
 def uncertified_by_size(
     result: Tensor, bounds: Tensor, tolerance: float, most: int
 ) -> Tensor | None:
-    """The results that way 1 leaves uncertified, as (P,) indices; None if over ``most``.
-
-    Indices are those of the flattened result.
-    """
+    """Indices, (P,), into the flattened result of numbers that way 1 does not certify; None if
+    there are more than ``most``."""
     if scans.can_read(result):
         factor, tiny = (1 + 1 / tolerance) * MARGIN, torch.finfo(result.dtype).tiny
         return scans.below(result, bounds, factor, tiny, most)
@@ -119,33 +118,38 @@ def certify(
     bounds: Tensor,
     tolerance: float,
 ) -> Certificate:
-    """Both ways, for each result; the arguments are those of :func:`error_bounds`.
+    """Apply both ways to each result.
 
     Args:
+        problem: the geometry.
+        map: which map.
+        first: its first operand.
+        second: its second operand.
         result: of the transform, in the dtype that the map returns.
-        bounds: E.
+        bounds: E, from :func:`error_bounds`.
         tolerance: t.
     """
     smallest = (of_planes(each, _smallest) for each in (first, second))
     products = _over_planes(problem, map, _least_of_products, *smallest)[..., None, None]
-    apart = products >= (8 * MARGIN / tolerance) * bounds
+    separated = products >= (8 * MARGIN / tolerance) * bounds
     moduli = result.abs()
-    noise = apart & (moduli <= (4 * MARGIN * bounds).to(moduli.dtype))
-    certified = apart | (moduli >= _thresholds(result, bounds, tolerance))
+    noise = separated & (moduli <= (4 * MARGIN * bounds).to(moduli.dtype))
+    certified = separated | (moduli >= _thresholds(result, bounds, tolerance))
     return Certificate(torch.where(noise, 0, result), ~certified)
 
 
 def _thresholds(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
-    """The least modulus that way 1 certifies; never a subnormal number, which rounds coarsely."""
+    """The least modulus that way 1 certifies; never a subnormal number, which has a large rounding
+    error."""
     dtype = result.dtype.to_real()
     least = torch.where(bounds == 0, 0, torch.finfo(dtype).tiny)
     return torch.maximum((1 + 1 / tolerance) * MARGIN * bounds, least).to(dtype)
 
 
 def _norms(values: Tensor) -> Tensor:
-    """The 2-norm of each plane; NaN where the square of a number may underflow or overflow.
+    """The 2-norm of each plane; NaN if the square of a number may underflow or overflow.
 
-    Those of numbers in float32 cannot: 1.4e-45 to 3.4e38.
+    The squares of float32 numbers cannot: the moduli are 1.4e-45 to 3.4e38.
     """
     result = of_planes(values, torch.linalg.vector_norm)
     if values.dtype.to_real() == torch.float32:
@@ -155,11 +159,11 @@ def _norms(values: Tensor) -> Tensor:
 
 
 def of_planes(values: Tensor, measure: Callable[..., Tensor]) -> Tensor:
-    """One number for each plane of (N, C, H, W), from its numbers in double precision.
+    """Reduce each plane of (N, C, H, W) in double precision.
 
     Args:
         values: the planes.
-        measure: of a tensor along the axes ``dim``.
+        measure: a reduction along the axes ``dim``.
 
     Returns:
         (N, C) in double precision.
@@ -176,7 +180,7 @@ def of_planes(values: Tensor, measure: Callable[..., Tensor]) -> Tensor:
 
 
 def _smallest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """The smallest modulus above zero; infinite where there is none."""
+    """The smallest nonzero modulus; infinite if there is none."""
     moduli = values.abs()
     return torch.where(moduli == 0, torch.inf, moduli).amin(dim)
 
@@ -192,7 +196,7 @@ def _over_planes(
     first: Tensor,
     second: Tensor,
 ) -> Tensor:
-    """Combine one number for each plane of the operands to one for each plane of the result."""
+    """Combine one number per plane of the operands into one per plane of the result."""
     left, right, target = (_GROUPED[slot] for slot in SLOTS[map])
     sizes = {
         "n": problem.batch,
@@ -205,7 +209,7 @@ def _over_planes(
         for each, axes in ((first, left), (second, right))
     )
     combined = combine(f"{left},{right}->{target}", *operands)
-    # The weight's groups are part of its first axis, those of images of the second.
+    # A weight has its groups in the first axis, images have theirs in the second.
     return combined.flatten(0, 1) if target == "goc" else combined.flatten(1)
 
 
@@ -215,7 +219,7 @@ def _sum_of_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _least_of_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
-    """An einsum with the minimum in place of the sum."""
+    """An einsum with the minimum instead of the sum."""
     operands, target = equation.split("->")
     left, right = operands.split(",")
     (summed,) = set(left + right) - set(target)
@@ -228,7 +232,7 @@ def _least_of_products(equation: str, first: Tensor, second: Tensor) -> Tensor:
     return (aligned[0] * aligned[1]).amin(-1)
 
 
-# -- the definition, result by result ----------------------------------------------------------
+# -- the definition, for single results ----------------------------------------------------------
 
 
 def recompute(
@@ -254,7 +258,7 @@ def recompute(
 
 
 def terms_of(problem: Problem, map: MapName) -> int:
-    """Products in one result of a map, those with padding included."""
+    """Products in one result of a map, including those with padding."""
     taps, pixels = problem.kernel, problem.output_size
     return {
         "forward": problem.group_in * taps[0] * taps[1],
@@ -267,7 +271,7 @@ def _sums(problem: Problem, map: MapName, first: Tensor, second: Tensor, points:
     images, channels, *pixel = torch.unravel_index(points, shape_of(problem, SLOTS[map][2]))
     size = first.shape[2:]
     (rows, rows_in), (columns, columns_in) = (
-        _met(problem, map, dim, pixel[dim], size[dim]) for dim in (0, 1)
+        _operand_indices(problem, map, dim, pixel[dim], size[dim]) for dim in (0, 1)
     )
     within, group_in, group_out = channels[:, None], problem.group_in, problem.group_out
     if map == "forward":
@@ -295,12 +299,14 @@ def _range(stop: int, like: Tensor) -> Tensor:
     return torch.arange(stop, device=like.device)[None]
 
 
-def _met(
+def _operand_indices(
     problem: Problem, map: MapName, dim: int, position: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Along one axis the indices into the first operand that a result meets, and which exist.
+    """Indices along one axis of the first operand that contribute to a result, and whether they
+    exist.
 
-    An input row h, a tap u and an output row i meet where h = i * stride + u * dilation - padding.
+    An input row h, a tap u and an output row i contribute where h = i * stride + u * dilation -
+    padding.
     """
     stride, dilation = problem.stride[dim], problem.dilation[dim]
     before, position = problem.padding[dim][0], position[:, None]

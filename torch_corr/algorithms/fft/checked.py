@@ -1,14 +1,14 @@
-"""``fft`` as ``auto`` runs it: in double precision, proved result by result, else recomputed.
+"""The ``fft`` that ``auto`` uses: double precision, with a check of each result.
 
 The error of a transform is relative to its largest numbers.  In float32 its proved bound is above
-1e-4 of an output's own terms even for a constant image; in float64 it leaves a factor of 1e8 for
-bright and faint parts.  So operands are widened, transformed, and the result is rounded once.
-:mod:`.certificate` then proves for each result y with terms S = sum |a||b|
+1e-4 of an output's own terms even for a constant image; in float64 bright and faint parts may
+differ by a factor of 1e8.  So the operands are converted to double precision, and the result is
+rounded once. :mod:`.certificate` then proves for each result y with terms S = sum |a||b|
 
     |error| <= t S + the last rounding,    t = 2**-14 in float32 and 2**-22 in float64,
 
-and that y is 0 where all its products are, and not negative where they are not.  Few results that
-cannot be proved are computed by their definition; for many, and where an operand holds a number
+that y is 0 if all its products are, and that it is not negative if none of its products is.  If few
+results fail, they are computed by the definition; if many fail, or an operand contains a number
 that is not finite, the fallback computes the whole map.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ...request import MapName, Request
-from ..base import Algorithm, Cost, ErrorClass
+from ..base import Algorithm, Cost, ErrorClass, UniformMaps, operand_bytes
 from ..triton.algorithm import Triton
 from .algorithm import FFT
 from .certificate import (
@@ -38,30 +38,31 @@ from .certificate import (
     uncertified_by_size,
 )
 
-FEW = 1 / 512
-"""The part of all results up to which they are recomputed one by one.
+MAX_RECOMPUTED = 1 / 512
+"""Maximum fraction of the results to recompute one by one.
 
-A product that is gathered takes 300 to 700 times as long as one of ``direct`` (two Zen 4 cores,
-31x31 taps), so above this part the fallback is quicker."""
+A gathered product takes 300 to 700 times as long as one of ``direct`` (two Zen 4 cores, 31x31
+taps), so above this fraction the fallback is faster.
+"""
 
 DEVICE_PRODUCTS = 2**22
-"""Products for which there is room among the results that a device recomputes one by one."""
+"""Maximum products in the results that a device recomputes one by one."""
 
-OPERATOR = 30e-6
-"""Seconds that the host of an H200 took for one of the calls that a transform's plan counts there:
-0.3 to 1.3 ms for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
+OPERATOR_SECONDS = 30e-6
+"""Seconds that the host of an H200 took for one of the calls in a transform's cost: 0.3 to 1.3 ms
+for 22 to 28 of them, 2.5 to 4.1 for 176.  The device waits for it meanwhile."""
 
-DEVICE_CALLS = 7
-"""What the check adds on a device to the calls that a plan counts: some 50 small operators, each a
-sixth of such a call.  An estimate, not measured."""
+CHECK_CALLS = 7
+"""Calls that the check adds on a device: some 50 small operators, each a sixth of such a call.  An
+estimate, not measured."""
 
 
 @dataclass(frozen=True)
-class CheckedFFT(Algorithm):
-    """``fast`` in double precision where its results are proved to be accurate, else ``fallback``.
+class CheckedFFT(UniformMaps):
+    """``fast`` in double precision if its results are proved to be accurate, else ``fallback``.
 
     On a CPU the host reads the outcome of the check.  On CUDA it does not wait for it:
-    :class:`Triton` is launched in any case, and its kernels return at once unless they are needed.
+    :class:`Triton` is always launched, and its kernels return at once unless they are needed.
 
     Attributes:
         fast: transforms in double precision.
@@ -77,7 +78,7 @@ class CheckedFFT(Algorithm):
 
     @classmethod
     def on(cls, device: torch.device, fast: FFT, fallback: Algorithm) -> CheckedFFT:
-        """With the fallback that the device can skip: :class:`Triton` on CUDA."""
+        """With a fallback that the device can skip: :class:`Triton` on CUDA."""
         return cls(fast, Triton() if device.type == "cuda" else fallback)
 
     def __post_init__(self) -> None:
@@ -87,20 +88,21 @@ class CheckedFFT(Algorithm):
 
     @property
     def verdict(self) -> str:
-        """Names the fallback."""
+        """Includes the fallback."""
         return f"{self.error_class}; each result is checked, else {self.fallback.name}"
 
     def uses_matrix_products(self, request: Request) -> bool:
-        """On CUDA, where a setting of PyTorch allows them TF32."""
+        """On CUDA, where a setting of PyTorch may allow TF32."""
         return request.device.type == "cuda"
 
     def call_seconds(self, request: Request, cost: Cost) -> tuple[float, float]:
-        """On CUDA the host needs :data:`OPERATOR` for each operator while the device waits."""
+        """On CUDA the host takes :data:`OPERATOR_SECONDS` per operator, and the device waits for
+        it."""
         added, _ = super().call_seconds(request, cost)
-        return added, OPERATOR * cost.calls if request.device.type == "cuda" else 0.0
+        return added, OPERATOR_SECONDS * cost.calls if request.device.type == "cuda" else 0.0
 
     def refusals(self, request: Request) -> tuple[str, ...]:
-        """What either of the two cannot do; on CUDA a fallback that the device cannot skip."""
+        """The refusals of both algorithms; on CUDA also a fallback that the device cannot skip."""
         if request.device.type == "cuda" and not isinstance(self.fallback, Triton):
             return (
                 f"the host would wait for the device to know whether {self.fallback.name} has to "
@@ -110,41 +112,28 @@ class CheckedFFT(Algorithm):
             return reasons
         return tuple(
             f"{self.fallback.name} must recompute what fails its check, and refuses: {sentence}; "
-            f"name 'fft' to have results that are not checked"
+            f"name 'fft' to get unchecked results"
             for sentence in self.fallback.refusals(request)[:1]
         )
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Double precision; halves stay, which the transform refuses."""
+        """Double precision; half precision stays, and the transform refuses it."""
         return self.fast.rates_dtype(dtype)
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """t: the error of a result is at most t times the sum of the moduli of its products."""
         return TOLERANCES[dtype]
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        """(x, w) -> y, as the base class says."""
-        return self._run(problem, "forward", input, weight)
-
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        """(y, w) -> x, as the base class says."""
-        return self._run(problem, "grad_input", output, weight)
-
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        """(x, y) -> w, as the base class says."""
-        return self._run(problem, "grad_weight", input, output)
-
     def workspace(self, request: Request) -> int:
-        """The most of the transform's, the check's and the fallback's.
+        """The maximum of the transform's, the check's and the fallback's.
 
-        With :class:`Triton` two results are in memory at a time.
+        With :class:`Triton` two results are in memory at the same time.
         """
         dtype, (first, second, result) = request.dtype, request.shapes
         wide = self.rates_dtype(dtype).itemsize
         planes = max(max(prod(each[2:]), min(WIDENED, prod(each))) for each in (first, second))
-        # An operand's planes, their moduli and those that are not zero; the result's moduli, which
-        # are rounded, a copy of it, and what is known of each number; or products of results to
-        # recompute.
+        # An operand's planes, their moduli and the nonzero moduli; the result's rounded moduli, a
+        # copy of it and its masks; or the products of results to recompute.
         check = max(
             wide * 3 * planes,
             dtype.itemsize * 9 * prod(result) // 4,
@@ -157,14 +146,15 @@ class CheckedFFT(Algorithm):
         return max(own, fallback)
 
     def cost(self, request: Request) -> Cost:
-        """The transform's in double precision, and the check's; results to recompute are rare."""
+        """The transform's cost in double precision plus the check's; recomputed results are
+        rare."""
         cost = self.fast.cost(request)
-        # Operands are widened and their norms taken; of the result moduli are taken and compared.
-        moved = 3 * sum(map(prod, request.shapes)) * request.dtype.itemsize
-        calls = DEVICE_CALLS if request.device.type == "cuda" else 20
-        return cost._replace(bytes=cost.bytes + moved, calls=cost.calls + calls)
+        # The check converts the operands, computes their norms, and compares the result's moduli.
+        traffic = 3 * operand_bytes(request.problem, request.dtype)
+        calls = CHECK_CALLS if request.device.type == "cuda" else 20
+        return cost._replace(bytes=cost.bytes + traffic, calls=cost.calls + calls)
 
-    def _run(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+    def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         run_fast, run_fallback = getattr(self.fast, map), getattr(self.fallback, map)
         result: Tensor
         if first.numel() == 0 or second.numel() == 0:
@@ -193,8 +183,8 @@ class CheckedFFT(Algorithm):
         result: Tensor,
         bounds: Tensor,
     ) -> bool:
-        """Whether all results are certified, or recomputed since they were few; changes them."""
-        tolerance, most = self.tolerance(result.dtype), int(FEW * result.numel())
+        """Check the results, and recompute in place the few that fail; False if too many fail."""
+        tolerance, most = self.tolerance(result.dtype), int(MAX_RECOMPUTED * result.numel())
         points = uncertified_by_size(result, bounds, tolerance, most)
         if points is None:
             found = certify(problem, map, *operands, result, bounds, tolerance)
@@ -216,23 +206,23 @@ class CheckedFFT(Algorithm):
     ) -> tuple[Tensor, Tensor]:
         """The same without the host: the result, and an integer, 0 unless the fallback is needed.
 
-        There is room for a number of recomputed results that sizes decide.
+        The capacity for recomputed results depends only on sizes.
         """
         found: Certificate = certify(
             problem, map, *operands, result, bounds, self.tolerance(result.dtype)
         )
         most = DEVICE_PRODUCTS // max(1, terms_of(problem, map))
-        room = max(1, min(most, int(FEW * result.numel())))
+        capacity = max(1, min(most, int(MAX_RECOMPUTED * result.numel())))
         uncertified = found.uncertified.flatten()
         places = uncertified.cumsum(0)
         numbers = torch.arange(len(places), device=result.device)
-        # What is certified, or beyond the room, goes to one more place, which is cut off.
-        into = torch.where(uncertified & (places <= room), places - 1, room)
-        # Room that is not taken stands for a result after the last one, which is cut off too.
-        free = numbers.new_full((room + 1,), len(numbers))
-        chosen = free.scatter_(0, into, numbers)[:room]
+        # Results that are certified, or exceed the capacity, go to an extra place, removed below.
+        into = torch.where(uncertified & (places <= capacity), places - 1, capacity)
+        # Unused places refer to an extra result after the last one, also removed below.
+        free = numbers.new_full((capacity + 1,), len(numbers))
+        chosen = free.scatter_(0, into, numbers)[:capacity]
         points = chosen.clamp(max=len(numbers) - 1)
         sums = recompute(problem, map, *operands, points).to(result.dtype)
         flat = torch.cat((found.result.flatten(), result.new_zeros(1))).scatter_(0, chosen, sums)
-        redo = (places[-1] > room) | ~bounds.isfinite().all()
+        redo = (places[-1] > capacity) | ~bounds.isfinite().all()
         return flat[:-1].view(result.shape), redo.to(torch.int32).view(1)

@@ -1,19 +1,18 @@
-"""Long transforms by FFT: spectra laid out image by image, channels multiplied pair by pair.
+"""Long transforms by FFT: spectra per image, channels multiplied pair by pair.
 
-A spectrum is (image, channel, row of tiles, tile, row frequency, column frequency); the sum
-over the channels of a group is a loop of elementwise products.  That suits one channel,
-depthwise and a few channels, where no matrix product could gain from the transposition that
-it needs.
+A spectrum is (image, channel, row of tiles, tile, row frequency, column frequency); the sum over
+the channels of a group is a loop of elementwise products.  That suits depthwise layers and few
+channels, where a matrix product would not repay the transposition that it needs.
 
-Where one tile holds all, each axis is transformed by itself: rows of nothing but zeros, of which
-a padded kernel mostly consists, are left out, and so are rows of the result that nobody
-asked for; and no axis is transposed between the two of the inverse.  On two Zen 4 cores one
-512 x 512 image with a 101 x 101 kernel takes 0.86 ms so, and 1.03 ms by ``rfft2`` and ``irfft2``;
-128 of 72 x 72 with kernels of 31 x 31 take 2.5 and 2.8 ms.
+A single tile that covers everything is transformed axis by axis. That skips rows that are zero,
+which is most of a padded kernel, and rows of the result that are not needed, and the inverse
+transposes nothing between its two axes.  On two Zen 4 cores one 512 x 512 image with a 101 x 101
+kernel takes 0.86 ms so, and 1.03 ms by ``rfft2`` and ``irfft2``; 128 of 72 x 72 with kernels of 31
+x 31 take 2.5 and 2.8 ms.
 
-Planning: a slab's spectra are whole, so images, groups, rows of tiles and at last the outputs of a
-group are cut, until the pieces fit into the limit and then into the cache.  For each part of the
-outputs the inputs are transformed anew.
+Planning: the spectra of a slab are whole, so images, groups, rows of tiles and finally the outputs
+of a group are divided, until the pieces fit in the limit and then in the cache.  Each part of the
+outputs transforms the inputs again.
 """
 
 from __future__ import annotations
@@ -24,15 +23,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...problem import Problem
 from ...request import SLOTS, Slot, shape_of
 from ..base import Cost
-from .plans import DeviceRates, Task, TransformPlan, halved
-from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, put, read_span
+from .plans import DeviceRates, Task, TransformPlan, halved, select
+from .tiling import Window, Windows, copy_side_by_side, overlap_add, padded, read_span, store, write
 
 
 def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan:
-    """The plan of largest pieces that fit, and that the cache holds; there is always one."""
+    """The plan with the largest pieces that fit in the limit and the cache; there is always one."""
     problem, map = task.problem, task.map
     (images, rows), block, outs = task.at_once, problem.groups, max(1, problem.group_out)
 
@@ -67,7 +65,7 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan:
 
 
 def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
-    """Bytes that :func:`run` has in memory: three spectra, and the work around one."""
+    """Peak bytes of :func:`run`: three spectra, and the temporaries for one."""
     (height, width), itemsize = task.lengths, task.itemsize
     spectrum, samples = (
         height * task.frequencies(1) * task.complex_itemsize,
@@ -87,35 +85,35 @@ def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
     if task.map == "grad_weight":
         number = task.sizes("output", per_slab).number
         work = max(work, block * outs * number * spectrum)
-        # Two more of the result's: the columns being stacked, and the sum so far.
+        # Two more spectra of the result: the columns before they are stacked, and the partial sum.
         work += 2 * block * outs * task.problem.group_in * spectrum
     return total + work + task.sums(task.accumulates(per_slab[1], outs)) + 2**18
 
 
 def _cost(task: Task, repeats: int) -> Cost:
-    """Operations of all groups; the inputs are transformed ``repeats`` times."""
+    """The work of all groups; the inputs are transformed ``repeats`` times."""
     problem, (height, width) = task.problem, task.lengths
     spectrum = height * task.frequencies(1) * task.complex_itemsize
     single_tile = task.single_tile
     each = 5.0 if task.is_complex else 2.5
-    flops = moved = 0.0
+    flops = traffic = 0.0
     for slot in SLOTS[task.map]:
         size = task.sizes(slot)
         channels = task.channels(slot) * (repeats if slot == "input" else 1)
-        # Apart, only rows that are there are transformed.
+        # A single tile transforms only the rows that exist.
         read = min(task.windows(slot)[0].count, shape_of(problem, slot)[2])
         rows = read if single_tile else height
         lines = each * rows * width * math.log2(width)
         across = each * (height * width) * math.log2(height)
         flops += channels * size.number * (lines + across)
-        moved += channels * (4 * size.cut + 2 * size.padded) * task.itemsize
-        # PyTorch's inverse transforms the columns apart, between two transpositions.
+        traffic += channels * (4 * size.cut + 2 * size.padded) * task.itemsize
+        # PyTorch's inverse transposes before and after it transforms the columns.
         back = 0 if slot != SLOTS[task.map][2] else 2 if single_tile else 4
-        moved += channels * size.number * spectrum * back
-    moved += 3.0 * task.tiles * problem.group_in * problem.group_out * spectrum
+        traffic += channels * size.number * spectrum * back
+    traffic += 3.0 * task.tiles * problem.group_in * problem.group_out * spectrum
     return Cost(
-        fft_flops=problem.groups * flops * task.slow,
-        bytes=problem.groups * moved,
+        fft_flops=problem.groups * flops * task.dtype_slowdown,
+        bytes=problem.groups * traffic,
     )
 
 
@@ -123,11 +121,14 @@ def _cost(task: Task, repeats: int) -> Cost:
 
 
 def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
-    """Run a plan of this engine, some groups at one time, and of one group some outputs.
+    """Run a plan of this engine, some groups at a time, and for one group some outputs at a time.
 
     Args:
-        result: written; but where an input's gradient is added up from tiles, zeros to add to.
-        like: an empty tensor of the dtype to compute in, which the operands may not have.
+        plan: of this engine.
+        first: the map's first operand.
+        second: its second operand.
+        result: the output; must be zero if an input's gradient accumulates over tiles.
+        like: an empty tensor with the dtype to compute in, which may differ from the operands'.
     """
     task = plan.task
     for start in range(0, task.problem.groups, plan.block):
@@ -135,23 +136,13 @@ def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like
         for low in range(0, task.problem.group_out, plan.outs):
             outs = range(low, min(low + plan.outs, task.problem.group_out))
             a, b, c = (
-                _select(task.problem, slot, tensor, groups, outs)
+                select(task.problem, slot, tensor, groups, outs)
                 for slot, tensor in zip(SLOTS[task.map], (first, second, result))
             )
             if task.map == "grad_weight":
                 _weight_of_groups(plan, len(groups), a, b, c, like.dtype)
             else:
                 _tiles_of_groups(plan, len(groups), a, b, c, like.dtype)
-
-
-def _select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
-    """Some groups, and of each some outputs, of an operand: a view."""
-    dim = 0 if slot == "weight" else 1
-    each = problem.group_in if slot == "input" else problem.group_out
-    part = tensor.narrow(dim, groups.start * each, len(groups) * each)
-    if slot == "input" or len(outs) == each:
-        return part
-    return part.narrow(dim, outs.start, len(outs))  # only ever within one group
 
 
 def _tiles_of_groups(
@@ -214,7 +205,7 @@ def _weight_of_groups(
 
 
 def _read(plan: TransformPlan, slot: Slot, rows: range) -> Windows:
-    """Where an operand is read: in whole tiles, for pixels that no product meets need no zeros."""
+    """The windows of an operand; whole tiles where pixels that no product uses need not be zero."""
     task = plan.task
     down, across = task.windows(slot, rows)
     if slot != "input" or task.single_tile:
@@ -253,9 +244,12 @@ def forward_dft(
     """Spectra of the tiles of (images, channels, H, W): (images, channels, T, U, f, g).
 
     Args:
-        reverse: give the spectrum at (-f, -g).
-        single_tile: transform each axis by itself; for one tile.
-        dtype: to compute in.
+        tensor: the operand.
+        windows: of the tiles.
+        lengths: of the transforms.
+        reverse: compute the spectrum at (-f, -g).
+        single_tile: transform axis by axis; only for a single tile.
+        dtype: the dtype to compute in.
     """
     if single_tile:
         return _forward_dft_of_single_tile(tensor, windows, lengths, reverse, dtype)
@@ -278,7 +272,7 @@ def _forward_dft_of_single_tile(
     (rows, to_rows), (columns, to_columns) = (
         _inside(window, size) for window, size in zip(windows, tensor.shape[2:])
     )
-    # Scaled by nothing, the inverse is the transform at -f.
+    # Without its scaling, the inverse is the transform at -f.
     full, norm = (torch.fft.ifft, "forward") if reverse else (torch.fft.fft, "backward")
     spectrum: Tensor
     part = tensor[:, :, rows, columns]
@@ -286,7 +280,7 @@ def _forward_dft_of_single_tile(
         some, part = part, tensor.new_zeros(*part.shape[:3], lengths[1], dtype=dtype)
         part[..., to_columns] = some
     if part.shape[2] == 0:
-        # Windows on nothing but padding; MKL refuses to transform no rows.
+        # The windows contain only padding; MKL cannot transform zero rows.
         part = tensor.new_zeros(*part.shape[:2], 1, lengths[1])
         to_rows = slice(0, 1)
     part = part.to(dtype)
@@ -314,11 +308,15 @@ def inverse_dft(
     result: Tensor,
     add: bool,
 ) -> None:
-    """From (images, channels, T, U, f, g) to where the tiles lie in (images, channels, H, W).
+    """Transform (images, channels, T, U, f, g) back, into (images, channels, H, W).
 
     Args:
-        single_tile: as the spectrum was made.
-        add: to what is there.
+        spectrum: of all tiles.
+        windows: of the tiles in the result.
+        lengths: of the transforms.
+        single_tile: whether :func:`forward_dft` transformed a single tile.
+        result: the output.
+        add: whether to add to the result.
     """
     down, across = windows
     (rows, from_rows), (columns, from_columns) = (
@@ -326,39 +324,33 @@ def inverse_dft(
     )
     place = result[:, :, rows, columns]
     if place.numel() == 0:
-        return  # these tiles lie on nothing but padding
+        return  # the tiles contain only padding
     if single_tile:
         lines = torch.fft.ifft(spectrum[:, :, 0, 0], dim=2)[:, :, from_rows]
         if result.is_complex():
             values = torch.fft.ifft(lines, dim=3)
         else:
             values = torch.fft.irfft(lines, lengths[1], dim=3)
-        _put(place, values[..., from_columns], add)
+        store(place, values[..., from_columns], add)
         return
     if result.is_complex():
         tiles = torch.fft.ifft2(spectrum)
     else:
         tiles = torch.fft.irfft2(spectrum, s=lengths)
     if down.tiles == across.tiles == 1:
-        _put(place, tiles[:, :, 0, 0, from_rows, from_columns], add)
+        store(place, tiles[:, :, 0, 0, from_rows, from_columns], add)
         return
     tiles = tiles[..., :: down.spacing, :: across.spacing][..., : down.count, : across.count]
     if down.side_by_side and across.side_by_side and not add:
         copy_side_by_side(tiles, place)
         return
     sums = overlap_add(overlap_add(tiles.permute(0, 1, 2, 4, 3, 5), 2, down.hop), 3, across.hop)
-    put(sums, windows, result, add)
-
-
-def _put(place: Tensor, values: Tensor, add: bool) -> None:
-    if add:
-        place.add_(values)
-    else:
-        place.copy_(values)
+    write(sums, windows, result, add)
 
 
 def _inside(window: Window, size: int) -> tuple[slice, slice]:
-    """What of an axis lies under one tile or more, and at which samples of the transform."""
+    """The samples of an axis under the tiles, and their positions in the transform of a single
+    tile."""
     axis, samples = read_span(window, size)
     last = max(samples.stop - 1, samples.start)
     return axis, slice(
@@ -369,7 +361,7 @@ def _inside(window: Window, size: int) -> tuple[slice, slice]:
 
 
 def _cut(tensor: Tensor, windows: Windows, lengths: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Tiles (images, channels, T, U, length, length) of a tensor, zeros where it has no samples."""
+    """Tiles (images, channels, T, U, length, length) of a tensor, padded with zeros."""
     down, across = windows
     cut = padded(tensor, windows, dtype).unfold(2, down.count, max(down.hop, 1))
     cut = cut.unfold(3, across.count, max(across.hop, 1))

@@ -1,23 +1,22 @@
-"""Short transforms as matrix products: spectra laid out for the sums over channels.
+"""Short transforms as matrix products: spectra ordered for the sums over channels.
 
 The transform of a tile x (rows by columns) is ``D x D'`` with ``D[f, p] = exp(-2 pi i f p / n)``.
-As matrices, the transforms cost O(n) per pixel instead of O(log n), yet for tiles up to
-about 64 they win beside many channels:
+As matrix products, the transforms cost O(n) per pixel instead of O(log n), yet for tiles up to
+about 64 and many channels they are faster:
 
 * they run at the rate of the matrix product (175 GFLOP/s against the FFT's 40 on two Zen 5
   cores, float32);
-* only the samples that are there are read and only those that are wanted are written: a
-  kernel's zero padding, an output's stride and a weight's dilation are missing columns (rows)
-  of ``D`` and cost nothing;
+* only existing samples are read, and only needed ones are written: a kernel's zero padding, an
+  output's stride and a weight's dilation are missing columns (rows) of ``D`` and cost nothing;
 * images, tiles and channels stay innermost, so a spectrum comes out as (frequency, tile,
-  channel), ready for one batched product, where an FFT would have to be transposed (4 to 13
+  channel), ready for one batched product, where an FFT would need a transposition (4 to 13
   GB/s);
-* a block of frequencies is a block of rows of ``D``: memory is bounded by going through the
-  spectrum in blocks, which repeats no arithmetic.
+* a block of frequencies is a block of rows of ``D``: processing the spectrum in blocks bounds the
+  memory without repeated arithmetic.
 
-Planning: the operands stay in memory over a slab, in the order of the products; spectra exist only
-for a block of row frequencies.  Slabs are halved until one frequency fits, and a block takes the
-memory that is left.
+Planning: the operands stay in memory for a slab, in the order of the products; spectra exist only
+for a block of row frequencies.  Slabs are halved until one frequency fits, and the block uses the
+remaining memory.
 """
 
 from __future__ import annotations
@@ -32,21 +31,22 @@ from torch import Tensor
 
 from ...request import SLOTS, Slot
 from ..base import Cost
-from .plans import DeviceRates, Task, TransformPlan, block_of, frequencies, halved
-from .tiling import Window, Windows, complex_of, overlap_add, put, read_span
+from .plans import DeviceRates, Task, TransformPlan, block_of, frequencies, halved, select
+from .tiling import Window, Windows, complex_of, overlap_add, read_span, write
 
 BLOCK = 96 * 2**20
-"""Bytes of spectra that the matrix engine makes at one time.  More would leave the cache for
-nothing; fewer make thin products, which read the operands anew for every few row frequencies.
-On two Zen 4 cores, 128 to 128 channels of 256x256, 32x32: 807 ms with 24 MiB, 644 with 48, 518
-with 96, 523 with 180; 64 to 64 of 4x128x128, 8x8: 76, 69, 65, 79."""
+"""Bytes of spectra that the matrix engine makes at a time.  Larger blocks leave the cache without
+benefit; smaller ones make thin products, which read the operands again for every few row
+frequencies. On two Zen 4 cores, 128 to 128 channels of 256x256, 32x32: 807 ms with 24 MiB, 644 with
+48, 518 with 96, 523 with 180; 64 to 64 of 4x128x128, 8x8: 76, 69, 65, 79."""
 
 LONGEST = 256
-"""Above this length a transform by matrix product costs 5 times the FFT and more."""
+"""Above this length a transform by matrix product takes at least 5 times as long as the FFT."""
 
 
 def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | None:
-    """The plan of largest slabs, and then blocks, that fit; None for lengths that do not pay."""
+    """The plan with the largest slabs, and then blocks, that fit; None for lengths that are too
+    slow."""
     problem = task.problem
     if max(task.lengths) > LONGEST or 0 in (problem.group_in, problem.group_out):
         return None
@@ -54,8 +54,8 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | Non
     while memory.peak(1) > limit and memory.per_slab != (1, 1):
         memory = _Memory(task, halved(memory.per_slab))
     frequencies = task.frequencies(0)
-    room = min(limit - memory.standing, BLOCK)
-    block = block_of(frequencies, room // max(memory.of_frequency, 1))
+    room = min(limit - memory.fixed, BLOCK)
+    block = block_of(frequencies, room // max(memory.per_frequency, 1))
     workspace = memory.peak(block)
     weight = (
         problem.group_out * problem.group_in * task.lengths[1] * frequencies * task.complex_itemsize
@@ -66,8 +66,8 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | Non
         workspace += weight
     slabs, blocks = task.slabs(memory.per_slab), -(-frequencies // block)
     cost = _cost(task, 1 if hold else slabs)
-    # Every block reads anew what is laid out.
-    read = problem.groups * slabs * blocks * memory.laid_out * rates.out_of_cache
+    # Every block reads the operands and the sums again.
+    read = problem.groups * slabs * blocks * memory.operand_bytes * rates.out_of_cache
     calls = problem.groups * slabs * (20 + 40 * blocks)
     cost = cost._replace(bytes=cost.bytes + read, calls=calls)
     outs, accumulates = problem.group_out, memory.accumulates
@@ -78,47 +78,47 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | Non
 
 @dataclass(frozen=True)
 class _Memory:
-    """What :func:`run` has in memory, in bytes."""
+    """Bytes that :func:`run` uses."""
 
     task: Task
     per_slab: tuple[int, int]
 
     def peak(self, block: int) -> int:
-        """With so many row frequencies at one time."""
-        return self.standing + max(self.copies, block * self.of_frequency)
+        """The peak with this many row frequencies at a time."""
+        return self.fixed + max(self.copies, block * self.per_frequency)
 
     @property
-    def standing(self) -> int:
-        """What is there from first to last."""
-        return self.matrices + self.laid_out + self.task.sums(self.accumulates)
+    def fixed(self) -> int:
+        """Bytes in use during the whole run."""
+        return self.matrices + self.operand_bytes + self.task.sums(self.accumulates)
 
     @property
     def accumulates(self) -> bool:
-        """Whether slabs add to the same pixels."""
+        """Whether several slabs add to the same pixels."""
         return self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
 
     @property
     def matrices(self) -> int:
-        """The matrices of three operands, of complex128 at most, and the angles of one."""
+        """The matrices of three operands, at most complex128, and the angles of one."""
         return 2**16 + 16 * 5 * (self.task.lengths[0] ** 2 + self.task.lengths[1] ** 2)
 
     @cached_property
-    def laid_out(self) -> int:
-        """The operands, and the sums."""
-        return sum(self._laid_out(slot) for slot in SLOTS[self.task.map])
+    def operand_bytes(self) -> int:
+        """The operands and the sums, in the order of the products."""
+        return sum(self._operand_bytes(slot) for slot in SLOTS[self.task.map])
 
     @property
     def copies(self) -> int:
-        """The most that is beside those while one is laid out, or put together."""
-        first, second, target = (self._laid_out(slot) for slot in SLOTS[self.task.map])
-        # Operands are transposed before they are widened.
+        """The largest temporary while an operand is transposed or the tiles are merged."""
+        first, second, target = (self._operand_bytes(slot) for slot in SLOTS[self.task.map])
+        # Operands are transposed before the conversion to the dtype to compute in.
         return max(
             max(first, second) * self.task.operand_itemsize // self.task.itemsize, 2 * target
         )
 
     @cached_property
-    def of_frequency(self) -> int:
-        """For each row frequency: three spectra, and the largest work around one."""
+    def per_frequency(self) -> int:
+        """Bytes per row frequency: three spectra, and the largest temporary for one."""
         total = work = 0
         for slot in SLOTS[self.task.map]:
             size = self.task.sizes(slot, self.per_slab)
@@ -130,32 +130,32 @@ class _Memory:
             work = max(work, (halfway + columns) * channels, 2 * columns * channels)
         return total + work
 
-    def _laid_out(self, slot: Slot) -> int:
+    def _operand_bytes(self, slot: Slot) -> int:
         size = self.task.sizes(slot, self.per_slab)
         samples = size.cut if slot == SLOTS[self.task.map][2] else size.padded
         return samples * self.task.channels(slot) * self.task.itemsize
 
 
 def _cost(task: Task, repeats: int) -> Cost:
-    """Operations of all groups; the weight is transformed ``repeats`` times."""
+    """The work of all groups; the weight is transformed ``repeats`` times."""
     problem, frequencies, width = task.problem, task.frequencies(0), task.lengths[1]
-    flops = moved = 0.0
+    flops = traffic = 0.0
     for slot in SLOTS[task.map]:
         size, (down, across) = task.sizes(slot), task.windows(slot)
         channels = task.channels(slot) * (repeats if slot == "weight" else 1)
         first = (8 if task.is_complex else 4) * frequencies * down.count * across.count
         second = 8 * frequencies * width * across.count
         flops += size.number * channels * (first + second)
-        moved += channels * (
+        traffic += channels * (
             4 * size.padded * task.itemsize
             + size.number * frequencies * (3 * across.count + 2 * width) * task.complex_itemsize
         )
     products = 8.0 * frequencies * width * task.tiles * problem.group_in * problem.group_out
-    # A thin matrix product runs at the rate of memory, not of arithmetic.
+    # Memory bandwidth limits thin matrix products.
     thin = max(1.0, 24 / max(min(task.tiles, problem.group_in, problem.group_out), 1))
     return Cost(
-        matmul_flops=problem.groups * task.slow * (flops + products * thin),
-        bytes=problem.groups * moved,
+        matmul_flops=problem.groups * task.dtype_slowdown * (flops + products * thin),
+        bytes=problem.groups * traffic,
     )
 
 
@@ -166,16 +166,17 @@ def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like
     """Run a plan of this engine, group by group.
 
     Args:
-        result: written; but where an input's gradient is added up from tiles, zeros to add to.
-        like: an empty tensor of the dtype to compute in, which the operands may not have.
+        plan: of this engine.
+        first: the map's first operand.
+        second: its second operand.
+        result: the output; must be zero if an input's gradient accumulates over tiles.
+        like: an empty tensor with the dtype to compute in, which may differ from the operands'.
     """
     task = plan.task
-    channels = {"input": task.problem.group_in, "output": task.problem.group_out}
+    outs = range(task.problem.group_out)
     for group in range(task.problem.groups):
         a, b, c = (
-            tensor.narrow(0, group * task.problem.group_out, task.problem.group_out)
-            if slot == "weight"
-            else tensor.narrow(1, group * channels[slot], channels[slot])
+            select(task.problem, slot, tensor, range(group, group + 1), outs)
             for slot, tensor in zip(SLOTS[task.map], (first, second, result))
         )
         if task.map == "grad_weight":
@@ -196,11 +197,11 @@ def _tiles_of_group(
     of_first = dft_matrices(task.windows(source), task.lengths, False, like)
     of_weight = dft_matrices(task.windows("weight"), task.lengths, task.map == "forward", like)
     inverse = inverse_dft_matrices(task.windows(target), task.lengths, like)
-    taps = lay_out(weight, task.windows("weight"), like.dtype)
+    taps = to_samples_first(weight, task.windows("weight"), like.dtype)
     held: dict[range, Tensor] = {}
     for images, rows in plan.slabs():
         part, windows = slice(images.start, images.stop), task.windows(target, rows)
-        tiles = lay_out(first[part], task.windows(source, rows), like.dtype)
+        tiles = to_samples_first(first[part], task.windows(source, rows), like.dtype)
         number = len(images) * windows[0].tiles * windows[1].tiles
         sums = like.new_zeros(windows[0].count, windows[1].count * number * result.shape[1])
         for block in plan.blocks(0):
@@ -214,8 +215,8 @@ def _tiles_of_group(
             inverse_dft(spectrum, sums, inverse, block)
             del spectrum
         del tiles
-        samples = put_together(sums, windows, len(images))
-        put(samples, windows, result[part], add=plan.accumulates)
+        samples = merge_tiles(sums, windows, len(images))
+        write(samples, windows, result[part], add=plan.accumulates)
 
 
 def _weight_of_group(
@@ -229,8 +230,8 @@ def _weight_of_group(
     sums = like.new_zeros(windows[0].count, result.numel() // windows[0].count)
     for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        x = lay_out(input[part], task.windows("input", rows), like.dtype)
-        y = lay_out(output[part], task.windows("output", rows), like.dtype)
+        x = to_samples_first(input[part], task.windows("input", rows), like.dtype)
+        y = to_samples_first(output[part], task.windows("output", rows), like.dtype)
         for block in plan.blocks(0):
             spectrum = torch.bmm(
                 forward_dft(y, of_output, block).mT, forward_dft(x, of_input, block)
@@ -238,18 +239,18 @@ def _weight_of_group(
             inverse_dft(spectrum, sums, inverse, block)
             del spectrum
         del x, y
-    result.copy_(put_together(sums, windows, result.shape[0]))
+    result.copy_(merge_tiles(sums, windows, result.shape[0]))
 
 
 class Tiles(NamedTuple):
-    """One operand under its tiles: samples as (rows, columns, images, channels)."""
+    """One operand under its tiles, as (rows, columns, images, channels)."""
 
     samples: Tensor
     windows: Windows
 
 
 class DFTMatrices(NamedTuple):
-    """The matrices of one operand's transform: (frequencies, samples) of rows and of columns."""
+    """The matrices of one operand's transform: (frequencies, samples) for rows and for columns."""
 
     rows: Tensor
     columns: Tensor
@@ -258,8 +259,11 @@ class DFTMatrices(NamedTuple):
 def dft_matrices(
     windows: Windows, lengths: tuple[int, int], reverse: bool, like: Tensor
 ) -> DFTMatrices:
-    """``exp(-+ 2 pi i f p / n)`` for the samples p of the windows, at all column frequencies and
-    all row frequencies, or half of these for real operands; ``reverse`` takes the lower sign."""
+    """The DFT matrices ``exp(-+ 2 pi i f p / n)`` for the samples p of the windows.
+
+    They have all column frequencies and all row frequencies, or half of the row frequencies for
+    real operands. ``reverse`` selects the lower sign.
+    """
     rows = frequencies(lengths[0], like.is_complex())
     return DFTMatrices(
         _axis_matrix(lengths[0], windows[0], rows, reverse, like),
@@ -267,8 +271,8 @@ def dft_matrices(
     )
 
 
-def lay_out(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
-    """The samples of a (images, channels, H, W) tensor under its tiles, zeros where it has none."""
+def to_samples_first(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
+    """The samples of (images, channels, H, W) under its tiles, padded with zeros."""
     images, channels, height, width = tensor.shape
     (rows, to_rows), (columns, to_columns) = (
         read_span(window, size) for window, size in zip(windows, (height, width))
@@ -288,8 +292,8 @@ def lay_out(tensor: Tensor, windows: Windows, dtype: torch.dtype) -> Tiles:
 def forward_dft(tiles: Tiles, matrices: DFTMatrices, block: range) -> Tensor:
     """A block of the spectra of all tiles, as (frequency, tile and image, channel).
 
-    ``X[f, g] = sum_{p,q} D[f, p] x[p, q] D'[g, q]`` for row frequencies f in ``block`` and
-    all column frequencies g, where D and D' are the ``matrices`` of rows and columns.
+    ``X[f, g] = sum_{p,q} D[f, p] x[p, q] D'[g, q]`` for row frequencies f in ``block`` and all
+    column frequencies g, where D and D' are the ``matrices`` for rows and columns.
     """
     samples, (down, across) = tiles
     _, width, images, channels = samples.shape
@@ -307,9 +311,9 @@ def forward_dft(tiles: Tiles, matrices: DFTMatrices, block: range) -> Tensor:
 
 
 def _cut_columns(halfway: Tensor, across: Window) -> Tensor:
-    """Tiles along the columns too: (T, f, W, e) to complex (f, column, T, U, e), one pass.
+    """Cut the columns into tiles: (T, f, W, e) to complex (f, column, T, U, e), in one pass.
 
-    Of a real operand ``halfway`` holds the planes of real and imaginary parts along f.
+    For a real operand the second axis of ``halfway`` contains real parts, then imaginary parts.
     """
     if across.tiles == 1:
         cut = halfway.unsqueeze(2)
@@ -324,16 +328,15 @@ def _cut_columns(halfway: Tensor, across: Window) -> Tensor:
 
 
 def inverse_dft(spectrum: Tensor, sums: Tensor, matrices: DFTMatrices, block: range) -> None:
-    """Add to ``sums`` what a block of a spectrum contributes to the samples of its tiles.
+    """Add the contribution of a block of a spectrum to the samples of its tiles.
 
-    ``x[p, q] = 1/(n m) sum_{f,g} D[f, p] X[f, g] D'[g, q]`` with the reverse ``matrices``; of a
-    real operand ``block`` is part of the half spectrum, and X[-f, -g] = conj X[f, g] is added.
+    ``x[p, q] = 1/(n m) sum_{f,g} D[f, p] X[f, g] D'[g, q]`` with the reverse ``matrices``; for a
+    real operand ``block`` is part of the half spectrum, and X[-f, -g] = conj X[f, g] is included.
 
     Args:
-        spectrum: (frequency, tile and image, channel) as :func:`forward_dft` gives it.
+        spectrum: (frequency, tile and image, channel), as :func:`forward_dft` returns it.
         sums: (samples down a tile, everything else), added to in place.
-        matrices: of the result's windows, reverse, and divided by the lengths
-            (see :func:`inverse_dft_matrices`).
+        matrices: from :func:`inverse_dft_matrices`.
         block: the row frequencies of ``spectrum``.
     """
     width = matrices.columns.shape[0]
@@ -349,16 +352,16 @@ def inverse_dft(spectrum: Tensor, sums: Tensor, matrices: DFTMatrices, block: ra
 
 
 def inverse_dft_matrices(windows: Windows, lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
-    """The matrices that :func:`inverse_dft` needs; of a real result, for the half spectrum,
-    where the frequencies that stand for their mirror images too count twice."""
+    """The matrices for :func:`inverse_dft`: reverse, divided by the lengths, and for a real result
+    with a weight of 2 at frequencies whose mirror image is left out."""
     rows, columns = dft_matrices(windows, lengths, True, like)
     if not like.is_complex():
         rows[1 : (lengths[0] + 1) // 2] *= 2
     return DFTMatrices(rows / lengths[0], columns / lengths[1])
 
 
-def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
-    """From the samples of every tile to (images, channels, rows, columns) under the tiles."""
+def merge_tiles(sums: Tensor, windows: Windows, images: int) -> Tensor:
+    """Merge the samples of all tiles into (images, channels, rows, columns) under the tiles."""
     down, across = windows
     tiles = sums.view(down.count, across.count, down.tiles, across.tiles, images, -1)
     tiles = tiles.permute(2, 0, 3, 1, 4, 5)
@@ -367,7 +370,8 @@ def put_together(sums: Tensor, windows: Windows, images: int) -> Tensor:
 
 
 def _axis_matrix(length: int, window: Window, number: int, reverse: bool, like: Tensor) -> Tensor:
-    """At so many frequencies; angles reduced modulo n in integers, rounded once, from float64."""
+    """A DFT matrix with ``number`` frequencies; angles are reduced modulo n as integers, and
+    rounded once from float64."""
     positions = torch.arange(window.count, device=like.device) * window.spacing
     steps = torch.outer(torch.arange(number, device=like.device), positions) % length
     angles = steps.to(torch.float64) * ((2 if reverse else -2) * math.pi / length)

@@ -1,8 +1,8 @@
-"""Values that the planning of transforms works with, and by which plans are compared.
+"""Plans of transforms, and the tiled tasks and device rates that they are made from.
 
-A :class:`TransformPlan` holds all that an engine needs to compute a map except its operands: the
-tiles, and how much is in memory at a time. It states its workspace, and its cost, which becomes a
-predicted time by the rates of a device.
+A :class:`TransformPlan` contains everything that an engine needs to compute a map except the
+operands: the tiles, and how much is in memory at a time. It states its workspace and its cost, from
+which a device's rates predict a time.
 """
 
 from __future__ import annotations
@@ -13,30 +13,32 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, NamedTuple
 
+from torch import Tensor
+
 from ...problem import Problem
 from ...request import SLOTS, MapName, Slot, shape_of
 from ..base import Cost
-from .tiling import Axis, GradInputAxis, Slab, Windows, slabs
+from .tiling import GradInputAxis, Slab, TiledAxis, Windows, slabs
 
 SUMMED: dict[MapName, Literal["input", "output", "tiles"]] = {
     "forward": "input",
     "grad_input": "output",
     "grad_weight": "tiles",
 }
-"""Over what each map sums in a frequency: channels, or tiles with images."""
+"""The index that each map sums over in a frequency: channels, or tiles and images."""
 
 Engine = Literal["matrix", "batched", "fft"]
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What plans are ranked by on one kind of device.
+    """The rates by which plans are ranked on one kind of device.
 
     Attributes:
-        rates: what is done in a second, float32.
-        cache: bytes that a block's spectra of the ``fft`` engine should keep within.
-        out_of_cache: how many times longer a byte takes outside it.
-        engines: that are looked at.
+        rates: work per second in float32.
+        cache: bytes that the spectra of a block should fit in (``fft`` engine).
+        out_of_cache: how many times longer a byte takes outside the cache.
+        engines: the engines to consider.
     """
 
     rates: Cost
@@ -52,7 +54,7 @@ CPU = DeviceRates(
     engines=("matrix", "fft"),
 )
 """Two Zen 5 cores, PyTorch 2.13 with MKL 2024.2.  They copy 58 GB/s in a 32 MiB cache and 8 GB/s in
-fresh memory, and glibc gives blocks above 32 MiB back at every free."""
+newly mapped memory; glibc returns blocks above 32 MiB to the system at every free."""
 
 CUDA = DeviceRates(
     Cost(matmul_flops=51.6e12, fft_flops=4e12, bytes=3.5e12, calls=400e3),
@@ -62,19 +64,19 @@ CUDA = DeviceRates(
 )
 """An NVIDIA H200, PyTorch 2.11 with TF32 off: matrix products at 51.6 TFLOP/s, ``rfft2`` of 6272
 tiles of 64 x 64 in 139 us and ``irfft2`` in 245, copies at 3.5 to 4.2 TB/s.  Small operators, some
-2.5 us each, were a third to a half of the time of plans made for a host; so nothing is cut up for
-the sake of a cache."""
+2.5 us each, took a third to a half of the time of plans made for a CPU; so nothing is split to fit
+a cache."""
 
 RATES_OF = {"cuda": CUDA}
-"""By type of device; all others plan as the host does."""
+"""By type of device; all others plan like the CPU."""
 
 
 class Sizes(NamedTuple):
     """Samples and tiles of one channel of an operand.
 
     Attributes:
-        padded: samples under all tiles together, the padding counted.
-        cut: samples of the tiles, counted in each tile that they are in.
+        padded: samples under all tiles together, including padding.
+        cut: samples of the tiles; those in several tiles count several times.
         number: images x tiles.
     """
 
@@ -85,12 +87,13 @@ class Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One map of a problem, tiled: what an engine plans, and what it counts by.
+    """One map of a problem, tiled: the input of an engine's planner.
 
     Attributes:
         itemsize: bytes of one number in the dtype to compute in.
         operand_itemsize: bytes of one number of the operands and of the result.
         is_complex: whether they are complex, so that the whole spectrum is needed.
+        axes: the tiling of rows and columns.
     """
 
     problem: Problem
@@ -98,7 +101,7 @@ class Task:
     itemsize: int
     operand_itemsize: int
     is_complex: bool
-    axes: tuple[Axis, Axis]
+    axes: tuple[TiledAxis, TiledAxis]
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -111,22 +114,23 @@ class Task:
         return self.itemsize if self.is_complex else 2 * self.itemsize
 
     @property
-    def slow(self) -> float:
+    def dtype_slowdown(self) -> float:
         """How many times longer than in float32 an operation takes."""
         return self.complex_itemsize / 8
 
     @property
     def overlapping(self) -> bool:
-        """Whether tiles of the result overlap, and are added up."""
+        """Whether tiles of the result overlap, and are added."""
         return self.map == "grad_input" and not self.is_overlap_save
 
     def accumulates(self, rows: int, outs: int) -> bool:
-        """Whether pieces of so many rows of tiles, and outputs, add to the same pixels."""
+        """Whether several pieces, of this many tile rows and outputs, add to the same pixels."""
         pieces = rows < self.axes[0].tiles or outs < self.problem.group_out
         return self.overlapping and pieces
 
     def sums(self, accumulates: bool) -> int:
-        """Bytes of the result in the dtype to compute in, where it is added up and then rounded."""
+        """Bytes of a copy of the result in the dtype to compute in, which is needed if pieces are
+        added before rounding."""
         rounded = accumulates and self.operand_itemsize != self.itemsize
         return prod(shape_of(self.problem, SLOTS[self.map][2])) * self.itemsize if rounded else 0
 
@@ -137,40 +141,41 @@ class Task:
 
     @property
     def tiles(self) -> int:
-        """Of all images."""
+        """The number of tiles of all images."""
         return self.problem.batch * self.axes[0].tiles * self.axes[1].tiles
 
     def slabs(self, per_slab: tuple[int, int]) -> int:
-        """Number of slabs of so many images, and rows of tiles."""
+        """The number of slabs of this many images and tile rows."""
         return -(-self.problem.batch // per_slab[0]) * -(-self.axes[0].tiles // per_slab[1])
 
     def frequencies(self, dim: int) -> int:
-        """Of an axis: all, or the half of a real signal's."""
+        """The number of frequencies of an axis: half for real signals."""
         return frequencies(self.lengths[dim], self.is_complex)
 
     def channels(self, slot: Slot) -> int:
-        """Channels of one group; a weight's outputs count as its images."""
+        """Channels of one group; a weight's outputs count as images."""
         return self.problem.group_out if slot == "output" else self.problem.group_in
 
     @property
     def single_tile(self) -> bool:
-        """Whether one tile holds all."""
+        """Whether one tile covers everything."""
         return self.axes[0].tiles == self.axes[1].tiles == 1
 
     @property
     def is_overlap_save(self) -> bool:
-        """Whether an input's gradient is computed by overlap-save (``batched``)."""
+        """Whether an input's gradient is computed by overlap-save (``batched`` engine)."""
         return isinstance(self.axes[0], GradInputAxis)
 
     def windows(self, slot: Slot, rows: range | None = None) -> Windows:
-        """Where an operand lies under the given rows of tiles, or all."""
+        """Where an operand lies under the given rows of tiles, or under all."""
         down = self.axes[0] if rows is None else self.axes[0].run(rows)
         return getattr(down, slot), getattr(self.axes[1], slot)
 
     def sizes(
         self, slot: Slot, per_slab: tuple[int, int] | None = None, outs: int | None = None
     ) -> Sizes:
-        """Of one channel in one slab, or in all; of a weight for so many outputs, or all."""
+        """The sizes of one channel, in one slab or in all; for a weight, of ``outs`` outputs or
+        all."""
         images, rows = per_slab or (self.problem.batch, self.axes[0].tiles)
         if slot == "weight":
             images = self.problem.group_out if outs is None else outs
@@ -182,20 +187,20 @@ class Task:
 
 @dataclass(frozen=True)
 class TransformPlan:
-    """How to compute one map: by which engine, and how much of it is in memory at a time.
+    """How to compute one map: which engine, and how much is in memory at a time.
 
     Attributes:
-        engine: ``matrix`` transforms by matrix products; ``batched`` does too, in an order for
-            devices; ``fft`` transforms by FFT.
+        engine: ``matrix`` transforms by matrix products; ``batched`` does too, in an order that
+            suits GPUs; ``fft`` transforms by FFT.
         task: the map and its tiling.
         per_slab: images, and rows of tiles, in memory at a time.
         block: row frequencies at a time (``matrix``), column frequencies (``batched``), or
             groups (``fft``).
         outs: output channels of a group at a time (``fft``).
-        hold: whether the weight's whole spectrum is kept over the slabs (not by ``fft``).
-        accumulates: whether pieces of the work are added to the same numbers of the result.
-        workspace: upper bound on the bytes that it takes beyond operands and result.
-        cost: of all of it.
+        hold: whether the weight's whole spectrum is kept for all slabs (never by ``fft``).
+        accumulates: whether several pieces of the work add to the same numbers of the result.
+        workspace: upper bound on the bytes beyond operands and result.
+        cost: of the whole map.
         error: the factor of :func:`.error_bound.error_units`; 0 until the plan is chosen.
     """
 
@@ -221,25 +226,36 @@ class TransformPlan:
             yield range(start, min(start + self.block, stop))
 
 
+def select(problem: Problem, slot: Slot, tensor: Tensor, groups: range, outs: range) -> Tensor:
+    """A view of some groups of an operand and, within one group, of some outputs."""
+    dim = 0 if slot == "weight" else 1
+    each = problem.group_in if slot == "input" else problem.group_out
+    part = tensor.narrow(dim, groups.start * each, len(groups) * each)
+    if slot == "input" or len(outs) == each:
+        return part
+    return part.narrow(dim, outs.start, len(outs))
+
+
 def rank(plan: TransformPlan, limit: int, rates: DeviceRates) -> tuple[bool, float]:
-    """What is least for the best plan: its time, or if none is within the limit its workspace."""
+    """A sort key, least for the best plan: plans within the limit by time, then others by
+    workspace."""
     if plan.workspace > limit:
         return True, plan.workspace
     return False, sum(amount / rate for amount, rate in zip(plan.cost, rates.rates))
 
 
 def frequencies(length: int, is_complex: bool) -> int:
-    """Of an axis: all, or the half by which a real signal's spectrum is known."""
+    """The number of frequencies of an axis: half of them determine a real signal."""
     return length if is_complex else length // 2 + 1
 
 
 def halved(per_slab: tuple[int, int]) -> tuple[int, int]:
-    """Half the images, or of one image half the rows of tiles."""
+    """Half the images, or for one image half the rows of tiles."""
     images, rows = per_slab
     return (-(-images // 2), rows) if images > 1 else (1, -(-rows // 2))
 
 
 def block_of(number: int, most: int) -> int:
-    """The smallest block that goes through so many in as few blocks as ``most`` at a time would."""
+    """The smallest block size that divides ``number`` into as few blocks as ``most`` would."""
     blocks = -(-number // min(max(most, 1), number))
     return -(-number // blocks)

@@ -11,7 +11,7 @@ import torch
 
 from ...problem import Problem
 from ...request import MapName
-from ..base import FEW, may_use_tf32
+from ..base import FEW_CHANNEL_PAIRS, may_use_tf32
 from .axes import axes, dest_shape
 from .configs import CONFIGS, Config, Sums, Taps, by_name, config_refusal, max_tile
 from .costs import instructions_per_output, relative_cost
@@ -44,7 +44,7 @@ def choose_weight(map: MapName, problem: Problem, dtype: torch.dtype) -> Config:
     """The configuration of ``grad_weight``, by the rules of :func:`choose_correlate`."""
     if band := _choose_band(map, problem, dtype):
         return band
-    if problem.group_in * problem.group_out <= FEW:
+    if problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS:
         return _fewest_instructions(map, problem, dtype, Sums)
     width = problem.group_in * prod(problem.kernel)
     if dtype == torch.float64:
@@ -59,7 +59,7 @@ def _uses_row_sums(map: MapName, problem: Problem, dtype: torch.dtype) -> bool:
     per picosecond on an H200.  Row sums under five or more rows of taps compute 10 to 16, if there
     are enough pixels.
     """
-    if problem.group_in * problem.group_out <= FEW:
+    if problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS:
         return True
     enough_pixels = prod(dest_shape(map, problem)) >= 2**15
     full_float32 = dtype == torch.float32 and not may_use_tf32(dtype)

@@ -1,14 +1,14 @@
-"""Windows laid out in strips, and a matrix product for every row of the kernel.
+"""Correlation by matrix products: one product per kernel row over strips of copied pixels.
 
-Per group, with strips as in :mod:`.strips` and w_u the row u of the kernel as a matrix of
-(output channels) x (input channels, taps along the row):
+Per group, with strips as in :mod:`.strips` and w_u the row u of the kernel as a matrix of (output
+channels) x (input channels, taps along the row):
 
-    forward      y   = sum_u w_u @ strips(x)[rows that u meets]
+    forward      y   = sum_u w_u @ strips(x)[rows that u reads]
     grad_input   x   = fold(sum_u w_u^T @ y)      fold adds every strip back to its pixels
-    grad_weight  w_u = y @ strips(x)[rows that u meets]^T
+    grad_weight  w_u = y @ strips(x)[rows that u reads]^T
 
-The maps go block by block, a block being some images by some rows by some columns of pixels:
-small enough for its strips to stay in the caches, and for all of it to stay in the workspace.
+The maps run block by block, where a block is a range of images, rows and columns of pixels. Its
+strips fit in the caches, and everything it needs fits in the workspace.
 """
 
 from __future__ import annotations
@@ -36,30 +36,31 @@ from ..base import (
     definition_flops,
     dtype_refusal,
 )
-from ..cost import Fitted, Work, filled, moved
-from .strips import Block, Rows, columns_touching, cut, fold, rows_read, rows_written
+from ..cost import Fitted, Work, round_up_ratio, traffic_bytes
+from .strips import Block, Rows, columns_touching, fill_strips, fold_strips, rows_read, rows_written
 
-CACHED = 4 * 2**20
+CACHED_STRIP_BYTES = 4 * 2**20
 """Bytes of strips in a block on a CPU.  Dense 3x3 in float64, 4x64x56x56, forward on two Zen 4
 cores (1 MiB of L2 each, 32 MiB of L3): 14.3 ms at 1 MiB, 12.9 at 2, 12.5 at 4, 13.0 at 8."""
 
-MOST_REPEATED = 3
-"""A block may pass :data:`CACHED` up to so many times what one row of output needs: rows that
-neighbouring blocks share are laid out in each of them."""
+MAX_OVERLAP_RATIO = 3
+"""A block may exceed :data:`CACHED_STRIP_BYTES` up to this multiple of what one output row needs,
+because neighbouring blocks both copy the rows that they share."""
 
-TOGETHER = 32
-"""Images share a block if at least so many fit: such small products run one to a thread."""
+MIN_IMAGES_PER_BLOCK = 32
+"""Images share a block only if at least this many fit: their small products then run one per
+thread."""
 
 Lengths: TypeAlias = tuple[int, int, int]
-"""Images, rows and columns of a block."""
+"""The number of images, rows and columns of a block."""
 
 
 @dataclass(frozen=True)
 class Unfold(Fitted):
-    """Strips and matrix products.
+    """Correlation by strips and matrix products.
 
     Attributes:
-        workspace_limit: bytes to take at most beyond operands and result.
+        workspace_limit: maximum bytes beyond operands and result.
     """
 
     workspace_limit: int = DEFAULT_WORKSPACE
@@ -71,7 +72,7 @@ class Unfold(Fitted):
         check_workspace_limit(self.workspace_limit)
 
     def uses_matrix_products(self, request: Request) -> bool:
-        """On CUDA, where a setting of PyTorch allows them TF32."""
+        """On CUDA, where a setting of PyTorch may allow TF32."""
         return request.device.type == "cuda"
 
     def refusals(self, request: Request) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ class Unfold(Fitted):
         summing = accumulation_dtype(input.dtype)
         rows, *matrix = _kernel_shape(problem)
         images = self._lengths(request)[0]
-        # Each image of a block has sums of its own: a batched product adds none up.
+        # Each image of a block has separate sums, because a batched product does not add images.
         sums = input.new_zeros((rows, images, *matrix), dtype=summing)
         for block in self._blocks(request):
             _grad_weight(problem, block, input, output, sums)
@@ -115,39 +116,41 @@ class Unfold(Fitted):
         return result
 
     def workspace(self, request: Request) -> int:
-        """The bytes of the largest block, and of the weight laid out as matrices.
+        """The bytes of the largest block and of the weight as matrices.
 
-        A CPU's blocks stay in its caches; a device's are as large as ``workspace_limit`` allows.
+        On a CPU blocks are limited to the size of the caches, elsewhere only by
+        ``workspace_limit``.
         """
         return _bytes(request, self._lengths(request))
 
     def _blocks(self, request: Request) -> Iterator[Block]:
-        """Blocks of output pixels, or of input pixels for ``grad_input``."""
+        """Blocks of output pixels; of input pixels for ``grad_input``."""
         rows, columns = _pixels(request)
         whole = Block(range(request.problem.batch), range(rows), range(columns))
         return whole.split(self._lengths(request))
 
     def work(self, request: Request) -> Work:
-        """The matrix products; and the strips, in which every pixel stands up to kW times."""
+        """The matrix products and the strips, which hold every pixel up to kW times."""
         problem, dtype = request.problem, request.dtype
-        lengths = _block_lengths(request, self.workspace_limit, CACHED)
+        lengths = _block_lengths(request, self.workspace_limit, CACHED_STRIP_BYTES)
         whole = problem.batch, *_pixels(request)
         blocks = prod(ceil(all / each) for all, each in zip(whole, lengths))
         calls = blocks * (problem.kernel[0] + 4 * problem.kernel[1])
         rows, columns = problem.size[0], problem.output_size[1]
         strips = problem.batch * problem.in_channels * rows * columns * problem.kernel[1]
-        bytes = float(strips * dtype.itemsize) + moved(request)
-        flops = definition_flops(problem, dtype) * filled(problem.group_out, 8)
+        bytes = float(strips * dtype.itemsize) + traffic_bytes(request)
+        flops = definition_flops(problem, dtype) * round_up_ratio(problem.group_out, 8)
         return Work("strips", Cost(flops, 0, bytes, calls))
 
     def _lengths(self, request: Request) -> Lengths:
         on_host = request.device.type in ("cpu", "meta")
         limit = self.workspace_limit
-        return _block_lengths(request, limit, CACHED if on_host else limit)
+        return _block_lengths(request, limit, CACHED_STRIP_BYTES if on_host else limit)
 
 
 def _pixels(request: Request) -> Pair:
-    """Rows and columns that blocks divide: of input pixels for ``grad_input``, else of output."""
+    """The rows and columns that blocks divide: of the input for ``grad_input``, else of the
+    output."""
     problem = request.problem
     return problem.size if request.map == "grad_input" else problem.output_size
 
@@ -158,9 +161,9 @@ def _forward(problem: Problem, block: Block, input: Tensor, kernel: Tensor, resu
     strips = _strips(problem, input, block, rows)
     pixels = _matrices(problem, result, block)
     sums = pixels if kernel.dtype == result.dtype else kernel.new_empty(pixels.shape)
-    for u, met in enumerate(rows.met(len(block.columns))):
+    for u, pixels_read in enumerate(rows.slices(len(block.columns))):
         taps = _repeated(kernel[u], len(block.images))
-        sums.baddbmm_(taps, strips[..., met], beta=min(u, 1))
+        sums.baddbmm_(taps, strips[..., pixels_read], beta=min(u, 1))
     if sums is not pixels:
         pixels.copy_(sums)
 
@@ -168,7 +171,7 @@ def _forward(problem: Problem, block: Block, input: Tensor, kernel: Tensor, resu
 def _grad_input(
     problem: Problem, block: Block, output: Tensor, kernel: Tensor, result: Tensor
 ) -> None:
-    """Compute a block of input pixels, zero before."""
+    """Compute a block of input pixels, which are zero before."""
     rows = rows_written(problem, block.rows)
     windows = Block(block.images, rows.windows, columns_touching(problem, block.columns))
     if 0 in windows.shape:
@@ -181,13 +184,13 @@ def _grad_input(
         return
     strips = kernel.new_zeros(_strips_shape(problem, windows, rows))
     matrices = _as_matrices(problem, strips)
-    for u, met in enumerate(rows.met(width)):
+    for u, pixels_read in enumerate(rows.slices(width)):
         first = (rows.outputs[u].start - windows.rows.start) * width
-        seen = pixels[..., first : first + met.stop - met.start]
-        matrices[..., met].baddbmm_(_repeated(kernel[u], images), seen)
+        contributing = pixels[..., first : first + pixels_read.stop - pixels_read.start]
+        matrices[..., pixels_read].baddbmm_(_repeated(kernel[u], images), contributing)
     place = block.of(result)
     sums = place if kernel.dtype == result.dtype else kernel.new_zeros(place.shape)
-    fold(problem, strips, block, rows, windows.columns, sums)
+    fold_strips(problem, strips, block, rows, windows.columns, sums)
     if sums is not place:
         place.copy_(sums)
 
@@ -195,42 +198,44 @@ def _grad_input(
 def _grad_weight(
     problem: Problem, block: Block, input: Tensor, output: Tensor, sums: Tensor
 ) -> None:
-    """Add what a block of output pixels contributes to the sums, (kH, images, G, O/G, C/G * kW)."""
+    """Add the contributions of a block of output pixels to the sums, (kH, images, G, O/G, C/G *
+    kW)."""
     rows = rows_read(problem, block.rows)
     strips = _strips(problem, input, block, rows)
     pixels = _matrices(problem, output, block).to(sums.dtype)
-    for u, met in enumerate(rows.met(len(block.columns))):
+    for u, pixels_read in enumerate(rows.slices(len(block.columns))):
         own = sums[u, : len(block.images)].flatten(0, 1)
-        own.baddbmm_(pixels, strips[..., met].mT)
+        own.baddbmm_(pixels, strips[..., pixels_read].mT)
 
 
 @lru_cache(maxsize=4096)
 def _block_lengths(request: Request, limit: int, cached: int) -> Lengths:
-    """The largest blocks whose strips stay in the caches, and that stay within the limit.
+    """The largest blocks whose strips fit in the caches, within the limit.
 
-    Rows are whole where the limit allows it; then there are as many of them as there is room
-    for; then several images, if they are small.
+    Blocks have whole rows where the limit allows it, then as many rows as fit, and then, if the
+    images are small, several images.
     """
     height, width = _pixels(request)
-    columns = _most(width, lambda n: _bytes(request, (1, 1, n)) <= limit)
+    columns = _largest(width, lambda n: _bytes(request, (1, 1, n)) <= limit)
     if columns < width:
         return 1, 1, columns
-    room = max(cached, MOST_REPEATED * _strips_bytes(request, (1, 1, columns)))
+    room = max(cached, MAX_OVERLAP_RATIO * _strips_bytes(request, (1, 1, columns)))
 
     def fits(lengths: Lengths) -> bool:
         strips = _strips_bytes(request, lengths)
         return strips <= room and _bytes(request, lengths) <= limit
 
-    rows = _most(height, lambda n: fits((1, n, columns)))
+    rows = _largest(height, lambda n: fits((1, n, columns)))
     if rows < height:
         return 1, -(-height // -(-height // rows)), columns
-    small = TOGETHER * _strips_bytes(request, (1, rows, columns)) <= room
-    images = _most(request.problem.batch, lambda n: fits((n, rows, columns))) if small else 1
+    small = MIN_IMAGES_PER_BLOCK * _strips_bytes(request, (1, rows, columns)) <= room
+    images = _largest(request.problem.batch, lambda n: fits((n, rows, columns))) if small else 1
     return images, rows, columns
 
 
-def _most(length: int, fits: Callable[[int], bool]) -> int:
-    """The largest of 1, 2, ... ``length`` that fits, as all below it then do; 1 if none does."""
+def _largest(length: int, fits: Callable[[int], bool]) -> int:
+    """The largest n of 1 to ``length`` that fits, given that all smaller ones then fit; 1 if none
+    does."""
     return max(bisect_left(range(1, length + 1), True, key=lambda n: not fits(n)), 1)
 
 
@@ -245,7 +250,7 @@ def _strips_bytes(request: Request, lengths: Lengths) -> int:
 
 
 def _bytes(request: Request, lengths: Lengths) -> int:
-    """What blocks take at most: strips, copies of pixels, the weight as matrices."""
+    """Maximum bytes of a block: strips, copies of pixels, and the weight as matrices."""
     problem, map, (images, rows, columns) = request.problem, request.map, lengths
     itemsize = accumulation_dtype(request.dtype).itemsize
     rounds = itemsize != request.dtype.itemsize
@@ -263,30 +268,31 @@ def _bytes(request: Request, lengths: Lengths) -> int:
 
 
 def _windows_touching(problem: Problem, axis: int, pixels: int) -> int:
-    """How many rows (columns) of output touch some rows (columns) of input, at most."""
+    """The maximum number of output rows (columns) whose windows contain any of ``pixels``
+    successive input rows (columns)."""
     most = (pixels + problem.span[axis] - 2) // problem.stride[axis] + 1
     return min(most, problem.output_size[axis])
 
 
 def _pointwise(problem: Problem) -> bool:
-    """Whether each pixel of output looks at one pixel of input, and the other way round."""
+    """Whether each output pixel reads exactly one input pixel: 1x1, stride 1, no padding."""
     return problem.kernel == problem.stride == (1, 1) and problem.padding == ((0, 0), (0, 0))
 
 
 def _kernel_shape(problem: Problem) -> tuple[int, int, int, int]:
-    """(kH, G, O/G, C/G * kW): for each row of the kernel a matrix for each group."""
+    """(kH, G, O/G, C/G * kW): one matrix per kernel row and group."""
     height, width = problem.kernel
     return height, problem.groups, problem.group_out, problem.group_in * width
 
 
 def _taps_last(problem: Problem, weight: Tensor) -> Tensor:
-    """A weight's view as (kH, G, O/G, C/G, kW)."""
+    """A view of the weight as (kH, G, O/G, C/G, kW)."""
     grouped = torch.unflatten(weight, 0, (problem.groups, problem.group_out))
     return grouped.permute(3, 0, 1, 2, 4)
 
 
 def _kernel_rows(problem: Problem, weight: Tensor) -> Tensor:
-    """The rows of the kernel as matrices, (kH, G, O/G, C/G * kW), in the dtype that sums."""
+    """The kernel rows as matrices, (kH, G, O/G, C/G * kW), in the accumulation dtype."""
     rows = weight.new_empty(_kernel_shape(problem), dtype=accumulation_dtype(weight.dtype))
     taps = _taps_last(problem, weight)
     rows.view(taps.shape).copy_(taps)
@@ -294,25 +300,25 @@ def _kernel_rows(problem: Problem, weight: Tensor) -> Tensor:
 
 
 def _repeated(matrices: Tensor, images: int) -> Tensor:
-    """(G, a, b) for each image, (images * G, a, b): a view if there is one image or one group."""
+    """(G, a, b) repeated for each image, (images * G, a, b); a view for one image or one group."""
     return matrices.expand(images, *matrices.shape).flatten(0, 1)
 
 
 def _matrices(problem: Problem, tensor: Tensor, block: Block) -> Tensor:
-    """A block's pixels as (images * G, channels of a group, rows * columns); a view where the
-    tensor is contiguous."""
+    """A block's pixels as (images * G, channels of a group, rows * columns); a view if the tensor
+    is contiguous."""
     images, rows, columns = block.shape
     channels = tensor.shape[1] // problem.groups
     return block.of(tensor).reshape(images * problem.groups, channels, rows * columns)
 
 
 def _strips(problem: Problem, input: Tensor, block: Block, rows: Rows) -> Tensor:
-    """The strips under a block of outputs as (images * G, C/G * kW, rows held * columns)."""
+    """The strips of a block of outputs as (images * G, C/G * kW, rows held * columns)."""
     summing = accumulation_dtype(input.dtype)
     if _pointwise(problem):
         return _matrices(problem, input, block).to(summing)
     strips = input.new_empty(_strips_shape(problem, block, rows), dtype=summing)
-    cut(problem, input, block, rows, strips)
+    fill_strips(problem, input, block, rows, strips)
     return _as_matrices(problem, strips)
 
 
