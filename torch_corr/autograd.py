@@ -1,24 +1,25 @@
 """Derivatives of every order, from one trilinear form.
 
-``T(x, w, y) = sum(y * corr(x, w))`` is linear in each of its three slots.  Fix two slots and the
-third gives a map: forward, grad_input or grad_weight.  The derivative of each map is another of
-the three.  So the rules in :class:`_Rules` need to know only which slot is open, and they serve
-``backward``, ``jvp`` and ``vmap`` of every order.
+``T(x, w, y) = sum(y * corr(x, w))`` is linear in each of its three slots x, w and y.  A map reads
+two of them and computes the third, the *open* slot: forward computes y, grad_input x, grad_weight
+w.  The gradients of a map are the other two maps: the gradient of grad_weight by x, for example, is
+grad_input.  So one set of rules, :class:`_Rules`, serves all maps in every order (``backward``,
+``jvp`` and ``vmap``); it only needs to know which slot is open.
 
 :func:`trilinear` chooses how to pass the rules to PyTorch:
 
     nothing to differentiate      run the map, without a Function
-    eager mode                    ``Correlation``: ``forward`` takes ``ctx``, which is the fastest
+    reverse mode                  ``Correlation``: the fastest kind of Function
     operands with tangents        ``CorrelationOfDuals``, which keeps the operands until ``jvp``
     transforms of torch.func      ``CorrelationTransformed``, with ``setup_context`` and ``vmap``
-    functionalize, if innermost   call ``trilinear`` again on the unwrapped tensors
+    innermost is functionalize    call ``trilinear`` again on the unwrapped tensors
 
-These names appear in ``grad_fn=<CorrelationBackward>``, in profiles and in anomaly mode.
+The class names appear in ``grad_fn=<CorrelationBackward>``, in profiles and in anomaly mode.
 
 Captured graphs use the same rules.  Dynamo puts the call of ``corr2d`` into its graph without
-tracing it, and the next tracer runs this Python code.  Each way ends in
-:func:`~torch_corr.operators.run`, where the tracer sees one operator.  The operators have these
-rules too, so that a captured graph can be differentiated.
+tracing it, and the next tracer runs this Python code.  Every row of the table ends in
+:func:`~torch_corr.operators.run`; there the tracer sees one operator.  This module also registers
+the rules for the operators, so that a captured graph can be differentiated.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ PyTorch operators that it calls.  For them each map is one operator of known sha
     torch_corr::grad_input   (y, w) -> x
     torch_corr::grad_weight  (x, y) -> w
 
-An operator plans when it runs, from its actual sizes, so a captured graph chooses for each batch
-as eager mode does.  :func:`run` decides whether to call the operator or, faster, the algorithm.
+An operator makes its plan when it runs, from the actual sizes.  So a captured graph chooses
+algorithms for each batch size, as eager mode does.  :func:`run` calls the operator only where it is
+needed; a direct call of the algorithm is faster.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
 """The interface of an algorithm: three maps of one trilinear form, their limits and their costs.
 
 ``T(x, w, y) = sum(y * corr(x, w))`` is linear in the input ``x``, the weight ``w`` and the output
-``y``.  Fix two of them and the third is a map:
+``y``.  Each map computes one of them from the other two: the derivative of T by it.
 
     forward      (x, w) -> y    y[n,o,i,j] = sum_{c,u,v} x[n,c, i*s+u*d-p, j*s+v*d-p] * w[o,c,u,v]
-    grad_input   (y, w) -> x    x[n,c,h,l] = sum of y[n,o,i,j] * w[o,c,u,v] over i*s+u*d-p = h, ...
-    grad_weight  (x, y) -> w    w[o,c,u,v] = sum_{n,i,j} y[n,o,i,j] * x[n,c, i*s+u*d-p, ...]
+    grad_input   (y, w) -> x    x[n,c,h,l] = sum of y[n,o,i,j] * w[o,c,u,v] over all o, i, j, u, v
+                                with i*s+u*d-p = h and j*s+v*d-p = l
+    grad_weight  (x, y) -> w    w[o,c,u,v] = sum_{n,i,j} y[n,o,i,j] * x[n,c, i*s+u*d-p, j*s+v*d-p]
 
-No map conjugates its operands; ``autograd`` does that when it differentiates.
+Pixels outside the image are zero.  Strides, dilations and padding (``s``, ``d``, ``p``) may differ
+between the two axes.  No map conjugates its operands; ``autograd`` does that when it
+differentiates.
 """
 
 from __future__ import annotations

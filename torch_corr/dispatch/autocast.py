@@ -1,4 +1,4 @@
-"""Autocast: the operands are converted before they are validated."""
+"""Autocast: converts the operands to its dtype, before they are validated."""
 
 from __future__ import annotations
 

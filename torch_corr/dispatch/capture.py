@@ -1,4 +1,7 @@
-"""Captured programs: ``torch.compile``, ``torch.export`` and ``torch.jit.trace``."""
+"""Captured programs: when one is being made, and what ``torch.export`` and ``torch.jit.trace`` get.
+
+:mod:`torch_corr.operators` defines the operators that the graphs of ``torch.compile`` contain.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The fast path: call ``torch.conv2d`` directly if ``auto`` chooses it for all three maps.
 
-The other steps take four microseconds, which would double the time of the smallest layers.
+The steps of :mod:`.pipeline` take four microseconds, which would double the time of the smallest
+layers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The memory layout of the operands, and the algorithm that it requires."""
+"""Chooses another algorithm where the memory layout of the operands, or a capture, requires it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Non-zero padding: the border is added to the input before the correlation."""
+"""Padding modes other than zeros: the border is added to the input before the correlation.
+
+:func:`torch_corr.problem.resolve_padding` turns ``padding="same"`` into numbers, for every mode.
+"""
 
 from __future__ import annotations
 

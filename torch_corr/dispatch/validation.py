@@ -1,4 +1,4 @@
-"""Checks of the operands, and their shapes."""
+"""Checks of the operands and of the bias; shapes and padding in the form that plans need."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""How ``auto`` chooses the algorithm of each map: the fastest one by measured times if wisdom has
-them, otherwise by times predicted from each algorithm's cost and the machine's rates.
+"""How ``auto`` chooses the algorithm of each map: the fastest one, with few exceptions.
+
+If wisdom has measured times, they decide.  Otherwise each time is predicted from the algorithm's
+cost and the machine's rates.
 
 The docstring of ``algorithms/cost_factors.py`` states how accurate the predictions are.
 """

@@ -1,4 +1,4 @@
-"""The printed form of a plan: each algorithm's time and workspace, or why it is excluded."""
+"""The text that ``explain`` prints: each algorithm's time and workspace, or why it is excluded."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 A :class:`~torch_corr.algorithms.base.Cost` counts four kinds of work; a machine has one rate for
 each.  The package contains the rates of one machine (:data:`SHIPPED`). ``python -m torch_corr
 calibrate`` measures those of another and writes them to the file :func:`calibration_path`; a
-process reads them when it first plans.  Only ratios of predicted times matter, so a machine that is
-uniformly slower makes the same plans.
+process reads them when it first plans.  Plans depend mostly on the ratios of predicted times, so a
+machine with all rates lower by one factor makes nearly the same plans.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A plan: one algorithm for each map of a problem; how it is made, run and printed.
 
 Planning and execution are separate: a :class:`Plan` is made once from a problem, a device, a dtype
-and the requested algorithm.  Running it makes no choice, except whether a transform's result passes
-its check (:class:`~torch_corr.algorithms.CheckedFFT`).
+and the requested algorithm.  When it runs, nothing is chosen again.  There is one exception:
+:class:`~torch_corr.algorithms.CheckedFFT` recomputes results that fail its check.
 """
 
 from __future__ import annotations
