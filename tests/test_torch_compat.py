@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from abc import ABCMeta
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -65,6 +66,12 @@ def test_missing_name_has_a_replacement_or_is_refused():
 
         class _Layer(missing):
             pass
+
+
+def test_replaced_metaclass_makes_abstract_classes():
+    """Values have a metaclass derived from both; ``type`` cannot precede ABCMeta."""
+    meta: Any = type("Meta", (compat._PlainMeta, ABCMeta), {})
+    assert isinstance(meta("Value", (), {}), ABCMeta)
 
 
 def test_public_replacements_agree():

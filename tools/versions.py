@@ -25,13 +25,19 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "pytorch-versions.md"
-VERSIONS = ("2.11.0", "2.12.0", "2.13.0", "2.14.1", "2.15.0")
+VERSIONS = ("2.10.0", "2.11.0", "2.12.0", "2.13.0", "2.14.1", "2.15.0")
 INTRODUCTION = """\
 # Versions of PyTorch
 
 Written by `python tools/versions.py`. Each row is one run of the tests that it names, in an
 environment with that version of PyTorch. "Lines at import" counts what `import torch_corr` prints,
 warnings included.
+
+PyTorch 2.10 is the oldest version that works. In 2.9 and earlier a class cannot be registered as a
+constant of `torch.compile` (`torch._library.opaque_object.register_opaque_type`), so graphs refuse
+algorithms with options, and `torch.compile` fails with `aten` on sizes that depend on data.
+Versions 2.8 and 2.6 also lack the settings `fp32_precision`, and 2.6 lacks
+`torch.compiler.is_exporting`.
 
 """
 

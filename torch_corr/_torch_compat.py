@@ -192,13 +192,22 @@ set_code_exec_strategy: Callable[[Any, Any], None] = _private(
 )
 # PyTorch 2.14 renamed opaque types and logs a warning if the old name is used.
 _NEW_NAMES = find_spec("torch._custom_class_base") is not None
-OpaqueBaseMeta: Any = _private(
-    "torch._custom_class_base.CustomClassBaseMeta"
-    if _NEW_NAMES
-    else "torch._opaque_base.OpaqueBaseMeta",
-    "options of algorithms in graphs",
-    otherwise=type,  # only 2.11 needs this metaclass
-)
+
+
+class _PlainMeta(type):
+    """Replaces PyTorch's metaclass; unlike ``type``, it can precede ABCMeta in a list of bases."""
+
+
+# PyTorch 2.10 has no metaclass for opaque types, 2.11 requires one, later versions do not.
+OpaqueBaseMeta: Any = _PlainMeta
+if _NEW_NAMES or find_spec("torch._opaque_base") is not None:
+    OpaqueBaseMeta = _private(
+        "torch._custom_class_base.CustomClassBaseMeta"
+        if _NEW_NAMES
+        else "torch._opaque_base.OpaqueBaseMeta",
+        "options of algorithms in graphs",
+        otherwise=_PlainMeta,
+    )
 _register: Any = _private(
     "torch._library.opaque_object.register_custom_class"
     if _NEW_NAMES

@@ -17,7 +17,7 @@ from ._torch_compat import OpaqueBaseMeta, register_value_type
 
 
 class _ValueMeta(OpaqueBaseMeta, ABCMeta):  # type: ignore[misc]
-    """The metaclass that PyTorch 2.11 requires for registered classes; later versions do not."""
+    """The metaclass that PyTorch 2.11 requires for registered classes; other versions do not."""
 
     # PyTorch's metaclass also accepts fakes of values, which is slower and not needed here.
     __instancecheck__ = type.__instancecheck__
@@ -29,9 +29,9 @@ class Value(metaclass=_ValueMeta):
 
     def __init_subclass__(cls, **words: Any) -> None:
         super().__init_subclass__(**words)
-        # PyTorch 2.11 does not look at base classes, so each subclass is registered.  It refuses
-        # classes that compare by identity.  It also refuses a second class of the same name, as in
-        # a notebook cell that runs again; the first registration still holds.
+        # PyTorch 2.10 and 2.11 do not look at base classes, so each subclass is registered.  They
+        # refuse classes that compare by identity.  Versions from 2.11 on also refuse a second class
+        # of the same name, as in a notebook cell that runs again; the first registration holds.
         with suppress(TypeError, RuntimeError):
             register_value_type(cls)
 

@@ -259,30 +259,74 @@ def test_refusal_says_that_the_kernels_are_missing(monkeypatch: pytest.MonkeyPat
     assert "reinstall with a C++17 compiler" in sentence
 
 
+FAR_TAPS = [
+    ("n1c1-x1x5-o3-k2x300-p4x29948-d7x200", torch.float64),
+    ("n1c1-x40x3000-o4-k1x5-p0x6000-d1x3000", torch.float32),
+    ("n1c1-x1x5-o4-k1x1023-p0x66000-d1x129", torch.float32),
+    ("n1c1-x1x5-o4-k1x8192-p0x530000-d1x129", torch.float32),
+    ("n1c1-x1x5-o4-k8x127-p7x13000-d1x200", torch.float32),
+    ("n1c3-x1x1-o2-k2x8193-s2x3-p1,1x1638787,0-d1x200", torch.bfloat16),
+]
+
+
 @each_isa
 @each_map
 @settings(max_examples=40)
-@example(Problem.parse("n1c1-x1x5-o3-k2x300-p4x29948-d7x200"), torch.float64)
+@example(Problem.parse(FAR_TAPS[0][0]), FAR_TAPS[0][1])
 @given(problem=long_axes(), dtype=st.sampled_from(FLOATS))
 def test_scratch_is_within_workspace(
     isa: str, map: MapName, problem: Problem, dtype: torch.dtype
 ) -> None:
     """The kernels measure ``last_scratch``; ``workspace`` predicts it from copied constants."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    getattr(Direct(isa=isa), map)(problem, *some(problem, map, dtype).values())
+    # The workspace grows by this with each thread; the copies of the weight do not.
+    where, before = request(problem, map, dtype=dtype), torch.get_num_threads()
+    stated = []
     try:
-        getattr(Direct(isa=isa), map)(problem, *some(problem, map, dtype).values())
-        stated = Direct(isa=isa).workspace(request(problem, map, dtype=dtype))
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            stated.append(Direct(isa=isa).workspace(where))
     finally:
-        torch.set_num_threads(threads)
-    assert compiled.last_scratch() <= stated
+        torch.set_num_threads(before)
+    assert compiled.last_scratch() <= stated[1] - stated[0]
 
 
 @pytest.mark.parametrize(
-    "text", ["n1c1-x200x2100-o4-k3", "n1c1-x200x2100-o4-k64x1", "n1c5-x40x2100-o6-k31x31"]
-)
-def test_scratch_of_wide_images_is_within_workspace(text: str) -> None:
-    """Wide packed rows need the most scratch memory in ``grad_weight``."""
-    test_scratch_is_within_workspace.hypothesis.inner_test(  # type: ignore[attr-defined]
-        "", "grad_weight", Problem.parse(text), torch.float64
-    )
+    ("text", "dtype"),
+    [
+        *((text, torch.float64) for text in (
+            "n1c1-x200x2100-o4-k3", "n1c1-x200x2100-o4-k64x1", "n1c5-x40x2100-o6-k31x31"
+        )),
+        *FAR_TAPS,
+    ],
+)  # fmt: skip
+def test_scratch_of_wide_rows_is_within_workspace(text: str, dtype: torch.dtype) -> None:
+    """Wide packed rows, and taps that are many or far apart, need the most scratch memory."""
+    for map in ("grad_weight",) if "x2100" in text else MAPS:
+        test_scratch_is_within_workspace.hypothesis.inner_test(  # type: ignore[attr-defined]
+            "", map, Problem.parse(text), dtype
+        )
+
+
+def test_a_map_without_work_takes_no_scratch() -> None:
+    check(Problem.parse("n1c1-x8x8-o1-k3"), "forward", torch.float32, "")
+    assert compiled.last_scratch() > 0
+    check(Problem.parse("n0c1-x8x8-o1-k3"), "forward", torch.float32, "")
+    assert compiled.last_scratch() == 0
+
+
+@each_map
+@each_dtype
+def test_operands_that_are_not_aligned(map: MapName, dtype: torch.dtype) -> None:
+    """As from ``torch.frombuffer``, or a file mapped into memory."""
+    problem = Problem.parse("n1c2-x9x12-o2-k3")
+    operands = list(some(problem, map, dtype).values())
+    run = getattr(Direct(), map)
+    expected = run(problem, *operands)
+    apart = []
+    for each in operands:
+        memory = bytearray(each.numel() * each.element_size() + 8)
+        flat = torch.frombuffer(memory, dtype=dtype, offset=1, count=each.numel())
+        apart.append(flat.view(each.shape).copy_(each))
+    assert apart[0].data_ptr() % apart[0].element_size()
+    assert torch.equal(run(problem, *apart), expected)

@@ -100,6 +100,9 @@ def test_export_same_padding_with_stride_for_any_size(strict):
 @each_strictness
 @pytest.mark.parametrize("part", ["rows", "images"])
 def test_export_with_data_dependent_sizes(part, strict):
+    if part == "rows" and torch.__version__ < "2.12":
+        pytest.skip("PyTorch before 2.12 exports no image of unknown height, with F.conv2d neither")
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()

@@ -32,9 +32,6 @@ from .cost import Fitted, Work, round_up_ratio, traffic_bytes, valid_row_pairs
 _CODES = {dtype: code for code, dtype in enumerate(FLOATS)}
 """The same codes as ``enum class Dtype`` in ``native/geometry.hpp``."""
 
-_LARGEST = 2**48
-"""The same number as ``kLargest`` in ``native/geometry.cpp``."""
-
 _THREAD_SCRATCH = 800 * 2**10
 """Bytes of scratch memory of each thread, unless packed rows are wide: ``kThreadScratch`` in
 ``native/kernels.hpp``."""
@@ -73,7 +70,7 @@ class Direct(UniformMaps, Fitted):
             reasons.append(f"no instruction set {isa!r} on this machine; it has {', '.join(able)}")
         if device.type != "cpu":
             reasons.append(f"no kernels for {device.type}; it runs on the cpu")
-        if max(*problem.stride, *problem.dilation, *map(max, problem.padding)) > _LARGEST:
+        if not native.can_count(problem):
             reasons.append("a stride, dilation or padding past 2**48; its kernels count no further")
         reasons.extend(dtype_refusal(request.dtype, FLOATS + COMPLEX))
         return tuple(reasons)
@@ -138,7 +135,7 @@ class Direct(UniformMaps, Fitted):
         return Work(regime, Cost(flops, 0, traffic_bytes(request), 1))
 
     def _call(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
-        first, second = first.resolve_neg().contiguous(), second.resolve_neg().contiguous()
+        first, second = _readable(first), _readable(second)
         result = first.new_empty(shape_of(problem, SLOTS[map][2]))
         getattr(native.compiled, map)(
             first.data_ptr(),
@@ -158,16 +155,27 @@ class Direct(UniformMaps, Fitted):
         return self.isa or native.requested_isa()
 
 
+def _readable(values: Tensor) -> Tensor:
+    """A tensor that the kernels can read: itself, or a copy."""
+    if native.can_address(values):
+        return values
+    return values.resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
 def _scratch_of_wide_rows(problem: Problem, map: MapName, itemsize: int) -> int:
-    """Bytes that a thread takes above :data:`_THREAD_SCRATCH` where taps are far apart.
+    """Bytes that a thread takes above :data:`_THREAD_SCRATCH` where taps are many or far apart.
 
     A packed row then has up to 512 bytes for each tap (``kNarrowVectors`` in maps.cpp),
     or, if that is less, all columns from the first tap of a tile's first column to the last tap of
-    its last.  At least 19 rows are packed in ``kPackBytes`` (correlate.hpp), and for the weight's
-    gradient one row of each of ``kChannelBlock`` channels in ``kPackedBytes`` (kernels.hpp).
+    its last; and two vectors at its end.  At least 19 rows are packed in ``kPackBytes``
+    (correlate.hpp), and there is a row of zeros.  For the weight's gradient one row of each of
+    ``kChannelBlock`` channels is packed in ``kPackedBytes`` (kernels.hpp), and a row of taps has 64
+    bytes for each tap in ``kSumBytes`` (reduce.hpp).  A tap also has a ``Span`` of 40 bytes, and
+    for the other maps 8 masks.
     """
-    row = 512 * problem.kernel[1]
+    taps, end = problem.kernel[1], 128
     if map == "grad_weight":
-        return max(0, row * min(4, problem.group_in) - 512 * 2**10)
-    row = min(row, 512 * problem.stride[1] + itemsize * problem.span[1])
-    return max(0, 19 * row - 128 * 2**10)
+        rows = (512 * taps + end) * min(4, problem.group_in)
+        return max(0, rows - 512 * 2**10) + max(0, 64 * taps - 256 * 2**10) + 40 * taps
+    row = min(512 * taps, 512 * problem.stride[1] + itemsize * problem.span[1]) + end
+    return max(0, 20 * row - 128 * 2**10) + 56 * taps

@@ -10,6 +10,8 @@ import os
 from importlib import import_module
 from typing import Any
 
+from torch import Tensor
+
 from ..problem import Problem
 
 compiled: Any
@@ -21,6 +23,22 @@ except ImportError as error:
 
 ISA_VARIABLE = "TORCH_CORR_ISA"
 """Environment variable that names the instruction set, for tests and measurements."""
+
+LARGEST = 2**48
+"""The largest stride, dilation and padding of the compiled functions: ``kLargest`` in
+``geometry.cpp``."""
+
+
+def can_count(problem: Problem) -> bool:
+    """Whether the compiled functions count so far as a problem's strides, dilations and padding."""
+    return max(*problem.stride, *problem.dilation, *map(max, problem.padding)) <= LARGEST
+
+
+def can_address(values: Tensor) -> bool:
+    """Whether the compiled functions can read a tensor in place: dense, and at a multiple of its
+    dtype's size, which a tensor from ``torch.frombuffer`` may miss."""
+    aligned = values.data_ptr() % values.element_size() == 0
+    return values.is_contiguous() and not values.is_neg() and aligned
 
 
 def requested_isa() -> str:

@@ -212,6 +212,7 @@ Correlation correlation_of(const Geometry& g, const void* input, void* output) {
 
 void forward(const KernelTable& kernels, const Geometry& g, Dtype dtype, const void* input,
              const void* weight, void* output, int threads) {
+  scratch = 0;
   if (g.output_elements() == 0) return;
   advise_huge_pages(output, g.output_elements() * int64_t(storage_bytes(dtype)));
   std::unique_ptr<AccumulationBuffer> widened;
@@ -230,6 +231,7 @@ void forward(const KernelTable& kernels, const Geometry& g, Dtype dtype, const v
 
 void grad_input(const KernelTable& kernels, const Geometry& g, Dtype dtype, const void* output,
                 const void* weight, void* input, int threads) {
+  scratch = 0;
   if (g.input_elements() == 0) return;
   advise_huge_pages(input, g.input_elements() * int64_t(storage_bytes(dtype)));
   const std::vector<AxisPhase> rows = adjoint_phases(g.row), cols = adjoint_phases(g.col);
@@ -269,13 +271,18 @@ void grad_input(const KernelTable& kernels, const Geometry& g, Dtype dtype, cons
 namespace {
 
 constexpr int64_t kWideBlockTaps = 81;  // most taps with wide blocks; measured below
+// Bytes that rows of wide blocks may take above kPackedBytes; the sums of so few taps leave them free.
+constexpr int64_t kWideMargin = 64 << 10;
 // Vectors across a narrow block: the first cache level holds its rows.  `Direct.workspace` in
 // algorithms/direct.py copies the bytes of a segment in a packed row, 512.
 constexpr int64_t kNarrowVectors = 8;
 static_assert(kNarrowVectors * 64 == 512, "change Direct.workspace in algorithms/direct.py too");
 
-// Image rows that a job packs together, those of all its channels.
+// Image rows that a job packs together, those of all its channels, and the gradient rows they meet.
 int64_t packed_rows(const Geometry& g) { return kRowBlock * std::min(kChannelBlock, g.group_in); }
+int64_t gradient_rows(const Geometry& g) {
+  return std::min(kChannelBlock, g.group_out) * (kRowBlock + std::min(kTapRowBlock, g.row.kernel));
+}
 
 // Vectors across a block of columns of grad_weight.  Memory streams best over whole rows, one after the
 // other.  With them the gradient of 2048x2048 by 3x3 takes 0.73 to 0.84 of its time in blocks of 8
@@ -283,10 +290,8 @@ int64_t packed_rows(const Geometry& g) { return kRowBlock * std::min(kChannelBlo
 // the rows so often that blocks which fit the first cache level are some percent faster.
 int64_t block_vectors(const Geometry& g, int64_t lanes, int64_t vector_bytes) {
   const int64_t image_rows = packed_rows(g) * std::min(g.col.stride, g.col.kernel);
-  const int64_t grad_rows =
-      std::min(kChannelBlock, g.group_out) * (kRowBlock + std::min(kTapRowBlock, g.row.kernel));
   const bool few_taps = g.row.kernel * g.col.kernel <= kWideBlockTaps;
-  const int64_t most = few_taps ? kPackedBytes / vector_bytes / (image_rows + grad_rows) : 0;
+  const int64_t most = few_taps ? kPackedBytes / vector_bytes / (image_rows + gradient_rows(g)) : 0;
   const int64_t needed = g.col.output / lanes + (g.col.output % lanes != 0);
   return std::clamp<int64_t>(needed, 1, std::max(most, kNarrowVectors));
 }
@@ -297,6 +302,7 @@ int64_t last_scratch() { return scratch; }
 
 void grad_weight(const KernelTable& kernels, const Geometry& g, Dtype dtype, const void* input,
                  const void* output, void* weight, int threads) {
+  scratch = 0;
   if (g.weight_elements() == 0) return;
   const int64_t lanes = kernels.vector_bytes / accumulation_bytes(dtype);
   TapReduction r{};
@@ -306,8 +312,9 @@ void grad_weight(const KernelTable& kernels, const Geometry& g, Dtype dtype, con
   r.weight = weight;
   r.block_vectors = block_vectors(g, lanes, kernels.vector_bytes);
   PackedColumns columns({forward_plan(g.col)}, r.block_vectors * lanes);
-  const int64_t fits = kPackedBytes / accumulation_bytes(dtype) / packed_rows(g);
-  if (r.block_vectors > kNarrowVectors && columns.width > fits) {
+  const int64_t numbers = packed_rows(g) * columns.width + gradient_rows(g) * r.block_vectors * lanes;
+  if (r.block_vectors > kNarrowVectors &&
+      numbers > (kPackedBytes + kWideMargin) / accumulation_bytes(dtype)) {
     // Taps far from each other have their own segments: a packed row is many blocks long.
     r.block_vectors = kNarrowVectors;
     columns = PackedColumns({forward_plan(g.col)}, r.block_vectors * lanes);

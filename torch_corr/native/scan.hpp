@@ -52,6 +52,7 @@ TORCH_CORR_INLINE bool any_below(const T* values, int64_t count, T least) {
 template <class T, class Visit>
 inline void visit_blocks(const Planes& planes, int threads, const Visit& visit) {
   const int64_t blocks = planes.blocks, total = planes.count * blocks;
+  if (total == 0) return;
   if (planes.count * planes.pixels < kScanAlone) threads = 1;
   parallel(total, (total + threads * 4 - 1) / (threads * 4), threads,
            [&](int64_t begin, int64_t end, int) {

@@ -114,7 +114,7 @@ bool below_as(const KernelTable& kernels, const Planes& planes, Dtype dtype, con
     const int64_t stop = std::min(first + kScanBlock, planes.pixels);
     for (int64_t at = plane * planes.pixels + first; at < plane * planes.pixels + stop; at++) {
       if (std::fabs(static_cast<const T*>(planes.values)[at]) >= least[size_t(plane)]) continue;
-      if (int64_t(found.size()) == most) return false;
+      if (int64_t(found.size()) >= most) return false;
       found.push_back(at);
     }
   }

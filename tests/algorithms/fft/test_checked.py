@@ -294,6 +294,50 @@ def test_results_of_the_least_numbers_are_kept(units: int, transforms: list[str]
     assert transforms == ["forward"]
 
 
+@pytest.mark.parametrize("at", [10, 200])
+def test_zeros_stay_zero_where_a_thread_flushes_subnormal_numbers(at: int) -> None:
+    """``torch.set_flush_denormal`` reaches one thread only: norms may be 0 of planes from which
+    transforms on other threads make noise."""
+    x, w = torch.zeros(1, 1, 256, 256), torch.rand(1, 1, 31, 31) * 1e30
+    problem = Problem.of(x.shape, w.shape, padding=15)
+    x[0, 0, at, at] = 1e-40
+    CHECKED.forward(problem, x + 1, w)  # the other threads run and do not flush
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush subnormal numbers")
+    try:
+        y = CHECKED.forward(problem, x, w)
+    finally:
+        torch.set_flush_denormal(False)
+    assert (y >= 0).all()
+    y[..., at - 15 : at + 16, at - 15 : at + 16] = 0
+    assert (y == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "map"),
+    [(f"n1c1-x64-o1-k31-s{2**50}", map) for map in MAPS]
+    + [(f"n1c1-x4x90-o1-k1x64-d{2**50}x1", map) for map in MAPS]
+    + [(f"n1c1-x4x20000-o1-k1x2000-d{2**50}x1", "forward")],
+)
+def test_strides_and_dilations_past_the_compiled_range(text: str, map: MapName) -> None:
+    problem = Problem.parse(text)
+    operands = some(problem, map, torch.float32)
+    expected = reference(problem, map, operands)
+    result = getattr(CHECKED, map)(problem, *operands)
+    assert_keeps_promise(result, expected, operands, CHECKED.tolerance(torch.float32))
+
+
+def test_recomputed_results_ignore_the_default_device() -> None:
+    problem = Problem.parse("n1c1-x64-o1-k9-p4")
+    x, w = some(problem, "forward", torch.float64)
+    y = Unfold().forward(problem, x, w)
+    x[0, 0, 32, 32] -= y[0, 0, 32, 32] / w[0, 0, 4, 4]
+    with torch.device("meta"):
+        result = CERTIFIED.forward(problem, x, w)
+    expected = reference(problem, "forward", [x, w])
+    assert_keeps_promise(result, expected, [x, w], CHECKED.tolerance(torch.float64))
+
+
 def test_zeros_stay_zero(transforms: list[str]) -> None:
     """A mask counts 4,900 windows; a receptive field has 961 pixels."""
     mask = torch.zeros(1, 1, 512, 512)

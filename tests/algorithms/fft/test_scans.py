@@ -14,7 +14,7 @@ from support.maps import some
 from support.needs import KERNELS, needs
 from torch_corr import MAPS, Naive, Problem, native
 from torch_corr.algorithms import MapName
-from torch_corr.algorithms.fft import certificate
+from torch_corr.algorithms.fft import certificate, scans
 from torch_corr.native import ISA_VARIABLE
 
 ISAS = native.compiled.isas() if native.compiled else []
@@ -165,6 +165,49 @@ def test_operands_that_are_not_dense() -> None:
             certificate.recompute(problem, "forward", x, weight, points) for x in (each, dense)
         )
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("text", ["n0c2-x12-o3-k3", "n2c0-x12-o3-k3", "n2c2-x12-o0-k3"])
+@pytest.mark.usefixtures("way")
+def test_error_bounds_of_empty_operands_are_zero(map: MapName, text: str) -> None:
+    """A compiled pass over no planes once divided by zero, which ended the process."""
+    problem = Problem.parse(text)
+    bounds = certificate.error_bounds(problem, map, *some(problem, map, torch.float32), 1.0, 1e-4)
+    assert bounds.shape == scans.result_planes(problem, map)
+    assert not bounds.any()
+
+
+@pytest.mark.usefixtures("way")
+def test_operands_that_are_not_aligned() -> None:
+    problem = Problem.parse("n1c1-x40x50-o2-k5")
+    image, weight = some(problem, "forward", torch.float32)
+    apart = torch.frombuffer(bytearray(8004), dtype=torch.float32, offset=1, count=2000)
+    apart = apart.view(image.shape).copy_(image)
+    assert apart.data_ptr() % 4
+    points = torch.arange(500)
+    for measure in (
+        lambda x: certificate.error_bounds(problem, "forward", x, weight, 1e-13, 1e-4),
+        lambda x: certificate.recompute(problem, "forward", x, weight, points),
+        lambda x: certificate.uncertified_by_size(
+            x, torch.full((1, 1, 1, 1), 1e-6, dtype=torch.float64), 1e-4, x.numel()
+        ),
+    ):
+        torch.testing.assert_close(measure(apart), measure(image))
+
+
+@pytest.mark.usefixtures("way")
+def test_no_bound_is_known_where_subnormal_numbers_are_flushed() -> None:
+    problem = Problem.parse("n1c1-x24-o2-k5")
+    operands = some(problem, "forward", torch.float32)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush subnormal numbers")
+    try:
+        bounds = certificate.error_bounds(problem, "forward", *operands, 1e-13, 1e-4)
+    finally:
+        torch.set_flush_denormal(False)
+    assert bounds.tolist() == [[[[torch.inf]], [[torch.inf]]]]
+    assert certificate.error_bounds(problem, "forward", *operands, 1e-13, 1e-4).isfinite().all()
 
 
 def test_larger_operands_are_widened_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

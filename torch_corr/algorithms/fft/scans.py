@@ -15,14 +15,11 @@ from ...request import MAPS, SLOTS, MapName, shape_of
 from ..base import FLOATS
 
 
-def can_read(values: Tensor) -> bool:
-    """Whether the compiled functions can read a tensor in place."""
-    return (
-        native.compiled is not None
-        and values.dtype in (torch.float32, torch.float64)
-        and values.is_cpu
-        and values.is_contiguous()
-        and not values.is_neg()
+def can_read(*tensors: Tensor) -> bool:
+    """Whether the compiled functions can read tensors in place."""
+    return native.compiled is not None and all(
+        each.dtype in (torch.float32, torch.float64) and each.is_cpu and native.can_address(each)
+        for each in tensors
     )
 
 
@@ -94,7 +91,7 @@ def below(values: Tensor, bounds: Tensor, factor: float, tiny: float, most: int)
         torch.get_num_threads(),
         _isa(),
     )
-    return None if found is None else torch.tensor(found, dtype=torch.int64)
+    return None if found is None else values.new_tensor(found, dtype=torch.int64)
 
 
 def results_at(
