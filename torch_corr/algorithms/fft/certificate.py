@@ -95,7 +95,7 @@ def error_bounds(
         return first.new_full(shape, torch.inf, dtype=torch.float64)
     factor = constant * MARGIN
     most = min(LARGEST**2, torch.finfo(first.dtype).max / (2 + 2 / tolerance))
-    if native.can_count(problem) and scans.can_read(first, second):
+    if _is_compiled(problem, first, second):
         limits = SMALLEST, LARGEST, most
         return scans.error_bounds(problem, map, first, second, factor, limits)
     bounds = factor * _over_planes(problem, map, _sum_of_products, _norms(first), _norms(second))
@@ -142,6 +142,11 @@ def certify(
     noise = separated & (moduli <= (4 * MARGIN * bounds).to(moduli.dtype))
     certified = separated | (moduli >= _thresholds(result, bounds, tolerance))
     return Certificate(torch.where(noise, 0, result), ~certified)
+
+
+def _is_compiled(problem: Problem, first: Tensor, second: Tensor) -> bool:
+    """Whether the compiled functions of :mod:`.scans` can compute with these operands."""
+    return scans.can_read(first) and scans.can_read(second) and native.can_count(problem)
 
 
 def _flushes_subnormals() -> bool:
@@ -264,7 +269,7 @@ def recompute(
     Returns:
         (P,) sums, in double precision.
     """
-    if native.can_count(problem) and scans.can_read(first, second):
+    if _is_compiled(problem, first, second):
         return scans.results_at(problem, map, first, second, points)
     each = max(1, GATHERED // max(1, terms_of(problem, map)))
     parts = torch.split(points, each)

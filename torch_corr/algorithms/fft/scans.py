@@ -15,12 +15,10 @@ from ...request import MAPS, SLOTS, MapName, shape_of
 from ..base import FLOATS
 
 
-def can_read(*tensors: Tensor) -> bool:
-    """Whether the compiled functions can read tensors in place."""
-    return native.compiled is not None and all(
-        each.dtype in (torch.float32, torch.float64) and each.is_cpu and native.can_address(each)
-        for each in tensors
-    )
+def can_read(values: Tensor) -> bool:
+    """Whether the compiled functions can read a tensor in place."""
+    known = values.dtype in (torch.float32, torch.float64) and values.is_cpu
+    return known and native.compiled is not None and native.can_address(values)
 
 
 def error_bounds(
@@ -91,7 +89,10 @@ def below(values: Tensor, bounds: Tensor, factor: float, tiny: float, most: int)
         torch.get_num_threads(),
         _isa(),
     )
-    return None if found is None else values.new_tensor(found, dtype=torch.int64)
+    if not found:
+        # Nearly always; this is quicker than to make a tensor of an empty list.
+        return None if found is None else values.new_empty(0, dtype=torch.int64)
+    return values.new_tensor(found, dtype=torch.int64)
 
 
 def results_at(
@@ -131,4 +132,4 @@ def result_planes(problem: Problem, map: MapName) -> tuple[int, int, int, int]:
 
 def _isa() -> str:
     requested = native.requested_isa()
-    return requested if requested in native.compiled.isas() else ""
+    return requested if requested and requested in native.compiled.isas() else ""
