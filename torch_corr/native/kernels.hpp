@@ -112,7 +112,8 @@ struct KernelTable {
   int64_t short_rows;       // output rows of its tile
   Status (*correlate)(const Correlation&, Dtype, int threads);
   Status (*reduce_taps)(const TapReduction&, Dtype, int threads);
-  // Of each block; NaN where a number in float64 that is not zero is not between the two.
+  // Of each block; NaN where a modulus is not zero and below smallest, or not below largest.  Only
+  // infinity and NaN count if smallest is 0.
   void (*sum_squares)(const Planes&, Dtype, double smallest, double largest, double* sums, int threads);
   void (*flag_below)(const Planes&, Dtype, const void* least, uint8_t* flags, int threads);
 };

@@ -28,18 +28,29 @@ TORCH_CORR_INLINE double sum_of_squares(const T* values, int64_t count) {
   return total;
 }
 
-// Whether a number that is not zero is not between the two.
-TORCH_CORR_INLINE bool any_outside(const double* values, int64_t count, double smallest, double largest) {
-  int64_t outside = 0;
+TORCH_CORR_INLINE int32_t modulus_bits(float value) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits & INT32_MAX;
+}
+TORCH_CORR_INLINE int64_t modulus_bits(double value) {
+  int64_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits & INT64_MAX;
+}
+
+// Whether the modulus of a number is below `smallest`, but not zero, or is not below `largest`; NaN
+// counts.  Moduli are compared as integers, since a thread may take subnormal numbers for zeros.
+template <class T>
+TORCH_CORR_INLINE bool any_outside(const T* values, int64_t count, T smallest, T largest) {
+  const auto low = modulus_bits(smallest), high = modulus_bits(largest);
+  auto outside = modulus_bits(T(0));
   for (int64_t i = 0; i < count; i++) {
-    const double size = modulus(values[i]);
-    outside |= !(size > smallest && size < largest) & (size != 0);
+    const auto size = modulus_bits(values[i]);
+    outside |= (size != 0) & ((size < low) | (size >= high));
   }
   return outside;
 }
-
-// The square of no float32 underflows or overflows in double precision.
-TORCH_CORR_INLINE bool any_outside(const float*, int64_t, double, double) { return false; }
 
 // NaN is below everything.
 template <class T>
@@ -67,7 +78,8 @@ inline void visit_blocks(const Planes& planes, int threads, const Visit& visit) 
 template <class T>
 void sum_squares_as(const Planes& planes, double smallest, double largest, double* sums, int threads) {
   visit_blocks<T>(planes, threads, [&](int64_t i, int64_t, const T* values, int64_t count) {
-    const bool outside = any_outside(values, count, smallest, largest);
+    // The squares of infinity and NaN need no such test.
+    const bool outside = smallest > 0 && any_outside<T>(values, count, T(smallest), T(largest));
     sums[i] = outside ? __builtin_nan("") : sum_of_squares(values, count);
   });
 }

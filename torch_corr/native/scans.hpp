@@ -21,7 +21,7 @@ MapCall map_call(const Geometry&, MapName, Dtype, const void* first, const void*
 Planes planes_of(const void* values, int64_t count, int64_t pixels);
 
 struct BoundLimits {
-  double smallest, largest;  // moduli in float64 between which squares neither underflow nor overflow
+  double smallest, largest;  // the moduli that a norm may be of, apart from zero; smallest may be 0
   double most;               // a bound that is not below it becomes infinite
 };
 

@@ -14,8 +14,8 @@ If y >= 0, a certified y^ is not negative: y^ >= y - E >= -E, and |y^| is above 
 E is the bound of :mod:`.error_bound`, K * sum_c ||a_c|| ||b_c|| over whole planes, and reads every
 number of both operands.  It holds unless an intermediate result underflows or overflows. Planes in
 which that is possible, or in which (1 + 1/t) E exceeds the range of the result's dtype, get E =
-infinity, and none of their results is certified.  The same holds for all results on a CPU that
-flushes subnormal numbers to zero.  With transforms in double precision K is about 1e-13, so random
+infinity, and none of their results is certified.  The same holds for planes with subnormal numbers
+where the CPU flushes these to zero.  With transforms in double precision K is about 1e-13, so random
 images leave one result in 10**5 to 10**6 uncertified.
 """
 
@@ -90,13 +90,10 @@ def error_bounds(
         constant: K, the factor of :meth:`.fft.FFT.error_before_rounding`.
         tolerance: t.
     """
-    if first.is_cpu and _flushes_subnormals():
-        shape = scans.result_planes(problem, map)
-        return first.new_full(shape, torch.inf, dtype=torch.float64)
     factor = constant * MARGIN
     most = min(LARGEST**2, torch.finfo(first.dtype).max / (2 + 2 / tolerance))
     if _is_compiled(problem, first, second):
-        limits = SMALLEST, LARGEST, most
+        limits = _smallest_safe(first), LARGEST, most
         return scans.error_bounds(problem, map, first, second, factor, limits)
     bounds = factor * _over_planes(problem, map, _sum_of_products, _norms(first), _norms(second))
     return torch.where(bounds < most, bounds, torch.inf)[..., None, None]
@@ -149,12 +146,17 @@ def _is_compiled(problem: Problem, first: Tensor, second: Tensor) -> bool:
     return scans.can_read(first) and scans.can_read(second) and native.can_count(problem)
 
 
-def _flushes_subnormals() -> bool:
-    """Whether this thread takes subnormal numbers for zeros, see ``torch.set_flush_denormal``.
+def _smallest_safe(values: Tensor) -> float:
+    """The smallest modulus above zero that a norm may be computed from; 0 if any.
 
-    Other threads of PyTorch may not.  Norms could then leave out numbers that a transform reads.
+    The squares of float32 numbers do not underflow in float64.  But after
+    ``torch.set_flush_denormal(True)`` this thread takes subnormal numbers for zeros, and other
+    threads of PyTorch may not: a norm could leave out numbers that a transform reads.
     """
-    return sys.float_info.min / 2 == 0
+    if values.dtype.to_real() == torch.float64:
+        return SMALLEST
+    flushes = values.is_cpu and sys.float_info.min / 2 == 0
+    return torch.finfo(values.dtype).tiny if flushes else 0.0
 
 
 def _thresholds(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
@@ -166,15 +168,30 @@ def _thresholds(result: Tensor, bounds: Tensor, tolerance: float) -> Tensor:
 
 
 def _norms(values: Tensor) -> Tensor:
-    """The 2-norm of each plane; NaN if the square of a number may underflow or overflow.
+    """The 2-norm of each plane; NaN if it has a number outside the limits.
 
-    The squares of float32 numbers cannot: the moduli are 1.4e-45 to 3.4e38.
+    These are :func:`_smallest_safe` and, in float64, :data:`LARGEST`.
     """
     result = of_planes(values, torch.linalg.vector_norm)
-    if values.dtype.to_real() == torch.float32:
+    if (smallest := _smallest_safe(values)) == 0:
         return result
-    low, high = of_planes(values, _smallest), of_planes(values, _largest)
-    return torch.where((low > SMALLEST) & (high < LARGEST), result, torch.nan)
+    high = of_planes(values, _largest)
+    safe = (_smallest_modulus(values) >= smallest) & (high < LARGEST)
+    return torch.where(safe, result, torch.nan)
+
+
+def _smallest_modulus(values: Tensor) -> Tensor:
+    """The smallest nonzero number in each plane of (N, C, H, W), infinite if there is none.
+
+    Numbers are compared as integers, since a thread may take subnormal numbers for zeros.  For a
+    complex number the larger of its two parts counts.
+    """
+    parts = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values[..., None]
+    integer = torch.int32 if parts.dtype == torch.float32 else torch.int64
+    infinity = torch.tensor(torch.inf, dtype=parts.dtype, device=parts.device).view(integer)
+    bits = parts.resolve_neg().contiguous().view(integer) & torch.iinfo(integer).max
+    bits = bits.amax(-1)
+    return torch.where(bits == 0, infinity, bits).amin((2, 3)).view(parts.dtype)
 
 
 def of_planes(values: Tensor, measure: Callable[..., Tensor]) -> Tensor:

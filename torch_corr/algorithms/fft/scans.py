@@ -38,8 +38,8 @@ def error_bounds(
         first: its first operand.
         second: its second operand.
         factor: multiplies the sums.
-        limits: in float64, a plane with a modulus that is neither 0 nor between the first and the
-            second has the norm NaN; a bound that is not below the third is infinite.
+        limits: the smallest and the largest modulus above zero from which norms are computed,
+            and the largest bound; planes and bounds beyond them give infinity.
 
     Returns:
         (A, B, 1, 1) in float64.
