@@ -15,8 +15,8 @@ E is the bound of :mod:`.error_bound`, K * sum_c ||a_c|| ||b_c|| over whole plan
 number of both operands.  It holds unless an intermediate result underflows or overflows. Planes in
 which that is possible, or in which (1 + 1/t) E exceeds the range of the result's dtype, get E =
 infinity, and none of their results is certified.  The same holds for planes with subnormal numbers
-where the CPU flushes these to zero.  With transforms in double precision K is about 1e-13, so random
-images leave one result in 10**5 to 10**6 uncertified.
+where the CPU flushes these to zero.  With transforms in double precision K is about 1e-13, so
+random images leave one result in 10**5 to 10**6 uncertified.
 """
 
 from __future__ import annotations
