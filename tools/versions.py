@@ -58,16 +58,18 @@ HEADINGS = Row("PyTorch", "Tests", "Passed", "Failed", "Skipped", "Seconds", "Li
 
 
 def make_environment(folder: Path, version: str) -> Path:
-    """Returns the environment's Python; an environment that exists is used as it is."""
+    """Returns the environment's Python; an environment that is complete is used as it is."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if python.exists():
+    complete = folder / "complete"  # an interrupted installation leaves none
+    if complete.exists():
         return python
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=True, clear=True)
     constraint = folder / "constraint.txt"
     constraint.write_text(f"torch=={version}\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(constraint)]
     subprocess.run([*install, "torch"], check=True)
     subprocess.run([*install, "--editable", f"{ROOT}[test]"], check=True)
+    complete.touch()
     return python
 
 

@@ -773,6 +773,7 @@ def compiled_cases() -> list[Any]:
 
 
 STACK = {
+    "3.8": {"sums-4x4x4 grad_weight": 8, "band-64x64 forward": 8, "band-64x64 grad_weight": 8},
     "3.9": {
         "dot-64x16-k16 forward": 8,
         "band-32x128 grad_weight": 16,
