@@ -778,7 +778,7 @@ STACK = {
         "dot-64x16-k16 forward": 8,
         "band-32x128 grad_weight": 16,
         "band-64x32 torch.float64 with flag": 16,
-    }
+    },
 }
 """Bytes of stack, spilled registers included, with the compilers of some versions of Triton."""
 
