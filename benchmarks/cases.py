@@ -15,7 +15,7 @@ from torch_corr import Problem
 from torch_corr.algorithms import MAPS
 
 Work: TypeAlias = Literal["forward", "grad_input", "grad_weight", "call", "call+grad"]
-"""What is timed: a map alone, or a call of ``corr2d`` (and its backward) from end to end."""
+"""The timed work: a map alone, or a whole call of ``corr2d`` (and its backward)."""
 
 CALLS: tuple[Work, ...] = ("call", "call+grad")
 WORKS: tuple[Work, ...] = (*MAPS, *CALLS)

@@ -1,4 +1,4 @@
-"""What is compared: each algorithm of torch_corr, ``auto``, PyTorch, and peers (``peers``).
+"""The contenders of a benchmark: each algorithm of torch_corr, ``auto``, PyTorch, and ``peers``.
 
 A contender prepares a piece of work into a callable.  Planning and the conversion of operands to
 its own layout happen there and are not timed.  Work that each call repeats (padding, transforms of

@@ -530,7 +530,7 @@ def test_measuring_auto_takes_fastest_variant(monkeypatch: pytest.MonkeyPatch) -
 
 
 class FakeKernels:
-    """Replaces the module of the kernels; records what is compiled, and launched with what."""
+    """Replaces the module of the kernels; records compilations, launches and their arguments."""
 
     def __init__(self) -> None:
         self.compiled: list[tuple[str, dict[str, Any]]] = []

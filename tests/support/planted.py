@@ -437,7 +437,7 @@ plant_all(
     ("differentiable", "no_gradient_for_the_weight", "The weight is detached on the way.",
      lambda p, x, w, b: assemble(p, x, w.detach(), b)),
     ("non_finite", "infinity_counts_as_the_largest_number",
-     "Infinities are clipped to what is finite.",
+     "Infinities are clipped to the largest finite number.",
      lambda p, x, w, b: assemble(p, torch.where(x.isinf(), x.sign() * 1e29, x), w, b)),
     ("non_finite", "padding_by_multiplication",
      "Outside of the image is the image times zero: NaN and infinity come along.",

@@ -24,14 +24,14 @@ except ImportError as error:
 ISA_VARIABLE = "TORCH_CORR_ISA"
 """Environment variable that names the instruction set, for tests and measurements."""
 
-LARGEST = 2**48
+LARGEST_STEP = 2**48
 """The largest stride, dilation and padding of the compiled functions: ``kLargest`` in
 ``geometry.cpp``."""
 
 
 def can_count(problem: Problem) -> bool:
     """Whether the compiled functions count so far as a problem's strides, dilations and padding."""
-    return max(*problem.stride, *problem.dilation, *map(max, problem.padding)) <= LARGEST
+    return max(*problem.stride, *problem.dilation, *map(max, problem.padding)) <= LARGEST_STEP
 
 
 def can_address(values: Tensor) -> bool:

@@ -6,10 +6,10 @@
 namespace torch_corr {
 namespace {
 
-// Largest size, stride, dilation or padding: sums of a few of them stay far below 2^63.  `LARGEST` in
+// Largest size, stride, dilation or padding: sums of a few of them stay far below 2^63.  `LARGEST_STEP` in
 // native/__init__.py is the same number.
 constexpr int64_t kLargest = int64_t{1} << 48;
-static_assert(kLargest == int64_t{1} << 48, "change LARGEST in native/__init__.py too");
+static_assert(kLargest == int64_t{1} << 48, "change LARGEST_STEP in native/__init__.py too");
 
 void check_range(const char* name, int64_t value, int64_t least) {
   if (value < least || value > kLargest)

@@ -1,4 +1,4 @@
-// Passes over planes, for the check of transforms: sums of squares, and which numbers are small.
+// Passes over planes for the check of transforms: sums of squares, and a search for small numbers.
 //
 // Planes are read in blocks of kScanBlock, whose order and sums do not depend on the threads.
 #pragma once

@@ -1,4 +1,4 @@
-// What the check of transforms asks of operands and results in float32 or float64.
+// The computations of the check of transforms, for operands and results in float32 or float64.
 #pragma once
 
 #include <vector>
@@ -7,6 +7,7 @@
 
 namespace torch_corr {
 
+// In the order of MAPS in torch_corr/request.py.
 enum class MapName : int { forward = 0, grad_input = 1, grad_weight = 2 };
 
 // A map with its operands and its result, whose numbers are not read.

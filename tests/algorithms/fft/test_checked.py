@@ -102,15 +102,17 @@ KINDS = (
     *("faint and bright", "huge", "larger", "half of it larger", "least", "zeros"),
 )
 
-
-@pytest.mark.parametrize("map", MAPS)
-@settings(max_examples=150)
-@given(
+each_hard_problem = given(
     text=st.sampled_from(PROBLEMS),
     kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**20),
 )
+
+
+@pytest.mark.parametrize("map", MAPS)
+@settings(max_examples=150)
+@each_hard_problem
 def test_each_result_keeps_its_promise(
     map: MapName, text: str, kinds: tuple[str, str], dtype: torch.dtype, seed: int
 ) -> None:
@@ -202,12 +204,7 @@ def test_what_is_not_finite_stays_in_its_windows(map: MapName, bad: float) -> No
 
 @pytest.mark.parametrize("map", MAPS)
 @settings(max_examples=40)
-@given(
-    text=st.sampled_from(PROBLEMS),
-    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
-    dtype=st.sampled_from(DTYPES),
-    seed=st.integers(0, 2**20),
-)
+@each_hard_problem
 def test_a_device_finds_what_the_host_finds(
     map: MapName, text: str, kinds: tuple[str, str], dtype: torch.dtype, seed: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the check of transforms computes from planes: compiled and by operators, the same."""
+"""The check of transforms computes the same from planes by compiled functions and by operators."""
 
 from __future__ import annotations
 
