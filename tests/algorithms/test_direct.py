@@ -200,42 +200,66 @@ def entry_point_arguments() -> tuple[Tensor, list[object]]:
     x = torch.zeros(64)
     sizes = [1, 1, 8, 8, 1, 3, 3, 1, 1, 0, 0, 0, 0, 1, 1, 1]
     address = x.data_ptr()
-    return x, [address, 64, address, 9, address, 36, *sizes, 0, 1, ""]
+    return x, [address, 64, address, 9, address, 36, 0, 0, sizes, 0, False, 1, ""]
 
 
-REFUSED_BY_THE_ENTRY_POINTS: list[tuple[int, Callable[[int], object]]] = [
+REFUSED_SIZES: list[tuple[int, int]] = [
+    (0, -1),
+    (0, 2**62),
+    (2, 2),
+    (3, 2**60),
+    (5, 0),
+    (7, 0),
+    (9, -1),
+    (9, 2**62),
+    (13, 2**61),
+    (13, 0),
+    (15, 0),
+    (15, 2),
+]
+REFUSED_ARGUMENTS: list[tuple[int, Callable[[int], object]]] = [
     (1, lambda _: 63),
     (3, lambda _: 10),
     (5, lambda _: 35),
     (0, lambda _: 0),
     (0, lambda address: address + 1),
-    (6, lambda _: -1),
-    (6, lambda _: 2**62),
-    (8, lambda _: 2),
-    (9, lambda _: 2**60),
+    (7, lambda _: 1),  # a bias without an address
+    (7, lambda _: 2),
+    (9, lambda _: 4),
+    (9, lambda _: -1),
+    (10, lambda _: True),  # one channel is no vector
     (11, lambda _: 0),
-    (13, lambda _: 0),
-    (15, lambda _: -1),
-    (15, lambda _: 2**62),
-    (19, lambda _: 2**61),
-    (19, lambda _: 0),
-    (21, lambda _: 0),
-    (21, lambda _: 2),
-    (22, lambda _: 4),
-    (22, lambda _: -1),
-    (23, lambda _: 0),
-    (24, lambda _: "mmx"),
+    (12, lambda _: "mmx"),
 ]
 
 
-@pytest.mark.parametrize(("at", "change"), REFUSED_BY_THE_ENTRY_POINTS)
-def test_entry_points_check_their_arguments(at: int, change: Callable[[int], object]) -> None:
-    """Every size is checked before the kernels use a pointer."""
-    memory, arguments = entry_point_arguments()
-    compiled.forward(*arguments)
-    arguments[at] = change(arguments[at])
-    with pytest.raises(ValueError):  # noqa: PT011 - each has its own message
+def is_refused(arguments: list[object]) -> bool:
+    """Every number is checked before the kernels use a pointer."""
+    try:
         compiled.forward(*arguments)
+    except ValueError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("at", "size"), REFUSED_SIZES)
+def test_entry_points_check_the_sizes(at: int, size: int) -> None:
+    memory, arguments = entry_point_arguments()
+    assert not is_refused(arguments)
+    sizes = list(arguments[8])  # type: ignore[call-overload]
+    sizes[at] = size
+    arguments[8] = sizes
+    assert is_refused(arguments)
+    assert (memory == 0).all()
+
+
+@pytest.mark.parametrize(("at", "change"), REFUSED_ARGUMENTS)
+def test_entry_points_check_their_arguments(at: int, change: Callable[[int], object]) -> None:
+    memory, arguments = entry_point_arguments()
+    address = arguments[0]
+    assert isinstance(address, int)
+    arguments[at] = change(address)
+    assert is_refused(arguments)
     assert (memory == 0).all()
 
 

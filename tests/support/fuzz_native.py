@@ -60,7 +60,7 @@ def gives_results_at_points(native, sizes, code: int, data, rng) -> None:
         first, second = data[a].astype(np.float64), data[b].astype(np.float64)
         whole = np.empty(data[c].size)
         pointers = [v for o in (first, second, whole) for v in (o.ctypes.data, o.size)]
-        getattr(native, name)(*pointers, *sizes, 1, 1, "")
+        getattr(native, name)(*pointers, 0, 0, sizes, 1, False, 1, "")
         points = rng.integers(0, max(1, whole.size), min(50, whole.size))
         for threads in (1, 3):
             sums = np.full(len(points), np.nan)
@@ -74,9 +74,8 @@ def gives_results_at_points(native, sizes, code: int, data, rng) -> None:
 
 def check_maps_agree(native, sizes, seed: int) -> None:
     """Runs all maps, instruction sets and numbers of threads on one geometry."""
-    n, c, h, w, o, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g = sizes
-    oh = (h + pt + pb - dh * (kh - 1) - 1) // sh + 1
-    ow = (w + pl + pr - dw * (kw - 1) - 1) // sw + 1
+    n, c, h, w, o, kh, kw, *_, g = sizes
+    oh, ow = output_size(sizes)
     gi = c // g
     shapes = {"x": n * c * h * w, "w": o * gi * kh * kw, "y": n * o * oh * ow}
     rng = np.random.default_rng(seed)
@@ -93,7 +92,7 @@ def check_maps_agree(native, sizes, seed: int) -> None:
                     out = np.full(shapes[c], np.nan, dtype)
                     operands = [data[a], data[b], out]
                     pointers = [v for o in operands for v in (o.ctypes.data, o.size)]
-                    getattr(native, name)(*pointers, *sizes, code, threads, isa)
+                    getattr(native, name)(*pointers, 0, 0, sizes, code, False, threads, isa)
                     assert np.isfinite(out).all(), (name, isa, dtype, sizes)
                     forms.append(float(out.astype(np.float64) @ data[c].astype(np.float64)))
                     again = first.setdefault((name, isa), out)
@@ -107,6 +106,69 @@ def check_maps_agree(native, sizes, seed: int) -> None:
                 scale = 1 + sum(abs(f) for f in forms) + (shapes["y"] * gi * kh * kw) ** 0.5
                 close = {np.float32: 1e-5, np.float64: 1e-13, np.float16: 2e-2}[dtype] * scale
                 assert max(forms) - min(forms) <= close, (forms, isa, dtype, sizes)
+
+
+def channels_last(values, operand: str, sizes):
+    """A copy of an operand in the order of channels_last; filters stay as they are."""
+    n, c, h, w, o, *_, g = sizes
+    if operand == "w" or not values.size:
+        return values.copy()
+    if operand == "x":
+        return values.reshape(n, c, h, w).transpose(0, 2, 3, 1).ravel()
+    shape = n, g, o // g, *output_size(sizes)
+    return values.reshape(shape).transpose(2, 0, 3, 4, 1).ravel()
+
+
+def check_channels_last(native, sizes, seed: int) -> None:
+    """A depthwise layer in channels_last, with a bias, against float64 sums of contiguous images.
+
+    The error is at most that of ``terms`` roundings, each of at most the sum of all moduli, and of
+    one rounding to the storage type.
+    """
+    n, c, h, w, o, kh, kw, *_, g = sizes
+    oh, ow = output_size(sizes)
+    rng = np.random.default_rng(seed)
+    count = {"x": n * c * h * w, "w": o * kh * kw, "y": n * o * oh * ow}
+    exact = {k: rng.standard_normal(v) for k, v in count.items()}
+    terms = {"forward": kh * kw + 1, "grad_input": kh * kw * o // g, "grad_weight": n * oh * ow}
+
+    def run(name, data, bias, code, last, threads, isa):
+        result = np.full(count[MAPS[name][2]], np.nan, bias.dtype)
+        operands = [data[k] for k in MAPS[name][:2]]
+        biased = (bias.ctypes.data, o) if name == "forward" else (0, 0)
+        pointers = [v for each in (*operands, result) for v in (each.ctypes.data, each.size)]
+        getattr(native, name)(*pointers, *biased, sizes, code, last, threads, isa)
+        return result.astype(np.float64)
+
+    for code, dtype in enumerate([np.float32, np.float64, np.float16]):
+        data = {k: v.astype(dtype) for k, v in exact.items()}
+        bias = rng.standard_normal(o).astype(dtype)
+        laid_out = {k: channels_last(v, k, sizes) for k, v in data.items()}
+        doubles = {k: v.astype(np.float64) for k, v in data.items()}
+        moduli = {k: np.abs(v) for k, v in doubles.items()}
+        for name, operands in MAPS.items():
+            expected, largest = (
+                channels_last(run(name, each, b, 1, False, 1, ""), operands[2], sizes)
+                for each, b in ((doubles, bias.astype(float)), (moduli, np.abs(bias).astype(float)))
+            )
+            sum_eps = np.finfo(np.float64 if code == 1 else np.float32).eps
+            bound = (
+                terms[name] * sum_eps * largest
+                + np.finfo(dtype).eps * np.abs(expected)
+                + 1e-7 * (code == 2)
+            )
+            for isa in native.isas():
+                for threads in (1, 3):
+                    found = run(name, laid_out, bias, code, True, threads, isa)
+                    assert (np.abs(found - expected) <= bound).all(), (name, isa, dtype, sizes)
+
+
+def output_size(sizes) -> tuple[int, int]:
+    _, _, h, w, _, kh, kw, sh, sw, top, bottom, left, right, dh, dw, _ = sizes
+    return (
+        (h + top + bottom - dh * (kh - 1) - 1) // sh + 1,
+        (w + left + right - dw * (kw - 1) - 1) // sw + 1,
+    )
 
 
 def check_offsets_beyond_32_bits(native) -> None:
@@ -123,7 +185,7 @@ def check_offsets_beyond_32_bits(native) -> None:
         y, dw = np.full(oh * ow, np.nan, np.float16), np.full(9, np.nan, np.float16)
         for name, (a, b, out) in {"forward": (x, weight, y), "grad_weight": (x, ones, dw)}.items():
             pointers = [v for o in (a, b, out) for v in (o.ctypes.data, o.size)]
-            getattr(native, name)(*pointers, *sizes, 2, 2, isa)
+            getattr(native, name)(*pointers, 0, 0, sizes, 2, False, 2, isa)
         assert y[-1] == 6, isa
         assert not y[:-1].any(), isa
         assert dw.tolist() == [3] + 8 * [0], isa
@@ -192,6 +254,14 @@ def main(seconds: float = 60, seed: int = 0) -> None:
             continue
         sizes = [n, g * gi, h, w, g * go, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g]
         check_maps_agree(native, sizes, r.randrange(2**31))
+        g, go = r.choice([16, 17, 31, 32, 48, 65]), r.choice([1, 1, 1, 2, 3])
+        if (
+            g * go * n * oh * ow * kh * kw < 2e6
+            and g * go * n * oh * ow < 3e5
+            and dw * (kw - 1) < 1024
+        ):
+            depthwise = [n, g, h, w, g * go, kh, kw, sh, sw, pt, pb, pl, pr, dh, dw, g]
+            check_channels_last(native, depthwise, r.randrange(2**31))
         count += 1
     print(f"{count} geometries, seed {seed}: the maps agree on {', '.join(native.isas())}")
 

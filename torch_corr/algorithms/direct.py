@@ -144,8 +144,11 @@ class Direct(UniformMaps, Fitted):
             second.numel(),
             result.data_ptr(),
             result.numel(),
-            *native.sizes(problem),
+            0,
+            0,
+            native.sizes(problem),
             _CODES[first.dtype],
+            False,
             torch.get_num_threads(),
             self._isa(),
         )

@@ -293,6 +293,7 @@ class TileRunner {
     OutputTile<T> tile;
     tile.rows = t_.rows;
     tile.accumulate = accumulate_;
+    tile.initial = c_.bias ? static_cast<const T*>(c_.bias)[t_.group * c_.group_out + o] : T(0);
     if (buffered_) {
       tile.data = sums_ + ((o - t_.out_first) * c_.col_phases + p) * tile_size_;
       tile.pitch = vectors_ * L;
@@ -343,13 +344,6 @@ class TileRunner {
   bool buffered_, in_place_, masked_, accumulate_;
 };
 
-// Tiles along the rows of one phase: in each block of `rows` * `spacing` outputs there are `spacing`
-// interleaved tiles (or as many as there are outputs).
-TORCH_CORR_INLINE int64_t row_tiles(const AxisPlan& axis, int rows, int64_t spacing) {
-  const int64_t interleaved = min(spacing, axis.count);
-  return ceil_div(axis.count, interleaved * rows) * interleaved;
-}
-
 template <class S>
 Status correlate_as(const Correlation& c, int threads) {
   typedef typename Accumulation<S>::type T;
@@ -399,15 +393,12 @@ Status correlate_as(const Correlation& c, int threads) {
         tiles = row_tiles(c.rows[++phase], rows, spacing);
       }
       const AxisPlan& axis = c.rows[phase];
-      const int64_t interleaved = min(spacing, axis.count);
       const int64_t run = min(end - unit, min(tiles - local, max_run));
       int64_t from = 0;
       for (int64_t t = 0; t < col_tiles; t++) {
         const int64_t width = min(count - from, (t < wide_tiles ? wide : wide - 1) * kLanes<T>);
         for (int64_t i = local; i < local + run; i++) {
-          const int64_t first_row = interleaved == 1  // the usual case, and division is slow
-                                        ? i * rows
-                                        : i / interleaved * interleaved * rows + i % interleaved;
+          const int64_t first_row = tile_row(axis, rows, spacing, i);
           const int64_t rest_rows = ceil_div(axis.count - first_row, spacing);
           if (first_row < axis.count)
             runner.run({batch, group, block * out_block, min(c.group_out, (block + 1) * out_block), phase,

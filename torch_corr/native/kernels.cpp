@@ -1,4 +1,5 @@
 // The kernel table of one instruction set; CMakeLists.txt compiles this file once for each.
+#include "channels_last_weight.hpp"
 #include "correlate.hpp"
 #include "reduce.hpp"
 #include "scan.hpp"
@@ -12,7 +13,8 @@ namespace TORCH_CORR_ISA {
 extern const KernelTable kernels;
 const KernelTable kernels = {TORCH_CORR_STRING(TORCH_CORR_ISA), TORCH_CORR_VECTOR_BYTES,
                              TORCH_CORR_TILE_VECTORS, kShortVectors, kShortTapRows, kShortRows,
-                             correlate, reduce_taps, sum_squares, flag_below};
+                             correlate, reduce_taps, correlate_depthwise,
+                             reduce_depthwise, sum_squares, flag_below};
 
 }  // namespace TORCH_CORR_ISA
 }  // namespace torch_corr

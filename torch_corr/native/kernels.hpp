@@ -62,6 +62,7 @@ struct Correlation {
   const ColumnPlan* cols;
   int64_t col_phases;
   const Weights* weights;  // [row_phases][col_phases]
+  const void* bias;        // of each output channel, in the accumulation type; null for zeros
   const Segment* segments;
   int64_t segment_count, packed_width;
   int64_t first_tap_column, last_tap_column;  // input columns under output column 0
@@ -90,6 +91,46 @@ struct TapReduction {
   mutable int64_t scratch;  // set by the kernels: bytes that each thread took
 };
 
+// An axis of a depthwise correlation: tap t of the plan is tap kernel_first + t * kernel_step.
+struct TapAxis {
+  AxisPlan plan;
+  int64_t kernel_first, kernel_step;
+};
+
+// Most columns from the first tap of a window to the last in channels_last.  `LARGEST_SPAN` in
+// native/__init__.py is the same number.
+constexpr int64_t kLastSpan = 1024;
+
+// A depthwise correlation of images in channels_last.  Each output sums over `sources` images, one after
+// the other in memory.
+struct DepthwiseCorrelation {
+  int64_t batch, channels, sources;
+  const void* input;   // [source][batch][row][column][channel]
+  void* output;        // [batch][row][column][channel]
+  int64_t in_rows, in_cols, out_rows, out_cols;
+  const TapAxis* rows;
+  int64_t row_phases;
+  const TapAxis* cols;
+  int64_t col_phases;
+  const void* weight;  // tap (u, v) of a source and a channel at u * kernel_cols + v
+  int64_t weight_source, weight_channel, kernel_cols;
+  const void* bias;    // of each channel, or null
+  int64_t bias_step;
+  const int64_t* weight_offsets;  // of [row phase][column phase], in taps of all sources
+  int64_t tap_count;              // of all phases and sources
+  mutable int64_t scratch;        // set by the kernels: bytes that each thread took
+};
+
+// grad_weight in channels_last of one filter for each of geometry.groups channels.
+struct DepthwiseReduction {
+  Geometry geometry;
+  const void* input;
+  const void* output;
+  void* weight;
+  int64_t weight_channel;   // from the taps of a channel to those of the next
+  mutable int64_t scratch;  // set by the kernels: bytes that each thread took
+};
+
 constexpr int64_t kScanBlock = 1 << 13;  // numbers
 constexpr int64_t kScanAlone = 1 << 17;  // numbers up to which one thread is as quick as many
 
@@ -112,6 +153,8 @@ struct KernelTable {
   int64_t short_rows;       // output rows of its tile
   Status (*correlate)(const Correlation&, Dtype, int threads);
   Status (*reduce_taps)(const TapReduction&, Dtype, int threads);
+  Status (*correlate_depthwise)(const DepthwiseCorrelation&, Dtype, int threads);
+  Status (*reduce_depthwise)(const DepthwiseReduction&, Dtype, int threads);
   // Of each block; NaN where a modulus is not zero and below smallest, or not below largest.  Only
   // infinity and NaN count if smallest is 0.
   void (*sum_squares)(const Planes&, Dtype, double smallest, double largest, double* sums, int threads);

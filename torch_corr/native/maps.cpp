@@ -6,6 +6,8 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -100,17 +102,6 @@ struct PackedColumns {
   }
 };
 
-// A weight array in the accumulation type.
-class AccumulationBuffer {
- public:
-  AccumulationBuffer(Dtype dtype, int64_t count)
-      : memory_(new char[size_t(count * accumulation_bytes(dtype))]) {}
-  void* data() { return memory_.get(); }
-
- private:
-  std::unique_ptr<char[]> memory_;
-};
-
 // Calls visit(from, to) with pointers to the storage type and to the accumulation type.
 template <class Visit>
 void with_types(Dtype dtype, const void* from, void* to, const Visit& visit) {
@@ -125,6 +116,26 @@ void with_types(Dtype dtype, const void* from, void* to, const Visit& visit) {
       return visit(static_cast<const bfloat_bits*>(from), static_cast<float*>(to));
   }
 }
+
+// Numbers in the accumulation type: in place, or widened.
+class AccumulationBuffer {
+ public:
+  AccumulationBuffer(Dtype dtype, int64_t count)
+      : memory_(new char[size_t(count * accumulation_bytes(dtype))]), data_(memory_.get()) {}
+  AccumulationBuffer(Dtype dtype, const void* numbers, int64_t count) : data_(numbers) {
+    if (!is_half(dtype)) return;
+    *this = AccumulationBuffer(dtype, count);
+    with_types(dtype, numbers, memory_.get(), [&](auto* from, auto* to) {
+      for (int64_t i = 0; i < count; i++) to[i] = widen(from[i]);
+    });
+  }
+  const void* data() const { return data_; }
+  void* memory() { return memory_.get(); }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  const void* data_;
+};
 
 void check(Status status) {
   if (status == Status::out_of_memory) throw std::bad_alloc();
@@ -208,40 +219,139 @@ Correlation correlation_of(const Geometry& g, const void* input, void* output) {
   return c;
 }
 
-}  // namespace
-
-void forward(const KernelTable& kernels, const Geometry& g, Dtype dtype, const void* input,
-             const void* weight, void* output, int threads) {
-  scratch = 0;
-  if (g.output_elements() == 0) return;
-  advise_huge_pages(output, g.output_elements() * int64_t(storage_bytes(dtype)));
-  std::unique_ptr<AccumulationBuffer> widened;
-  const int64_t in = g.row.kernel * g.col.kernel, out = in * g.group_in;
-  Weights weights{weight, out * g.group_out, out, in};
-  if (is_half(dtype)) {
-    widened = std::make_unique<AccumulationBuffer>(dtype, g.weight_elements());
-    with_types(dtype, weight, widened->data(), [&](auto* from, auto* to) {
-      for (int64_t i = 0; i < g.weight_elements(); i++) to[i] = widen(from[i]);
-    });
-    weights.data = widened->data();
-  }
-  correlate(kernels, correlation_of(g, input, output), dtype, {forward_plan(g.row)},
-            {forward_plan(g.col)}, {weights}, threads);
+// One phase of an axis of a depthwise correlation.
+TapAxis tap_axis(const AxisPhase& phase) {
+  return {phase.plan, phase.tap_first + phase.tap_step * (phase.plan.taps - 1), -phase.tap_step};
 }
 
-void grad_input(const KernelTable& kernels, const Geometry& g, Dtype dtype, const void* output,
-                const void* weight, void* input, int threads) {
+const void* element(const void* array, int64_t index, Dtype dtype) {
+  return static_cast<const char*>(array) + index * int64_t(storage_bytes(dtype));
+}
+void* element(void* array, int64_t index, Dtype dtype) {
+  return static_cast<char*>(array) + index * int64_t(storage_bytes(dtype));
+}
+
+void check_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dtype) {
+  const int64_t lanes = kernels.vector_bytes / accumulation_bytes(dtype);
+  if (g.group_in != 1 || g.groups < lanes)
+    throw std::invalid_argument("in channels_last there are kernels for depthwise layers of at least " +
+                                std::to_string(lanes) + " channels");
+  if ((g.col.kernel - 1) * g.col.dilation >= kLastSpan)
+    throw std::invalid_argument("in channels_last a row of taps may span " + std::to_string(kLastSpan) +
+                                " columns");
+}
+
+// Runs one filter of each channel, or all of them as the sources of a grad_input.
+void correlate_depthwise(const KernelTable& kernels, DepthwiseCorrelation c, const Geometry& g, Dtype dtype,
+                         const std::vector<TapAxis>& rows, const std::vector<TapAxis>& cols, int threads) {
+  c.batch = g.batch;
+  c.channels = g.groups;
+  c.kernel_cols = g.col.kernel;
+  c.weight_source = g.row.kernel * g.col.kernel;
+  c.weight_channel = g.group_out * c.weight_source;
+  c.rows = rows.data();
+  c.row_phases = int64_t(rows.size());
+  c.cols = cols.data();
+  c.col_phases = int64_t(cols.size());
+  std::vector<int64_t> offsets;
+  for (const TapAxis& row : rows)
+    for (const TapAxis& col : cols) {
+      offsets.push_back(c.tap_count);
+      c.tap_count += c.sources * row.plan.taps * col.plan.taps;
+    }
+  c.weight_offsets = offsets.data();
+  check(kernels.correlate_depthwise(c, dtype, threads));
+  scratch = c.scratch;
+}
+
+void forward_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dtype,
+                           const Operands& operands, int threads) {
+  DepthwiseCorrelation c{};
+  c.sources = 1;
+  c.input = operands.first;
+  c.in_rows = g.row.input;
+  c.in_cols = g.col.input;
+  c.out_rows = g.row.output;
+  c.out_cols = g.col.output;
+  c.bias_step = g.group_out;
+  for (int64_t o = 0; o < g.group_out; o++) {
+    c.weight = element(operands.second, o * g.row.kernel * g.col.kernel, dtype);
+    c.bias = operands.bias ? element(operands.bias, o, dtype) : nullptr;
+    c.output = element(operands.result, o * (g.output_elements() / g.group_out), dtype);
+    correlate_depthwise(kernels, c, g, dtype, {{forward_plan(g.row), 0, 1}}, {{forward_plan(g.col), 0, 1}},
+                        threads);
+  }
+}
+
+void grad_input_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dtype,
+                              const Operands& operands, const std::vector<AxisPhase>& rows,
+                              const std::vector<AxisPhase>& cols, int threads) {
+  DepthwiseCorrelation c{};
+  c.sources = g.group_out;
+  c.input = operands.first;
+  c.output = operands.result;
+  c.in_rows = g.row.output;
+  c.in_cols = g.col.output;
+  c.out_rows = g.row.input;
+  c.out_cols = g.col.input;
+  c.weight = operands.second;
+  std::vector<TapAxis> row_axes, col_axes;
+  for (const AxisPhase& phase : rows) row_axes.push_back(tap_axis(phase));
+  for (const AxisPhase& phase : cols) col_axes.push_back(tap_axis(phase));
+  correlate_depthwise(kernels, c, g, dtype, row_axes, col_axes, threads);
+}
+
+void grad_weight_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dtype,
+                               const Operands& operands, int threads) {
+  const int64_t taps = g.row.kernel * g.col.kernel;
+  DepthwiseReduction r{};
+  r.geometry = g;
+  r.input = operands.first;
+  r.weight_channel = g.group_out * taps;
+  for (int64_t o = 0; o < g.group_out; o++) {
+    r.output = element(operands.second, o * (g.output_elements() / g.group_out), dtype);
+    r.weight = element(operands.result, o * taps, dtype);
+    check(kernels.reduce_depthwise(r, dtype, threads));
+    scratch = r.scratch;
+  }
+}
+
+}  // namespace
+
+void forward(const KernelTable& kernels, const Geometry& g, Dtype dtype, Layout layout,
+             const Operands& operands, int threads) {
   scratch = 0;
+  if (layout == Layout::channels_last) check_channels_last(kernels, g, dtype);
+  if (g.output_elements() == 0) return;
+  advise_huge_pages(operands.result, g.output_elements() * int64_t(storage_bytes(dtype)));
+  if (layout == Layout::channels_last) return forward_channels_last(kernels, g, dtype, operands, threads);
+  const int64_t in = g.row.kernel * g.col.kernel, out = in * g.group_in;
+  const int64_t biases = operands.bias ? g.groups * g.group_out : 0;
+  const AccumulationBuffer weight(dtype, operands.second, g.weight_elements());
+  const AccumulationBuffer bias(dtype, operands.bias, biases);
+  Correlation c = correlation_of(g, operands.first, operands.result);
+  c.bias = operands.bias ? bias.data() : nullptr;
+  correlate(kernels, c, dtype, {forward_plan(g.row)}, {forward_plan(g.col)},
+            {{weight.data(), out * g.group_out, out, in}}, threads);
+}
+
+void grad_input(const KernelTable& kernels, const Geometry& g, Dtype dtype, Layout layout,
+                const Operands& operands, int threads) {
+  scratch = 0;
+  if (layout == Layout::channels_last) check_channels_last(kernels, g, dtype);
   if (g.input_elements() == 0) return;
-  advise_huge_pages(input, g.input_elements() * int64_t(storage_bytes(dtype)));
+  const size_t bytes = size_t(g.input_elements()) * storage_bytes(dtype);
+  advise_huge_pages(operands.result, int64_t(bytes));
   const std::vector<AxisPhase> rows = adjoint_phases(g.row), cols = adjoint_phases(g.col);
   const auto residues = [](const Axis& axis) { return size_t(std::min(axis.stride, axis.input)); };
   if (rows.size() < residues(g.row) || cols.size() < residues(g.col))
-    std::memset(input, 0, size_t(g.input_elements()) * storage_bytes(dtype));
+    std::memset(operands.result, 0, bytes);
   if (rows.empty() || cols.empty()) return;
+  if (layout == Layout::channels_last)
+    return grad_input_channels_last(kernels, g, dtype, operands, rows, cols, threads);
   AccumulationBuffer buffer(dtype, g.weight_elements());
   std::vector<Weights> weights;
-  with_types(dtype, weight, buffer.data(), [&](auto* from, auto* to) {
+  with_types(dtype, operands.second, buffer.memory(), [&](auto* from, auto* to) {
     // Every tap belongs to one residue of rows and one of columns, or to none.
     for (const AxisPhase& row : rows) {
       for (const AxisPhase& col : cols) {
@@ -264,8 +374,8 @@ void grad_input(const KernelTable& kernels, const Geometry& g, Dtype dtype, cons
   std::vector<AxisPlan> row_plans, col_plans;
   for (const AxisPhase& phase : rows) row_plans.push_back(phase.plan);
   for (const AxisPhase& phase : cols) col_plans.push_back(phase.plan);
-  correlate(kernels, correlation_of(transposed(g), output, input), dtype, row_plans, col_plans, weights,
-            threads);
+  correlate(kernels, correlation_of(transposed(g), operands.first, operands.result), dtype, row_plans,
+            col_plans, weights, threads);
 }
 
 namespace {
@@ -300,16 +410,19 @@ int64_t block_vectors(const Geometry& g, int64_t lanes, int64_t vector_bytes) {
 
 int64_t last_scratch() { return scratch; }
 
-void grad_weight(const KernelTable& kernels, const Geometry& g, Dtype dtype, const void* input,
-                 const void* output, void* weight, int threads) {
+void grad_weight(const KernelTable& kernels, const Geometry& g, Dtype dtype, Layout layout,
+                 const Operands& operands, int threads) {
   scratch = 0;
+  if (layout == Layout::channels_last) check_channels_last(kernels, g, dtype);
   if (g.weight_elements() == 0) return;
+  if (layout == Layout::channels_last)
+    return grad_weight_channels_last(kernels, g, dtype, operands, threads);
   const int64_t lanes = kernels.vector_bytes / accumulation_bytes(dtype);
   TapReduction r{};
   r.geometry = g;
-  r.input = input;
-  r.output = output;
-  r.weight = weight;
+  r.input = operands.first;
+  r.output = operands.second;
+  r.weight = operands.result;
   r.block_vectors = block_vectors(g, lanes, kernels.vector_bytes);
   PackedColumns columns({forward_plan(g.col)}, r.block_vectors * lanes);
   const int64_t numbers = packed_rows(g) * columns.width + gradient_rows(g) * r.block_vectors * lanes;

@@ -24,6 +24,7 @@ struct OutputTile {
   int64_t pitch;
   int rows, cols;
   bool accumulate;  // add to the numbers that are there
+  T initial;        // else the sums start with this number
 };
 
 }  // namespace TORCH_CORR_ISA

@@ -77,7 +77,7 @@ __attribute__((noinline)) void general_microkernel(const RowTask<T>* tasks, int6
 #pragma GCC unroll 8
   for (int a = 0; a < R; a++)
 #pragma GCC unroll 8
-    for (int q = 0; q < C; q++) sum[a][q] = Vector<T>{};
+    for (int q = 0; q < C; q++) sum[a][q] = broadcast(tile.initial);
   if (tile.accumulate) {
 #pragma GCC unroll 8
     for (int a = 0; a < R; a++) {

@@ -62,7 +62,7 @@ __attribute__((noinline)) void short_microkernel(int first, int last, const Chan
     // add_channel.
     Vector<T> sum[R];
 #pragma GCC unroll 8
-    for (int a = 0; a < R; a++) sum[a] = Vector<T>{};
+    for (int a = 0; a < R; a++) sum[a] = broadcast(tile.initial);
     if (tile.accumulate) {
 #pragma GCC unroll 8
       for (int a = 0; a < R; a++) {

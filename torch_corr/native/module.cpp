@@ -49,24 +49,26 @@ void check_threads(int threads) {
     throw std::invalid_argument("threads=" + std::to_string(threads) + " is outside 1..4096");
 }
 
-using Map = void (*)(const KernelTable&, const Geometry&, Dtype, const void*, const void*, void*, int);
+using Map = void (*)(const KernelTable&, const Geometry&, Dtype, Layout, const Operands&, int);
+using SizeArray = std::array<int64_t, 16>;
 enum class Role { input, weight, output };
 
-// (address, elements) of the two operands and the result, then the sizes.
+Geometry geometry_of(const SizeArray& s) {
+  return checked_geometry({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12],
+                           s[13], s[14], s[15]});
+}
+
+// (address, elements) of the two operands, the result and the bias, then the sizes.
 template <Map map, Role first, Role second, Role result>
 void call(uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
-          int64_t second_elements, uintptr_t result_address, int64_t result_elements, int64_t batch,
-          int64_t in_channels, int64_t height, int64_t width, int64_t out_channels, int64_t kernel_h,
-          int64_t kernel_w, int64_t stride_h, int64_t stride_w, int64_t pad_top, int64_t pad_bottom,
-          int64_t pad_left, int64_t pad_right, int64_t dilation_h, int64_t dilation_w, int64_t groups,
-          int dtype, int threads, const std::string& isa) {
+          int64_t second_elements, uintptr_t result_address, int64_t result_elements,
+          uintptr_t bias_address, int64_t bias_elements, const SizeArray& sizes, int dtype,
+          bool channels_last, int threads, const std::string& isa) {
   if (dtype < 0 || dtype > int(Dtype::bfloat16))
     throw std::invalid_argument("unknown dtype code " + std::to_string(dtype));
   check_threads(threads);
   const KernelTable& kernels = find_kernels(isa);
-  const Geometry geometry = checked_geometry(
-      {batch, in_channels, height, width, out_channels, kernel_h, kernel_w, stride_h, stride_w, pad_top,
-       pad_bottom, pad_left, pad_right, dilation_h, dilation_w, groups});
+  const Geometry geometry = geometry_of(sizes);
   const auto expected = [&](Role role) {
     return role == Role::input    ? geometry.input_elements()
            : role == Role::weight ? geometry.weight_elements()
@@ -74,13 +76,17 @@ void call(uintptr_t first_address, int64_t first_elements, uintptr_t second_addr
   };
   static constexpr const char* kNames[] = {"input", "weight", "output"};
   const Dtype code = Dtype(dtype);
-  check_operand({kNames[int(first)], first_address, first_elements, expected(first)}, alignment_of(code));
-  check_operand({kNames[int(second)], second_address, second_elements, expected(second)},
-                alignment_of(code));
-  check_operand({kNames[int(result)], result_address, result_elements, expected(result)},
-                alignment_of(code));
-  map(kernels, geometry, code, reinterpret_cast<const void*>(first_address),
-      reinterpret_cast<const void*>(second_address), reinterpret_cast<void*>(result_address), threads);
+  const uintptr_t alignment = alignment_of(code);
+  check_operand({kNames[int(first)], first_address, first_elements, expected(first)}, alignment);
+  check_operand({kNames[int(second)], second_address, second_elements, expected(second)}, alignment);
+  check_operand({kNames[int(result)], result_address, result_elements, expected(result)}, alignment);
+  const int64_t channels = result == Role::output ? geometry.groups * geometry.group_out : 0;
+  if (bias_elements) check_operand({"bias", bias_address, bias_elements, channels}, alignment);
+  map(kernels, geometry, code, channels_last ? Layout::channels_last : Layout::contiguous,
+      {reinterpret_cast<const void*>(first_address), reinterpret_cast<const void*>(second_address),
+       bias_elements ? reinterpret_cast<const void*>(bias_address) : nullptr,
+       reinterpret_cast<void*>(result_address)},
+      threads);
 }
 
 void check_floats(int dtype) {
@@ -90,12 +96,11 @@ void check_floats(int dtype) {
 
 // (address, elements) of the two operands of a map in float32 or float64, then its sizes.
 MapCall checked_call(int map, uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
-                     int64_t second_elements, const std::array<int64_t, 16>& s, int dtype) {
+                     int64_t second_elements, const SizeArray& sizes, int dtype) {
   if (map < 0 || map > int(MapName::grad_weight))
     throw std::invalid_argument("unknown map code " + std::to_string(map));
   check_floats(dtype);
-  const Geometry geometry = checked_geometry({s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9],
-                                              s[10], s[11], s[12], s[13], s[14], s[15]});
+  const Geometry geometry = geometry_of(sizes);
   const MapCall call = map_call(geometry, MapName(map), Dtype(dtype),
                                 reinterpret_cast<const void*>(first_address),
                                 reinterpret_cast<const void*>(second_address));
@@ -111,7 +116,7 @@ MapCall checked_call(int map, uintptr_t first_address, int64_t first_elements, u
 void call_error_bounds(int map, uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
                        int64_t second_elements, uintptr_t bounds, int64_t planes, double factor,
                        double smallest, double largest, double most,
-                       const std::array<int64_t, 16>& sizes, int dtype, int threads,
+                       const SizeArray& sizes, int dtype, int threads,
                        const std::string& isa) {
   check_threads(threads);
   const MapCall call = checked_call(map, first_address, first_elements, second_address, second_elements,
@@ -123,7 +128,7 @@ void call_error_bounds(int map, uintptr_t first_address, int64_t first_elements,
 
 void call_results_at(int map, uintptr_t first_address, int64_t first_elements, uintptr_t second_address,
                      int64_t second_elements, uintptr_t points, uintptr_t sums, int64_t count,
-                     const std::array<int64_t, 16>& sizes, int dtype, int threads) {
+                     const SizeArray& sizes, int dtype, int threads) {
   check_threads(threads);
   const MapCall call = checked_call(map, first_address, first_elements, second_address, second_elements,
                                     sizes, dtype);
@@ -173,9 +178,10 @@ bool has_openmp() {
 NB_MODULE(_compiled, m) {
   m.doc() =
       "Compiled correlation kernels on raw addresses.  Each map takes (address, elements) of its two "
-      "operands and of its result, then batch, in_channels, height, width, out_channels, kernel_h, "
+      "operands, of its result and of a bias (0 elements: none), then sizes, dtype, channels_last, threads, "
+      "isa ('' for the best).  Sizes are batch, in_channels, height, width, out_channels, kernel_h, "
       "kernel_w, stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, "
-      "groups, dtype, threads, isa ('' for the best).";
+      "groups.";
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   m.def("forward", &call<forward, Role::input, Role::weight, Role::output>, unlocked);
   m.def("grad_input", &call<grad_input, Role::output, Role::weight, Role::input>, unlocked);

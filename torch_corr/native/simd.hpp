@@ -17,8 +17,8 @@
 #include <immintrin.h>
 #endif
 
-#include "geometry.hpp"
 #include "half_precision.hpp"
+#include "kernels.hpp"
 
 #ifndef TORCH_CORR_ISA
 #error "compile with -DTORCH_CORR_ISA=<namespace>"
@@ -163,6 +163,20 @@ TORCH_CORR_INLINE RowSteps row_steps(int64_t stride, int64_t dilation) {
     rest = next;
   }
   return {stride / gcd, dilation / gcd};
+}
+
+// Tiles along the rows of one phase: in each block of `rows` * `spacing` outputs there are `spacing`
+// interleaved tiles (or as many as there are outputs).
+TORCH_CORR_INLINE int64_t row_tiles(const AxisPlan& axis, int rows, int64_t spacing) {
+  const int64_t interleaved = min(spacing, axis.count);
+  return ceil_div(axis.count, interleaved * rows) * interleaved;
+}
+
+// The first row of a tile.
+TORCH_CORR_INLINE int64_t tile_row(const AxisPlan& axis, int rows, int64_t spacing, int64_t tile) {
+  const int64_t interleaved = min(spacing, axis.count);
+  if (interleaved == 1) return tile * rows;  // the usual case, and division is slow
+  return tile / interleaved * interleaved * rows + tile % interleaved;
 }
 
 // Loads a vector of numbers and widens them to T.
