@@ -194,12 +194,6 @@ class Subject:
             results |= dict(zip(("grad_input", "grad_weight"), gradients))
         return results
 
-    def require_maps(
-        self, results: Results, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
-    ) -> None:
-        """Raise Violation unless the results of :meth:`maps` are correct."""
-        self.expect_maps(problem, input, weight, output).require_all(results)
-
     def expect_maps(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> ExpectedMaps:
