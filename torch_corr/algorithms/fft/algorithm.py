@@ -210,4 +210,6 @@ class FFT(UniformMaps, Fitted):
 
 
 _RUNS = {"matrix": engine_matrix.run, "batched": engine_batched.run, "fft": engine_fft.run}
-"""The ``run`` function of each engine."""
+"""The function of each engine that runs its plans.  Its arguments are a plan of this engine; the
+map's operands; the result, which must be zero if an input's gradient accumulates over tiles; and an
+empty tensor ``like`` with the dtype to compute in, which may differ from the operands'."""

@@ -353,6 +353,16 @@ def _whole_and_rest(size: int, hop: int) -> Iterator[tuple[slice, int]]:
         yield slice(whole, whole + 1), rest
 
 
+def dft_matrix(
+    length: int, frequencies: Tensor, positions: Tensor, dtype: torch.dtype, reverse: bool = False
+) -> Tensor:
+    """``exp(-+ 2 pi i f p / n)`` for all f and p, which are in float64; ``reverse`` selects the
+    lower sign.  Angles are reduced modulo n exactly, and rounded once."""
+    steps = torch.outer(frequencies, positions).remainder_(length)
+    angles = steps.mul_((2 if reverse else -2) * math.pi / length)
+    return torch.polar(torch.ones_like(angles), angles).to(complex_of(dtype))
+
+
 def complex_of(dtype: torch.dtype) -> torch.dtype:
     """The dtype of a spectrum: complex64 for float32, complex128 for float64."""
     return torch.complex64 if dtype in (torch.float32, torch.complex64) else torch.complex128
