@@ -1,4 +1,4 @@
-"""Which source pixel a tap of a dest pixel reads, along one image axis; shapes of results."""
+"""Which source pixel a tap of a dest pixel reads, along one image axis."""
 
 from __future__ import annotations
 
@@ -87,11 +87,6 @@ def _axis(map: MapName, problem: Problem, dim: int) -> Axis:
 def band_shape(problem: Problem) -> tuple[int, int, int, int]:
     """(groups, kH, input columns, output columns)"""
     return problem.groups, problem.kernel[0], problem.size[1], problem.output_size[1]
-
-
-def dest_shape(map: MapName, problem: Problem) -> tuple[int, int, int, int]:
-    """The shape of the result of ``forward`` or ``grad_input``."""
-    return problem.output_shape if map == "forward" else problem.input_shape
 
 
 def cdiv(a: int, b: int) -> int:
