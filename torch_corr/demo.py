@@ -58,9 +58,9 @@ def run(image: str | None, output: str) -> int:
         number differs from the textbook's; 2 if ``image`` or ``output`` cannot be used.
     """
     try:
-        target = _checked_output(output, image)
         if image is not None:
             _check_readable(Path(image))
+        target = _checked_output(output, image)
         textbook()
         photograph(None if image is None else Path(image), target)
     except DemoError as error:
@@ -447,8 +447,6 @@ def _checked_output(output: str, image: str | None) -> Path:
         if image is not None and path.exists() and path.samefile(image):
             raise DemoError(f"--output {path} is the picture itself; name another")
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):  # _check_readable reports a missing picture
-            return path
         raise DemoError(f"cannot write --output {path}: {error}") from None
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise DemoError(f"no permission to write {path}; name another --output")
