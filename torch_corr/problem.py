@@ -224,6 +224,12 @@ class Problem:
         return window_span(self.kernel, self.dilation)
 
     @property
+    def effective_dilation(self) -> Pair:
+        """The dilation, with 1 along an axis of one tap, where any dilation gives the same."""
+        rows, columns = (d if taps > 1 else 1 for d, taps in zip(self.dilation, self.kernel))
+        return rows, columns
+
+    @property
     def output_size(self) -> Pair:
         """The output's (H', W'), with H' = (H + top + bottom - d(kH-1) - 1) // s + 1."""
         (height, width), (rows, columns) = self.padded_size, self.span

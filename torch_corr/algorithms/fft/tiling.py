@@ -188,7 +188,7 @@ def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) 
     return TiledAxis(
         problem.kernel[dim],
         stride,
-        problem.dilation[dim] if problem.kernel[dim] > 1 else 1,  # a single tap has no dilation
+        problem.effective_dilation[dim],
         before,
         fast(length),
         outputs,

@@ -77,8 +77,7 @@ def _axis(map: MapName, problem: Problem, dim: int) -> Axis:
     size, output, taps = problem.size[dim], problem.output_size[dim], problem.kernel[dim]
     # Along an axis of one element any step is correct; 1 keeps positions small.
     stride = problem.stride[dim] if output > 1 else 1
-    step = problem.dilation[dim] if taps > 1 else 1
-    before = problem.padding[dim][0]
+    step, before = problem.effective_dilation[dim], problem.padding[dim][0]
     if map == "grad_input":
         return Axis(output, size, 1, stride, before, -step, taps, stride // gcd(stride, step))
     return Axis(size, output, stride, 1, -before, step, taps, 1)
