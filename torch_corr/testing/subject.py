@@ -210,15 +210,7 @@ class Subject:
         output: Tensor | None = None,
         only: Tensor | None = None,
     ) -> None:
-        """Raise Violation unless ``got`` is the slot that is None, within the error bound.
-
-        Args:
-            what: the name of ``got`` in the message.
-            got: the result to check.
-            problem: the geometry.
-            input, weight, output: the two operands; the third slot is None.
-            only: a mask of the elements to check; None for all.
-        """
+        """:func:`require_right` with the slots by name, in the subject's error model."""
         require_right(what, got, problem, (input, weight, output), self.errors, only)
 
 
