@@ -1,8 +1,7 @@
 """The command line: ``python -m torch_corr COMMAND``.
 
-One function per command adds its arguments to the parser and sets the function to run.  A command
-imports what it needs when it runs, so ``--help`` is fast.  Exit codes: 0 success, 1 the command
-failed, 2 wrong arguments.
+One function per command adds its arguments to the parser and sets the function to run.  Exit codes:
+0 success, 1 the command failed, 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from . import demo
 from ._version import __version__
+from .commands import calibrate_and_save, explain, measure
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -70,13 +71,7 @@ def _demo(commands: Commands) -> None:
         metavar="PNG",
         help="where to save the figure (default: %(default)s in the current directory)",
     )
-
-    def run(arguments: argparse.Namespace) -> int:
-        from .demo import run
-
-        return run(arguments.image, arguments.output)
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=lambda given: demo.run(given.image, given.output))
 
 
 def _verify(commands: Commands) -> None:
@@ -108,13 +103,9 @@ def _explain(commands: Commands) -> None:
     )
     _add_problem(parser)
     parser.add_argument("--algorithm", default="auto", help="a name (default: %(default)s)")
-
-    def run(arguments: argparse.Namespace) -> int:
-        from .commands import explain
-
-        return explain(arguments.problem, arguments.device, arguments.dtype, arguments.algorithm)
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=lambda given: explain(given.problem, given.device, given.dtype, given.algorithm)
+    )
 
 
 def _measure(commands: Commands) -> None:
@@ -126,13 +117,9 @@ def _measure(commands: Commands) -> None:
     )
     _add_problem(parser)
     parser.add_argument("--save", metavar="JSON", help="save the measurements as wisdom")
-
-    def run(arguments: argparse.Namespace) -> int:
-        from .commands import measure
-
-        return measure(arguments.problem, arguments.device, arguments.dtype, arguments.save)
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=lambda given: measure(given.problem, given.device, given.dtype, given.save)
+    )
 
 
 def _calibrate(commands: Commands) -> None:
@@ -143,13 +130,7 @@ def _calibrate(commands: Commands) -> None:
         "seconds and save them in $TORCH_CORR_MACHINE, or else in torch_corr/machine.json under "
         "$XDG_CONFIG_HOME or ~/.config.",
     )
-
-    def run(arguments: argparse.Namespace) -> int:
-        from .commands import calibrate_and_save
-
-        return calibrate_and_save()
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=lambda _: calibrate_and_save())
 
 
 def _add_problem(parser: argparse.ArgumentParser) -> None:

@@ -16,14 +16,23 @@ from .planning.wisdom import WISDOM
 from .problem import Problem
 
 
-def explain(spelling: str, device: str, dtype: str, algorithm: str) -> int:
+def explain(spelling: str, device: str, dtype: str, algorithm: AlgorithmLike) -> int:
     """Print the plan of a problem, with the predicted time of each algorithm."""
-    return _print_plan(spelling, device, dtype, algorithm)
+    try:
+        chosen = getattr(torch, dtype, None)
+        if not isinstance(chosen, torch.dtype):
+            raise ValueError(f"unknown dtype {dtype!r}; use a name of torch's, as float32")
+        problem, where = Problem.parse(spelling), torch.device(device)
+        print(make_plan(problem, where, chosen, algorithm))
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
 def measure(spelling: str, device: str, dtype: str, keep: str | None) -> int:
     """Time every algorithm that can run a problem, print the plan, and save the wisdom."""
-    code = _print_plan(spelling, device, dtype, Auto(measure=True))
+    code = explain(spelling, device, dtype, Auto(measure=True))
     if code == 0 and keep is not None:
         print(
             f"{WISDOM.save(keep)} measurements saved; torch_corr.wisdom.load({keep!r}) reads them"
@@ -71,16 +80,3 @@ def _rates(machine: Machine, dtype: Literal["float32", "float64"]) -> str:
         f"{ours.fft_flops / 1e9:.0f} GFLOP/s {fft}, copy {ours.bytes / 1e9:.0f} GB/s {copied}, "
         f"a call {duration(1 / ours.calls)} {calls}"
     )
-
-
-def _print_plan(spelling: str, device: str, dtype: str, algorithm: AlgorithmLike) -> int:
-    try:
-        chosen = getattr(torch, dtype, None)
-        if not isinstance(chosen, torch.dtype):
-            raise ValueError(f"unknown dtype {dtype!r}; use a name of torch's, as float32")
-        problem, where = Problem.parse(spelling), torch.device(device)
-        print(make_plan(problem, where, chosen, algorithm))
-    except (RuntimeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0

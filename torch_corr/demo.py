@@ -12,10 +12,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,9 +58,9 @@ def run(image: str | None, output: str) -> int:
         number differs from the textbook's; 2 if ``image`` or ``output`` cannot be used.
     """
     try:
-        target = _checked_output(output, image)
         if image is not None:
             _check_readable(Path(image))
+        target = _checked_output(output, image)
         textbook()
         photograph(None if image is None else Path(image), target)
     except DemoError as error:
@@ -132,23 +132,24 @@ def _textbook_learning(X: Tensor, K: Tensor, Y: Tensor) -> None:
         f"   The kernel learned is [{learned[0, 0]:.3f}, {learned[0, 1]:.3f}]; in the textbook it"
     )
     print("   is close to [1, -1].\n")
-    if not 4 < losses[0] < 6 or not losses[-1] < 0.02:
-        raise _disagreement("the loss", f"{losses[0]} ... {losses[-1]}", "about 5 ... below 0.02")
+    as_printed = 4 < losses[0] < 6 and losses[-1] < 0.02
+    _require(as_printed, "the loss", f"{losses[0]} ... {losses[-1]}", "about 5 ... below 0.02")
     _compare("the kernel learned", learned, K, within=0.05)
 
 
 def _compare(what: str, computed: Tensor, expected: Tensor, within: float = 0.0) -> None:
     same_shape = computed.shape == expected.shape
-    if not same_shape or not torch.allclose(computed, expected, rtol=0, atol=within):
-        raise _disagreement(what, str(computed.tolist()), str(expected.tolist()))
+    same = same_shape and torch.allclose(computed, expected, rtol=0, atol=within)
+    _require(same, what, computed.tolist(), expected.tolist())
 
 
-def _disagreement(what: str, computed: str, expected: str) -> DemoError:
-    return DemoError(
-        f"{what} is {computed} here, and {expected} in the textbook; this is a bug of torch_corr "
-        f"with torch {torch.__version__}, please report it",
-        exit_code=1,
-    )
+def _require(holds: bool, what: str, computed: object, expected: object) -> None:
+    if not holds:
+        raise DemoError(
+            f"{what} is {computed} here, and {expected} in the textbook; this is a bug of "
+            f"torch_corr with torch {torch.__version__}, please report it",
+            exit_code=1,
+        )
 
 
 def _print_beside(*matrices: tuple[str, Tensor]) -> None:
@@ -156,40 +157,31 @@ def _print_beside(*matrices: tuple[str, Tensor]) -> None:
     blocks = []
     for name, matrix in matrices:
         rows = [" ".join(f"{int(value):>2}" for value in row) for row in matrix.tolist()]
-        width = max(map(len, [name, *rows]))
-        blocks.append([line.ljust(width) for line in [name, *rows]])
-    for i in range(max(map(len, blocks))):
-        line = "     ".join(block[i] if i < len(block) else " " * len(block[0]) for block in blocks)
-        print(f"       {line}".rstrip())
+        blocks.append([name, *rows])
+    widths = [max(map(len, block)) for block in blocks]
+    for lines in zip_longest(*blocks, fillvalue=""):
+        print(f"       {'     '.join(map(str.ljust, lines, widths))}".rstrip())
     print()
 
 
 # The photograph
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """A filtered picture, with the time of the layer.
 
     Attributes:
         name: what the filter shows.
         legend: how to read the picture.
         picture: (C, H, W); black is 0 and white is 1.
-        algorithm: the name of the algorithm of the forward map.
-        seconds: median time of the layer.
-        reference_seconds: median time of ``F.pad`` and ``F.conv2d``.
-        difference: the largest absolute difference from the result of ``F.conv2d``.
-        runs: how often each was timed.
+        cells: the algorithm of the forward map; the median times of the layer and of ``F.pad`` with
+            ``F.conv2d``; the largest absolute difference of their results; the number of runs.
     """
 
     name: str
     legend: str
     picture: Tensor
-    algorithm: str
-    seconds: float
-    reference_seconds: float
-    difference: float
-    runs: int
+    cells: tuple[str, str, str, str, str]
 
 
 def photograph(path: Path | None, output: Path) -> None:
@@ -218,74 +210,67 @@ def apply_filters(colour: Tensor) -> list[Panel]:
     vertical = "Sobel; red: brighter to the right, blue: darker"
     blur = f"Gaussian, sigma {SIGMA:g} pixels, kernel {len(bell)} x {len(bell)}"
     return [
-        _panel("Horizontal edges", horizontal, _layer(sobel), grey),
-        _panel("Vertical edges", vertical, _layer(sobel.T), grey),
-        _panel("Blur", blur, _layer(gauss, channels=3), colour),
+        _panel("Horizontal edges", horizontal, sobel, grey),
+        _panel("Vertical edges", vertical, sobel.T, grey),
+        _panel("Blur", blur, gauss, colour),
     ]
 
 
-def _layer(kernel: Tensor, channels: int = 1) -> Corr2d:
-    """A depthwise layer that applies one kernel to every channel."""
+def _panel(name: str, legend: str, kernel: Tensor, images: Tensor) -> Panel:
+    """Apply a kernel to every channel, compare with ``F.pad`` and ``F.conv2d``, and time both."""
+    rows, columns = kernel.shape
+    channels = images.shape[1]
     layer = Corr2d(
         channels,
         channels,
-        (kernel.shape[0], kernel.shape[1]),
+        (rows, columns),
         padding="same",
         groups=channels,
         bias=False,
         padding_mode="reflect",  # zeros would add edges at the border
     )
-    with torch.no_grad():
-        layer.weight.copy_(kernel)
-    return layer.requires_grad_(False)
-
-
-def _panel(name: str, legend: str, layer: Corr2d, images: Tensor) -> Panel:
-    """Run a layer, compare it with ``F.pad`` and ``F.conv2d``, and time both."""
-    rows, columns = (size // 2 for size in layer.kernel_size)
+    layer.requires_grad_(False).weight.copy_(kernel)
 
     def padded() -> Tensor:
-        return F.pad(images, (columns, columns, rows, rows), mode="reflect")
+        sides = columns // 2, columns // 2, rows // 2, rows // 2
+        return F.pad(images, sides, mode="reflect")
 
     def reference() -> Tensor:
-        return F.conv2d(padded(), layer.weight, groups=layer.groups)
+        return F.conv2d(padded(), layer.weight, groups=channels)
 
     picture: Tensor = layer(images)
     difference = (picture - reference()).abs().max().item()
-    seconds, reference_seconds, runs = _medians(lambda: layer(images), reference)
-    chosen = plan(padded(), layer.weight, groups=layer.groups, algorithm=layer.algorithm)
-    algorithm = chosen.forward.name
-    return Panel(name, legend, picture[0], algorithm, seconds, reference_seconds, difference, runs)
+    (ours, theirs), runs = _medians(lambda: layer(images), reference)
+    chosen = plan(padded(), layer.weight, groups=channels, algorithm=layer.algorithm)
+    times = f"{ours * 1e3:.2f} ms", f"{theirs * 1e3:.2f} ms"
+    apart = f"{difference:.1e}" if difference else "0"
+    return Panel(name, legend, picture[0], (chosen.forward.name, *times, apart, str(runs)))
 
 
-def _medians(
-    first: Callable[[], Tensor], second: Callable[[], Tensor], most_runs: int = 25
-) -> tuple[float, float, int]:
-    """The median times of two calls in seconds, and the number of runs.
+def _medians(*calls: Callable[[], Tensor]) -> tuple[list[float], int]:
+    """The median times of some calls in seconds, and the number of runs, from 5 to 25.
 
-    The calls alternate, so that other load on the machine affects both.
+    The calls alternate, so that other load on the machine affects all.
     """
-    times: dict[Callable[[], Tensor], list[float]] = {first: [], second: []}
-    for call in (first, second) * 2:  # warm up
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls * 2:  # warm up
         call()
     deadline = time.perf_counter() + 1.0
-    for run in range(most_runs):
-        if run >= 5 and time.perf_counter() > deadline:
-            break
-        for call in (first, second) if run % 2 == 0 else (second, first):
+    runs = 0
+    while runs < 5 or (runs < 25 and time.perf_counter() < deadline):
+        runs += 1
+        for call, seconds in zip(calls, times):
             start = time.perf_counter()
             call()
-            times[call].append(time.perf_counter() - start)
-    return median(times[first]), median(times[second]), len(times[first])
+            seconds.append(time.perf_counter() - start)
+    return [median(seconds) for seconds in times], runs
 
 
 def _print_table(panels: list[Panel]) -> None:
-    print(f"{'':<18}{'algorithm':<11}{'Corr2d':>10}{'F.conv2d':>12}{'difference':>13}{'runs':>7}")
+    row = "{:<18}{:<11}{:>10}{:>12}{:>13}{:>7}".format
+    print(row("", "algorithm", "Corr2d", "F.conv2d", "difference", "runs"))
     for panel in panels:
-        print(
-            f"{panel.name:<18}{panel.algorithm:<11}{_milliseconds(panel.seconds):>10}"
-            f"{_milliseconds(panel.reference_seconds):>12}{_number(panel.difference):>13}{panel.runs:>7}"
-        )
+        print(row(panel.name, *panel.cells))
     print()
     print(f"Times: {_conditions()}; both pad the image first, and the runs alternate.")
     print("Difference: the largest of any pixel, where black is 0 and white is 1.\n")
@@ -294,14 +279,6 @@ def _print_table(panels: list[Panel]) -> None:
 def _conditions() -> str:
     threads = torch.get_num_threads()
     return f"medians on {threads} CPU thread{'s' * (threads != 1)}, torch {torch.__version__}"
-
-
-def _milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f} ms"
-
-
-def _number(value: float) -> str:
-    return f"{value:.1e}" if value else "0"
 
 
 def _draw(colour: Tensor, credit: str, panels: list[Panel]) -> bytes:
@@ -331,16 +308,9 @@ def _draw(colour: Tensor, credit: str, panels: list[Panel]) -> bytes:
         axes = figure.subplots(2, 2).flat
         caption = f"{width} x {height} pixels{', ' * bool(credit)}{credit}"
         _draw_panel(next(axes), "Photograph", caption, colour[0])
-        for panel in panels:
-            _draw_panel(
-                next(axes),
-                panel.name,
-                f"{panel.legend}\n"
-                f"Corr2d ({panel.algorithm}) {_milliseconds(panel.seconds)},  "
-                f"F.conv2d {_milliseconds(panel.reference_seconds)},  "
-                f"difference {_number(panel.difference)}",
-                panel.picture,
-            )
+        for name, legend, picture, (algorithm, ours, theirs, difference, _) in panels:
+            times = f"Corr2d ({algorithm}) {ours},  F.conv2d {theirs},  difference {difference}"
+            _draw_panel(next(axes), name, f"{legend}\n{times}", picture)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -477,8 +447,6 @@ def _checked_output(output: str, image: str | None) -> Path:
         if image is not None and path.exists() and path.samefile(image):
             raise DemoError(f"--output {path} is the picture itself; name another")
     except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError):  # _check_readable reports a missing picture
-            return path
         raise DemoError(f"cannot write --output {path}: {error}") from None
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise DemoError(f"no permission to write {path}; name another --output")

@@ -188,18 +188,19 @@ class Problem:
     @property
     def is_symbolic(self) -> bool:
         """Whether a number is symbolic (``torch.SymInt``)."""
-        return any(isinstance(each, torch.SymInt) for each in self._numbers)
+        return any(isinstance(each, torch.SymInt) for each in self.numbers)
 
     @property
     def is_data_dependent(self) -> bool:
         """Whether a size depends on data, so that it is unknown until the graph runs."""
-        return is_data_dependent(self._numbers)
+        return is_data_dependent(self.numbers)
 
     @property
-    def _numbers(self) -> tuple[int, ...]:
-        numbers = (self.batch, self.in_channels, self.out_channels, self.groups, *self.size)
-        more = (*self.kernel, *self.stride, *self.dilation, *self.padding[0], *self.padding[1])
-        return (*numbers, *more)
+    def numbers(self) -> tuple[int, ...]:
+        """All fields as one tuple, in the order in which the compiled functions take them."""
+        first = (self.batch, self.in_channels, *self.size, self.out_channels, *self.kernel)
+        sides = (*self.padding[0], *self.padding[1])
+        return (*first, *self.stride, *sides, *self.dilation, self.groups)
 
     @property
     def group_in(self) -> int:
@@ -221,6 +222,12 @@ class Problem:
     def span(self) -> Pair:
         """Pixels from the first to the last tap of a window, d(k-1) + 1 along each axis."""
         return window_span(self.kernel, self.dilation)
+
+    @property
+    def effective_dilation(self) -> Pair:
+        """The dilation, with 1 along an axis of one tap, where any dilation gives the same."""
+        rows, columns = (d if taps > 1 else 1 for d, taps in zip(self.dilation, self.kernel))
+        return rows, columns
 
     @property
     def output_size(self) -> Pair:

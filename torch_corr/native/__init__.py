@@ -7,7 +7,9 @@ checked on both sides. ``direct`` runs the kernels; the check of ``fft`` runs sc
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -46,20 +48,5 @@ def requested_isa() -> str:
     return os.environ.get(ISA_VARIABLE, "")
 
 
-def sizes(problem: Problem) -> tuple[int, ...]:
-    """The sizes of a problem in the order in which the compiled functions take them."""
-    (top, bottom), (left, right) = problem.padding
-    return (
-        problem.batch,
-        problem.in_channels,
-        *problem.size,
-        problem.out_channels,
-        *problem.kernel,
-        *problem.stride,
-        top,
-        bottom,
-        left,
-        right,
-        *problem.dilation,
-        problem.groups,
-    )
+sizes: Callable[[Problem], tuple[int, ...]] = attrgetter("numbers")
+"""The sizes of a problem in the order in which the compiled functions take them."""

@@ -63,9 +63,9 @@ class Candidate(NamedTuple):
 
     algorithm: Algorithm
     refusals: tuple[str, ...]
-    workspace: int
-    seconds: float
-    source: Literal["predicted", "measured"]
+    workspace: int = 0
+    seconds: float = math.inf
+    source: Literal["predicted", "measured"] = "predicted"
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ class _Selection:
         """An algorithm with the workspace limit of ``auto``, and its variants."""
         algorithm = algorithm.limited(self.options.workspace_limit)
         if refusals := algorithm.refusals(self.request):
-            return [Candidate(algorithm, refusals, 0, math.inf, "predicted")]
+            return [Candidate(algorithm, refusals)]
         # Variants take part only if they are measured.
         known, measure = self._stored_seconds(), self.options.measure
         variants = algorithm.variants(self.request) if measure or known else ()
@@ -223,7 +223,7 @@ class _Selection:
         limited = algorithm.limited(self.options.workspace_limit)
         checked = limited.checked(self.request.device, fallback)
         if refusals := checked.refusals(self.request):
-            return Candidate(limited, refusals, 0, math.inf, "predicted")
+            return Candidate(limited, refusals)
         return self._candidate(checked)
 
     def _candidate(self, algorithm: Algorithm) -> Candidate:
@@ -235,7 +235,7 @@ class _Selection:
         call, least = algorithm.call_seconds(self.request, cost)
         seconds = max(seconds, least) + call
         refusals = self._exclusions(algorithm, workspace)
-        return Candidate(algorithm, refusals, workspace, seconds, "predicted")
+        return Candidate(algorithm, refusals, workspace, seconds)
 
     def _exclusions(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that can compute the map must not be chosen."""

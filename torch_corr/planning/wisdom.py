@@ -89,7 +89,7 @@ class Wisdom:
         self._changed()
 
     def forget(self) -> None:
-        """Forget everything."""
+        """Forget everything that was measured or loaded; plans are made again."""
         with self._lock:
             self._seconds = {}
         self._changed()
@@ -143,17 +143,4 @@ def _entry(fields: dict[str, Any]) -> tuple[Key, dict[str, float]]:
 WISDOM = Wisdom()
 """The wisdom of this process."""
 
-
-def save(path: str | os.PathLike[str]) -> int:
-    """Write this process's wisdom to a JSON file; see :meth:`Wisdom.save`."""
-    return WISDOM.save(path)
-
-
-def load(path: str | os.PathLike[str]) -> int:
-    """Add a file's wisdom to this process's; see :meth:`Wisdom.load`."""
-    return WISDOM.load(path)
-
-
-def forget() -> None:
-    """Forget everything that this process has measured or loaded; plans are made again."""
-    WISDOM.forget()
+save, load, forget = WISDOM.save, WISDOM.load, WISDOM.forget

@@ -51,7 +51,6 @@ class Trial:
         problems: the strategy that draws problems.
         device: the device of the operands.
         examples: the number of cases for a law with a share of 1.
-        seconds: no case starts after this time; None for no limit.
         seed: of the random cases.
         able: whether the callable supports a problem, device and dtype; other cases are skipped.
         trace: a file to which each case is written before it runs, in case the process dies.
@@ -60,7 +59,6 @@ class Trial:
     problems: st.SearchStrategy[Problem]
     device: str = "cpu"
     examples: int = 100
-    seconds: float | None = None
     seed: int = 0
     able: Able | None = None
     trace: Path | None = None
@@ -273,11 +271,7 @@ def try_law(
         if trial.able and not trial.able(case.problem, torch.device(case.device), dtype):
             return
         if trial.trace:
-            trial.trace.write_text(
-                Counterexample(
-                    law.name, "", case, subject.spelling, _error_model_code(subject)
-                ).snippet
-            )
+            trial.trace.write_text(_counterexample(law, subject, case).snippet)
         try:
             law.check(subject, case)
         except Refusal as refusal:
@@ -346,9 +340,7 @@ def _verdict(
 ) -> Verdict:
     if found.smallest is not None:
         case, violation = found.smallest
-        example = Counterexample(
-            law.name, str(violation), case, subject.spelling, _error_model_code(subject)
-        )
+        example = _counterexample(law, subject, case, str(violation))
         counts = found.cases + 1, found.refusals
         return Verdict(law.name, dtype, "failed", *counts, seconds, found.reason, example)
     outcome: Outcome = "passed" if found.cases else "refused"
@@ -357,17 +349,15 @@ def _verdict(
     return Verdict(law.name, dtype, outcome, found.cases, found.refusals, seconds, found.reason)
 
 
-def _error_model_code(subject: Subject) -> str:
-    """Python code for the error model, without default arguments."""
+def _counterexample(law: Law, subject: Subject, case: Case, message: str = "") -> Counterexample:
     model = subject.errors
-    if not is_dataclass(model):
-        return repr(model)
-    given = [
-        f"{each.name}={getattr(model, each.name)!r}"
-        for each in fields(model)
-        if getattr(model, each.name) != each.default
-    ]
-    return f"{type(model).__name__}({', '.join(given)})"
+    code = repr(model)
+    if is_dataclass(model):
+        # Without default arguments.
+        values = ((each, getattr(model, each.name)) for each in fields(model))
+        given = [f"{each.name}={value!r}" for each, value in values if value != each.default]
+        code = f"{type(model).__name__}({', '.join(given)})"
+    return Counterexample(law.name, message, case, subject.spelling, code)
 
 
 def select_laws(

@@ -182,15 +182,9 @@ class Winograd:
         complexity, more = (5, 4) if dtype.is_complex else (1, 0)
         u = unit_roundoff(summing)
         error = complexity * gamma(rounds + more, u) * factor * tiles * planes.value
-        largest = max(
-            (
-                float(value.detach().abs().max())
-                for value in slots
-                if value is not None and value.numel()
-            ),
-            default=0.0,
-        )
-        lost = 2 * factor * tiles * max(1.0, largest) * torch.finfo(summing).tiny
+        operands = (value for value in slots if value is not None and value.numel())
+        largest = max([1.0, *(float(value.detach().abs().max()) for value in operands)])
+        lost = 2 * factor * tiles * largest * torch.finfo(summing).tiny
         error = error + lost * rounds * planes.terms
         return torch.maximum(direct, _error_per_element(error, reference, summing, dtype))
 

@@ -61,7 +61,7 @@ def oracle(
         >>> result.value.flatten(), result.terms.flatten()
         (tensor([2., 2.], dtype=torch.float64), tensor([2., 2.], dtype=torch.float64))
     """
-    slots = [value if value is None else _exact(value) for value in (input, weight, output)]
+    slots = [value if value is None else exact(value) for value in (input, weight, output)]
     sizes = [value if value is None else value.abs().to(torch.float64) for value in slots]
     ones = [value if value is None else torch.ones_like(value) for value in sizes]
     integral = all(value is None or _is_integral(value) for value in slots)
@@ -109,7 +109,7 @@ def _pixel_numbers(problem: Problem, axis: int) -> Tensor:
     return torch.where((number >= 0) & (number < size), number, size)
 
 
-def _exact(value: Tensor) -> Tensor:
+def exact(value: Tensor) -> Tensor:
     """``value`` on the CPU, in complex128, float64 or int64."""
     value = value.detach().cpu().resolve_conj()
     if value.is_complex():

@@ -194,12 +194,6 @@ class Subject:
             results |= dict(zip(("grad_input", "grad_weight"), gradients))
         return results
 
-    def require_maps(
-        self, results: Results, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
-    ) -> None:
-        """Raise Violation unless the results of :meth:`maps` are correct."""
-        self.expect_maps(problem, input, weight, output).require_all(results)
-
     def expect_maps(
         self, problem: Problem, input: Tensor, weight: Tensor, output: Tensor
     ) -> ExpectedMaps:
@@ -216,15 +210,7 @@ class Subject:
         output: Tensor | None = None,
         only: Tensor | None = None,
     ) -> None:
-        """Raise Violation unless ``got`` is the slot that is None, within the error bound.
-
-        Args:
-            what: the name of ``got`` in the message.
-            got: the result to check.
-            problem: the geometry.
-            input, weight, output: the two operands; the third slot is None.
-            only: a mask of the elements to check; None for all.
-        """
+        """:func:`require_right` with the slots by name, in the subject's error model."""
         require_right(what, got, problem, (input, weight, output), self.errors, only)
 
 

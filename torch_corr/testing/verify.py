@@ -37,12 +37,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m torch_corr ve
         epilog="laws:\n" + "\n".join(f"  {law.name:<23} {law.statement}" for law in LAWS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
+    _add_arguments(parser)
+    return _run(parser.parse_args(argv))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command to the parser."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("target", type=_target, metavar="MODULE:NAME", help="the callable to import")
     add(
@@ -100,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=_writable, metavar="PATH", help="also write the report as JSON to this file")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Test the callable, print the report, and return the exit code."""
     call, name = arguments.target
     if arguments.keywords:

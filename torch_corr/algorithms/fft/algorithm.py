@@ -35,7 +35,6 @@ from ...request import MAPS, SLOTS, MapName, Request, shape_of
 from ..base import (
     DEFAULT_WORKSPACE,
     Algorithm,
-    Cost,
     ErrorClass,
     UniformMaps,
     check_workspace_limit,
@@ -145,7 +144,7 @@ class FFT(UniformMaps, Fitted):
         return self._plan(request).workspace
 
     def work(self, request: Request) -> Work:
-        """The work of the chosen plan; only called for a CPU."""
+        """The work of the chosen plan."""
         chosen = self._plan(request)
         if chosen.engine == "matrix":
             return Work("matrix", chosen.cost)
@@ -155,12 +154,6 @@ class FFT(UniformMaps, Fitted):
         return Work(
             f"{regime}, long" if max(chosen.task.lengths) >= LONG_TRANSFORM else regime, chosen.cost
         )
-
-    def cost(self, request: Request) -> Cost:
-        """By fitted factors on the CPU; elsewhere the cost of the plan."""
-        if request.device.type == "cpu":
-            return super().cost(request)
-        return self._plan(request).cost
 
     def error_constant(self, request: Request) -> float:
         """The factor of ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
@@ -210,4 +203,6 @@ class FFT(UniformMaps, Fitted):
 
 
 _RUNS = {"matrix": engine_matrix.run, "batched": engine_batched.run, "fft": engine_fft.run}
-"""The ``run`` function of each engine."""
+"""The function of each engine that runs its plans.  Its arguments are a plan of this engine; the
+map's operands; the result, which must be zero if an input's gradient accumulates over tiles; and an
+empty tensor ``like`` with the dtype to compute in, which may differ from the operands'."""

@@ -17,6 +17,8 @@ which that is possible, or in which (1 + 1/t) E exceeds the range of the result'
 infinity, and none of their results is certified.  The same holds for planes with subnormal numbers
 where the CPU flushes these to zero.  With transforms in double precision K is about 1e-13, so
 random images leave one result in 10**5 to 10**6 uncertified.
+
+In the functions below, ``first`` and ``second`` are the operands of ``map`` in its order.
 """
 
 from __future__ import annotations
@@ -83,10 +85,6 @@ def error_bounds(
     """E for each plane of a map's result, as (A, B, 1, 1); infinite where no bound is known.
 
     Args:
-        problem: the geometry.
-        map: which map.
-        first: its first operand.
-        second: its second operand.
         constant: K, the factor of :meth:`.fft.FFT.error_before_rounding`.
         tolerance: t.
     """
@@ -124,10 +122,6 @@ def certify(
     """Apply both ways to each result.
 
     Args:
-        problem: the geometry.
-        map: which map.
-        first: its first operand.
-        second: its second operand.
         result: of the transform, in the dtype that the map returns.
         bounds: E, from :func:`error_bounds`.
         tolerance: t.
@@ -277,10 +271,7 @@ def recompute(
     """Some results of a map by its definition.
 
     Args:
-        problem: the geometry.
-        map: which map.
-        first: its first operand, finite.
-        second: its second operand, finite.
+        first, second: finite.
         points: (P,) indices into the map's flattened result.
 
     Returns:

@@ -42,6 +42,7 @@ from .tiling import (
     Windows,
     complex_of,
     copy_side_by_side,
+    dft_matrix,
     overlap_add,
     padded,
     read_span,
@@ -90,10 +91,7 @@ def _plans(task: Task, limit: int, most: int) -> Iterator[TransformPlan]:
             block = block_of(frequencies, min(room, most))
             peak, cost = memory.peak(block), _cost(task, per_slab, block, hold)
             outs = task.problem.group_out
-            accumulates = memory.accumulates
-            yield TransformPlan(
-                "batched", task, per_slab, block, outs, hold, accumulates, peak, cost
-            )
+            yield TransformPlan("batched", task, per_slab, block, outs, hold, peak, cost)
         if per_slab == (1, 1):
             return
         per_slab = halved(per_slab)
@@ -119,16 +117,10 @@ class _Memory:
         # At most four complex128 matrices per axis.
         total = 2**16 + 64 * sum(length**2 for length in self.task.lengths)
         total += sum(self._sizes(slot).padded for slot in (first, second)) * self.task.itemsize
-        total += self.task.sums(self.accumulates)
+        total += self.task.sums("batched", self.per_slab[1], self.task.problem.group_out)
         if target != "weight":
             total += self._sizes(target).cut * self.task.itemsize
         return total + (self.task.frequencies(1) * self._spectrum("weight") if self.hold else 0)
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether several slabs add to the same pixels, or blocks to the same weights."""
-        weight = self.task.map == "grad_weight"
-        return weight or self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
 
     @cached_property
     def per_frequency(self) -> int:
@@ -264,15 +256,7 @@ def _round_up(size: int, quantum: int) -> int:
 
 
 def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
-    """Run a plan of this engine, all groups at a time.
-
-    Args:
-        plan: of this engine.
-        first: the map's first operand.
-        second: its second operand.
-        result: the output; must be zero if an input's gradient accumulates over tiles.
-        like: an empty tensor with the dtype to compute in, which may differ from the operands'.
-    """
+    """Run a plan of this engine, all groups at a time; see :mod:`.algorithm`."""
     if plan.task.map == "grad_weight":
         _weight(plan, first, second, result, like)
     else:
@@ -377,8 +361,8 @@ class DFTMatrices(NamedTuple):
 
 def dft_matrices(lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
     """The matrices for operands with the dtype and device of ``like``, from a dozen operators."""
-    down = _dft_matrix(lengths[0], like)
-    across = down if lengths[0] == lengths[1] else _dft_matrix(lengths[1], like)
+    down = _square_matrix(lengths[0], like)
+    across = down if lengths[0] == lengths[1] else _square_matrix(lengths[1], like)
     rows = down, down.conj().resolve_conj()
     columns = rows if across is down else (across, across.conj().resolve_conj())
     points = lengths[0] * lengths[1]
@@ -394,12 +378,9 @@ def dft_matrices(lengths: tuple[int, int], like: Tensor) -> DFTMatrices:
     return DFTMatrices(rows, (planes, reverse), inverse)
 
 
-def _dft_matrix(length: int, like: Tensor) -> Tensor:
-    """``exp(-2 pi i f p / n)``; angles are reduced modulo n exactly in float64, and rounded
-    once."""
+def _square_matrix(length: int, like: Tensor) -> Tensor:
     numbers = torch.arange(length, dtype=torch.float64, device=like.device)
-    angles = torch.outer(numbers, numbers).remainder_(length).mul_(-2 * math.pi / length)
-    return torch.polar(torch.ones_like(angles), angles).to(complex_of(like.dtype))
+    return dft_matrix(length, numbers, numbers, like.dtype)
 
 
 def forward_dft(

@@ -60,8 +60,7 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan:
     pieces = -(-problem.groups // block) * parts * task.slabs((images, rows))
     calls = pieces * (20 + 2 * (outs if map == "grad_input" else problem.group_in))
     cost = cost._replace(calls=calls)
-    accumulates = task.accumulates(rows, outs)
-    return TransformPlan("fft", task, (images, rows), block, outs, False, accumulates, peak(), cost)
+    return TransformPlan("fft", task, (images, rows), block, outs, False, peak(), cost)
 
 
 def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
@@ -87,7 +86,7 @@ def _peak(task: Task, per_slab: tuple[int, int], block: int, outs: int) -> int:
         work = max(work, block * outs * number * spectrum)
         # Two more spectra of the result: the columns before they are stacked, and the partial sum.
         work += 2 * block * outs * task.problem.group_in * spectrum
-    return total + work + task.sums(task.accumulates(per_slab[1], outs)) + 2**18
+    return total + work + task.sums("fft", per_slab[1], outs) + 2**18
 
 
 def _cost(task: Task, repeats: int) -> Cost:
@@ -121,15 +120,8 @@ def _cost(task: Task, repeats: int) -> Cost:
 
 
 def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
-    """Run a plan of this engine, some groups at a time, and for one group some outputs at a time.
-
-    Args:
-        plan: of this engine.
-        first: the map's first operand.
-        second: its second operand.
-        result: the output; must be zero if an input's gradient accumulates over tiles.
-        like: an empty tensor with the dtype to compute in, which may differ from the operands'.
-    """
+    """Run a plan of this engine, some groups at a time, and for one group some outputs at a time;
+    see :mod:`.algorithm`."""
     task = plan.task
     for start in range(0, task.problem.groups, plan.block):
         groups = range(start, min(start + plan.block, task.problem.groups))
@@ -154,27 +146,18 @@ def _tiles_of_groups(
     dtype: torch.dtype,
 ) -> None:
     task = plan.task
-    (source, _, target), single_tile = SLOTS[task.map], task.single_tile
-    taps = task.windows("weight")
-    w = forward_dft(weight, taps, task.lengths, task.map == "forward", single_tile, dtype)
+    source, _, target = SLOTS[task.map]
+    w = forward_dft(task, weight, task.windows("weight"), task.map == "forward", dtype)
     w = torch.unflatten(w.squeeze((2, 3)), 0, (groups, -1))
     if task.map == "forward":
         w = w.transpose(1, 2)
     for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        read = _read(plan, source, rows)
-        spectra = forward_dft(first[part], read, task.lengths, False, single_tile, dtype)
+        spectra = forward_dft(task, first[part], _read(plan, source, rows), False, dtype)
         product = _sum_over_channels(torch.unflatten(spectra, 1, (groups, -1)), w)
         del spectra
         windows = task.windows(target, rows)
-        inverse_dft(
-            product.flatten(1, 2),
-            windows,
-            task.lengths,
-            single_tile,
-            result[part],
-            plan.accumulates,
-        )
+        inverse_dft(task, product.flatten(1, 2), windows, result[part], plan.accumulates)
         del product
 
 
@@ -186,22 +169,19 @@ def _weight_of_groups(
     result: Tensor,
     dtype: torch.dtype,
 ) -> None:
-    task = plan.task
-    single_tile, sums = task.single_tile, None
+    task, sums = plan.task, None
     for images, rows in plan.slabs():
         part = slice(images.start, images.stop)
-        read, of_output = _read(plan, "input", rows), task.windows("output", rows)
-        x = forward_dft(input[part], read, task.lengths, False, single_tile, dtype)
-        y = forward_dft(output[part], of_output, task.lengths, True, single_tile, dtype)
+        x = forward_dft(task, input[part], _read(plan, "input", rows), False, dtype)
+        y = forward_dft(task, output[part], task.windows("output", rows), True, dtype)
         x, y = (torch.unflatten(each, 1, (groups, -1)) for each in (x, y))
         product = _sum_over_tiles(x, y)
         del x, y
         sums = product if sums is None else sums.add_(product)
         del product
     assert sums is not None
-    windows = task.windows("weight")
     spectrum = sums.flatten(0, 1)[:, :, None, None]
-    inverse_dft(spectrum, windows, task.lengths, single_tile, result, False)
+    inverse_dft(task, spectrum, task.windows("weight"), result, False)
 
 
 def _read(plan: TransformPlan, slot: Slot, rows: range) -> Windows:
@@ -234,26 +214,20 @@ def _sum_over_tiles(input: Tensor, output: Tensor) -> Tensor:
 
 
 def forward_dft(
-    tensor: Tensor,
-    windows: Windows,
-    lengths: tuple[int, int],
-    reverse: bool,
-    single_tile: bool,
-    dtype: torch.dtype,
+    task: Task, tensor: Tensor, windows: Windows, reverse: bool, dtype: torch.dtype
 ) -> Tensor:
     """Spectra of the tiles of (images, channels, H, W): (images, channels, T, U, f, g).
 
     Args:
+        task: of the plan; a single tile is transformed axis by axis.
         tensor: the operand.
         windows: of the tiles.
-        lengths: of the transforms.
         reverse: compute the spectrum at (-f, -g).
-        single_tile: transform axis by axis; only for a single tile.
         dtype: the dtype to compute in.
     """
-    if single_tile:
-        return _forward_dft_of_single_tile(tensor, windows, lengths, reverse, dtype)
-    tiles = _cut(tensor, windows, lengths, dtype)
+    if task.single_tile:
+        return _forward_dft_of_single_tile(tensor, windows, task.lengths, reverse, dtype)
+    tiles = _cut(tensor, windows, task.lengths, dtype)
     spectrum: Tensor
     if tensor.is_complex():
         spectrum = torch.fft.ifft2(tiles, norm="forward") if reverse else torch.fft.fft2(tiles)
@@ -300,21 +274,13 @@ def _forward_dft_of_single_tile(
     return spectrum[:, :, None, None]
 
 
-def inverse_dft(
-    spectrum: Tensor,
-    windows: Windows,
-    lengths: tuple[int, int],
-    single_tile: bool,
-    result: Tensor,
-    add: bool,
-) -> None:
+def inverse_dft(task: Task, spectrum: Tensor, windows: Windows, result: Tensor, add: bool) -> None:
     """Transform (images, channels, T, U, f, g) back, into (images, channels, H, W).
 
     Args:
+        task: of the plan.
         spectrum: of all tiles.
         windows: of the tiles in the result.
-        lengths: of the transforms.
-        single_tile: whether :func:`forward_dft` transformed a single tile.
         result: the output.
         add: whether to add to the result.
     """
@@ -325,18 +291,18 @@ def inverse_dft(
     place = result[:, :, rows, columns]
     if place.numel() == 0:
         return  # the tiles contain only padding
-    if single_tile:
+    if task.single_tile:
         lines = torch.fft.ifft(spectrum[:, :, 0, 0], dim=2)[:, :, from_rows]
         if result.is_complex():
             values = torch.fft.ifft(lines, dim=3)
         else:
-            values = torch.fft.irfft(lines, lengths[1], dim=3)
+            values = torch.fft.irfft(lines, task.lengths[1], dim=3)
         store(place, values[..., from_columns], add)
         return
     if result.is_complex():
         tiles = torch.fft.ifft2(spectrum)
     else:
-        tiles = torch.fft.irfft2(spectrum, s=lengths)
+        tiles = torch.fft.irfft2(spectrum, s=task.lengths)
     if down.tiles == across.tiles == 1:
         store(place, tiles[:, :, 0, 0, from_rows, from_columns], add)
         return

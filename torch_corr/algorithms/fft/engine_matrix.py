@@ -21,7 +21,6 @@ remaining memory.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from torch import Tensor
 from ...request import SLOTS, Slot
 from ..base import Cost
 from .plans import DeviceRates, Task, TransformPlan, block_of, frequencies, halved, select
-from .tiling import Window, Windows, complex_of, overlap_add, read_span, write
+from .tiling import Window, Windows, complex_of, dft_matrix, overlap_add, read_span, write
 
 BLOCK = 96 * 2**20
 """Bytes of spectra that the matrix engine makes at a time.  Larger blocks leave the cache without
@@ -70,10 +69,8 @@ def make_plan(task: Task, limit: int, rates: DeviceRates) -> TransformPlan | Non
     read = problem.groups * slabs * blocks * memory.operand_bytes * rates.out_of_cache
     calls = problem.groups * slabs * (20 + 40 * blocks)
     cost = cost._replace(bytes=cost.bytes + read, calls=calls)
-    outs, accumulates = problem.group_out, memory.accumulates
-    return TransformPlan(
-        "matrix", task, memory.per_slab, block, outs, hold, accumulates, workspace, cost
-    )
+    outs = problem.group_out
+    return TransformPlan("matrix", task, memory.per_slab, block, outs, hold, workspace, cost)
 
 
 @dataclass(frozen=True)
@@ -90,12 +87,9 @@ class _Memory:
     @property
     def fixed(self) -> int:
         """Bytes in use during the whole run."""
-        return self.matrices + self.operand_bytes + self.task.sums(self.accumulates)
-
-    @property
-    def accumulates(self) -> bool:
-        """Whether several slabs add to the same pixels."""
-        return self.task.accumulates(self.per_slab[1], self.task.problem.group_out)
+        outs = self.task.problem.group_out
+        sums = self.task.sums("matrix", self.per_slab[1], outs)
+        return self.matrices + self.operand_bytes + sums
 
     @property
     def matrices(self) -> int:
@@ -163,15 +157,7 @@ def _cost(task: Task, repeats: int) -> Cost:
 
 
 def run(plan: TransformPlan, first: Tensor, second: Tensor, result: Tensor, like: Tensor) -> None:
-    """Run a plan of this engine, group by group.
-
-    Args:
-        plan: of this engine.
-        first: the map's first operand.
-        second: its second operand.
-        result: the output; must be zero if an input's gradient accumulates over tiles.
-        like: an empty tensor with the dtype to compute in, which may differ from the operands'.
-    """
+    """Run a plan of this engine, group by group; see :mod:`.algorithm`."""
     task = plan.task
     outs = range(task.problem.group_out)
     for group in range(task.problem.groups):
@@ -370,9 +356,9 @@ def merge_tiles(sums: Tensor, windows: Windows, images: int) -> Tensor:
 
 
 def _axis_matrix(length: int, window: Window, number: int, reverse: bool, like: Tensor) -> Tensor:
-    """A DFT matrix with ``number`` frequencies; angles are reduced modulo n as integers, and
-    rounded once from float64."""
-    positions = torch.arange(window.count, device=like.device) * window.spacing
-    steps = torch.outer(torch.arange(number, device=like.device), positions) % length
-    angles = steps.to(torch.float64) * ((2 if reverse else -2) * math.pi / length)
-    return torch.polar(torch.ones_like(angles), angles).to(complex_of(like.dtype))
+    """The first ``number`` rows of a DFT matrix, with the columns of a window's samples."""
+    positions, rows = (
+        torch.arange(count, dtype=torch.float64, device=like.device)
+        for count in (window.count, number)
+    )
+    return dft_matrix(length, rows, positions.mul_(window.spacing), like.dtype, reverse)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -123,15 +124,18 @@ class Task:
         """Whether tiles of the result overlap, and are added."""
         return self.map == "grad_input" and not self.is_overlap_save
 
-    def accumulates(self, rows: int, outs: int) -> bool:
-        """Whether several pieces, of this many tile rows and outputs, add to the same pixels."""
+    def accumulates(self, engine: Engine, rows: int, outs: int) -> bool:
+        """Whether several pieces, of this many tile rows and outputs, add to the same numbers of
+        the result; in the ``batched`` engine all blocks add to the same weights."""
+        if engine == "batched" and self.map == "grad_weight":
+            return True
         pieces = rows < self.axes[0].tiles or outs < self.problem.group_out
         return self.overlapping and pieces
 
-    def sums(self, accumulates: bool) -> int:
+    def sums(self, engine: Engine, rows: int, outs: int) -> int:
         """Bytes of a copy of the result in the dtype to compute in, which is needed if pieces are
         added before rounding."""
-        rounded = accumulates and self.operand_itemsize != self.itemsize
+        rounded = self.accumulates(engine, rows, outs) and self.operand_itemsize != self.itemsize
         return prod(shape_of(self.problem, SLOTS[self.map][2])) * self.itemsize if rounded else 0
 
     @property
@@ -198,7 +202,6 @@ class TransformPlan:
             groups (``fft``).
         outs: output channels of a group at a time (``fft``).
         hold: whether the weight's whole spectrum is kept for all slabs (never by ``fft``).
-        accumulates: whether several pieces of the work add to the same numbers of the result.
         workspace: upper bound on the bytes beyond operands and result.
         cost: of the whole map.
         error: the factor of :func:`.error_bound.error_units`; 0 until the plan is chosen.
@@ -210,10 +213,14 @@ class TransformPlan:
     block: int
     outs: int
     hold: bool
-    accumulates: bool
     workspace: int
     cost: Cost
     error: float = 0.0
+
+    @cached_property
+    def accumulates(self) -> bool:
+        """Whether several pieces of the work add to the same numbers of the result."""
+        return self.task.accumulates(self.engine, self.per_slab[1], self.outs)
 
     def slabs(self) -> Iterator[Slab]:
         """All images and rows of tiles, ``per_slab`` at a time."""

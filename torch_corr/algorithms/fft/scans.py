@@ -2,6 +2,8 @@
 
 Next to a transform of one 512x512 image, 1.9 ms on two Zen 4 cores, PyTorch's operators take 160 us
 for two norms and 70 us to find small numbers; the compiled passes take 26 and 10.
+
+In the functions below, ``first`` and ``second`` are the operands of ``map`` in its order.
 """
 
 from __future__ import annotations
@@ -33,10 +35,6 @@ def error_bounds(
     norms.
 
     Args:
-        problem: the geometry.
-        map: which map.
-        first: its first operand.
-        second: its second operand.
         factor: multiplies the sums.
         limits: the smallest and the largest modulus above zero from which norms are computed,
             and the largest bound; planes and bounds beyond them give infinity.
@@ -101,10 +99,6 @@ def results_at(
     """Some results of a map by its definition, summed in double precision.
 
     Args:
-        problem: the geometry.
-        map: which map.
-        first: its first operand.
-        second: its second operand.
         points: (P,) indices into the flattened result.
     """
     points = points.contiguous()

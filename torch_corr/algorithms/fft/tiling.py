@@ -188,7 +188,7 @@ def axis_of(problem: Problem, dim: int, tiles: int, fast: Callable[[int], int]) 
     return TiledAxis(
         problem.kernel[dim],
         stride,
-        problem.dilation[dim] if problem.kernel[dim] > 1 else 1,  # a single tap has no dilation
+        problem.effective_dilation[dim],
         before,
         fast(length),
         outputs,
@@ -351,6 +351,16 @@ def _whole_and_rest(size: int, hop: int) -> Iterator[tuple[slice, int]]:
         yield slice(0, whole), hop
     if rest := size % hop:
         yield slice(whole, whole + 1), rest
+
+
+def dft_matrix(
+    length: int, frequencies: Tensor, positions: Tensor, dtype: torch.dtype, reverse: bool = False
+) -> Tensor:
+    """``exp(-+ 2 pi i f p / n)`` for all f and p, which are in float64; ``reverse`` selects the
+    lower sign.  Angles are reduced modulo n exactly, and rounded once."""
+    steps = torch.outer(frequencies, positions).remainder_(length)
+    angles = steps.mul_((2 if reverse else -2) * math.pi / length)
+    return torch.polar(torch.ones_like(angles), angles).to(complex_of(dtype))
 
 
 def complex_of(dtype: torch.dtype) -> torch.dtype:

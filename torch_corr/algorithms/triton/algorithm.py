@@ -51,13 +51,14 @@ from ..base import (
     FLOATS,
     Algorithm,
     Cost,
+    UniformMaps,
     accumulation_dtype,
     definition_flops,
     dtype_refusal,
     may_use_tf32,
     operand_bytes,
 )
-from .axes import axes, band_shape, dest_shape
+from .axes import axes, band_shape
 from .choice import choose_correlate, choose_weight
 from .configs import CONFIGS, Band, Config, Dot, Product, by_name, config_refusal
 from .costs import relative_cost
@@ -69,7 +70,7 @@ from .runtime import device_refusals, is_interpreted
 
 
 @dataclass(frozen=True)
-class Triton(Algorithm):
+class Triton(UniformMaps):
     """Triton kernels on CUDA.
 
     Attributes:
@@ -101,19 +102,11 @@ class Triton(Algorithm):
             return (f"up to {programs} programs, more than the 2**31 - 1 of a CUDA grid",)
         return ()
 
-    def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
-        """(x, w) -> y, in the layout of the input."""
-        return self._correlate("forward", problem, input, weight)
-
-    def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
-        """(y, w) -> x as a correlation with reversed taps, for each residue class of pixels."""
-        return self._correlate("grad_input", problem, output, weight)
-
-    def grad_weight(self, problem: Problem, input: Tensor, output: Tensor) -> Tensor:
-        """(x, y) -> w as sums over splits of the pixels, then their sum."""
+    def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+        """Images have the layout of the first operand; a weight is contiguous."""
         if problem.is_empty:
-            return input.new_zeros(problem.weight_shape)
-        return self._run("grad_weight", problem, input, output)
+            return first.new_zeros(shape_of(problem, SLOTS[map][2]))
+        return self._run(map, problem, first, second)
 
     def where_needed(
         self,
@@ -200,11 +193,6 @@ class Triton(Algorithm):
         return tuple(
             config for config in CONFIGS if not config_refusal(config, problem, map, dtype)
         )
-
-    def _correlate(self, map: MapName, problem: Problem, source: Tensor, weight: Tensor) -> Tensor:
-        if problem.is_empty:
-            return source.new_zeros(dest_shape(map, problem))
-        return self._run(map, problem, source, weight)
 
     def _run(self, map: MapName, problem: Problem, first: Tensor, *others: Tensor) -> Tensor:
         """The map of two operands; with a third, a flag, kernels return at once if it is 0."""

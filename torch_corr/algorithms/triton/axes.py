@@ -1,4 +1,4 @@
-"""Which source pixel a tap of a dest pixel reads, along one image axis; shapes of results."""
+"""Which source pixel a tap of a dest pixel reads, along one image axis."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ def _axis(map: MapName, problem: Problem, dim: int) -> Axis:
     size, output, taps = problem.size[dim], problem.output_size[dim], problem.kernel[dim]
     # Along an axis of one element any step is correct; 1 keeps positions small.
     stride = problem.stride[dim] if output > 1 else 1
-    step = problem.dilation[dim] if taps > 1 else 1
-    before = problem.padding[dim][0]
+    step, before = problem.effective_dilation[dim], problem.padding[dim][0]
     if map == "grad_input":
         return Axis(output, size, 1, stride, before, -step, taps, stride // gcd(stride, step))
     return Axis(size, output, stride, 1, -before, step, taps, 1)
@@ -87,11 +86,6 @@ def _axis(map: MapName, problem: Problem, dim: int) -> Axis:
 def band_shape(problem: Problem) -> tuple[int, int, int, int]:
     """(groups, kH, input columns, output columns)"""
     return problem.groups, problem.kernel[0], problem.size[1], problem.output_size[1]
-
-
-def dest_shape(map: MapName, problem: Problem) -> tuple[int, int, int, int]:
-    """The shape of the result of ``forward`` or ``grad_input``."""
-    return problem.output_shape if map == "forward" else problem.input_shape
 
 
 def cdiv(a: int, b: int) -> int:

@@ -10,9 +10,9 @@ from math import prod
 import torch
 
 from ...problem import Problem
-from ...request import MapName
+from ...request import SLOTS, MapName, shape_of
 from ..base import FEW_CHANNEL_PAIRS, may_use_tf32
-from .axes import axes, dest_shape
+from .axes import axes
 from .configs import CONFIGS, Config, Sums, Taps, by_name, config_refusal, max_tile
 from .costs import instructions_per_output, relative_cost
 
@@ -61,7 +61,7 @@ def _uses_row_sums(map: MapName, problem: Problem, dtype: torch.dtype) -> bool:
     """
     if problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS:
         return True
-    enough_pixels = prod(dest_shape(map, problem)) >= 2**15
+    enough_pixels = prod(shape_of(problem, SLOTS[map][2])) >= 2**15
     full_float32 = dtype == torch.float32 and not may_use_tf32(dtype)
     return full_float32 and problem.kernel[0] >= 5 and enough_pixels
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ...request import MapName
+from ...request import SLOTS, MapName, shape_of
 from ..base import accumulation_dtype, is_channels_last
-from .axes import ONE_PIXEL, axes, cdiv, dest_shape
+from .axes import ONE_PIXEL, axes, cdiv
 from .configs import Band, Dot, Product, Taps, by_name, skips_outside_rows
 from .launch_plan import Launch, LaunchPlan
 from .launch_plan_builder import (
@@ -59,7 +59,7 @@ class _Correlation:
         self.builder, self.map, self.problem, self.source = builder, map, problem, source
         self.rows, self.columns = axes(map, problem)
         self.result = builder.allocate(
-            dest_shape(map, problem),
+            shape_of(problem, SLOTS[map][2]),
             # The interpreter truncates to bfloat16; devices round.
             accumulation_dtype(source.dtype) if is_interpreted() else source.dtype,
             torch.channels_last if is_channels_last(source) else torch.contiguous_format,

@@ -39,14 +39,14 @@ def remembers_nothing(subject: Subject, case: Case) -> None:
     trained = leaves(x, w) if is_differentiable(case.dtype) else ()
 
     def require_right() -> None:
-        output = subject.forward(case.problem, x, w)
-        subject.require_maps({"output": output}, case.problem, x, w, g)
+        expected = subject.expect_maps(case.problem, x, w, g)
+        expected.require("output", subject.forward(case.problem, x, w))
         if trained:
             a, b = trained
             y = subject.forward(case.problem, a, b)
             gradients = subject.pull(y, trained, g)
-            results = dict(zip(("grad_input", "grad_weight"), gradients), output=y)
-            subject.require_maps(results, case.problem, x, w, g)
+            expected.require("output", y)
+            expected.require_all(dict(zip(("grad_input", "grad_weight"), gradients)))
 
     with moot("wrong at the first call already"):
         require_right()
@@ -66,7 +66,7 @@ def threads(subject: Subject, case: Case) -> None:
     def check(number: int) -> None:
         values = operands[number]
         results = subject.maps(case.problem, *values)
-        subject.require_maps(results, case.problem, *values)
+        subject.expect_maps(case.problem, *values).require_all(results)
 
     def calls(number: int) -> None:
         barrier.wait(timeout=60)
