@@ -237,7 +237,7 @@ def _vmap(
         _fold(plan.problem, problem, slot, axis, value) if value is not None and has else value
         for slot, (value, has) in enumerate(zip(slots, mapped))
     ]
-    larger = planned(problem, plan.device, plan.dtype, plan.requested)
+    larger = planned(problem, plan.device, plan.dtype, plan.requested, plan.channels_last)
     return _unfold(plan.problem, opened, axis, compute(larger, *operands), times)
 
 

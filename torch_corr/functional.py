@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .dispatch.autocast import cast_as_autocast
 from .dispatch.fast_path import conv2d_if_chosen
-from .dispatch.layout import IN_CHANNELS_LAST, is_channels_last_image
+from .dispatch.layout import are_channels_last
 from .dispatch.pipeline import correlate, known_plan
 from .dispatch.validation import check_operands, hashable_padding, plain_shape, with_all_axes
 from .operators import decode_algorithm, encode_algorithm
@@ -240,11 +240,10 @@ def plan(
     """
     input, weight, _ = cast_as_autocast(input, weight, None)
     check_operands(input, weight, None)
-    if algorithm == "auto" and any(map(is_channels_last_image, (input, weight))):
-        algorithm = IN_CHANNELS_LAST
+    images, filters = with_all_axes(input), with_all_axes(weight)
     return known_plan(
-        with_all_axes(input).shape,
-        with_all_axes(weight).shape,
+        images.shape,
+        filters.shape,
         as_pair("stride", stride),
         hashable_padding(padding),
         as_pair("dilation", dilation),
@@ -252,6 +251,7 @@ def plan(
         input.device,
         input.dtype,
         algorithm,
+        are_channels_last(images, filters),
     )
 
 

@@ -36,7 +36,7 @@ from ._torch_compat import (
 from .algorithms import Algorithm
 from .algorithms.base import is_channels_last
 from .planning.auto import Auto
-from .planning.plan import AlgorithmLike, Plan, find_algorithm, layout_of, make_plan
+from .planning.plan import AlgorithmLike, Plan, find_algorithm, make_plan
 from .problem import Problem, as_pair, require, same_shape, shape_str
 from .request import MAPS, SLOTS, MapName, Request, Slot, shape_of
 from .sharding import is_distributed, register_splits
@@ -74,22 +74,26 @@ class Deferred:
 
     Attributes:
         problem: the geometry, with symbolic sizes.
-        device, dtype, requested: as in :class:`~torch_corr.Plan`.
+        device, dtype, requested, channels_last: as in :class:`~torch_corr.Plan`.
     """
 
     problem: Problem
     device: torch.device
     dtype: torch.dtype
     requested: AlgorithmLike
+    channels_last: bool
 
 
 def planned(
-    problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
+    problem: Problem,
+    device: torch.device,
+    dtype: torch.dtype,
+    requested: AlgorithmLike,
+    channels_last: bool,
 ) -> Plan | Deferred:
     """:func:`make_plan` of a problem, or a :class:`Deferred` plan if its sizes are symbolic."""
-    if problem.is_symbolic:
-        return Deferred(problem, device, dtype, requested)
-    return make_plan(problem, device, dtype, requested)
+    plan = Deferred if problem.is_symbolic else make_plan
+    return plan(problem, device, dtype, requested, channels_last)
 
 
 def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
@@ -111,8 +115,7 @@ def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
         if plan.device.type == "cpu" and any(
             is_channels_last(each) for each in operands if each is not None
         ):
-            # On a CPU this is the same algorithm; it also keeps the layout.
-            plan = replace(plan, requested=Auto(channels_last=True))
+            plan = replace(plan, channels_last=True)
         return operate(plan, *slots)
     # Compilers can trace and optimize PyTorch's own operators.
     result: Tensor = getattr(algorithm, map)(plan.problem, *operands)
@@ -154,6 +157,7 @@ def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
         p.stride,
         padding,
         p.dilation,
+        plan.channels_last,
         encode_algorithm(plan.requested),
     )
 
@@ -211,7 +215,7 @@ def problem_of(map: MapName, first: Sequence[int], second: Sequence[int], *numbe
         map: the operator.
         first: the shape of its first operand.
         second: the shape of its second operand.
-        numbers: its other arguments, without the algorithm.
+        numbers: its other arguments, without layout and algorithm.
     """
     groups, *numbers = numbers  # type: ignore[assignment]
     size, kernel = tuple(first[2:]), tuple(second[2:])
@@ -247,7 +251,7 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
     Raises:
         RuntimeError: the operands' shapes do not match, or the algorithm refuses.
     """
-    *numbers, key = arguments
+    *numbers, channels_last, key = arguments
     problem = problem_of(map, first.shape, second.shape, *numbers)
     for slot, given in zip(SLOTS[map], (first.shape, second.shape)):
         shape = shape_of(problem, slot)
@@ -259,7 +263,8 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
                 f"{slot} should be {shape_str(shape)}"  # noqa: B023
             ),
         )
-    return planned(problem, first.device, first.dtype, decode_algorithm(key))
+    requested = decode_algorithm(key)
+    return planned(problem, first.device, first.dtype, requested, channels_last)
 
 
 @skip_dynamo
@@ -279,18 +284,19 @@ def _fake_impl(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> 
 
 
 def _fake_layout(map: MapName, plan: Plan | Deferred) -> torch.memory_format:
-    return layout_of(plan.requested, map) or torch.contiguous_format
+    last = plan.channels_last and map != "grad_weight"
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _flops(map: MapName, first: Any, second: Any, *arguments: Any, **_: Any) -> int:
     """Two FLOPs for each product, as for PyTorch's convolution."""
-    return 2 * problem_of(map, first, second, *arguments[:-1]).multiplications
+    return 2 * problem_of(map, first, second, *arguments[:-2]).multiplications
 
 
 LIBRARY: Any = torch.library.Library("torch_corr", "DEF")  # type: ignore[no-untyped-call]
 # Groups come before the lists, because DTensor's cache of sharding decisions ignores lists before
 # the first integer argument.
-_GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, str algorithm"
+_GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation"
 _OPERANDS: dict[MapName, str] = {
     "forward": "Tensor input, Tensor weight, SymInt groups",
     "grad_input": "Tensor output, Tensor weight, SymInt groups, SymInt[2] size",
@@ -298,7 +304,8 @@ _OPERANDS: dict[MapName, str] = {
 }
 for _map in MAPS:
     LIBRARY.define(
-        f"{_map}({_OPERANDS[_map]}, {_GEOMETRY}) -> Tensor", tags=torch.Tag.pt2_compliant_tag
+        f"{_map}({_OPERANDS[_map]}, {_GEOMETRY}, bool channels_last, str algorithm) -> Tensor",
+        tags=torch.Tag.pt2_compliant_tag,
     )
     LIBRARY.impl(_map, partial(_compute, _map), "CompositeExplicitAutograd")
     torch.library.register_fake(f"torch_corr::{_map}", partial(_fake_impl, _map), lib=LIBRARY)

@@ -6,7 +6,7 @@ what that takes in memory and what it costs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -51,12 +51,14 @@ class Request:
         map: which of the three maps.
         device: where it runs.
         dtype: of the operands and the result.
+        channels_last: whether images are in channels_last, the result too.
     """
 
     problem: Problem
     map: MapName
     device: torch.device
     dtype: torch.dtype
+    channels_last: bool = False
 
     @classmethod
     def of(cls, problem: Problem, map: MapName, operand: Tensor) -> Request:
@@ -65,14 +67,14 @@ class Request:
 
     @classmethod
     def of_each_map(
-        cls, problem: Problem, device: torch.device, dtype: torch.dtype
+        cls, problem: Problem, device: torch.device, dtype: torch.dtype, channels_last: bool = False
     ) -> tuple[Request, ...]:
         """One request for each of :data:`MAPS`, in that order."""
-        return tuple(cls(problem, map, device, dtype) for map in MAPS)
+        return tuple(cls(problem, map, device, dtype, channels_last) for map in MAPS)
 
     def with_map(self, map: MapName) -> Request:
         """The same request for another map."""
-        return Request(self.problem, map, self.device, self.dtype)
+        return replace(self, map=map)
 
     @property
     def shapes(self) -> tuple[Shape, Shape, Shape]:
@@ -82,4 +84,5 @@ class Request:
         return shape_of(problem, first), shape_of(problem, second), shape_of(problem, result)
 
     def __str__(self) -> str:
-        return f"{self.problem} on {self.device}/{dtype_name(self.dtype)}"
+        layout = " in channels_last" if self.channels_last else ""
+        return f"{self.problem} on {self.device}/{dtype_name(self.dtype)}{layout}"

@@ -232,6 +232,7 @@ class Aten(UniformMaps, Fitted):
             # im2col copies the windows of all images of a group at once; few filters make a thin
             # product.
             regime = "im2col" if problem.groups == 1 else "grouped im2col"
+            regime += ", channels_last" if request.channels_last and _depthwise(problem) else ""
             columns = im2col_bytes(problem, dtype)
             bytes += columns + problem.groups * page_fault_bytes(columns / problem.groups)
             return Work(regime, Cost(flops * round_up_ratio(outs, 8), 0, bytes, problem.groups))
@@ -241,6 +242,11 @@ class Aten(UniformMaps, Fitted):
             narrow = map == "forward" or max(*problem.padding[0], *problem.padding[1]) <= 8
             plain = narrow and problem.dilation == (1, 1)
             small = max(problem.kernel) <= 3
+            if request.channels_last:
+                size = "3x3" if small else "5x5" if max(problem.kernel) <= 5 else "larger"
+                regime = f"depthwise, {size}, channels_last"
+                regime = regime if plain else f"{regime}, reference kernel"
+                return Work(regime, Cost(flops * round_up_ratio(problem.groups, 16), 0, bytes, 1))
             regime = "depthwise, 3x3" if small else "depthwise, larger"
             if max(problem.kernel) <= 5 and plain and bytes < CACHED_BYTES:
                 regime = f"depthwise, {'3x3' if small else '5x5'}, cached"

@@ -161,7 +161,8 @@ class Algorithm(Value):
         return CALL_OVERHEAD.get(request.device.type, 0.0), 0.0
 
     def keeps_channels_last(self, request: Request) -> bool:
-        """Whether to use it for channels_last images, because it returns that layout."""
+        """Whether it computes images in channels_last at full speed, without a conversion, and
+        returns that layout."""
         return False
 
     def runs_as_conv2d(self, request: Request) -> bool:

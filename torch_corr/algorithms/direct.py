@@ -1,5 +1,7 @@
 """Direct: compiled sums over taps, for depthwise and grouped layers and few channels, any kernel.
 
+Depthwise layers also have kernels for channels_last, which read images in that layout in place.
+
 The kernels (``torch_corr/native``) keep a tile of outputs (or of taps, in ``grad_weight``) in
 registers and read the image in place.  So the cost is the multiplications themselves, at the
 machine's matrix-product rate, and the workspace does not grow with the image.  The kernels do not
@@ -26,6 +28,7 @@ from .base import (
     accumulation_dtype,
     complex_from_real,
     dtype_refusal,
+    is_channels_last,
 )
 from .cost import Fitted, Work, round_up_ratio, traffic_bytes, valid_row_pairs
 
@@ -94,6 +97,15 @@ class Direct(UniformMaps, Fitted):
         problem, map, dtype = request.problem, request.map, request.dtype
         taps = prod(problem.weight_shape)
         width = accumulation_dtype(dtype).itemsize
+        if request.channels_last and self.keeps_channels_last(request):
+            # Weights in whole vectors of channels, and for the weight's gradient parts of sums, 32
+            # vectors or more (``kJobs`` in channels_last_weight.hpp).
+            lanes, filters = 64 // width, problem.group_out
+            channels = lanes * ceil(problem.groups / lanes)
+            lanes = max(channels, 32 * lanes) if map == "grad_weight" else channels * filters
+            numbers = prod(problem.kernel) * lanes + 2 * channels
+            apart = dtype.itemsize * prod(problem.output_shape) if filters > 1 else 0
+            return torch.get_num_threads() * _THREAD_SCRATCH + width * numbers + apart
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
         copies = weights.get(map, min(32 * taps, taps + 2**20))
         # 32 is ``kSplitJobs``, 2**20 ``kPartialSums``.
@@ -106,6 +118,13 @@ class Direct(UniformMaps, Fitted):
         start of a row."""
         problem, map, dtype = request.problem, request.map, request.dtype
         lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
+        strided = problem.stride != (1, 1) or _is_dilated(problem)
+        if request.channels_last and self.keeps_channels_last(request):
+            rows = problem.batch * problem.out_channels * valid_row_pairs(problem)
+            flops = 2.0 * rows * problem.output_size[1] * problem.kernel[1]
+            flops *= round_up_ratio(problem.groups, lanes)
+            regime = "channels_last, strided or dilated" if strided else "channels_last"
+            return Work(regime, Cost(flops, 0, traffic_bytes(request), 1))
         if map == "grad_weight":
             rows, columns = problem.output_size
             tiles = round_up_ratio(problem.kernel[0], 4) * round_up_ratio(problem.kernel[1], 5)
@@ -128,15 +147,65 @@ class Direct(UniformMaps, Fitted):
         lines = problem.batch * problem.out_channels * problem.group_in * valid_row_pairs(problem)
         flops = (8 if dtype.is_complex else 2) * lines * columns * problem.kernel[1] * fill
         regime = "few channels" if problem.group_in <= 4 else "many channels"
-        # The dilation of one tap has no effect.
-        dilated = any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
-        if problem.stride != (1, 1) or dilated:
+        if strided:
             regime += ", strided or dilated"
         return Work(regime, Cost(flops, 0, traffic_bytes(request), 1))
 
+    def keeps_channels_last(self, request: Request) -> bool:
+        """For depthwise layers with as many channels as a vector has lanes, or more."""
+        problem, lanes = request.problem, 8 if request.dtype == torch.float64 else 16
+        is_able = request.dtype in FLOATS and request.device.type == "cpu"
+        depthwise = problem.group_in == 1 and problem.groups >= lanes
+        return is_able and depthwise and problem.span[1] <= native.LARGEST_SPAN
+
     def _call(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+        """A map of real operands, in channels_last if an image is."""
+        images = (first, second) if map == "grad_weight" else (first,)
+        if any(is_channels_last(each) for each in images) and self.keeps_channels_last(
+            Request.of(problem, map, first)
+        ):
+            return self._call_in_channels_last(problem, map, first, second)
         first, second = _readable(first), _readable(second)
         result = first.new_empty(shape_of(problem, SLOTS[map][2]))
+        self._run(problem, map, first, second, result, channels_last=False)
+        return result
+
+    def _call_in_channels_last(
+        self, problem: Problem, map: MapName, first: Tensor, second: Tensor
+    ) -> Tensor:
+        slots = SLOTS[map]
+        shape = shape_of(problem, slots[2])
+        filters, last = problem.group_out, torch.channels_last
+        first, second = (
+            _readable(operand, torch.contiguous_format if slot == "weight" else last)
+            for slot, operand in zip(slots, (first, second))
+        )
+        # The kernels take an image for each of the filters of a channel.
+        if map == "grad_input":
+            first = _apart(first, filters).contiguous()
+        elif map == "grad_weight":
+            second = _apart(second, filters).contiguous()
+        if map == "grad_weight":
+            result = first.new_empty(shape)
+        else:
+            result = torch.empty(shape, dtype=first.dtype, memory_format=last)
+        written = result
+        if map == "forward" and filters > 1:
+            written = result.new_empty(_apart(result, filters).shape)
+        self._run(problem, map, first, second, written, channels_last=True)
+        if written is not result:
+            _apart(result, filters).copy_(written)
+        return result
+
+    def _run(
+        self,
+        problem: Problem,
+        map: MapName,
+        first: Tensor,
+        second: Tensor,
+        result: Tensor,
+        channels_last: bool,
+    ) -> None:
         getattr(native.compiled, map)(
             first.data_ptr(),
             first.numel(),
@@ -148,21 +217,32 @@ class Direct(UniformMaps, Fitted):
             0,
             native.sizes(problem),
             _CODES[first.dtype],
-            False,
+            channels_last,
             torch.get_num_threads(),
             self._isa(),
         )
-        return result
 
     def _isa(self) -> str:
         return self.isa or native.requested_isa()
 
 
-def _readable(values: Tensor) -> Tensor:
+def _readable(values: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
     """A tensor that the kernels can read: itself, or a copy."""
-    if native.can_address(values):
+    if native.can_address(values, layout):
         return values
-    return values.resolve_neg().clone(memory_format=torch.contiguous_format)
+    return values.resolve_neg().clone(memory_format=layout)
+
+
+def _apart(output: Tensor, filters: int) -> Tensor:
+    """A view of outputs in channels_last, (filter of a channel, N, H, W, channel)."""
+    batch, channels, height, width = output.shape
+    apart = output.permute(0, 2, 3, 1).view(batch, height, width, channels // filters, filters)
+    return apart.movedim(-1, 0)
+
+
+def _is_dilated(problem: Problem) -> bool:
+    """Whether a dilation has an effect, which that of one tap has not."""
+    return any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
 
 
 def _scratch_of_wide_rows(problem: Problem, map: MapName, itemsize: int) -> int:

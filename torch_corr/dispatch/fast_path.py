@@ -14,13 +14,12 @@ from torch import Tensor
 from .._torch_compat import are_functorch_transforms_active, is_any_autocast
 from ..algorithms.aten import are_misread
 from ..operators import skip_dynamo
-from ..planning.plan import AlgorithmLike, cached_plan, make_plan
-from ..planning.wisdom import WISDOM
+from ..planning.plan import cached_plan, make_plan
 from ..problem import Problem
 from ..sharding import is_distributed
 from .autocast import dtype_under_autocast
 from .capture import is_exporting_or_tracing
-from .layout import resolve_for_layout
+from .layout import are_channels_last
 from .validation import check_bias, check_operands
 
 
@@ -49,13 +48,8 @@ def conv2d_if_chosen(
             dtype = dtype_under_autocast(input)
         shapes = input.shape, weight.shape
         requested = *shapes, stride, padding, dilation, groups, device, dtype
-        chosen = _is_conv2d(*requested, "auto")
-        # Measurements on CUDA are for contiguous images, so they do not apply to channels_last.
-        if not chosen or (len(WISDOM) and input.device.type == "cuda"):
-            if (layout := resolve_for_layout(input, weight)) is not None:
-                chosen = _is_conv2d(*requested, layout)
-            if not chosen:
-                return None
+        if not _is_conv2d(*requested, are_channels_last(input, weight)):
+            return None
         if are_misread(input, weight):
             return None
         # PyTorch accepts operands on cpu and meta together, and other layouts.
@@ -94,7 +88,7 @@ def _is_conv2d(
     groups: Any,
     device: torch.device,
     dtype: torch.dtype,
-    algorithm: AlgorithmLike,
+    channels_last: bool,
 ) -> bool:
     if is_exporting_or_tracing():
         raise TypeError("shapes hold tensors under jit.trace, and must not be cached")
@@ -107,4 +101,4 @@ def _is_conv2d(
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
         return False
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
-    return make_plan(problem, device, dtype, algorithm).is_conv2d
+    return make_plan(problem, device, dtype, "auto", channels_last).is_conv2d

@@ -15,7 +15,7 @@ from ..planning.plan import AlgorithmLike, Plan, cached_plan, make_plan
 from ..problem import PaddingLike, Pair, Problem, Sides, SizeLike, as_int, as_pair
 from .autocast import cast_as_autocast
 from .capture import is_compiling, is_exporting_or_tracing, standard_conv2d, warn_of_one_size
-from .layout import is_left_to_pytorch, resolve_algorithm
+from .layout import are_channels_last, is_left_to_pytorch, resolve_algorithm
 from .padding import fill_padding
 from .validation import (
     check_bias,
@@ -51,11 +51,11 @@ def correlate(
     if padding_mode != "zeros":
         images, shapes, geometry = fill_padding(images, shapes, *geometry, padding_mode)
     # Plan.
-    requested = resolve_algorithm(algorithm, images, filters)
+    requested, last = resolve_algorithm(algorithm, images), are_channels_last(images, filters)
     where = input.device, input.dtype
-    plan = plan_call(*shapes, *geometry, as_int("groups", groups), *where, requested)
+    plan = plan_call(*shapes, *geometry, as_int("groups", groups), *where, requested, last)
     if requested == "auto" and is_compiling() and quick_in_channels_last(plan.problem, *where):
-        plan = planned(plan.problem, *where, "aten")
+        plan = planned(plan.problem, *where, "aten", last)
     if bias is not None:
         check_bias(bias, weight, plan.problem)
     # Run.
@@ -79,8 +79,8 @@ def plan_call(*arguments: Any) -> Plan | Deferred:
         with disable_current_modes():  # measurements need real tensors, not fakes
             return known_plan(*arguments)
     except TypeError:  # a symbol cannot be hashed
-        *geometry, device, dtype, algorithm = arguments
-        return planned(Problem.of(*geometry), device, dtype, algorithm)
+        *geometry, device, dtype, algorithm, channels_last = arguments
+        return planned(Problem.of(*geometry), device, dtype, algorithm, channels_last)
 
 
 @cached_plan
@@ -94,7 +94,8 @@ def known_plan(
     device: torch.device,
     dtype: torch.dtype,
     algorithm: AlgorithmLike,
+    channels_last: bool,
 ) -> Plan:
     """The cached plan for sizes that are numbers."""
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
-    return make_plan(problem, device, dtype, algorithm)
+    return make_plan(problem, device, dtype, algorithm, channels_last)

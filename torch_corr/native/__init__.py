@@ -12,6 +12,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..problem import Problem
@@ -30,17 +31,21 @@ LARGEST_STEP = 2**48
 """The largest stride, dilation and padding of the compiled functions: ``kLargest`` in
 ``geometry.cpp``."""
 
+LARGEST_SPAN = 1024
+"""The most columns from the first tap of a window to the last in channels_last: ``kLastSpan`` in
+``kernels.hpp``."""
+
 
 def can_count(problem: Problem) -> bool:
     """Whether the compiled functions count so far as a problem's strides, dilations and padding."""
     return max(*problem.stride, *problem.dilation, *map(max, problem.padding)) <= LARGEST_STEP
 
 
-def can_address(values: Tensor) -> bool:
-    """Whether the compiled functions can read a tensor in place: dense, and at a multiple of its
-    dtype's size, which a tensor from ``torch.frombuffer`` may miss."""
+def can_address(values: Tensor, layout: torch.memory_format = torch.contiguous_format) -> bool:
+    """Whether the compiled functions can read a tensor in place: dense in this layout, and at a
+    multiple of its dtype's size, which a tensor from ``torch.frombuffer`` may miss."""
     aligned = values.data_ptr() % values.element_size() == 0
-    return values.is_contiguous() and not values.is_neg() and aligned
+    return values.is_contiguous(memory_format=layout) and not values.is_neg() and aligned
 
 
 def requested_isa() -> str:

@@ -21,6 +21,8 @@ constexpr int kPixels = 6, kPixelVectors = 2;  // 24 sums, 4 taps, 1 pixel: 29 o
 constexpr int kPixels = 5, kPixelVectors = 1;  // 10 sums, 2 taps, 1 pixel: 13 of 16 registers
 #endif
 
+constexpr int64_t kMostVectors = 512;  // of channels in a block
+
 // Vectors that cover the channels.  The last one ends with the last channel, so it may share channels
 // with the one before; both compute the same sums for them.
 template <class T>
@@ -300,6 +302,10 @@ class StripRunner {
   }
 
   static constexpr int64_t kListedPixels = 4096, kListedRows = 256;
+  // Pixels of one tile may take up to kPixels * kLastSpan places, which is not much more.
+  static_assert(kPixels * kLastSpan * 16 + kListedRows * int64_t(sizeof(PixelRow<S, T>)) +
+                    kPixelRows * kPixels * kMostVectors * TORCH_CORR_VECTOR_BYTES + (16 << 10) <=
+                kThreadScratch);
 
   const DepthwiseCorrelation& c_;
   const T *weights_, *initial_;
@@ -352,7 +358,8 @@ Status correlate_depthwise_as(const DepthwiseCorrelation& c, int threads) {
     tap_rows = max(tap_rows, c.rows[r].plan.taps);
   }
   const int64_t vector_bytes = (tap_rows + 1) * c.in_cols * L * int64_t(sizeof(S));
-  int64_t blocks = ceil_div(vectors, max<int64_t>(kPixelVectors, kBlockBytes / max<int64_t>(1, vector_bytes)));
+  const int64_t fit = kBlockBytes / max<int64_t>(1, vector_bytes);
+  int64_t blocks = ceil_div(vectors, min(kMostVectors, max<int64_t>(kPixelVectors, fit)));
   while (c.batch * tiles_per_image * blocks < kUnits && vectors / blocks >= 4 * kPixelVectors) blocks *= 2;
   const int64_t block = ceil_div(ceil_div(vectors, blocks), kPixelVectors) * kPixelVectors;
   blocks = ceil_div(vectors, block);

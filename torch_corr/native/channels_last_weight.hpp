@@ -112,6 +112,8 @@ struct TapBlocking {
 
 TORCH_CORR_INLINE TapBlocking tap_blocking(const Geometry& g) {
   constexpr int64_t kPixels = 2048;      // of a block's image: 128 KiB with AVX-512
+  static_assert(2 * kPixels * TORCH_CORR_VECTOR_BYTES + (16 << 10) <= kThreadScratch);
+  static_assert(kPixels >= 2 * kLastSpan);
   constexpr int64_t kBlockCols = 64, kBlockRows = 8;
   const auto equal_parts = [](int64_t length, int64_t most) {
     return ceil_div(length, ceil_div(length, most));

@@ -100,6 +100,7 @@ struct TapAxis {
 // Most columns from the first tap of a window to the last in channels_last.  `LARGEST_SPAN` in
 // native/__init__.py is the same number.
 constexpr int64_t kLastSpan = 1024;
+static_assert(kLastSpan == 1024, "change LARGEST_SPAN in native/__init__.py too");
 
 // A depthwise correlation of images in channels_last.  Each output sums over `sources` images, one after
 // the other in memory.

@@ -70,7 +70,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class Auto(Value):
-    """Choose the algorithm of each map.  ``"auto"`` is ``Auto()``, and also detects channels_last.
+    """Choose the algorithm of each map, for the layout of its images.  ``"auto"`` is ``Auto()``.
 
     Attributes:
         measure: when a problem first occurs, time every algorithm that can run it, and use the
@@ -81,15 +81,10 @@ class Auto(Value):
             underflow.
             ``"componentwise"`` allows only direct sums, whose error is a few roundings of that sum.
         workspace_limit: bytes that a map may use beyond its operands and its result.
-        channels_last: images and results are in channels_last.  PyTorch keeps every map except
-            those in which it is slow in that layout. Wisdom is not used, since it holds times of
-            contiguous images.
 
     Raises:
-        ValueError: an unknown error class; a negative workspace limit; both ``measure`` and
-            ``channels_last``, since contiguous images are timed.
-        TypeError: a workspace limit that is not an integer; a ``measure`` or ``channels_last``
-            that is not a bool.
+        ValueError: an unknown error class; a negative workspace limit.
+        TypeError: a workspace limit that is not an integer; a ``measure`` that is not a bool.
 
     Example:
         >>> import torch
@@ -102,7 +97,6 @@ class Auto(Value):
     measure: bool = False
     error: ErrorClass = "normwise"
     workspace_limit: int = DEFAULT_WORKSPACE
-    channels_last: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,14 +107,8 @@ class Auto(Value):
                 f"'componentwise', or 'normwise' to allow both"
             )
         check_workspace_limit(self.workspace_limit)
-        for name in ("measure", "channels_last"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {value!r}")
-        if self.measure and self.channels_last:
-            raise ValueError(
-                "Auto(measure=True, channels_last=True) is not possible: measuring "
-                "times contiguous images, not channels_last; omit one of the two"
-            )
+        if not isinstance(self.measure, bool):
+            raise TypeError(f"measure must be True or False, got {self.measure!r}")
 
     def choose(self, request: Request) -> Algorithm | None:
         """The algorithm for one map; None if no algorithm can compute it."""
@@ -145,7 +133,7 @@ class _Selection:
         # Cost models exist for CPUs, and for some algorithms on CUDA; elsewhere only measured
         # times count.
         has_times = device in CALL_OVERHEAD or len(WISDOM)
-        if not self.options.measure and (small or self._requires_pytorch or not has_times):
+        if not self.options.measure and (small or self._only_pytorch or not has_times):
             # One by one, PyTorch first, since the refusals of some take long to compute.
             unchecked = (each for each in ALGORITHMS if not each.needs_check)
             return next((each for each in unchecked if not each.refusals(self.request)), None)
@@ -239,8 +227,8 @@ class _Selection:
 
     def _exclusions(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that can compute the map must not be chosen."""
-        if not algorithm.is_pytorch and self._requires_pytorch:
-            return ("PyTorch computes channels_last images, since it keeps their layout",)
+        if self._keeps_layout and not algorithm.keeps_channels_last(self.request):
+            return ("it has no kernels for channels_last here; Auto(measure=True) times it",)
         multiplies = algorithm.uses_matrix_products(self.request)
         dtype = algorithm.rates_dtype(self.request.dtype)
         if multiplies and (sentence := _matrix_product_refusal(dtype)):
@@ -274,17 +262,29 @@ class _Selection:
         return self._stored_seconds()
 
     def _stored_seconds(self) -> Mapping[str, float]:
-        """Times from wisdom by spelling; empty on meta, where nothing runs, and for
-        channels_last."""
-        if self.request.device.type == "meta" or not len(WISDOM) or self.options.channels_last:
+        """Times from wisdom by spelling; empty on meta, where nothing runs."""
+        if self.request.device.type == "meta" or not len(WISDOM):
             return {}
         return WISDOM.seconds(self._key)
 
     @property
-    def _requires_pytorch(self) -> bool:
-        return self.options.channels_last and any(
-            each.is_pytorch and each.keeps_channels_last(self.request) for each in ALGORITHMS
-        )
+    def _keeps_layout(self) -> bool:
+        """Whether to consider only algorithms with kernels for channels_last: the predictions do
+        not contain the time of converting images."""
+        keepers = self._with_channels_last
+        return not self.options.measure and any(each.is_pytorch for each in keepers)
+
+    @property
+    def _only_pytorch(self) -> bool:
+        """Whether only PyTorch has kernels for the images' layout."""
+        return self._keeps_layout and all(each.is_pytorch for each in self._with_channels_last)
+
+    @cached_property
+    def _with_channels_last(self) -> list[Algorithm]:
+        """The algorithms with kernels for channels_last, if the images have that layout."""
+        if not self.request.channels_last:
+            return []
+        return [each for each in ALGORITHMS if each.keeps_channels_last(self.request)]
 
     @cached_property
     def _key(self) -> Key:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
+from inspect import signature
 from itertools import chain, count
 from typing import TypeAlias, TypeVar, cast
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..algorithms import ALGORITHMS, Algorithm, may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
-from ..request import MapName, Request
+from ..request import Request
 from ..suggest import did_you_mean
 from .auto import Auto
 from .explain import provenance, table
@@ -45,6 +46,7 @@ class Plan:
         forward: computes (x, w) -> y.
         grad_input: computes (y, w) -> x.
         grad_weight: computes (x, y) -> w.
+        channels_last: whether images are in channels_last; output and grad_input then are too.
     """
 
     problem: Problem
@@ -54,6 +56,7 @@ class Plan:
     forward: Algorithm
     grad_input: Algorithm
     grad_weight: Algorithm
+    channels_last: bool = False
 
     def run(self, input: Tensor | None, weight: Tensor | None, output: Tensor | None) -> Tensor:
         """Compute the operand that is None from the other two."""
@@ -71,8 +74,9 @@ class Plan:
         # view.
         result = result.clone() if result._is_view() else result
         # An algorithm may return a gradient in another layout than that of the image.
-        layout = layout_of(self.requested, "grad_weight" if weight is None else "forward")
-        return result.contiguous(memory_format=layout) if layout else result
+        if self.channels_last and weight is not None:
+            return result.contiguous(memory_format=torch.channels_last)
+        return result
 
     def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of input and weight in one call; only if :attr:`has_both_gradients`."""
@@ -84,7 +88,7 @@ class Plan:
     @property
     def requests(self) -> tuple[Request, ...]:
         """One request for each map."""
-        return Request.of_each_map(self.problem, self.device, self.dtype)
+        return Request.of_each_map(self.problem, self.device, self.dtype, self.channels_last)
 
     @cached_property
     def has_both_gradients(self) -> bool:
@@ -126,11 +130,13 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def cached_plan(function: Function) -> Function:
-    """Cache a planning function of hashable arguments, the algorithm last.
+    """Cache a planning function of hashable arguments.
 
     The result also depends on the number of threads, CUDA settings and wisdom, so they are part of
     the key.
     """
+
+    parameters = list(signature(function).parameters)
 
     @lru_cache(maxsize=4096)
     def cached(state: Hashable, *arguments: Hashable) -> object:
@@ -143,7 +149,8 @@ def cached_plan(function: Function) -> Function:
             return cached(state, *arguments)
         except TypeError:
             # An argument is not hashable, for example a list of names; raise the error for that.
-            find_algorithm(cast(AlgorithmLike, arguments[-1]))
+            if "algorithm" in parameters:
+                find_algorithm(cast(AlgorithmLike, arguments[parameters.index("algorithm")]))
             raise
 
     return cast(Function, planned)
@@ -172,7 +179,11 @@ WISDOM.on_change.append(clear_plans)
 
 @cached_plan
 def make_plan(
-    problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
+    problem: Problem,
+    device: torch.device,
+    dtype: torch.dtype,
+    algorithm: AlgorithmLike,
+    channels_last: bool = False,
 ) -> Plan:
     """The plan for a problem: a named algorithm for all three maps, or the choices of ``auto``.
 
@@ -180,37 +191,32 @@ def make_plan(
         RuntimeError: the named algorithm refuses the problem.
         NotImplementedError: no algorithm can compute it (a RuntimeError too, as in PyTorch).
         ValueError: no algorithm has that name.
-        TypeError: ``requested`` is neither a string nor an :class:`Algorithm`.
+        TypeError: ``algorithm`` is neither a string nor an :class:`Algorithm`.
     """
-    algorithm = find_algorithm(requested)
-    requests = Request.of_each_map(problem, device, dtype)
-    if isinstance(algorithm, Auto):
-        chosen = (_choose(algorithm, request) for request in requests)
-        return Plan(problem, device, dtype, requested, *chosen)
-    if sentences := refusals(algorithm, requests):
+    found = find_algorithm(algorithm)
+    requests = Request.of_each_map(problem, device, dtype, channels_last)
+    if isinstance(found, Auto):
+        forward, grad_input, grad_weight = (_choose(found, request) for request in requests)
+    elif sentences := refusals(found, requests):
         able = able_algorithms(problem, device, dtype)
         names = ", ".join(each.name for each in able)
         raise RuntimeError(
             "\n".join(
                 [
-                    f"algorithm {algorithm.name!r} cannot run {requests[0]}:",
+                    f"algorithm {found.name!r} cannot run {requests[0]}:",
                     *(f"  - {sentence}" for sentence in sentences),
                     f"Able here: {names}. Or pass algorithm='auto'." if able else "None is able.",
                 ]
             )
         )
-    return Plan(problem, device, dtype, requested, algorithm, algorithm, algorithm)
+    else:
+        forward = grad_input = grad_weight = found
+    return Plan(problem, device, dtype, algorithm, forward, grad_input, grad_weight, channels_last)
 
 
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; never on meta, which has none."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
-
-
-def layout_of(requested: AlgorithmLike, map: MapName) -> torch.memory_format | None:
-    """The requested layout of a map's result, or None."""
-    last = isinstance(requested, Auto) and requested.channels_last and map != "grad_weight"
-    return torch.channels_last if last else None
 
 
 def find_algorithm(requested: AlgorithmLike) -> Auto | Algorithm:

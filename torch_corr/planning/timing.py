@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import torch
-from torch import Tensor
 
 from ..algorithms import Algorithm
 from ..algorithms.cost import MMAP_THRESHOLD
@@ -34,12 +33,19 @@ def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[s
     problem, map, device = request.problem, request.map, request.device
     if device.type == "cpu":
         raise_mmap_threshold()
+    layout = torch.channels_last if request.channels_last else torch.contiguous_format
     left, right = (
-        torch.full(shape, 0.5, dtype=request.dtype, device=device) for shape in request.shapes[:2]
+        torch.full(shape, 0.5, dtype=request.dtype, device=device).contiguous(memory_format=layout)
+        for shape in request.shapes[:2]
     )
 
     def run(algorithm: Algorithm) -> float:
-        return _timed(device, lambda: getattr(algorithm, map)(problem, left, right))
+        def work() -> None:
+            result = getattr(algorithm, map)(problem, left, right)
+            if map != "grad_weight":
+                result.contiguous(memory_format=layout)
+
+        return _timed(device, work)
 
     firsts = {algorithm: run(algorithm) for algorithm in algorithms}
     samples = {
@@ -76,7 +82,7 @@ def _rounds(seconds: float) -> Iterator[int]:
             return
 
 
-def _timed(device: torch.device, work: Callable[[], Tensor]) -> float:
+def _timed(device: torch.device, work: Callable[[], object]) -> float:
     if device.type != "cuda":
         _wait(device)
         start = time.perf_counter()

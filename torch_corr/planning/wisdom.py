@@ -57,7 +57,7 @@ class Key(NamedTuple):
         products = ", products in tf32" if cuda and products_may_use_tf32(dtype) else ""
         return cls(
             problem=str(request.problem),
-            map=request.map,
+            map=f"{request.map}, channels_last" if request.channels_last else request.map,
             device=device_name(device),
             dtype=name + products,
             threads=torch.get_num_threads() if device.type == "cpu" else 0,
