@@ -5,6 +5,7 @@ They include every case of the project's speed goals, also those where losses ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
@@ -232,13 +233,10 @@ SWEEPS = ("kernel sweep", "image sweep")
 """Groups for the charts of time against size; they are not part of geometric means."""
 
 
-def select(patterns: list[str], quick: bool = False) -> list[Case]:
-    """The cases that match any pattern (all, without patterns); with ``quick`` the quick ones."""
+def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
+    """The cases that match any pattern; all without patterns."""
     return [
-        case
-        for case in CASES
-        if (case.quick or not quick)
-        and (not patterns or any(case.matches(pattern) for pattern in patterns))
+        case for case in cases if not patterns or any(case.matches(pattern) for pattern in patterns)
     ]
 
 

@@ -118,14 +118,12 @@ def stale(folder: Path) -> list[str]:
     found = []
     for path in result_files(folder):
         mark = digest(path)
-        charts = sorted(path.parent.glob("*.svg"))
         found += [
             f"{chart} was drawn from other results"
-            for chart in charts
+            for chart in sorted(path.parent.glob("*.svg"))
             if mark not in chart.read_text(encoding="utf-8")
         ]
-        names = {chart.stem for chart in charts}
-        text = report.markdown(Results.load(path), [n for n in report.CHARTS if n in names])
+        text = report.markdown(Results.load(path), report.charts_beside(path))
         written = path.with_name("report.md")
         if not written.exists() or written.read_text(encoding="utf-8") != text:
             found.append(f"{written} does not match {path.name}")

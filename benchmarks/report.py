@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from math import isnan
 from pathlib import Path
 
@@ -260,33 +260,31 @@ def timing(row: Row | None) -> str:
     )
 
 
-def write(path: Path, charts: bool = True) -> list[Path]:
+def write(path: Path) -> list[Path]:
     """Write report.md and the charts next to a results file; returns their paths."""
     path = results_file(path)
     results = Results.load(path)
-    drawn = list(_draw(results, path)) if charts else []
-    names = {each.stem for each in drawn}
-    report = path.parent / "report.md"
-    report.write_text(
-        markdown(results, [name for name in CHARTS if name in names]), encoding="utf-8"
-    )
-    return [report, *drawn]
-
-
-def _draw(results: Results, path: Path) -> Iterator[Path]:
     try:
         from . import charts
     except ImportError as error:
         print(f"no charts: {error}; in the checkout: {INSTALL}", file=sys.stderr)
-        return
-    yield from charts.draw(results, path, CHARTS)
+        drawn = []
+    else:
+        drawn = list(charts.draw(results, path, CHARTS))
+    report = path.with_name("report.md")
+    report.write_text(markdown(results, charts_beside(path)), encoding="utf-8")
+    return [report, *drawn]
+
+
+def charts_beside(path: Path) -> list[str]:
+    """The names of the charts beside a results file."""
+    return [name for name in CHARTS if path.with_name(f"{name}.svg").exists()]
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
-    parser.add_argument("--no-charts", action="store_true")
     options = parser.parse_args(words)
-    for path in write(options.results, charts=not options.no_charts):
+    for path in write(options.results):
         print(path)
     return 0
