@@ -2,7 +2,6 @@
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
 python -m benchmarks fit write FILE...                fit, write algorithms/cost_factors.py
-python -m benchmarks fit write FILE... --only WORD    only regimes with the word in their name
 python -m benchmarks fit judge FILE... [--record]     compare the planner's choices with the times
 
 The corpus is 405 random problems of nine families in five dtypes, the same for the same seed.
@@ -14,7 +13,6 @@ which the factors were not fitted; ``--record`` writes its verdict into cost_fac
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
 import random
@@ -76,7 +74,6 @@ def main(words: Sequence[str]) -> int:
     add("file", type=Path, nargs="+")
     add("--seconds", type=float, default=math.inf, help="the longest time to measure")
     add("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
-    add("--only", default="", help="regimes to write; the others stay")
     add("--record", action="store_true", help="write the verdict into cost_factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
@@ -85,12 +82,7 @@ def main(words: Sequence[str]) -> int:
         return measure(options.file[0], options.seed, options.seconds)
     timings = [timing for path in options.file for timing in load(path)]
     if options.what == "write":
-        found = fit(timings)
-        if options.only:
-            found = {key: value for key, value in found.items() if options.only in key}
-            TARGET.write_text(renewed(TARGET.read_text(), found, options.only, len(timings)))
-        else:
-            TARGET.write_text(source_of(found, len(timings)))
+        TARGET.write_text(source_of(fit(timings), len(timings)))
         print(f"written: {TARGET}; judge it in a new process")
         return 0
     verdict, details = judge(timings)
@@ -324,14 +316,8 @@ def load(path: Path) -> list[Timing]:
     timings = []
     for line in path.read_text().splitlines():
         fields = json.loads(line)
-        timings.append(
-            Timing(
-                Problem.parse(fields["problem"]),
-                getattr(torch, fields["dtype"]),
-                fields["map"],
-                fields["seconds"],
-            )
-        )
+        problem, dtype = Problem.parse(fields["problem"]), getattr(torch, fields["dtype"])
+        timings.append(Timing(problem, dtype, fields["map"], fields["seconds"]))
     return timings
 
 
@@ -384,60 +370,27 @@ def _solve(
 
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
     """The module with these factors, from this number of times."""
-    head = ["Fitted factors of the algorithms' costs; see ``cost``."]
-    head.append("Written by ``python -m benchmarks fit write``; do not edit.")
-    return module_text([*head, f"From {_provenance(number)}.", f"{_VERDICT} not yet."], factors)
-
-
-def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
-    """The module with new factors for the regimes with a word in their name, and a note."""
-    paragraphs, rows = parse_module(source)
-    note = f"Regimes with '{word}'"
-    kept = [each for each in paragraphs if not each.startswith((note, _VERDICT))]
-    kept += [f"{note} from {_provenance(number)}.", f"{_VERDICT} not yet."]
-    return module_text(kept, dict(sorted({**rows, **factors}.items(), key=_by_regime)))
-
-
-def record(verdict: str) -> None:
-    """Write a verdict into the module with the factors."""
-    paragraphs, rows = parse_module(TARGET.read_text())
-    kept = [each for each in paragraphs if not each.startswith(_VERDICT)]
-    kept.append(f"{_VERDICT} {date.today().isoformat()}: {verdict}")
-    TARGET.write_text(module_text(kept, rows))
-
-
-def module_text(paragraphs: list[str], factors: dict[str, tuple[float, ...]]) -> str:
-    docstring = "\n\n".join(
-        each if "\n" in each else textwrap.fill(each, width=98) for each in paragraphs
+    source = (
+        f"From {number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}, {date.today().isoformat()}."
     )
     rows = "".join(f'    "{key}": {value},\n' for key, value in factors.items())
     return (
-        f'"""{docstring}\n"""\n\n'
+        '"""Fitted factors of the algorithms\' costs; see ``cost``.\n\n'
+        "Written by ``python -m benchmarks fit write``; do not edit.\n\n"
+        f'{textwrap.fill(source, width=98)}\n\n{_VERDICT} not yet.\n"""\n\n'
         "from __future__ import annotations\n\n"
         f"FACTORS: dict[str, tuple[float, float, float, float]] = {{\n{rows}}}\n"
         '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'
     )
 
 
-def parse_module(source: str) -> tuple[list[str], dict[str, tuple[float, ...]]]:
-    """The paragraphs of the docstring, and the factors."""
-    module = ast.parse(source)
-    (factors,) = (each.value for each in module.body if isinstance(each, ast.AnnAssign))
-    assert factors is not None
-    return (ast.get_docstring(module) or "").split("\n\n"), ast.literal_eval(factors)
-
-
-def _by_regime(row: tuple[str, object]) -> tuple[str, ...]:
-    """Algorithm, regime (which may contain commas), map and dtype."""
-    name, *regime, map, kind = row[0].split(", ")
-    return name, ", ".join(regime), map, kind
-
-
-def _provenance(number: int) -> str:
-    return (
-        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
-        f"PyTorch {torch.__version__}, {date.today().isoformat()}"
-    )
+def record(verdict: str) -> None:
+    """Write a verdict into the docstring of the module with the factors."""
+    before, _, rest = TARGET.read_text().partition(_VERDICT)
+    _, end, after = rest.partition('\n"""\n')
+    paragraph = textwrap.fill(f"{_VERDICT} {date.today().isoformat()}: {verdict}", width=98)
+    TARGET.write_text(before + paragraph + end + after)
 
 
 def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:

@@ -2,31 +2,18 @@
 
 For each piece of work (a case and a map):
 
-1.  *Try* (CPU): each contender runs once in a separate process.  That measures its peak memory and
-    keeps hangs, crashes and exhausted memory out of the run.
-2.  *Check*: with new random operands, against the float64 definition (see ``check``).  A wrong
+1.  *Try* (CPU): each contender runs once in a separate process (``memory``).
+2.  *Check*: with new random operands, against the float64 definition (``check``).  A wrong
     contender is reported as wrong and not timed.
 3.  *Warm up*: new numbers are written into the same memory, so that a remembered result is wrong.
     Every contender prepares again and runs untimed.
 4.  *Time*: contenders take one sample each, in an order that rotates every round.  A sample is the
     mean over as many calls as fill ``Settings.sample``.  Before its sample a fast contender makes
-    an untimed call, to warm caches and threads.  Fast contenders take up to ``Settings.most``
-    samples, slow ones fewer, but at least ``LEAST``, until each has used ``Settings.budget``.
+    an untimed call, to warm caches and threads.
 5.  *Check again*: the result of the last timed call, on a new sample of its elements.
 
-All contenders share operands, threads, the TF32 state, an allocator that keeps freed memory, and
-flushing of subnormals to zero (set before any thread pool starts, because threads inherit it).
-Times are measured by ``torch.utils.benchmark.Timer``.
-
-On CUDA there are two clocks:
-
-    device  the time between two events on the device, which sleeps until all calls of the sample
-            are queued, so it never waits for the host (``device_time``).  Maps are compared by this
-            clock: it is the time of the kernels, also in a graph.
-    stream  the same without the sleep.  The device waits where the host is slower.  ``call`` and
-            ``call+grad`` are compared by it, because the call overhead dominates them.
-
-``Row.host`` is the host's own time per call.
+On CUDA maps are compared by the time of the device (``device_time``), and calls by the time in a
+stream.  The row holds both, and the host's own time per call.
 """
 
 from __future__ import annotations
@@ -36,11 +23,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from timeit import Timer
 from typing import Any, cast
 
 import torch
-from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.common import set_torch_threads
 
 from torch_corr import Problem
 from torch_corr.planning.timing import raise_mmap_threshold
@@ -119,14 +105,6 @@ class _Instant:
     def __sub__(self, earlier: _Instant) -> float:
         self.event.synchronize()
         return cast(float, earlier.event.elapsed_time(self.event)) / 1e3
-
-
-class _Stopwatch(Timer):
-    """PyTorch's timer, without the two calls that ``timeit`` adds before each sample."""
-
-    def one_sample(self, number: int) -> float:
-        with set_torch_threads(self._task_spec.num_threads):
-            return self._timeit(number) / number
 
 
 @dataclass
@@ -208,21 +186,17 @@ class Entry:
     def warm_up(self, problem: Problem, work: Work, operands: Operands) -> None:
         """Prepare again, make untimed calls, and find how many calls fill a sample."""
         prepared = self._prepare(problem, work, operands)
-        clock: dict[str, Any] = {"timer": _Instant} if self.settings.on_cuda else {}
-        self._watch = _Stopwatch(
-            "result[0] = run()",
-            globals={"run": prepared.run, "result": self.result},
-            num_threads=self.settings.threads,
-            **clock,
-        )
+        names = {"run": prepared.run, "result": self.result}
+        clock: Any = _Instant if self.settings.on_cuda else time.perf_counter
+        self._timer = Timer("result[0] = run()", globals=names, timer=clock)
         self.result[0] = None
         least = self.settings.sample
         if self.settings.on_cuda:
             self._warm_up_device()
         elif self.first <= _SLOW:
-            once = self._watch.one_sample(1)
+            once = self._seconds(1)
             if once < least:
-                once = self._watch.one_sample(max(1, min(50, int(least / 4 / once))))
+                once = self._seconds(max(1, min(50, int(least / 4 / once))))
             self.number = max(1, int(least / once))
 
     def _warm_up_device(self) -> None:
@@ -234,11 +208,15 @@ class Entry:
         self.host = [time.perf_counter() - started]
         torch.cuda.synchronize()
         in_stream = self.row.work in CALLS
-        once = self._watch.one_sample(1) if in_stream else self._on_device(1).device
+        once = self._seconds(1) if in_stream else self._on_device(1).device
         self.number = max(1, min(_QUEUED, int(self.settings.sample / max(once, 1e-6))))
         while self.number > 1 and not self._on_device(self.number).ahead:
             self.number //= 2
         self.host = self.host[-1:]
+
+    def _seconds(self, number: int) -> float:
+        """Seconds per call of this number of calls; on CUDA in a stream."""
+        return self._timer.timeit(number) / number
 
     def _call(self) -> None:
         assert self.prepared is not None
@@ -258,8 +236,8 @@ class Entry:
             self.samples.append(found.device)
         else:
             if self.first < _WARM_BELOW or self.settings.on_cuda:
-                self._watch.one_sample(1)
-            self.samples.append(self._watch.one_sample(self.number))
+                self._seconds(1)
+            self.samples.append(self._seconds(self.number))
 
     def finish(self) -> None:
         """Summarise the samples; on CUDA also measure by the clock that was not used."""
@@ -271,7 +249,7 @@ class Entry:
             for _ in range(_STREAM_SAMPLES):
                 self._on_device(self.number)
         elif self.row.seconds < _SLOW:
-            samples = (self._watch.one_sample(self.number) for _ in range(_STREAM_SAMPLES))
+            samples = (self._seconds(self.number) for _ in range(_STREAM_SAMPLES))
             self.row.stream = median(samples)
         self.row.host = median(self.host)
 
