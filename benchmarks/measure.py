@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from timeit import Timer
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -34,7 +34,7 @@ from torch_corr.planning.timing import raise_mmap_threshold
 from .cases import CALLS, Case, Work
 from .check import Expected, Operands, expected, judge
 from .contenders import Contender, Prepared
-from .device_time import DeviceTime, time_on_device
+from .device_time import DeviceTime, time_in_stream, time_on_device
 from .memory import device_peak, random_operands, sentence, try_once
 from .results import Row, Verdict
 
@@ -93,18 +93,6 @@ class Settings:
     @property
     def on_cuda(self) -> bool:
         return self.device.type == "cuda"
-
-
-class _Instant:
-    """A moment on the device; the difference of two is the seconds between them."""
-
-    def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self.event.record()
-
-    def __sub__(self, earlier: _Instant) -> float:
-        self.event.synchronize()
-        return cast(float, earlier.event.elapsed_time(self.event)) / 1e3
 
 
 @dataclass
@@ -187,8 +175,7 @@ class Entry:
         """Prepare again, make untimed calls, and find how many calls fill a sample."""
         prepared = self._prepare(problem, work, operands)
         names = {"run": prepared.run, "result": self.result}
-        clock: Any = _Instant if self.settings.on_cuda else time.perf_counter
-        self._timer = Timer("result[0] = run()", globals=names, timer=clock)
+        self._timer = Timer("result[0] = run()", globals=names)
         self.result[0] = None
         least = self.settings.sample
         if self.settings.on_cuda:
@@ -216,6 +203,8 @@ class Entry:
 
     def _seconds(self, number: int) -> float:
         """Seconds per call of this number of calls; on CUDA in a stream."""
+        if self.settings.on_cuda:
+            return time_in_stream(self._call, number).device
         return self._timer.timeit(number) / number
 
     def _call(self) -> None:
@@ -273,16 +262,12 @@ class Entry:
 
     def drop(self, verdict: Verdict, note: str) -> None:
         """End the work of this contender, without a time."""
-        self.row.verdict, self.row.note = verdict, note
+        self.row.verdict, self.row.note, self.row.number = verdict, note, 0
         self.row.set_samples([])
-        self.row.number = 0
 
 
 def measure(
-    case: Case,
-    work: Work,
-    contenders: Sequence[Contender],
-    settings: Settings,
+    case: Case, work: Work, contenders: Sequence[Contender], settings: Settings
 ) -> list[Row]:
     """The rows of one piece of work, in the order of the contenders; absent ones have none."""
     problem, dtype = case.problem, case.torch_dtype
