@@ -87,6 +87,7 @@ def test_peers_are_right_or_refuse(peer: Contender):
     spellings = [
         "n1c1-x20x23-o1-k5",
         "n1c1-x20x23-o1-k5-p2",
+        "n1c1-x20x23-o1-k4",
         "n1c1-x20x23-o1-k5x3-p4x2",
         "n1c1-x20x23-o1-k4-p1,2x0,3",
         "n2c3-x12-o6-k3-p1-g3",
