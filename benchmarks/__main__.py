@@ -58,13 +58,13 @@ def run(words: list[str]) -> int:
     set_peer_threads(settings.threads)
     contenders = contenders_of(options)
     work = pieces(options)
+    cases = list(dict.fromkeys(case for case, _ in work))
     if options.list:
-        for case in dict.fromkeys(case for case, _ in work):
+        for case in cases:
             print(f"{case.name:<26} {case.dtype:<10} {case.problem!s:<50} {case.source}")
         return 0
     machine = describe(device)
     folder = options.out / (slug(machine, settings.threads) + ("-tf32" if options.tf32 else ""))
-    _print_conditions(machine, settings, contenders, work)
     results = Results(
         machine=machine,
         settings={
@@ -80,10 +80,22 @@ def run(words: list[str]) -> int:
             "seed": settings.seed,
         },
         peaks={},
-        cases=[_case_entry(case) for case in dict.fromkeys(case for case, _ in work)],
+        cases=[
+            {
+                "name": case.name,
+                "problem": str(case.problem),
+                "group": case.group,
+                "dtype": case.dtype,
+                "source": case.source,
+                "layout": case.layout,
+            }
+            for case in cases
+        ],
         contenders=[_contender_entry(each) for each in contenders],
         rows=[],
     )
+    print(report.conditions(results), file=sys.stderr)
+    _print_absent(contenders, work, device)
     path = folder / "results.json"
     _measure_all(results, settings, contenders, work, path)
     written = report.write(path)
@@ -97,12 +109,6 @@ def run(words: list[str]) -> int:
     for row in wrong:
         print(f"WRONG: {row.contender}, {row.case}, {row.work}: {row.note}", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def _case_entry(case: Case) -> dict[str, Any]:
-    entry = {"name": case.name, "problem": str(case.problem), "group": case.group}
-    entry |= {"dtype": case.dtype, "source": case.source}
-    return entry if case.layout == "contiguous" else {**entry, "layout": case.layout}
 
 
 def _contender_entry(contender: Contender) -> dict[str, Any]:
@@ -147,31 +153,19 @@ def _measure_all(
     results.save(path)
 
 
-def _print_conditions(
-    machine: dict[str, Any],
-    settings: Settings,
-    contenders: Sequence[Contender],
-    work: Sequence[Piece],
+def _print_absent(
+    contenders: Sequence[Contender], work: Sequence[Piece], device: torch.device
 ) -> None:
-    """The machine, the settings, and the contenders that cannot run, with the reason."""
-    lines = [
-        f"{machine.get('gpu') or machine['cpu']}, {machine['torch_cpu_capability']}, "
-        f"{machine['cores_usable']} cores usable, load {machine['load_average']}",
-        f"torch {machine['torch']}, {settings.threads} threads for all, TF32 "
-        f"{'on' if settings.tf32 else 'off'} for all, subnormals flushed to zero, "
-        f"seed {settings.seed}",
-    ]
+    """The contenders that cannot run, with the reason."""
     for each in contenders:
         if (reason := each.absent()) is not None:
-            lines.append(f"absent: {each.name}: {reason}")
+            print(f"absent: {each.name}: {reason}", file=sys.stderr)
             continue
         reasons = [
-            each.refusals(case.problem, piece, settings.device, case.torch_dtype)
-            for case, piece in work
+            each.refusals(case.problem, piece, device, case.torch_dtype) for case, piece in work
         ]
         if all(reasons):
-            lines.append(f"refuses all: {each.name}: {'; '.join(reasons[-1])}")
-    print("\n".join(lines), file=sys.stderr)
+            print(f"refuses all: {each.name}: {'; '.join(reasons[-1])}", file=sys.stderr)
 
 
 def pieces(options: argparse.Namespace) -> list[Piece]:
