@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import torch
 
 from . import compare, fit, readme, report
-from .cases import CALLS, CASES, CUDA_CASES, WORKS, Case, Work, select
+from .cases import CALLS, CASES, CUDA_CASES, WORKS, Case, Task, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
 from .machine import describe, measure_peaks, slug, usable_cores
 from .measure import LEAST, Settings, measure
@@ -162,7 +162,8 @@ def _print_absent(
             print(f"absent: {each.name}: {reason}", file=sys.stderr)
             continue
         reasons = [
-            each.refusals(case.problem, piece, device, case.torch_dtype) for case, piece in work
+            each.refusals(Task(case.problem, piece, case.torch_dtype, device))
+            for case, piece in work
         ]
         if all(reasons):
             print(f"refuses all: {each.name}: {'; '.join(reasons[-1])}", file=sys.stderr)

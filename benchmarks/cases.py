@@ -85,6 +85,21 @@ class Case:
         return any(fnmatchcase(text, pattern) if glob else pattern in text for text in texts)
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a contender is asked to do: a piece of work on a device.
+
+    Attributes:
+        layout: of all operands.
+    """
+
+    problem: Problem
+    work: Work
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    layout: Layout = "contiguous"
+
+
 _RESNET = "ResNet-50 (He et al., 2016)"
 _RESNEXT = "ResNeXt-50 (Xie et al., 2017)"
 _VGG = "VGG-16 (Simonyan & Zisserman, 2015)"

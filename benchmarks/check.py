@@ -39,7 +39,7 @@ from torch_corr.testing import (
     oracle,
 )
 
-from .cases import Work
+from .cases import Task, Work
 from .results import Kind, Verdict
 
 Operands: TypeAlias = dict[Slot, Tensor]
@@ -99,12 +99,10 @@ class Judgement(NamedTuple):
     note: str = ""
 
 
-def expected(
-    problem: Problem, work: Work, operands: Operands, rng: random.Random
-) -> tuple[Expected, ...]:
-    """The exact results of the work, complete or on a new sample."""
-    found = []
-    for slot in COMPUTED[work]:
+def expected(task: Task, operands: Operands, rng: random.Random) -> tuple[Expected, ...]:
+    """The exact results of the task, complete or on a new sample."""
+    problem, found = task.problem, []
+    for slot in COMPUTED[task.work]:
         given = {name: value for name, value in operands.items() if name != slot}
         if problem.multiplications <= WHOLE:
             reference = oracle(problem, **given)

@@ -28,10 +28,9 @@ from typing import Any
 
 import torch
 
-from torch_corr import Problem
 from torch_corr.planning.timing import raise_mmap_threshold
 
-from .cases import CALLS, Case, Work
+from .cases import CALLS, Case, Task, Work
 from .check import Expected, Operands, expected, judge
 from .contenders import Contender, Prepared
 from .device_time import DeviceTime, time_in_stream, time_on_device
@@ -108,6 +107,7 @@ class Entry:
     """
 
     contender: Contender
+    task: Task
     row: Row
     settings: Settings
     prepared: Prepared | None = None
@@ -151,16 +151,14 @@ class Entry:
         except Exception as error:
             self.drop("failed", sentence(error))
 
-    def _prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        self.prepared = self.contender.prepare(problem, work, operands)
+    def _prepare(self, operands: Operands) -> Prepared:
+        self.prepared = self.contender.prepare(self.task, operands)
         self.row.note = self.prepared.chose
         return self.prepared
 
-    def first_run(
-        self, problem: Problem, work: Work, operands: Operands, truth: tuple[Expected, ...]
-    ) -> None:
+    def first_run(self, operands: Operands, truth: tuple[Expected, ...]) -> None:
         """Call once and check the result; on CUDA also measure memory."""
-        prepared = self._prepare(problem, work, operands)
+        prepared = self._prepare(operands)
         started = time.perf_counter()
         if self.settings.on_cuda:
             peak = device_peak(self._call)
@@ -169,11 +167,11 @@ class Entry:
         else:
             self._call()
         self.first = time.perf_counter() - started
-        self.check(problem, truth)
+        self.check(truth)
 
-    def warm_up(self, problem: Problem, work: Work, operands: Operands) -> None:
+    def warm_up(self, operands: Operands) -> None:
         """Prepare again, make untimed calls, and find how many calls fill a sample."""
-        prepared = self._prepare(problem, work, operands)
+        prepared = self._prepare(operands)
         names = {"run": prepared.run, "result": self.result}
         self._timer = Timer("result[0] = run()", globals=names)
         self.result[0] = None
@@ -242,11 +240,11 @@ class Entry:
             self.row.stream = median(samples)
         self.row.host = median(self.host)
 
-    def check(self, problem: Problem, truth: tuple[Expected, ...]) -> None:
+    def check(self, truth: tuple[Expected, ...]) -> None:
         """Compare the last result with the exact one."""
         assert self.prepared is not None
         found = judge(
-            problem,
+            self.task.problem,
             truth,
             self.prepared.tensors(self.result[0]),
             self.prepared.errors,
@@ -270,34 +268,33 @@ def measure(
     case: Case, work: Work, contenders: Sequence[Contender], settings: Settings
 ) -> list[Row]:
     """The rows of one piece of work, in the order of the contenders; absent ones have none."""
-    problem, dtype = case.problem, case.torch_dtype
+    task = Task(case.problem, work, case.torch_dtype, settings.device, case.layout)
     entries = [
-        Entry(each, Row(case.name, work, each.name), settings)
+        Entry(each, task, Row(case.name, work, each.name), settings)
         for each in contenders
         if each.absent() is None
     ]
-
     for entry in entries:
-        _try(entry, problem, work, dtype)
+        _try(entry)
 
     rng = random.Random(f"{settings.seed} {case.name} {work}")
     generator = torch.Generator(settings.device).manual_seed(rng.getrandbits(62))
-    operands = random_operands(problem, work, dtype, generator, case.layout)
-    truth = expected(problem, work, operands, rng)
+    operands = random_operands(task, generator)
+    truth = expected(task, operands, rng)
 
     for entry in _alive(entries):
-        entry.attempt(entry.first_run, problem, work, operands, truth)
-    for slot, numbers in random_operands(problem, work, dtype, generator).items():
+        entry.attempt(entry.first_run, operands, truth)
+    for slot, numbers in random_operands(task, generator).items():
         operands[slot].copy_(numbers)
     for entry in _alive(entries):
-        entry.attempt(entry.warm_up, problem, work, operands)
+        entry.attempt(entry.warm_up, operands)
     for entry in turns(entries, 0.0 if settings.on_cuda else _PAUSE):
         entry.attempt(entry.take_sample)
-    truth = expected(problem, work, operands, rng)
+    truth = expected(task, operands, rng)
     for entry in _alive(entries):
         entry.attempt(entry.finish)
     for entry in _alive(entries):
-        entry.attempt(entry.check, problem, truth)
+        entry.attempt(entry.check, truth)
     return [entry.row for entry in entries]
 
 
@@ -316,14 +313,14 @@ def turns(entries: list[Entry], pause: float = _PAUSE) -> Iterator[Entry]:
         order.append(order.pop(0))
 
 
-def _try(entry: Entry, problem: Problem, work: Work, dtype: torch.dtype) -> None:
+def _try(entry: Entry) -> None:
     """Ask for refusals, then run once in another process."""
     contender, settings = entry.contender, entry.settings
-    if sentences := contender.refusals(problem, work, settings.device, dtype):
+    if sentences := contender.refusals(entry.task):
         entry.drop("refused", "; ".join(sentences))
     elif settings.memory and settings.device.type == "cpu":
         patience = settings.patience * (_CENTRAL if contender.central else 1)
-        trial = try_once(contender, problem, work, dtype, settings.threads, patience)
+        trial = try_once(contender, entry.task, settings.threads, patience)
         entry.row.memory = trial.memory
         if trial.failure:
             entry.drop("too slow" if trial.timed_out else "failed", trial.failure)

@@ -25,7 +25,7 @@ from torch_corr import Problem
 from torch_corr.algorithms import dtype_name
 
 from . import INSTALL
-from .cases import CALLS, Work
+from .cases import CALLS, Task
 from .check import Operands
 from .contenders import (
     Contender,
@@ -70,14 +70,12 @@ class Peer(Contender):
     def module(self) -> Any:
         return importlib.import_module(self.package)
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        reasons = self.limits(problem)
-        if work in CALLS:
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        reasons = self.limits(task.problem)
+        if task.work in CALLS:
             reasons.append("calls are timed for PyTorch and torch_corr alone")
-        if dtype not in self.dtypes:
-            reasons.append(f"not tried in {dtype_name(dtype)}")
+        if task.dtype not in self.dtypes:
+            reasons.append(f"not tried in {dtype_name(task.dtype)}")
         return tuple(reasons)
 
     @abstractmethod
@@ -95,13 +93,11 @@ class PlanePeer(Peer):
 
     function: str = ""
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        reasons = super().refusals(problem, work, device, dtype)
-        if work != "forward":
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        reasons = super().refusals(task)
+        if task.work != "forward":
             reasons += ("computes the forward map alone",)
-        if device.type != "cpu":
+        if task.device.type != "cpu":
             reasons += ("runs on the CPU",)
         return reasons
 
@@ -121,8 +117,8 @@ class PlanePeer(Peer):
         workers: AbstractContextManager[Any] = fft.set_workers(torch.get_num_threads())
         return workers
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        p = problem
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        p = task.problem
         one = PLANE_FUNCTIONS[self.function](self.module(), p)
         images, kernels = operands["input"].numpy(), operands["weight"].numpy()
         pairs = [
@@ -149,9 +145,9 @@ class TensorPeer(Peer):
     def correlate(self, problem: Problem) -> Correlate:
         """The function of input and weight for a problem."""
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        make = prepare_forward if work == "forward" else prepare_gradient
-        return make(self.correlate(problem), problem, work, operands)
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        make = prepare_forward if task.work == "forward" else prepare_gradient
+        return make(self.correlate(task.problem), task, operands)
 
 
 @dataclass(frozen=True)
@@ -195,14 +191,15 @@ class EinconvPeer(Peer):
     def limits(self, problem: Problem) -> list[str]:
         return list(symmetric_refusal(problem))
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        problem = task.problem
         slots = [operands.get(slot) for slot in ("input", "weight", "output")]
         x, w, y = slots
         name, *arguments = {
             "forward": ("forward", x, w),
             "grad_input": ("input_vjp", w, y, problem.size),
             "grad_weight": ("weight_vjp", x, y, problem.kernel),
-        }[work]
+        }[task.work]
         module = importlib.import_module(f"einconv.expressions.convNd_{name}")
         geometry = _geometry(problem)
 
