@@ -20,13 +20,12 @@ import sys
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import TypeAlias
 
 import torch
 
@@ -92,10 +91,6 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-Sizes: TypeAlias = Callable[[random.Random], tuple[int, int]]
-Channels: TypeAlias = Callable[[random.Random, tuple[int, int]], tuple[int, int, int]]
-
-
 @dataclass(frozen=True)
 class Family:
     """Random problems of one kind; each number is chosen from a tuple, where some occur repeatedly.
@@ -103,18 +98,24 @@ class Family:
     Attributes:
         count: of problems in the corpus.
         batch: numbers of images.
-        channels: draws the channels of input and output and the groups, for an image size.
-        size: draws an image size.
         kernel, stride, dilation: the same along both axes.
+        groups: numbers of groups; empty: one group.
+        inputs, outputs: numbers of channels in a group; empty: one.
+        size: the least and largest image size; drawn evenly over orders of magnitude.
+        sides: sizes of square images instead, as in networks for phones, which have more channels
+            on smaller images.  The groups are then multiples of 1792 over the side.
     """
 
     count: int
     batch: tuple[int, ...]
-    channels: Channels
-    size: Sizes
     kernel: tuple[int, ...]
     stride: tuple[int, ...] = (1,)
     dilation: tuple[int, ...] = (1,)
+    groups: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    size: tuple[int, int] = (1, 1)
+    sides: tuple[int, ...] = ()
 
     def draw(self, rng: random.Random) -> Problem:
         """A problem.
@@ -122,16 +123,26 @@ class Family:
         Raises:
             RuntimeError: the kernel is larger than the image.
         """
-        size = self.size(rng)
-        in_channels, out_channels, groups = self.channels(rng, size)
+
+        def one_of(numbers: tuple[int, ...]) -> int:
+            return rng.choice(numbers) if numbers else 1
+
+        if self.sides:
+            side = rng.choice(self.sides)
+            size, groups = (side, side), min(960, 1792 // side * one_of(self.groups))
+        else:
+            low, high = map(math.log, self.size)
+            rows, columns = (round(math.exp(rng.uniform(low, high))) for _ in range(2))
+            size, groups = (rows, columns), one_of(self.groups)
+        inputs, outputs = groups * one_of(self.inputs), groups * one_of(self.outputs)
         kernel, stride = rng.choice(self.kernel), rng.choice(self.stride)
         dilation = rng.choice(self.dilation)
         padding = rng.choice([dilation * (kernel - 1) // 2, 0])
         return Problem(
             rng.choice(self.batch),
-            in_channels,
+            inputs,
             size,
-            out_channels,
+            outputs,
             (kernel, kernel),
             (stride, stride),
             ((padding, padding), (padding, padding)),
@@ -140,123 +151,92 @@ class Family:
         )
 
 
-def _between(least: int, most: int) -> Sizes:
-    """Sizes that are spread evenly over orders of magnitude."""
-    low, high = math.log(least), math.log(most)
-    return lambda rng: (
-        round(math.exp(rng.uniform(low, high))),
-        round(math.exp(rng.uniform(low, high))),
-    )
-
-
-def _dense(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Channels:
-    return lambda rng, _: (rng.choice(inputs), rng.choice(outputs), 1)
-
-
-def _depthwise(channels: tuple[int, ...], *multipliers: int) -> Channels:
-    def draw(rng: random.Random, _: tuple[int, int]) -> tuple[int, int, int]:
-        number = rng.choice(channels)
-        return number, number * rng.choice(multipliers), number
-
-    return draw
-
-
-def _grouped(groups: tuple[int, ...], per_group: tuple[int, ...]) -> Channels:
-    def draw(rng: random.Random, _: tuple[int, int]) -> tuple[int, int, int]:
-        number = rng.choice(groups)
-        return number * rng.choice(per_group), number * rng.choice(per_group), number
-
-    return draw
-
-
-def _mobile_size(rng: random.Random) -> tuple[int, int]:
-    side = rng.choice((112, 56, 56, 28, 28, 14, 14, 7, 7, 4))
-    return side, side
-
-
-def _mobile_channels(rng: random.Random, size: tuple[int, int]) -> tuple[int, int, int]:
-    """More channels on smaller images, as in networks for phones."""
-    channels = min(960, 1792 // size[0] * rng.choice((1, 2, 3, 4, 6)))
-    return channels, channels, channels
-
-
 _WIDTHS = (3, 8, 16, 32, 64, 96, 128, 192, 256, 512)
 
 FAMILIES = {
     "dense layers": Family(
         70,
-        (1, 1, 2, 4, 8),
-        _dense(_WIDTHS, _WIDTHS),
-        _between(7, 160),
+        batch=(1, 1, 2, 4, 8),
         kernel=(1, 1, 3, 3, 3, 5, 7, 11),
         stride=(1, 1, 1, 2),
         dilation=(1, 1, 1, 2, 4),
+        inputs=_WIDTHS,
+        outputs=_WIDTHS,
+        size=(7, 160),
     ),
     "depthwise layers": Family(
         70,
-        (1, 1, 2, 4, 8),
-        _depthwise((16, 32, 64, 96, 144, 256, 512, 2048), 1, 1, 1, 2),
-        _between(7, 128),
+        batch=(1, 1, 2, 4, 8),
         kernel=(3, 3, 5, 7, 9, 13, 21, 31),
         stride=(1, 1, 1, 2),
         dilation=(1, 1, 1, 2),
+        groups=(16, 32, 64, 96, 144, 256, 512, 2048),
+        outputs=(1, 1, 1, 2),
+        size=(7, 128),
     ),
     "groups": Family(
         30,
-        (1, 2, 4, 8),
-        _grouped((2, 4, 8, 16, 32), (2, 4, 8, 16, 32)),
-        _between(7, 96),
+        batch=(1, 2, 4, 8),
         kernel=(1, 3, 3, 5, 7),
         stride=(1, 1, 2),
         dilation=(1, 1, 2),
+        groups=(2, 4, 8, 16, 32),
+        inputs=(2, 4, 8, 16, 32),
+        outputs=(2, 4, 8, 16, 32),
+        size=(7, 96),
     ),
     "images with few channels": Family(
         80,
-        (1, 1, 1, 4, 16, 64),
-        _dense((1, 1, 1, 2, 3, 4), (1, 1, 1, 2, 3, 4, 8, 16, 32, 64)),
-        _between(12, 2048),
+        batch=(1, 1, 1, 4, 16, 64),
         kernel=(2, 3, 3, 5, 5, 7, 9, 11, 15, 21, 31, 51),
         stride=(1, 1, 1, 1, 2),
         dilation=(1, 1, 1, 1, 2),
+        inputs=(1, 1, 1, 2, 3, 4),
+        outputs=(1, 1, 1, 2, 3, 4, 8, 16, 32, 64),
+        size=(12, 2048),
     ),
     "first layers": Family(
         20,
-        (1, 8, 32, 64),
-        _dense((1, 3), (16, 32, 64, 96)),
-        _between(24, 256),
+        batch=(1, 8, 32, 64),
         kernel=(3, 4, 5, 7, 11),
         stride=(1, 2, 2, 4),
+        inputs=(1, 3),
+        outputs=(16, 32, 64, 96),
+        size=(24, 256),
     ),
     "large kernels": Family(
         15,
-        (1, 2, 4),
-        _dense((8, 16, 32, 64), (8, 16, 32, 64)),
-        _between(32, 192),
+        batch=(1, 2, 4),
         kernel=(9, 13, 15, 21, 31),
+        inputs=(8, 16, 32, 64),
+        outputs=(8, 16, 32, 64),
+        size=(32, 192),
     ),
     "channels filtered separately": Family(
         40,
-        (1, 1, 1, 4, 16),
-        _depthwise((2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40), 1, 1, 1, 2),
-        _between(24, 1024),
+        batch=(1, 1, 1, 4, 16),
         kernel=(3, 3, 5, 5, 7, 9, 13, 19, 31),
         stride=(1, 1, 1, 1, 2),
         dilation=(1, 1, 1, 1, 2),
+        groups=(2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40),
+        outputs=(1, 1, 1, 2),
+        size=(24, 1024),
     ),
     "networks for phones": Family(
         60,
-        (1, 1, 4, 8, 16),
-        _mobile_channels,
-        _mobile_size,
+        batch=(1, 1, 4, 8, 16),
         kernel=(3, 3, 3, 5),
         stride=(1, 1, 2),
+        groups=(1, 2, 3, 4, 6),
+        sides=(112, 56, 56, 28, 28, 14, 14, 7, 7, 4),
     ),
     "large images with large kernels": Family(
         20,
-        (1,),
-        _depthwise((1, 1, 1, 3), 1),
-        _between(200, 1200),
+        batch=(1,),
         kernel=(11, 15, 21, 31, 41, 51, 63),
+        groups=(1, 1, 1, 3),
+        outputs=(1,),
+        size=(200, 1200),
     ),
 }
 
