@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import exp, log, nan, prod
+from math import prod
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 import torch
@@ -182,12 +183,6 @@ def means(results: Results, searched: bool = False) -> list[Mean]:
             mean, losses = geometric_mean(ratios), sum(ratio < LOSS for ratio in ratios)
             found.append(Mean(group, len(ratios), mean, min(ratios), max(ratios), losses))
     return found
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """NaN without values."""
-    logs = [log(value) for value in values]
-    return exp(sum(logs) / len(logs)) if logs else nan
 
 
 def times(ratio: float) -> str:

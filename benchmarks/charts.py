@@ -332,20 +332,12 @@ def _case_figure(rows: list[tuple[str, list[Line]]], height: float) -> tuple[Fig
 
 
 def _title(figure: Figure, results: Results, title: str, hint: str = "") -> None:
-    machine, settings = results.machine, results.settings
-    name = machine.get("gpu") or f"{machine['cpu']} {machine['torch_cpu_capability']}"
-    figure.suptitle(
-        f"{title}\n",
-        fontsize=13,
-        weight="bold",
-        x=0.01,
-        ha="left",
-        linespacing=1.8,
-    )
+    settings = results.settings
+    figure.suptitle(f"{title}\n", fontsize=13, weight="bold", x=0.01, ha="left", linespacing=1.8)
     figure.text(
         0.01,
         1 - 0.42 / figure.get_size_inches()[1],
-        f"{name}, {settings['threads']} threads, torch {machine['torch']}, "
+        f"{results.name}, {settings['threads']} threads, torch {results.machine['torch']}, "
         f"{settings['started'][:10]}{', quick run' if settings['quick'] else ''}"
         f"{'; ' + hint if hint else ''}",
         fontsize=8.5,

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import date
 from math import prod
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 
 import torch
 
@@ -37,8 +37,6 @@ from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import current_machine, device_name
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.request import Request
-
-from .analysis import geometric_mean
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": 12, "float64": 4, "bfloat16": 2, "float16": 2, "complex64": 1}

@@ -11,11 +11,11 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from math import isnan
 from pathlib import Path
+from statistics import geometric_mean
 
 from . import INSTALL
-from .analysis import LOSS, Line, clock, geometric_mean, lines, means, roof_seconds, times
+from .analysis import LOSS, Line, clock, lines, means, roof_seconds, times
 from .cases import GROUPS
 from .results import Results, Row, results_file
 
@@ -201,11 +201,9 @@ def _contenders(results: Results, every: list[Line]) -> str:
             continue
         found = [(line, line.rows[each["name"]]) for line in every if each["name"] in line.rows]
         verdicts = Counter(row.verdict for _, row in found)
-        mean = geometric_mean(
-            line.torch.seconds / row.seconds
-            for line, row in found
-            if row.timed and line.torch is not None
-        )
+        ratios = [
+            line.torch.seconds / row.seconds for line, row in found if row.timed and line.torch
+        ]
         cells = (
             each["name"],
             each["version"],
@@ -214,7 +212,7 @@ def _contenders(results: Results, every: list[Line]) -> str:
             verdicts["rough"],
             verdicts["failed"] + verdicts["too slow"],
             verdicts["refused"],
-            "–" if isnan(mean) else times(mean),
+            times(geometric_mean(ratios)) if ratios else "–",
         )
         table.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(table)

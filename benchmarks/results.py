@@ -97,6 +97,13 @@ class Results:
         for (case, work), rows in index.items():
             yield cases[case], work, rows
 
+    @property
+    def name(self) -> str:
+        """The device, and TF32 if it was on."""
+        machine = self.machine
+        name = machine.get("gpu") or f"{machine['cpu']} ({machine['torch_cpu_capability']})"
+        return f"{name}, TF32 on" if self.settings["tf32"] else str(name)
+
     def kind(self, contender: str) -> Kind:
         kinds: dict[str, Kind] = {each["name"]: each["kind"] for each in self.contenders}
         return kinds[contender]
