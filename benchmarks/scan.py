@@ -49,9 +49,6 @@ GUARDS = ("writes", "reads")
 NO_MAPPINGS = 77
 """Exit code of a process that reached Linux's limit of mappings; the same as in ``guard.c``."""
 
-READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
-"""Environment variables that are read only when a process starts."""
-
 
 class Finding(NamedTuple):
     case: str
@@ -243,7 +240,7 @@ def _implementations(case: Case, lines: Sequence[str]) -> str:
     return "+".join(dict.fromkeys(found)) or "PyTorch's own"
 
 
-def work(options: argparse.Namespace) -> None:
+def work(options: argparse.Namespace) -> int:
     """Run cases; the number of each is written to a file before it runs."""
     current = os.open(options.current, os.O_WRONLY)
     _set_up(options)
@@ -259,6 +256,7 @@ def work(options: argparse.Namespace) -> None:
                 finding = Finding(str(case), *found, implementation_of(case, options.algorithm))
                 print(json.dumps(finding), flush=True)
     os.pwrite(current, b"%012d" % options.count, 0)
+    return 0
 
 
 def _set_up(options: argparse.Namespace) -> None:
@@ -303,9 +301,6 @@ def scan(options: argparse.Namespace) -> Iterator[Finding]:
 @lru_cache
 def _guard() -> str:
     """Compiles ``guard.c``; returns the path of the library."""
-    loaded = os.environ.get("LD_PRELOAD", "")
-    if loaded.endswith("guard.so"):
-        return loaded
     library = Path(tempfile.mkdtemp(prefix="scan")) / "guard.so"
     source = Path(__file__).with_name("guard.c")
     command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
@@ -325,7 +320,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
     """The kernels that oneDNN created for a case that killed its process, run alone."""
-    command = [*COMMAND, *options.words, "--case", str(case)]
+    command = [*COMMAND, *options.words, "--worker", "--case", str(case)]
     done = subprocess.run(
         command,
         env={**_environment(options), "ONEDNN_VERBOSE": "2"},
@@ -385,16 +380,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     options.words = words
     if options.worker:
-        work(options)
-        return 0
+        return run_case(options) if options.case else work(options)
     if options.case:
-        wanted = _environment(options)
-        if any(os.environ.get(name) != wanted.get(name) for name in READ_ONCE):
-            code = subprocess.run([*COMMAND, *words], env=wanted, check=False).returncode
-            if code < 0:
-                os.kill(os.getpid(), -code)  # die of the same signal
-            return code
-        return run_case(options)
+        command = [*COMMAND, *words, "--worker"]
+        code = subprocess.run(command, env=_environment(options), check=False).returncode
+        if code < 0:
+            os.kill(os.getpid(), -code)  # die of the same signal
+        return code
     regions: Counter[str] = Counter()
     for finding in scan(options):
         regions[finding.region] += 1
