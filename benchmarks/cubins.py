@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -180,20 +181,11 @@ def _compiled_by_triton(launch: Launch, architecture: int) -> Any:
 
 
 def _read_by(tool: str, *arguments: str) -> str:
-    folder = Path(import_module("triton").__file__).parent / "backends" / "nvidia" / "bin"
+    folder = Path(str(import_module("triton").__file__)).parent / "backends" / "nvidia" / "bin"
     done = subprocess.run(
         [str(folder / tool), *arguments], capture_output=True, text=True, check=True
     )
     return done.stdout
-
-
-def able_configs() -> Iterator[tuple[MapName, torch.dtype, Config]]:
-    """Each configuration with each map and dtype that it can run."""
-    for dtype in DTYPES:
-        for map in MAPS:
-            for config in CONFIGS:
-                if config in Triton().configs(problem_of(config), map, dtype):
-                    yield map, dtype, config
 
 
 def problem_of(config: Config) -> Problem:
@@ -234,11 +226,17 @@ def table(tf32: bool) -> str:
 
 
 def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
-    """The rows of a table; that of TF32 has only those that TF32 changes."""
+    """The rows of a table: each configuration with each map and dtype that it can run.
+
+    The table of TF32 has only those that TF32 changes.
+    """
     torch.backends.cudnn.allow_tf32 = tf32
-    for map, dtype, config in able_configs():
-        if not tf32 or (dtype == torch.float32 and isinstance(config, Product)):
-            yield map, dtype, config, main_launch(problem_of(config), map, dtype, config)
+    for dtype, map, config in product(DTYPES, MAPS, CONFIGS):
+        if tf32 and (dtype != torch.float32 or not isinstance(config, Product)):
+            continue
+        problem = problem_of(config)
+        if config in Triton().configs(problem, map, dtype):
+            yield map, dtype, config, main_launch(problem, map, dtype, config)
 
 
 def digest(tf32: bool) -> str:

@@ -100,7 +100,7 @@ def steps(out: Path) -> list[Step]:
         ),
         kit("conv2d", "torch.nn.functional:conv2d", "--dtype", FLOATS, "--errors", "any"),
         Step("configurations", check, 30),
-        Step("configurations tf32", (*check, "--dtypes", "float32", "--tf32"), 10),
+        Step("configurations tf32", (*check, "--tf32"), 10),
         *(
             Step(tool, (*sanitizer, tool, *check, "--once"), 10, "compute-sanitizer")
             for tool in ("memcheck", "racecheck", "initcheck")
@@ -177,7 +177,7 @@ def check_configurations(options: argparse.Namespace) -> int:
     With ``--once`` each runs on one problem in float32 and one layout, because sanitizers are slow.
     """
     torch.backends.cudnn.allow_tf32 = options.tf32
-    dtypes = ["float32"] if options.once else options.dtypes.split(",")
+    dtypes = ["float32"] if options.once or options.tf32 else FLOATS.split(",")
     layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
     wrong = right = 0
     for spelling, dtype, map, layout in product(CHECKED, dtypes, MAPS, layouts):
@@ -224,8 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="print the steps and stop")
     add("--steps", metavar="NAMES", help="comma-separated; default: all")
     add("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR")
-    add("--dtypes", metavar="NAMES", default=FLOATS, help="configurations: default: all floats")
-    add("--tf32", action="store_true", help="configurations: products with TF32")
+    add("--tf32", action="store_true", help="configurations: only products with TF32")
     add("--once", action="store_true", help="configurations: only float32 in one layout")
     return parser
 
