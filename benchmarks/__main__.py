@@ -80,17 +80,7 @@ def run(words: list[str]) -> int:
             "seed": settings.seed,
         },
         peaks={},
-        cases=[
-            {
-                "name": case.name,
-                "problem": str(case.problem),
-                "group": case.group,
-                "dtype": case.dtype,
-                "source": case.source,
-                "layout": case.layout,
-            }
-            for case in cases
-        ],
+        cases=[case.entry for case in cases],
         contenders=[_contender_entry(each) for each in contenders],
         rows=[],
     )

@@ -78,6 +78,14 @@ class Case:
         assert isinstance(dtype, torch.dtype)
         return dtype
 
+    @property
+    def entry(self) -> dict[str, str]:
+        """Its description in a results file."""
+        entry = {
+            name: getattr(self, name) for name in ("name", "group", "dtype", "source", "layout")
+        }
+        return {**entry, "problem": str(self.problem)}
+
     def matches(self, pattern: str) -> bool:
         """Whether the pattern is a glob for, or part of, the name, group, dtype or problem."""
         texts = (self.name, self.group, self.dtype, str(self.problem), self.spelling)

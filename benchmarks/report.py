@@ -87,6 +87,9 @@ def conditions(results: Results) -> str:
         f"{key} {value / 1e9:.1f} {'GB/s' if key.startswith('copy') else 'GFLOP/s'}"
         for key, value in results.peaks.items()
     )
+    load = f"load {machine['load_average']} before"
+    if "load_average_after" in machine:
+        load += f" and {machine['load_average_after']} after"
     notes = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
     if "unfinished" in settings:
         notes += f" **The run did not finish: {settings['unfinished']}.**"
@@ -97,9 +100,8 @@ def conditions(results: Results) -> str:
     )
     return (
         f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
-        f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "
-        f"and {machine.get('load_average_after')} after; torch {machine['torch']}, torch_corr "
-        f"{machine['torch_corr']} at {machine['commit'] or 'an unknown commit'}, Python "
+        f"governor {machine['governor'] or 'not readable'}, {load}; torch {machine['torch']}, "
+        f"torch_corr {machine['torch_corr']} at {machine['commit'] or 'an unknown commit'}, Python "
         f"{machine['python']}. {settings['threads']} threads, TF32 "
         f"{'on' if settings['tf32'] else 'off'}, subnormals flushed to zero, the same for all. "
         f"Measured peaks: {peaks or 'none'}. `{settings['command']}`, {settings['started']}, "
