@@ -30,7 +30,7 @@ from statistics import geometric_mean, median
 import torch
 
 from torch_corr import ALGORITHMS, FFT, MAPS, Problem
-from torch_corr.algorithms import Algorithm, MapName
+from torch_corr.algorithms import Algorithm, MapName, dtype_name
 from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
@@ -52,11 +52,9 @@ TARGET = Path(__file__).parent.parent / "torch_corr" / "algorithms" / "cost_fact
 
 @dataclass(frozen=True)
 class Timing:
-    """The times of one map of one problem, in seconds by algorithm."""
+    """The times of a request, in seconds by algorithm."""
 
-    problem: Problem
-    dtype: torch.dtype
-    map: MapName
+    request: Request
     seconds: dict[str, float]
 
 
@@ -260,32 +258,32 @@ def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
 def measure(path: Path, seed: int, seconds: float) -> int:
     """Append times to a file of JSON lines until the corpus or the time ends."""
     torch.set_flush_denormal(True)
-    known = {(t.problem, t.dtype, t.map) for t in load(path)} if path.exists() else set()
+    known = {timing.request for timing in load(path)} if path.exists() else set()
     end = time.monotonic() + seconds
     with path.open("a") as file:
         for problem, dtype in corpus(seed):
             for map in MAPS:
-                if (problem, dtype, map) in known:
+                request = Request(problem, map, CPU, dtype)
+                if request in known:
                     continue
                 if time.monotonic() > end:
                     print("not finished: run the same command again")
                     return 3
-                able = _worth_timing(problem, map, dtype)
-                timed = time_algorithms(able, Request(problem, map, CPU, dtype))
-                line = {"problem": str(problem), "dtype": str(dtype).removeprefix("torch.")}
+                timed = time_algorithms(_worth_timing(request), request)
+                line = {"problem": str(problem), "dtype": dtype_name(dtype)}
                 file.write(json.dumps({**line, "map": map, "seconds": timed}) + "\n")
                 file.flush()
     print("done")
     return 0
 
 
-def _worth_timing(problem: Problem, map: MapName, dtype: torch.dtype) -> list[Algorithm]:
+def _worth_timing(request: Request) -> list[Algorithm]:
     """The algorithms that do not refuse, without the reference if it takes 1,000 steps or more."""
     return [
         each
         for each in ALGORITHMS
-        if not each.refusals(Request(problem, map, CPU, dtype))
-        and (isinstance(each, Fitted) or prod(problem.output_size) < 1000)
+        if not each.refusals(request)
+        and (isinstance(each, Fitted) or prod(request.problem.output_size) < 1000)
     ]
 
 
@@ -295,7 +293,8 @@ def load(path: Path) -> list[Timing]:
     for line in path.read_text().splitlines():
         fields = json.loads(line)
         problem, dtype = Problem.parse(fields["problem"]), getattr(torch, fields["dtype"])
-        timings.append(Timing(problem, dtype, fields["map"], fields["seconds"]))
+        request = Request(problem, fields["map"], CPU, dtype)
+        timings.append(Timing(request, fields["seconds"]))
     return timings
 
 
@@ -307,17 +306,16 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
     samples: dict[tuple[str, str, MapName], dict[str, list[tuple[list[float], float]]]]
     samples = defaultdict(lambda: defaultdict(list))
     for timing in timings:
+        request = timing.request
         for algorithm in ALGORITHMS:
             if algorithm.name in timing.seconds and isinstance(algorithm, Fitted):
-                if isinstance(algorithm, FFT) and prod(timing.problem.kernel) < FEW_TAPS:
+                if isinstance(algorithm, FFT) and prod(request.problem.kernel) < FEW_TAPS:
                     continue
-                request = Request(timing.problem, timing.map, CPU, timing.dtype)
                 regime, ideal = algorithm.work(request)
-                rates = current_machine().rates(timing.dtype)
+                rates = current_machine().rates(request.dtype)
                 parts = [amount / rate for amount, rate in zip(ideal, rates)]
-                samples[algorithm.name, regime, timing.map][kind_of(timing.dtype)].append(
-                    (parts, timing.seconds[algorithm.name])
-                )
+                kinds = samples[algorithm.name, regime, request.map]
+                kinds[kind_of(request.dtype)].append((parts, timing.seconds[algorithm.name]))
     found: dict[str, tuple[float, ...]] = {}
     for (name, regime, map), kinds in sorted(samples.items()):
         everything = kinds.get("float32") or [each for some in kinds.values() for each in some]
@@ -375,8 +373,7 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
     """The verdict on the choices of ``auto`` and on the predicted times, and details."""
     losses, slower, errors = [], [], defaultdict(list)
     for timing in timings:
-        seconds = timing.seconds
-        request = Request(timing.problem, timing.map, CPU, timing.dtype)
+        request, seconds = timing.request, timing.seconds
         chosen = Auto().choose(request)
         assert chosen is not None
         # Of a checked transform only the transform itself was timed.
@@ -386,12 +383,12 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
         for algorithm in ALGORITHMS:
             if isinstance(algorithm, Fitted) and algorithm.name in seconds:
                 cost = algorithm.cost(request)
-                predicted = current_machine().seconds(cost, timing.dtype)
+                predicted = current_machine().seconds(cost, request.dtype)
                 errors[algorithm.name].append(abs(math.log(predicted / seconds[algorithm.name])))
         best = min(seconds, key=seconds.__getitem__)
         shown = ", ".join(f"{each} {seconds[each] * 1e3:.3g} ms" for each in (name, best, "aten"))
-        dtype = str(timing.dtype).removeprefix("torch.")
-        label = f"{timing.map:<11} {dtype:<9} {timing.problem}: {shown}"
+        dtype = dtype_name(request.dtype)
+        label = f"{request.map:<11} {dtype:<9} {request.problem}: {shown}"
         losses.append((seconds[name] / seconds[best], label))
         slower.append((seconds[name] / seconds["aten"], label))
     losses.sort(reverse=True)

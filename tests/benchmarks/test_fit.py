@@ -8,7 +8,6 @@ from itertools import islice, product
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import fit
 from support.maps import request
@@ -28,9 +27,10 @@ def timings(number: int) -> list[fit.Timing]:
     made = []
     for problem, _ in islice(fit.corpus(0), number):
         for map in MAPS:
-            _, ideal = Direct().work(request(problem, map))
+            requested = request(problem, map)
+            _, ideal = Direct().work(requested)
             parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
-            made.append(fit.Timing(problem, torch.float32, map, {"direct": sum(parts), "aten": 1}))
+            made.append(fit.Timing(requested, {"direct": sum(parts), "aten": 1}))
     return made
 
 
@@ -87,7 +87,7 @@ def test_judge_counts_losses_to_pytorch(others: float, slower: int) -> None:
     """For one map, where auto chooses ``direct`` or ``unfold``."""
     problem = Problem.parse("n8c96-x56-o96-k7-p3-g96")
     seconds = {"aten": 1e-2, "direct": others, "unfold": others}
-    verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "grad_weight", seconds)])
+    verdict, _ = fit.judge([fit.Timing(request(problem, "grad_weight"), seconds)])
     assert verdict.startswith("Of 1 maps")
     assert verdict.endswith(f"more than 5 % slower in {slower}.")
 
@@ -97,7 +97,7 @@ def test_judge_counts_the_transform_of_a_checked_choice() -> None:
     chosen = Auto().choose(request(problem, "forward"))
     assert isinstance(chosen, CheckedFFT)
     seconds = {"aten": 1.0, "fft": 1e-2}
-    verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "forward", seconds)])
+    verdict, _ = fit.judge([fit.Timing(request(problem, "forward"), seconds)])
     assert verdict.startswith("Of 1 maps")
 
 
