@@ -81,7 +81,7 @@ def run(words: list[str]) -> int:
         },
         peaks={},
         cases=[case.entry for case in cases],
-        contenders=[_contender_entry(each) for each in contenders],
+        contenders=[each.entry for each in contenders],
         rows=[],
     )
     print(report.conditions(results), file=sys.stderr)
@@ -99,12 +99,6 @@ def run(words: list[str]) -> int:
     for row in wrong:
         print(f"WRONG: {row.contender}, {row.case}, {row.work}: {row.note}", file=sys.stderr)
     return 1 if wrong else 0
-
-
-def _contender_entry(contender: Contender) -> dict[str, Any]:
-    absent = contender.absent()
-    version = contender.version() if absent is None else None
-    return {"name": contender.name, "kind": contender.kind, "version": version, "absent": absent}
 
 
 def _measure_all(

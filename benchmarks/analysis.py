@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_corr import MAPS, Problem
+from torch_corr.algorithms.base import definition_flops, operand_bytes
 
 from .cases import GROUPS, SWEEPS
-from .machine import flops_per_product
 from .results import Results, Row
 
 HEADLINE = "auto"
@@ -80,17 +79,14 @@ class Line:
         return Problem.parse(self.case["problem"])
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Operations of the definition."""
-        products = flops_per_product(getattr(torch, self.case["dtype"]))
-        return self._maps * products * self.problem.multiplications
+        return self._maps * definition_flops(self.problem, getattr(torch, self.case["dtype"]))
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> float:
         """Bytes of operands and result, each moved once."""
-        problem, dtype = self.problem, getattr(torch, self.case["dtype"])
-        shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-        return self._maps * sum(map(prod, shapes)) * int(dtype.itemsize)
+        return self._maps * operand_bytes(self.problem, getattr(torch, self.case["dtype"]))
 
     @property
     def _maps(self) -> int:

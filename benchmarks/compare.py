@@ -21,7 +21,6 @@ from collections import Counter
 from dataclasses import dataclass
 from math import exp, inf, log, log1p, sqrt
 from pathlib import Path
-from typing import NamedTuple
 
 from .analysis import Line, clock, lines
 from .results import Results, Row
@@ -123,22 +122,16 @@ def _key(line: Line) -> tuple[str, str, str]:
     return line.case["problem"], line.case["dtype"], line.work
 
 
-class _Uncertainty(NamedTuple):
+def _uncertainty(row: Row) -> tuple[float, int]:
     """The relative standard error of a median, and its degrees of freedom."""
-
-    error: float
-    freedom: int
-
-
-def _uncertainty(row: Row) -> _Uncertainty:
     if row.count < 2:
-        return _Uncertainty(inf, 1)
+        return inf, 1
     low, high = row.quartiles
     sigma = (high - low) / (1.349 * (1 - 1.2 / row.count))
-    return _Uncertainty(1.2533 * sigma / sqrt(row.count) / row.seconds, row.count - 1)
+    return 1.2533 * sigma / sqrt(row.count) / row.seconds, row.count - 1
 
 
-def _noise(medians: list[_Uncertainty]) -> float:
+def _noise(medians: list[tuple[float, int]]) -> float:
     """``SIGMAS`` standard errors of the sum; more if they are estimated from few samples.
 
     Degrees of freedom by Welch and Satterthwaite; Student's quantile by the expansion of Cornish

@@ -68,6 +68,13 @@ class Contender(ABC):
     def version(self) -> str:
         return ""
 
+    @property
+    def entry(self) -> dict[str, str | None]:
+        """Its description in a results file."""
+        absent = self.absent()
+        version = self.version() if absent is None else None
+        return {"name": self.name, "kind": self.kind, "version": version, "absent": absent}
+
     @abstractmethod
     def refusals(self, task: Task) -> tuple[str, ...]:
         """Why it cannot do this; empty if it can."""
