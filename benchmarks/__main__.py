@@ -3,7 +3,6 @@
 python -m benchmarks [options]           measure, then report
 python -m benchmarks report RESULTS.json write the report and the charts again
 python -m benchmarks compare OLD NEW     print changes beyond noise
-python -m benchmarks merge OLD NEW       replace repeated pieces of work in earlier results
 python -m benchmarks readme [--check]    fill README.md from benchmarks/results
 python -m benchmarks fit ...             fit the planner's factors, judge its choices
 """
@@ -16,7 +15,6 @@ import multiprocessing
 import secrets
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,15 +22,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from torch_corr.algorithms import MAPS
-
-from . import compare, fit, merge, readme, report
-from .cases import CALLS, CASES, CUDA_CASES, SWEEPS, WORKS, Case, Work, select
+from . import compare, fit, readme, report
+from .cases import CALLS, CASES, CUDA_CASES, WORKS, Case, Task, Work, select
 from .contenders import Contender, our_contenders, torch_contenders
 from .machine import describe, measure_peaks, slug, usable_cores
 from .measure import LEAST, Settings, measure
 from .peers import peers, set_peer_threads
-from .progress import Progress
 from .results import Results
 
 Piece: TypeAlias = tuple[Case, Work]
@@ -40,7 +35,6 @@ Piece: TypeAlias = tuple[Case, Work]
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": report.main,
     "compare": compare.main,
-    "merge": merge.main,
     "readme": readme.main,
     "fit": fit.main,
 }
@@ -64,14 +58,13 @@ def run(words: list[str]) -> int:
     set_peer_threads(settings.threads)
     contenders = contenders_of(options)
     work = pieces(options)
+    cases = list(dict.fromkeys(case for case, _ in work))
     if options.list:
-        for case in dict.fromkeys(case for case, _ in work):
+        for case in cases:
             print(f"{case.name:<26} {case.dtype:<10} {case.problem!s:<50} {case.source}")
         return 0
     machine = describe(device)
     folder = options.out / (slug(machine, settings.threads) + ("-tf32" if options.tf32 else ""))
-    _require_writable(folder)
-    _print_conditions(machine, settings, contenders, work)
     results = Results(
         machine=machine,
         settings={
@@ -87,17 +80,17 @@ def run(words: list[str]) -> int:
             "seed": settings.seed,
         },
         peaks={},
-        cases=[_case_entry(case) for case in dict.fromkeys(case for case, _ in work)],
-        contenders=[_contender_entry(each) for each in contenders],
+        cases=[case.entry for case in cases],
+        contenders=[each.entry for each in contenders],
         rows=[],
     )
-    draft = folder / "unfinished.json"
-    _measure_all(results, settings, contenders, work, draft)
-    results.save(folder / "results.json")
-    draft.unlink(missing_ok=True)
-    written = report.write(folder / "results.json", charts=not options.no_charts)
+    print(report.conditions(results), file=sys.stderr)
+    _print_absent(contenders, work, device)
+    path = folder / "results.json"
+    _measure_all(results, settings, contenders, work, path)
+    written = report.write(path)
     print(report.summary(results))
-    print("\nwritten:", *(folder / "results.json", *written), sep="\n  ")
+    print("\nwritten:", path, *written, sep="\n  ")
     wrong = [
         row
         for row in results.rows
@@ -108,85 +101,56 @@ def run(words: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def _case_entry(case: Case) -> dict[str, Any]:
-    entry = {"name": case.name, "problem": str(case.problem), "group": case.group}
-    entry |= {"dtype": case.dtype, "source": case.source}
-    return entry if case.layout == "contiguous" else {**entry, "layout": case.layout}
-
-
-def _contender_entry(contender: Contender) -> dict[str, Any]:
-    absent = contender.absent()
-    version = contender.version() if absent is None else None
-    return {"name": contender.name, "kind": contender.kind, "version": version, "absent": absent}
-
-
 def _measure_all(
     results: Results,
     settings: Settings,
     contenders: Sequence[Contender],
     work: Sequence[Piece],
-    draft: Path,
+    path: Path,
 ) -> None:
-    """Add the rows of all pieces; each is saved in ``draft``, in case the run is cut off."""
+    """Add the rows of all pieces, and save the results after each."""
     dtypes = list(dict.fromkeys([torch.float32, *(case.torch_dtype for case, _ in work)]))
-    progress = Progress(len(work))
     started = time.monotonic()
 
-    def note(done: int) -> None:
+    def save(done: int) -> None:
         results.settings["seconds"] = round(time.monotonic() - started)
         results.settings["unfinished"] = f"{done} of {len(work)} pieces of work were measured"
+        results.save(path)
 
-    note(0)
     try:
-        progress.show(0, "the machine's matrix product and copy")
+        save(0)
+    except OSError as error:
+        raise SystemExit(f"--out: cannot write in {path.parent}: {error.strerror}") from None
+    try:
         results.peaks = measure_peaks(settings.device, dtypes, settings.threads)
         for done, (case, piece) in enumerate(work):
-            progress.show(done, f"{case.name}, {piece}")
+            elapsed = (time.monotonic() - started) / 60
+            left = f"{elapsed / done * (len(work) - done):.0f}" if done else "?"
+            progress = f"{done} of {len(work)}, {elapsed:.0f} min elapsed, {left} left"
+            print(f"{progress}: {case.name}, {piece}", file=sys.stderr, flush=True)
             results.rows += measure(case, piece, contenders, settings)
-            note(done + 1)
-            results.save(draft)
+            save(done + 1)
         del results.settings["unfinished"]
     except KeyboardInterrupt:
         print("\ninterrupted: reporting the pieces measured so far", file=sys.stderr)
-    progress.close()
     results.machine["load_average_after"] = describe(settings.device)["load_average"]
+    results.save(path)
 
 
-def _require_writable(folder: Path) -> None:
-    """Fail before an hour of measuring, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SystemExit(f"--out: cannot write in {folder}: {error.strerror}") from None
-
-
-def _print_conditions(
-    machine: dict[str, Any],
-    settings: Settings,
-    contenders: Sequence[Contender],
-    work: Sequence[Piece],
+def _print_absent(
+    contenders: Sequence[Contender], work: Sequence[Piece], device: torch.device
 ) -> None:
-    """The machine, the settings, and the contenders that cannot run, with the reason."""
-    lines = [
-        f"{machine.get('gpu') or machine['cpu']}, {machine['torch_cpu_capability']}, "
-        f"{machine['cores_usable']} cores usable, load {machine['load_average']}",
-        f"torch {machine['torch']}, {settings.threads} threads for all, TF32 "
-        f"{'on' if settings.tf32 else 'off'} for all, subnormals flushed to zero, "
-        f"seed {settings.seed}",
-    ]
+    """The contenders that cannot run, with the reason."""
     for each in contenders:
         if (reason := each.absent()) is not None:
-            lines.append(f"absent: {each.name}: {reason}")
+            print(f"absent: {each.name}: {reason}", file=sys.stderr)
             continue
         reasons = [
-            each.refusals(case.problem, piece, settings.device, case.torch_dtype)
+            each.refusals(Task(case.problem, piece, case.torch_dtype, device))
             for case, piece in work
         ]
         if all(reasons):
-            lines.append(f"refuses all: {each.name}: {'; '.join(reasons[-1])}")
-    print("\n".join(lines), file=sys.stderr)
+            print(f"refuses all: {each.name}: {'; '.join(reasons[-1])}", file=sys.stderr)
 
 
 def pieces(options: argparse.Namespace) -> list[Piece]:
@@ -196,26 +160,15 @@ def pieces(options: argparse.Namespace) -> list[Piece]:
         SystemExit: a pattern matches no case, or nothing is left.
     """
     patterns: list[str] = options.cases or []
-    cuda_cases = CUDA_CASES if options.device == "cuda" else ()
+    known = (*CASES, *CUDA_CASES) if options.device == "cuda" else CASES
     for pattern in patterns:
-        if not any(case.matches(pattern) for case in (*CASES, *cuda_cases)):
+        if not any(case.matches(pattern) for case in known):
             raise SystemExit(
                 f"no case matches {pattern!r}; python -m benchmarks --list shows them all"
             )
-    cases = select(patterns, options.quick)
-    if cuda_cases and not options.quick:
-        matching = [
-            case
-            for case in cuda_cases
-            if not patterns or any(case.matches(pattern) for pattern in patterns)
-        ]
-        # Cases for GPUs first and slow ones last, in case the run is cut off.
-        cases = matching + sorted(cases, key=lambda case: case.problem.multiplications)
     found = [
         (case, work)
-        for case in cases
-        if (options.dtypes is None or case.dtype in options.dtypes)
-        and not (options.no_sweeps and case.group in SWEEPS)
+        for case in select(known, patterns)
         for work in (case.quick if options.quick else case.works)
         if options.maps is None or work in options.maps
     ]
@@ -261,19 +214,12 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _pattern(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("an empty pattern; leave --cases out for all cases")
-    return text
-
-
-def _works(text: str) -> list[Work]:
-    known: dict[str, list[Work]] = {"maps": list(MAPS), **{work: [work] for work in WORKS}}
+def _works(text: str) -> list[str]:
     names = _names(text)
     for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(WORKS)}, maps")
-    return [work for name in names for work in known[name]]
+        if name not in WORKS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(WORKS)}")
+    return names
 
 
 def _above_zero(kind: Callable[[str], float]) -> Callable[[str], Any]:
@@ -295,19 +241,17 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure torch_corr against PyTorch and peers; every result is checked.",
-        epilog="Other commands: report RESULTS.json; compare OLD NEW; merge OLD NEW; "
-        "readme [--check]; fit.",
+        epilog="Other commands: report RESULTS.json; compare OLD NEW; readme [--check]; fit.",
     )
     add = found.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add(
         "--cases",
-        type=_pattern,
         metavar="PATTERN",
         action="append",
         help="glob, or part of a name, group, dtype or problem; may be repeated",
     )
-    add("--maps", type=_works, help=f"comma-separated, of {', '.join(WORKS)}; 'maps' is three")
+    add("--maps", type=_works, help=f"comma-separated, of {', '.join(WORKS)}")
     add("--algorithms", type=_names, metavar="NAMES", help="comma-separated; default: auto and all")
     add(
         "--peers",
@@ -316,8 +260,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAMES",
         help="comma-separated, or all (default), or none",
     )
-    add("--dtypes", type=_names, metavar="NAMES", help="comma-separated; default: all")
-    add("--no-sweeps", action="store_true", help="leave out the cases of growing size")
     add("--quick", action="store_true", help="a dozen cases, under 2 minutes on two cores")
     add(
         "--out",
@@ -336,7 +278,6 @@ def parser() -> argparse.ArgumentParser:
     add("--tf32", action="store_true", help="let float32 use TF32 on CUDA, for all")
     add("--seed", type=int, help="of operands; default: random")
     add("--no-memory", action="store_true", help="no first run in a process, no peak memory")
-    add("--no-charts", action="store_true", help="no charts (they need matplotlib)")
     add("--list", action="store_true", help="print the cases and stop")
     return found
 

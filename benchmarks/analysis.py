@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import exp, log, nan, prod
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 import torch
 
 from torch_corr import MAPS, Problem
+from torch_corr.algorithms.base import definition_flops, operand_bytes
 
 from .cases import GROUPS, SWEEPS
-from .machine import flops_per_product
 from .results import Results, Row
 
 HEADLINE = "auto"
@@ -79,17 +79,14 @@ class Line:
         return Problem.parse(self.case["problem"])
 
     @property
-    def flops(self) -> int:
+    def flops(self) -> float:
         """Operations of the definition."""
-        products = flops_per_product(getattr(torch, self.case["dtype"]))
-        return self._maps * products * self.problem.multiplications
+        return self._maps * definition_flops(self.problem, getattr(torch, self.case["dtype"]))
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> float:
         """Bytes of operands and result, each moved once."""
-        problem, dtype = self.problem, getattr(torch, self.case["dtype"])
-        shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-        return self._maps * sum(map(prod, shapes)) * int(dtype.itemsize)
+        return self._maps * operand_bytes(self.problem, getattr(torch, self.case["dtype"]))
 
     @property
     def _maps(self) -> int:
@@ -182,12 +179,6 @@ def means(results: Results, searched: bool = False) -> list[Mean]:
             mean, losses = geometric_mean(ratios), sum(ratio < LOSS for ratio in ratios)
             found.append(Mean(group, len(ratios), mean, min(ratios), max(ratios), losses))
     return found
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """NaN without values."""
-    logs = [log(value) for value in values]
-    return exp(sum(logs) / len(logs)) if logs else nan
 
 
 def times(ratio: float) -> str:

@@ -4,13 +4,12 @@ python -m benchmarks.behaviour record FILE        the behaviour of this version 
 python -m benchmarks.behaviour compare OLD NEW    every difference; exit code 1 if there is one
 
 A recording holds, for every benchmark case and 2,000 random problems, the algorithm that ``auto``
-chooses for each map with the shipped rates, each algorithm's workspace, and which ones refuse. For
-the random problems it also holds hashes of the bits that each algorithm computes (output and both
-gradients), and for bad arguments the types of the exceptions. It leaves out messages, which may be
-reworded.
+chooses for each map with the shipped rates, and the workspace of each algorithm that does not
+refuse.  For the random problems it also holds hashes of the bits that each algorithm computes
+(output and both gradients), and for bad arguments the types of the exceptions.
 
-It uses only public names, so it runs on any version. Both recordings must come from the same
-machine and number of threads, because the choice and the bits depend on the processor.
+Both recordings must come from the same machine and number of threads, because the choice and the
+bits depend on the processor.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import argparse
 import hashlib
 import json
 import random
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,17 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_corr import Corr2d, Problem, corr2d, plan
+from torch_corr import ALGORITHMS, MAPS, Corr2d, Problem, Request, corr2d, plan
 
 from .cases import CASES, FORMATS
 
 COUNT = 2000
 DTYPES = ("float32", "float32", "float64", "bfloat16", "float16", "complex64", "int32")
-_ABLE = re.compile(
-    r" +(?P<chosen>>?) (?P<name>\S.*?) +[\d.e+]+ (?:s|ms|us) predicted +(?P<size>[\d.]+ \w+)"
-    r"  (?P<verdict>\S+)"
-)
-_REFUSES = re.compile(r" +(?P<name>\S.*?) +refuses: ")
 
 
 def recorded() -> dict[str, Any]:
@@ -79,35 +72,22 @@ def _random_problem(draw: random.Random) -> Problem:
             continue
 
 
-def _operands(problem: Problem, dtype: str, layout: str) -> tuple[Tensor, Tensor]:
-    """Uninitialised operands, which take no time and no memory."""
-    kind = getattr(torch, dtype)
-    memory_format = FORMATS[layout]  # type: ignore[index]
-    return (
-        torch.empty(problem.input_shape, dtype=kind, memory_format=memory_format),
-        torch.empty(problem.weight_shape, dtype=kind),
-    )
-
-
 def _choices(problem: Problem, dtype: str, layout: str) -> dict[str, Any]:
-    """For each map the chosen algorithm, each one's workspace and verdict, and which refuse."""
-    operands = _operands(problem, dtype, layout)
+    """For each map the chosen algorithm, and the workspaces of those that do not refuse."""
+    kind, device = getattr(torch, dtype), torch.device("cpu")
+    # Uninitialised operands take no time and no memory.
+    x = torch.empty(problem.input_shape, dtype=kind, memory_format=FORMATS[layout])  # type: ignore[index]
+    w = torch.empty(problem.weight_shape, dtype=kind)
     try:
-        text = str(
-            plan(*operands, problem.stride, problem.padding, problem.dilation, problem.groups)
-        )
+        chosen = plan(x, w, problem.stride, problem.padding, problem.dilation, problem.groups)
     except Exception as error:
         return {"raises": type(error).__name__}
     maps: dict[str, Any] = {}
-    for line in text.splitlines():
-        if line in ("forward:", "grad_input:", "grad_weight:"):
-            found = maps[line[:-1]] = {"chosen": None, "able": {}, "refuse": []}
-        elif match := _ABLE.fullmatch(line.partition(";")[0].rstrip()) or _ABLE.match(line):
-            if match["chosen"]:
-                found["chosen"] = match["name"]
-            found["able"][match["name"]] = f"{match['size']}, {match['verdict'].rstrip(':')}"
-        elif match := _REFUSES.match(line):
-            found["refuse"] = sorted({*found["refuse"], match["name"]})
+    for map in MAPS:
+        request = Request(problem, map, device, kind)
+        able = [each for each in ALGORITHMS if not each.refusals(request)]
+        workspaces = {each.name: each.workspace(request) for each in able}
+        maps[map] = {"chosen": getattr(chosen, map).name, "workspaces": workspaces}
     return maps
 
 
@@ -116,17 +96,11 @@ def _bits(problem: Problem, dtype: str, layout: str, choices: dict[str, Any]) ->
     if "raises" in choices:
         return {}
     torch.manual_seed(0)
-    kind = getattr(torch, dtype)
+    kind, shapes = getattr(torch, dtype), (problem.input_shape, problem.weight_shape)
     if kind.is_floating_point or kind.is_complex:
-        x, w = (
-            torch.randn(problem.input_shape, dtype=kind),
-            torch.randn(problem.weight_shape, dtype=kind),
-        )
+        x, w = (torch.randn(each, dtype=kind) for each in shapes)
     else:
-        x, w = (
-            torch.randint(-9, 9, shape, dtype=kind)
-            for shape in (problem.input_shape, problem.weight_shape)
-        )
+        x, w = (torch.randint(-9, 9, each, dtype=kind) for each in shapes)
     x = x.contiguous(memory_format=FORMATS[layout])  # type: ignore[index]
     return {
         name: _hash_of(problem, x, w, name)

@@ -5,6 +5,7 @@ They include every case of the project's speed goals, also those where losses ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal, TypeAlias
@@ -77,11 +78,34 @@ class Case:
         assert isinstance(dtype, torch.dtype)
         return dtype
 
+    @property
+    def entry(self) -> dict[str, str]:
+        """Its description in a results file."""
+        entry = {
+            name: getattr(self, name) for name in ("name", "group", "dtype", "source", "layout")
+        }
+        return {**entry, "problem": str(self.problem)}
+
     def matches(self, pattern: str) -> bool:
         """Whether the pattern is a glob for, or part of, the name, group, dtype or problem."""
         texts = (self.name, self.group, self.dtype, str(self.problem), self.spelling)
         glob = any(sign in pattern for sign in "*?[")
         return any(fnmatchcase(text, pattern) if glob else pattern in text for text in texts)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contender is asked to do: a piece of work on a device.
+
+    Attributes:
+        layout: of all operands.
+    """
+
+    problem: Problem
+    work: Work
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    layout: Layout = "contiguous"
 
 
 _RESNET = "ResNet-50 (He et al., 2016)"
@@ -232,13 +256,10 @@ SWEEPS = ("kernel sweep", "image sweep")
 """Groups for the charts of time against size; they are not part of geometric means."""
 
 
-def select(patterns: list[str], quick: bool = False) -> list[Case]:
-    """The cases that match any pattern (all, without patterns); with ``quick`` the quick ones."""
+def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
+    """The cases that match any pattern; all without patterns."""
     return [
-        case
-        for case in CASES
-        if (case.quick or not quick)
-        and (not patterns or any(case.matches(pattern) for pattern in patterns))
+        case for case in cases if not patterns or any(case.matches(pattern) for pattern in patterns)
     ]
 
 

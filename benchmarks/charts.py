@@ -39,6 +39,7 @@ _COLOURS = {
     "torch": "#000000",
 }
 _PEER_COLOUR = "#8A8A8A"
+_PEER_MARKS = "xv<>^sDp*h"
 _MAP_MARKS = {
     "forward": ("o", "#0072B2"),
     "grad_input": ("^", "#009E73"),
@@ -62,17 +63,16 @@ def draw(results: Results, source: Path, titles: dict[str, str]) -> Iterator[Pat
     Args:
         titles: by the name of the chart.
     """
-    folder, mark = source.parent, digest(source)
+    mark, every = digest(source), lines(results)
     makers: dict[str, Callable[[Results, list[Line]], tuple[Figure, str] | None]] = {
         "speedup": _speedup,
         "kernel-size": _kernel_size,
         "image-size": _image_size,
         "memory": _memory,
     }
-    every = lines(results)
     with mpl.rc_context(_STYLE):
         for name, make in makers.items():
-            svg, png = (folder / f"{name}.{suffix}" for suffix in ("svg", "png"))
+            svg, png = (source.with_name(f"{name}.{suffix}") for suffix in ("svg", "png"))
             made = make(results, every)
             if made is None:
                 svg.unlink(missing_ok=True)
@@ -102,11 +102,8 @@ def _speedup(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
             ratio, (marker, colour) = _ratio(line), _MAP_MARKS[line.work]
             axes.plot([1, ratio], [lane, lane], color="#C8C8C8", lw=0.8, zorder=1)
             axes.plot(ratio, lane, marker, color=colour, ms=6, mec="white", mew=0.5, zorder=3)
-            peer = _peer_ratio(line)
-            if peer is not None and peer < low:
-                axes.plot(low * 1.03, y, "<", color=_PEER_COLOUR, ms=4, zorder=2)
-            elif peer is not None:
-                axes.plot(peer, y, "x", color=_PEER_COLOUR, ms=5, zorder=2)
+            if (peer := _peer_ratio(line)) is not None:
+                axes.plot(max(peer, 1.03 * low), y, "x", color=_PEER_COLOUR, ms=5, zorder=2)
     axes.axvline(1, color="black", lw=1, zorder=2)
     axes.set_xlim(low, high)
     if high / low < 100:
@@ -118,77 +115,70 @@ def _speedup(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
         marker, colour = _MAP_MARKS[work]
         axes.plot([], [], marker, color=colour, label=f"torch_corr {HEADLINE}, {work}")
     if peers:
-        axes.plot([], [], "x", color=_PEER_COLOUR, label="best peer package, forward")
-    if any(ratio < low for ratio in peers):
-        axes.plot([], [], "<", color=_PEER_COLOUR, label="peer further left")
+        label = "best peer package, forward (left edge: this speed or less)"
+        axes.plot([], [], "x", color=_PEER_COLOUR, label=label)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure, ""
 
 
 def _kernel_size(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
-    sweep = [line for line in every if line.case["group"] == "kernel sweep"]
     panels: dict[tuple[str, str], list[Line]] = {}
-    for line in sweep:
-        family = line.case["name"].rsplit(" k", 1)[0]
-        panels.setdefault((family, line.work), []).append(line)
+    for line in every:
+        if line.case["group"] == "kernel sweep":
+            family = line.case["name"].rsplit(" k", 1)[0]
+            panels.setdefault((line.work, family), []).append(line)
     if not any(len(members) > 1 for members in panels.values()):
         return None
-    families = list(dict.fromkeys(family for family, _ in panels))
-    works = list(dict.fromkeys(line.work for line in sweep))
-    size = (3.4 + 4.2 * len(families), 1.5 + 3.4 * len(works))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(works), len(families), squeeze=False, sharex="col")
-    for (family, work), members in panels.items():
-        axes = grid[works.index(work)][families.index(family)]
-        _curves(axes, results, members, _kernel, lambda line, row: row.seconds)
-        _crossovers(axes, members)
+    figure, grid = _grid(results, panels, _kernel, lambda line, row: row.seconds)
+    for (work, family), axes in grid.items():
+        _crossovers(axes, panels[work, family])
         # Two empty lines, for the labels of crossovers.
         axes.set_title(f"{family}, {work}\n\n", fontsize=10, loc="left", weight="bold")
-    for axes in grid[-1]:
-        axes.set_xlabel("kernel size k (k×k taps)")
-    for row in grid:
-        row[0].set_ylabel("time per call")
-    _contender_legend(figure, results, grid)
+    figure.supxlabel("kernel size k (k×k taps)", fontsize=10)
+    figure.supylabel("time per call", fontsize=10)
     return figure, f"dotted: our fastest algorithm changes; {_PEERS}"
 
 
 def _image_size(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
-    sweep = [line for line in every if line.case["group"] == "image sweep"]
-    works = list(dict.fromkeys(line.work for line in sweep))
-    if len({_side(line) for line in sweep}) < 2:
+    panels: dict[tuple[str, str], list[Line]] = {}
+    for line in every:
+        if line.case["group"] == "image sweep":
+            panels.setdefault(("", line.work), []).append(line)
+    if len({_side(line) for members in panels.values() for line in members}) < 2:
         return None
-    figure = Figure(figsize=(3.4 + 4.2 * len(works), 5), layout="constrained")
-    grid = figure.subplots(1, len(works), squeeze=False, sharey=True)
-    for axes, work in zip(grid[0], works):
-        members = [line for line in sweep if line.work == work]
-        _curves(axes, results, members, _side, lambda line, row: row.seconds / _pixels(line))
+
+    def per_pixel(line: Line, row: Row) -> float:
+        return row.seconds / math.prod(line.problem.output_size)
+
+    figure, grid = _grid(results, panels, _side, per_pixel)
+    for (_, work), axes in grid.items():
         axes.set_title(work, fontsize=10, loc="left", weight="bold")
-        axes.set_xlabel("image side N (N×N pixels, 5×5 kernel)")
-    grid[0][0].set_ylabel("time per output pixel")
-    _contender_legend(figure, results, grid)
+    figure.supxlabel("image side N (N×N pixels, 5×5 kernel)", fontsize=10)
+    figure.supylabel("time per output pixel", fontsize=10)
     return figure, f"flat: cost grows in proportion; {_PEERS}"
 
 
-def _memory(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
-    def measured(line: Line) -> list[Row]:
-        return [row for row in line.rows.values() if row.memory is not None and row.timed]
+_PEERS = "grey and thin: peers that are the fastest peer somewhere"
 
-    rows = _rows_by_case([line for line in every if not line.sweep and measured(line)])
-    if not rows:
+
+def _memory(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
+    peaks: dict[str, dict[str, float]] = {}  # by case and contender, over the maps
+    for line in every:
+        for name, row in line.rows.items():
+            if row.memory is not None and row.timed and name != "auto-measured" and not line.sweep:
+                of_case = peaks.setdefault(line.case["name"], {})
+                of_case[name] = max(of_case.get(name, 0.5), row.memory / 2**20)
+    if not peaks:
         return None
+    rows = _rows_by_case([line for line in every if line.case["name"] in peaks])
     figure, axes = _case_figure(rows, 0.24)
     shown: set[str] = set()
-    for y, (_, members) in enumerate(rows):
-        peaks: dict[str, float] = {}
-        for line in members:
-            for row in measured(line):
-                if row.contender != "auto-measured" and row.memory is not None:
-                    before = peaks.get(row.contender, 0.0)
-                    peaks[row.contender] = max(before, row.memory / 2**20)
-        for name, peak in peaks.items():
+    for y, (title, _) in enumerate(rows):
+        for name, peak in peaks.get(title, {}).items():
             key = "peers" if results.kind(name) == "peer" else name
-            label = "_" if key in shown else key
-            axes.plot(max(peak, 0.5), y, ls="", label=label, **_memory_mark(key))
+            mark: dict[str, Any] = {"marker": "o", "ms": 6.5, "zorder": 3, "color": _colour(key)}
+            mark |= _MEMORY_MARKS.get(key, {})
+            axes.plot(peak, y, ls="", label="_" if key in shown else key, **mark)
             shown.add(key)
     limit = DEFAULT_WORKSPACE / 2**20
     axes.axvline(limit, color="black", ls=":", lw=1)
@@ -202,16 +192,40 @@ def _memory(results: Results, every: list[Line]) -> tuple[Figure, str] | None:
     return figure, ""
 
 
-def _memory_mark(key: str) -> dict[str, Any]:
-    """How a contender, or the peers, are drawn in the chart of memory."""
-    if key == "peers":
-        return {"marker": "x", "color": _PEER_COLOUR, "ms": 5, "zorder": 2}
-    colour = _colour(key)
-    if key == "torch":
-        return {"marker": "|", "color": colour, "ms": 11, "mew": 2, "zorder": 3}
-    if key == HEADLINE:
-        return {"marker": "o", "color": colour, "ms": 6.5, "mfc": "none", "zorder": 4}
-    return {"marker": "o", "color": colour, "ms": 6.5, "zorder": 3}
+_MEMORY_MARKS: dict[str, dict[str, Any]] = {
+    "peers": {"marker": "x", "color": _PEER_COLOUR, "ms": 5, "zorder": 2},
+    "torch": {"marker": "|", "ms": 11, "mew": 2},
+    HEADLINE: {"mfc": "none", "zorder": 4},
+}
+"""How PyTorch, ``auto`` and the peers differ from our algorithms in the chart of memory."""
+
+
+def _grid(
+    results: Results,
+    panels: dict[tuple[str, str], list[Line]],
+    x: Callable[[Line], int],
+    y: Callable[[Line, Row], float],
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """Curves in a grid of panels, which are named by row and column, with one legend."""
+    names = [list(dict.fromkeys(each)) for each in zip(*panels)]
+    height, width = map(len, names)
+    size = (3.4 + 4.2 * width, 1.6 + 3.4 * height)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(height, width, squeeze=False, sharex="col")
+    found = {(r, c): grid[names[0].index(r)][names[1].index(c)] for r, c in panels}
+    handles: dict[str, Any] = {}
+    for panel, axes in found.items():
+        _curves(axes, results, panels[panel], x, y)
+        handles.update({label: h for h, label in zip(*axes.get_legend_handles_labels())})
+    known = [each["name"] for each in results.contenders if each["name"] in handles]
+    figure.legend(
+        [handles[name] for name in known],
+        known,
+        loc="outside right center",
+        frameon=False,
+        fontsize=9,
+    )
+    return figure, found
 
 
 def _curves(
@@ -234,21 +248,15 @@ def _curves(
     known = [each["name"] for each in results.contenders if each["kind"] == "peer"]
     marks = dict(zip(known, cycle(_PEER_MARKS)))
     for name, points in series.items():
-        points.sort()
-        peer = name in peers
-        # auto is as fast as the algorithm that it chose: broad and pale, below its curve.
-        broad = name == HEADLINE
-        axes.plot(
-            *zip(*points),
-            color=_PEER_COLOUR if peer else _colour(name),
-            marker=marks[name] if peer else "o",
-            ms=3.5,
-            lw=7 if broad else 0.8 if peer else 1.8,
-            alpha=0.35 if broad else 1,
-            ls="--" if name.startswith("torch") else "-",
-            zorder=1 if broad else 2 if peer else 4 if name.startswith("torch") else 3,
-            label=name,
-        )
+        style: dict[str, Any] = {"color": _colour(name), "marker": "o", "lw": 1.8, "zorder": 3}
+        if name in peers:
+            style |= {"color": _PEER_COLOUR, "marker": marks[name], "lw": 0.8, "zorder": 2}
+        elif name == HEADLINE:
+            # As fast as the algorithm that it chose: broad and pale, below its curve.
+            style |= {"lw": 7, "alpha": 0.35, "zorder": 1}
+        elif name.startswith("torch"):
+            style |= {"ls": "--", "zorder": 4}
+        axes.plot(*zip(*sorted(points)), ms=3.5, label=name, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
@@ -258,26 +266,18 @@ def _curves(
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-_PEER_MARKS = "xv<>^sDp*h"
-_PEERS = "grey and thin: peers that are the fastest peer somewhere"
-
-
 def _crossovers(axes: Axes, members: list[Line]) -> None:
     """Mark where our fastest algorithm changes, by linear interpolation between measurements."""
-    ordered = sorted(members, key=_kernel)
     last, level = 0.0, 0
-    for before, after in pairwise(ordered):
+    for before, after in pairwise(sorted(members, key=_kernel)):
         if before.best is None or after.best is None:
             continue
         old, new = before.best.contender, after.best.contender
-        if old == new or not (old in after.rows and new in before.rows):
-            continue
-        gaps = []
-        for line in (before, after):
-            if not (line.rows[old].timed and line.rows[new].timed):
-                break
-            gaps.append(math.log(line.rows[new].seconds / line.rows[old].seconds))
-        if len(gaps) < 2:
+        pairs = [(line.rows.get(old), line.rows.get(new)) for line in (before, after)]
+        gaps = [
+            math.log(b.seconds / a.seconds) for a, b in pairs if a and b and a.timed and b.timed
+        ]
+        if old == new or len(gaps) < 2:
             continue
         share = gaps[0] / (gaps[0] - gaps[1])
         low, high = math.log(_kernel(before)), math.log(_kernel(after))
@@ -287,9 +287,7 @@ def _crossovers(axes: Axes, members: list[Line]) -> None:
         last = at
         axes.axvline(at, color="#555555", ls=":", lw=1)
         axes.text(
-            at,
-            1.01 + 0.06 * level,
-            f"{old} → {new}",
+            *(at, 1.01 + 0.06 * level, f"{old} → {new}"),
             transform=axes.get_xaxis_transform(),
             fontsize=8,
             ha="center",
@@ -333,37 +331,13 @@ def _case_figure(rows: list[tuple[str, list[Line]]], height: float) -> tuple[Fig
     return figure, axes
 
 
-def _contender_legend(figure: Figure, results: Results, grid: Any) -> None:
-    handles: dict[str, Any] = {}
-    for row in grid:
-        for axes in row:
-            for handle, label in zip(*axes.get_legend_handles_labels()):
-                handles.setdefault(label, handle)
-    names = [each["name"] for each in results.contenders if each["name"] in handles]
-    figure.legend(
-        [handles[name] for name in names],
-        names,
-        loc="outside right center",
-        frameon=False,
-        fontsize=9,
-    )
-
-
 def _title(figure: Figure, results: Results, title: str, hint: str = "") -> None:
-    machine, settings = results.machine, results.settings
-    name = machine.get("gpu") or f"{machine['cpu']} {machine['torch_cpu_capability']}"
-    figure.suptitle(
-        f"{title}\n",
-        fontsize=13,
-        weight="bold",
-        x=0.01,
-        ha="left",
-        linespacing=1.8,
-    )
+    settings = results.settings
+    figure.suptitle(f"{title}\n", fontsize=13, weight="bold", x=0.01, ha="left", linespacing=1.8)
     figure.text(
         0.01,
         1 - 0.42 / figure.get_size_inches()[1],
-        f"{name}, {settings['threads']} threads, torch {machine['torch']}, "
+        f"{results.name}, {settings['threads']} threads, torch {results.machine['torch']}, "
         f"{settings['started'][:10]}{', quick run' if settings['quick'] else ''}"
         f"{'; ' + hint if hint else ''}",
         fontsize=8.5,
@@ -394,7 +368,3 @@ def _kernel(line: Line) -> int:
 
 def _side(line: Line) -> int:
     return line.problem.size[0]
-
-
-def _pixels(line: Line) -> int:
-    return math.prod(line.problem.output_size)

@@ -5,13 +5,7 @@ A problem of ``WHOLE`` products or fewer is compared at every element, with the 
 1024x1024 pixels.  So larger problems are compared on a sample of their elements: corners of the
 result, where loops, vectors and tiles end, and elements drawn again for each check.  There are at
 most ``SAMPLE``, at most as many as ``PRODUCTS`` products allow, and at least 8.  Each is computed
-as a sum over pixels and taps, in float64:
-
-    y[n,o,i,j] = sum over c,u,v of    x[n, c, i*s+u*d-p, j*s+v*d-p] * w[o,c,u,v]
-    x[n,c,h,l] = sum over o,u,v of    y[n, o, (h+p-u*d)/s, (l+p-v*d)/s] * w[o,c,u,v]
-    w[o,c,u,v] = sum over n,i,j of    x[n, c, i*s+u*d-p, j*s+v*d-p] * y[n,o,i,j]
-
-over the indices that are integers and inside.  All other elements must be finite.  So a wrong tile,
+as a sum over pixels and taps, in float64.  All other elements must be finite.  So a wrong tile,
 tail, group, stride or sum is found; a single wrong pixel inside a large image may be missed.  The
 tests check every element of small problems.
 
@@ -45,7 +39,7 @@ from torch_corr.testing import (
     oracle,
 )
 
-from .cases import Work
+from .cases import Task, Work
 from .results import Kind, Verdict
 
 Operands: TypeAlias = dict[Slot, Tensor]
@@ -105,12 +99,10 @@ class Judgement(NamedTuple):
     note: str = ""
 
 
-def expected(
-    problem: Problem, work: Work, operands: Operands, rng: random.Random
-) -> tuple[Expected, ...]:
-    """The exact results of the work, complete or on a new sample."""
-    found = []
-    for slot in COMPUTED[work]:
+def expected(task: Task, operands: Operands, rng: random.Random) -> tuple[Expected, ...]:
+    """The exact results of the task, complete or on a new sample."""
+    problem, found = task.problem, []
+    for slot in COMPUTED[task.work]:
         given = {name: value for name, value in operands.items() if name != slot}
         if problem.multiplications <= WHOLE:
             reference = oracle(problem, **given)
@@ -198,7 +190,6 @@ def _products(problem: Problem, slot: Slot, given: Operands, index: Index) -> Te
     def part(name: Slot, *leading: int | slice) -> Tensor:
         return given[name][leading][:, rows[name]][:, :, columns[name]]
 
-    every = slice(None)
     if slot == "output":
         inputs = _group(second // p.group_out, p.group_in)
         a, b = part("input", first, inputs), part("weight", second)
@@ -208,7 +199,7 @@ def _products(problem: Problem, slot: Slot, given: Operands, index: Index) -> Te
         a, b = part("output", first, outputs), part("weight", outputs, channel)
     else:
         channel = (first // p.group_out) * p.group_in + second
-        a, b = part("input", every, channel), part("output", every, first)
+        a, b = part("input", slice(None), channel), part("output", slice(None), first)
     return (a * b).flatten()
 
 
@@ -218,17 +209,11 @@ def _group(group: int, size: int) -> slice:
 
 
 def _meeting(p: Problem, slot: Slot, axis: int, at: int) -> dict[Slot, Tensor]:
-    """For one position of a slot along an axis, the positions of the other two slots."""
-    stride, dilation, before = p.stride[axis], p.dilation[axis], p.padding[axis][0]
-    if slot == "input":
-        taps = torch.arange(p.kernel[axis])
-        start = at + before - taps * dilation
-        outputs = start.div(stride, rounding_mode="floor")
-        inside = (start == outputs * stride) & (outputs >= 0) & (outputs < p.output_size[axis])
-        return {"output": outputs[inside], "weight": taps[inside]}
-    other: Slot = "weight" if slot == "output" else "output"
-    positions = torch.arange(p.kernel[axis] if slot == "output" else p.output_size[axis])
-    steps = (at * stride, dilation) if slot == "output" else (at * dilation, stride)
-    pixels = steps[0] + positions * steps[1] - before
-    inside = (pixels >= 0) & (pixels < p.size[axis])
-    return {"input": pixels[inside], other: positions[inside]}
+    """Along an axis, the pixels, taps and outputs of all products with one position of a slot."""
+    outputs, taps = torch.meshgrid(
+        torch.arange(p.output_size[axis]), torch.arange(p.kernel[axis]), indexing="ij"
+    )
+    pixels = outputs * p.stride[axis] + taps * p.dilation[axis] - p.padding[axis][0]
+    positions: dict[Slot, Tensor] = {"input": pixels, "weight": taps, "output": outputs}
+    inside = (positions[slot] == at) & (pixels >= 0) & (pixels < p.size[axis])
+    return {name: each[inside] for name, each in positions.items()}

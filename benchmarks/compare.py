@@ -21,9 +21,8 @@ from collections import Counter
 from dataclasses import dataclass
 from math import exp, inf, log, log1p, sqrt
 from pathlib import Path
-from typing import NamedTuple
 
-from .analysis import HEADLINE, Line, clock, lines
+from .analysis import Line, clock, lines
 from .results import Results, Row
 
 SIGMAS = 3.0
@@ -53,8 +52,9 @@ class Change:
     broken: bool = False
     in_seconds: bool = False
 
-    def beyond_noise(self, threshold: float) -> bool:
-        return self.broken or abs(log(self.ratio)) > max(log1p(threshold), self.noise)
+    @property
+    def beyond_noise(self) -> bool:
+        return self.broken or abs(log(self.ratio)) > max(log1p(THRESHOLD), self.noise)
 
     @property
     def worse(self) -> bool:
@@ -106,17 +106,14 @@ def differences(old: Results, new: Results) -> list[str]:
     return found
 
 
-def missing(old: Results, new: Results, only: str | None = None) -> list[str]:
+def missing(old: Results, new: Results) -> list[str]:
     """Phrases about rows of ours that were timed in the old run and not attempted in the new."""
     attempted = {(*_key(line), name) for line in lines(new) for name in line.rows}
     absent = Counter(
         name
         for line in lines(old)
         for name, row in line.rows.items()
-        if row.timed
-        and old.kind(name) == "ours"
-        and only in (None, name)
-        and (*_key(line), name) not in attempted
+        if row.timed and old.kind(name) == "ours" and (*_key(line), name) not in attempted
     )
     return [f"{name} at {count} pieces of work" for name, count in absent.items()]
 
@@ -125,22 +122,16 @@ def _key(line: Line) -> tuple[str, str, str]:
     return line.case["problem"], line.case["dtype"], line.work
 
 
-class _Uncertainty(NamedTuple):
+def _uncertainty(row: Row) -> tuple[float, int]:
     """The relative standard error of a median, and its degrees of freedom."""
-
-    error: float
-    freedom: int
-
-
-def _uncertainty(row: Row) -> _Uncertainty:
     if row.count < 2:
-        return _Uncertainty(inf, 1)
+        return inf, 1
     low, high = row.quartiles
     sigma = (high - low) / (1.349 * (1 - 1.2 / row.count))
-    return _Uncertainty(1.2533 * sigma / sqrt(row.count) / row.seconds, row.count - 1)
+    return 1.2533 * sigma / sqrt(row.count) / row.seconds, row.count - 1
 
 
-def _noise(medians: list[_Uncertainty]) -> float:
+def _noise(medians: list[tuple[float, int]]) -> float:
     """``SIGMAS`` standard errors of the sum; more if they are estimated from few samples.
 
     Degrees of freedom by Welch and Satterthwaite; Student's quantile by the expansion of Cornish
@@ -160,37 +151,17 @@ def _noise(medians: list[_Uncertainty]) -> float:
     return quantile * sqrt(variance)
 
 
-def _threshold(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up; 0.1 is a tenth")
-    return number
-
-
-def _parser() -> argparse.ArgumentParser:
+def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks compare",
         description="Exit code 1 if an algorithm of ours got slower beyond noise, or broke.",
     )
-    add = parser.add_argument
-    add("old", type=Path, metavar="OLD")
-    add("new", type=Path, metavar="NEW")
-    add(
-        "--threshold",
-        type=_threshold,
-        default=THRESHOLD,
-        help="least relative change to report (default: %(default)s)",
+    parser.add_argument("old", type=Path, metavar="OLD")
+    parser.add_argument("new", type=Path, metavar="NEW")
+    parser.add_argument(
+        "--absolute", action="store_true", help="compare seconds, not speed-ups over PyTorch"
     )
-    add("--absolute", action="store_true", help="compare seconds, not speed-ups over PyTorch")
-    add("--only", metavar="CONTENDER", help=f"for example {HEADLINE}")
-    return parser
-
-
-def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
+    options = parser.parse_args(words)
     old, new = (Results.load(path) for path in (options.old, options.new))
     notes = differences(old, new)
     notes += [
@@ -198,18 +169,13 @@ def main(words: list[str]) -> int:
         for run, path in ((old, options.old), (new, options.new))
         if "unfinished" in run.settings
     ]
-    notes += [f"not in {options.new}: {each}" for each in missing(old, new, options.only)]
+    notes += [f"not in {options.new}: {each}" for each in missing(old, new)]
     for note in notes:
         print(f"note: {note}")
-    every = [
-        change
-        for change in changes(old, new, options.absolute)
-        if options.only in (None, change.contender)
-    ]
+    every = changes(old, new, options.absolute)
     if not every:
-        of = f" of {options.only!r}" if options.only else ""
-        raise SystemExit(f"nothing{of} was timed in {options.old} and attempted in {options.new}")
-    large = [change for change in every if change.beyond_noise(options.threshold)]
+        raise SystemExit(f"nothing was timed in {options.old} and attempted in {options.new}")
+    large = [change for change in every if change.beyond_noise]
     large.sort(key=lambda each: abs(log(each.ratio)), reverse=True)
     worse = [change for change in large if change.worse]
     better = [change for change in large if not change.worse]

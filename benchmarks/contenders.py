@@ -22,14 +22,13 @@ from torch.nn import functional as F
 
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
-from torch_corr.algorithms.base import is_channels_last
 from torch_corr.dispatch.layout import IN_CHANNELS_LAST
 from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan, refusals
 from torch_corr.request import Request, Slot, shape_of
 from torch_corr.testing import ErrorModel, declared
 
-from .cases import CALLS, Work
-from .check import GIVEN, SOME_TRANSFORM, Operands
+from .cases import CALLS, FORMATS, Task
+from .check import SOME_TRANSFORM, Operands
 from .results import Kind
 
 Correlate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -69,15 +68,20 @@ class Contender(ABC):
     def version(self) -> str:
         return ""
 
-    @abstractmethod
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        """Why it cannot do this piece of work; empty if it can."""
+    @property
+    def entry(self) -> dict[str, str | None]:
+        """Its description in a results file."""
+        absent = self.absent()
+        version = self.version() if absent is None else None
+        return {"name": self.name, "kind": self.kind, "version": version, "absent": absent}
 
     @abstractmethod
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        """Prepare the work; operands hold the slots of ``GIVEN[work]``."""
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        """Why it cannot do this; empty if it can."""
+
+    @abstractmethod
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        """Prepare the task; operands hold the slots of ``GIVEN[task.work]``."""
 
     @property
     def central(self) -> bool:
@@ -106,32 +110,29 @@ class Ours(Contender):
     def version(self) -> str:
         return torch_corr.__version__
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        if work in CALLS and self.requested != "auto" and device.type == "cpu":
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        if task.work in CALLS and self.requested != "auto" and task.device.type == "cpu":
             return ("calls are timed for 'auto' alone",)
         if not isinstance(self.requested, Algorithm):
             return ()
+        problem = task.problem
         if self.requested.name == "naive" and (
             prod(problem.output_size) > NAIVE_PIXELS or problem.multiplications > NAIVE_PRODUCTS
         ):
             return ("one Python step per output pixel would take minutes here",)
-        return refusals(self.requested, Request.of_each_map(problem, device, dtype))
+        return refusals(self.requested, Request.of_each_map(problem, task.device, task.dtype))
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        if work in CALLS:
-            return prepare_forward(self._corr2d(problem), problem, work, operands)
-        given = operands[GIVEN[work][0]]
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        if task.work in CALLS:
+            return prepare_forward(self._corr2d(task.problem), task, operands)
         measures = isinstance(self.requested, Auto) and self.requested.measure
         make = _measured_plan if measures else make_plan
         # ``corr2d`` also looks at the layout of its operands.
-        last = self.requested == "auto" and is_channels_last(given)
-        plan = make(
-            problem, given.device, given.dtype, IN_CHANNELS_LAST if last else self.requested
-        )
+        last = self.requested == "auto" and task.layout == "channels_last"
+        requested = IN_CHANNELS_LAST if last else self.requested
+        plan = make(task.problem, task.device, task.dtype, requested)
         slots = operands.get("input"), operands.get("weight"), operands.get("output")
-        chosen: Algorithm = getattr(plan, work)
+        chosen: Algorithm = getattr(plan, task.work)
         return Prepared(
             run=lambda: plan.run(*slots),
             tensors=_only,
@@ -191,29 +192,27 @@ class PyTorch(Contender):
         )
         return manager
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        if self.cudnn_benchmark and device.type != "cuda":
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        if self.cudnn_benchmark and task.device.type != "cuda":
             return ("cuDNN runs on CUDA only",)
-        return symmetric_refusal(problem)
+        return symmetric_refusal(task.problem)
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        p = problem
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        p, work = task.problem, task.work
         padding = p.padding[0][0], p.padding[1][0]
 
         def conv2d(x: Tensor, w: Tensor) -> Tensor:
             return F.conv2d(x, w, None, p.stride, padding, p.dilation, p.groups)
 
         if work in ("forward", *CALLS):
-            return prepare_forward(conv2d, problem, work, operands)
+            return prepare_forward(conv2d, task, operands)
         output = operands["output"]
         if output.is_complex():
-            return prepare_gradient(conv2d, problem, work, operands)
+            return prepare_gradient(conv2d, task, operands)
         # PyTorch reads only the shape and layout of the slot that it computes.  The slot has its
         # own memory, as in a training step; PyTorch would copy an expanded view at each call.
         slots: tuple[Slot, Slot] = ("input", "weight")
-        x, w = (operands[slot] if slot in operands else _like(output, p, slot) for slot in slots)
+        x, w = (operands[slot] if slot in operands else _empty(task, slot) for slot in slots)
         wanted = 0 if work == "grad_input" else 1
 
         def run() -> Any:
@@ -225,10 +224,10 @@ class PyTorch(Contender):
         return Prepared(run, lambda result: (result[wanted],))
 
 
-def _like(given: Tensor, problem: Problem, slot: Slot) -> Tensor:
-    """Memory for a slot, in the layout of another."""
-    layout = torch.channels_last if is_channels_last(given) else torch.contiguous_format
-    return given.new_empty(shape_of(problem, slot)).contiguous(memory_format=layout)
+def _empty(task: Task, slot: Slot) -> Tensor:
+    """Memory for a slot."""
+    shape, memory_format = shape_of(task.problem, slot), FORMATS[task.layout]
+    return torch.empty(shape, dtype=task.dtype, device=task.device, memory_format=memory_format)
 
 
 @cache
@@ -240,28 +239,24 @@ def _only(result: Tensor) -> tuple[Tensor]:
     return (result,)
 
 
-def prepare_forward(
-    correlate: Correlate, problem: Problem, work: Work, operands: Operands
-) -> Prepared:
+def prepare_forward(correlate: Correlate, task: Task, operands: Operands) -> Prepared:
     """A call as a user writes it; for ``call+grad`` with graph and backward."""
     x, w = operands["input"], operands["weight"]
-    if work != "call+grad":
+    if task.work != "call+grad":
         return Prepared(lambda: correlate(x, w), _only)
     leaves = x.detach().requires_grad_(), w.detach().requires_grad_()
     output = operands["output"]
     return Prepared(lambda: torch.autograd.grad(correlate(*leaves), leaves, output), tuple)
 
 
-def prepare_gradient(
-    correlate: Correlate, problem: Problem, work: Work, operands: Operands
-) -> Prepared:
+def prepare_gradient(correlate: Correlate, task: Task, operands: Operands) -> Prepared:
     """A gradient of a differentiable correlation: only the backward, on a retained graph."""
     output = operands["output"]
-    x = operands.get("input", output.new_zeros(problem.input_shape))
-    w = operands.get("weight", output.new_zeros(problem.weight_shape))
+    x = operands.get("input", output.new_zeros(task.problem.input_shape))
+    w = operands.get("weight", output.new_zeros(task.problem.weight_shape))
     # Autograd conjugates; the maps do not.
     leaves = tuple(each.detach().conj().resolve_conj() for each in (x, w))
-    wanted = leaves[0] if work == "grad_input" else leaves[1]
+    wanted = leaves[0] if task.work == "grad_input" else leaves[1]
     wanted.requires_grad_()
     with torch.enable_grad():
         y = correlate(*leaves)

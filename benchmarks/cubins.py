@@ -1,8 +1,8 @@
 """Compile the Triton kernels without a GPU; tabulate registers, shared memory and instructions.
 
-python -m benchmarks.cubins            compile every configuration, print the tables
-python -m benchmarks.cubins --write    write the tables to docs/gpu.md
-python -m benchmarks.cubins --floors   only the lower bounds and predictions of times
+python -m benchmarks.cubins                 compile every configuration, print the tables
+python -m benchmarks.cubins --write         write the tables to docs/gpu.md
+python -m benchmarks.cubins --predictions   only predictions of times
 
 Triton caches compiled kernels, so an interrupted run continues where it stopped.
 
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
-from math import prod
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from torch_corr.algorithms.triton.launch_plan import FUSION, Launch
 from torch_corr.planning.machine import peak_rates
 from torch_corr.request import SLOTS, Request
 
-from .cases import CASES, CUDA_CASES
+from .cases import CASES, CUDA_CASES, Case
 from .results import Results
 
 ARCHITECTURES = (80, 90)
@@ -56,24 +56,16 @@ DTYPES = (torch.float32, torch.float16, torch.float64)
 """bfloat16 differs from float16 only in conversions."""
 
 
-@dataclass(frozen=True)
-class Multiprocessor:
-    """The resources that the programs of one multiprocessor share."""
-
-    shared: int
-    warps: int = 64
-    registers: int = 2**16
-    programs: int = 32
-
-    def occupancy(self, registers: int, shared: int, warps: int) -> float:
-        """The share of its warps that can be resident."""
-        # Registers are allocated to warps 256 at a time; the system takes 1 KiB of each program.
-        by_registers = self.registers // (-(-registers * 32 // 256) * 256) // warps
-        by_shared = self.shared // (shared + 1024)
-        return min(by_registers, by_shared, self.programs, self.warps // warps) * warps / self.warps
+SHARED_KIB = {80: 164, 90: 228}
+"""Shared memory of a multiprocessor, by architecture."""
 
 
-MULTIPROCESSORS = {80: Multiprocessor(164 * 1024), 90: Multiprocessor(228 * 1024)}
+def occupancy(architecture: int, registers: int, shared: int, warps: int) -> float:
+    """The share of a multiprocessor's 64 warps that can be resident, in at most 32 programs."""
+    # Registers are allocated to warps 256 at a time; the system takes 1 KiB of each program.
+    by_registers = 2**16 // (-(-registers * 32 // 256) * 256) // warps
+    by_shared = SHARED_KIB[architecture] * 1024 // (shared + 1024)
+    return min(by_registers, by_shared, 32, 64 // warps) * warps / 64
 
 
 @dataclass(frozen=True)
@@ -95,8 +87,8 @@ class Compiled:
 
     @property
     def occupancy(self) -> float:
-        device = MULTIPROCESSORS[self.architecture]
-        return device.occupancy(self.registers, self.shared, self.launch.config.warps)
+        warps = self.launch.config.warps
+        return occupancy(self.architecture, self.registers, self.shared, warps)
 
     def count(self, *beginnings: str) -> int:
         """Instructions whose name has one of these beginnings."""
@@ -156,7 +148,7 @@ def main_launch(problem: Problem, map: MapName, dtype: torch.dtype, config: Conf
 
 def compile_launch(launch: Launch, architecture: int) -> Compiled:
     """Compile a launch and inspect the machine code."""
-    made = compiled_by_triton(launch, architecture)
+    made = _compiled_by_triton(launch, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -170,11 +162,8 @@ def compile_launch(launch: Launch, architecture: int) -> Compiled:
     )
 
 
-def compiled_by_triton(launch: Launch, architecture: int) -> Any:
-    """Compile with the specialisation that Triton would use on such a device.
-
-    On the device, Triton finds the kernel in a cache at the same path.
-    """
+def _compiled_by_triton(launch: Launch, architecture: int) -> Any:
+    """Compile with the specialisation that Triton would use on such a device."""
     triton: Any = import_module("triton")
     jit: Any = import_module("triton.runtime.jit")
     compiler: Any = import_module("triton.compiler.compiler")
@@ -192,20 +181,11 @@ def compiled_by_triton(launch: Launch, architecture: int) -> Any:
 
 
 def _read_by(tool: str, *arguments: str) -> str:
-    folder = Path(import_module("triton").__file__).parent / "backends" / "nvidia" / "bin"
+    folder = Path(str(import_module("triton").__file__)).parent / "backends" / "nvidia" / "bin"
     done = subprocess.run(
         [str(folder / tool), *arguments], capture_output=True, text=True, check=True
     )
     return done.stdout
-
-
-def able_configs() -> Iterator[tuple[MapName, torch.dtype, Config]]:
-    """Each configuration with each map and dtype that it can run."""
-    for dtype in DTYPES:
-        for map in MAPS:
-            for config in CONFIGS:
-                if config in Triton().configs(problem_of(config), map, dtype):
-                    yield map, dtype, config
 
 
 def problem_of(config: Config) -> Problem:
@@ -246,11 +226,17 @@ def table(tf32: bool) -> str:
 
 
 def tabled(tf32: bool) -> Iterator[tuple[MapName, torch.dtype, Config, Launch]]:
-    """The rows of a table; that of TF32 has only those that TF32 changes."""
+    """The rows of a table: each configuration with each map and dtype that it can run.
+
+    The table of TF32 has only those that TF32 changes.
+    """
     torch.backends.cudnn.allow_tf32 = tf32
-    for map, dtype, config in able_configs():
-        if not tf32 or (dtype == torch.float32 and isinstance(config, Product)):
-            yield map, dtype, config, main_launch(problem_of(config), map, dtype, config)
+    for dtype, map, config in product(DTYPES, MAPS, CONFIGS):
+        if tf32 and (dtype != torch.float32 or not isinstance(config, Product)):
+            continue
+        problem = problem_of(config)
+        if config in Triton().configs(problem, map, dtype):
+            yield map, dtype, config, main_launch(problem, map, dtype, config)
 
 
 def digest(tf32: bool) -> str:
@@ -274,89 +260,25 @@ def digest(tf32: bool) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Device:
-    """The vendor's dense peaks: bytes/s, and FLOP/s by dtype."""
-
-    name: str
-    bytes: float
-    float32: float
-    tf32: float
-    halves: float
-    float64: float
-
-
-DEVICES = (
-    Device("A100 80 GB", 2.039e12, 19.5e12, 156e12, 312e12, 19.5e12),
-    Device("H100 SXM", 3.35e12, 66.9e12, 494e12, 989e12, 66.9e12),
-    Device("H200", 4.8e12, 66.9e12, 494e12, 989e12, 66.9e12),
-)
-
-FLOOR_CASES = (
-    "replknet dw 31x31 batch",
-    "replknet dw 31x31 batch float16",
-    "convnext dw 7x7 batch",
-    "convnext dw 7x7 batch float16",
-    "photo 3x3",
-    "photo 5x5",
-    "resnet 3x3 64",
-    "resnet 3x3 64 float16",
-)
-
-
-def floors() -> str:
-    """The least bytes, operations and time of any algorithm that sums over taps.
-
-    For few channels float16 has the rate of float32, because those kernels use no matrix units.
-    """
-    head = "| case | MB | GFLOP | " + " | ".join(f"{each.name}, µs" for each in DEVICES) + " |"
-    rows = [head, "|---|---|---|" + "---|" * len(DEVICES)]
-    by_name = {case.name: case for case in (*CASES, *CUDA_CASES)}
-    for name in FLOOR_CASES:
-        case = by_name[name]
-        problem = case.problem
-        shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-        moved = sum(map(prod, shapes)) * case.torch_dtype.itemsize
-        flops = 2 * problem.multiplications
-        times = []
-        for device in DEVICES:
-            few = problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS
-            halves = case.torch_dtype.itemsize == 2 and not few
-            rate = device.halves if halves else device.float32
-            by_bytes, by_flops = moved / device.bytes, flops / rate
-            times.append(
-                f"{1e6 * max(by_bytes, by_flops):.0f} "
-                f"({'bytes' if by_bytes > by_flops else 'operations'})"
-            )
-        rows.append(f"| {name} | {moved / 1e6:.1f} | {flops / 1e9:.2f} | {' | '.join(times)} |")
-    return "\n".join(rows)
-
-
-@dataclass(frozen=True)
-class Target:
-    """An aim for the speed on an H200, and the algorithm that should reach it."""
-
-    case: str
-    aim: str
-    algorithm: Algorithm
-    maps: tuple[MapName, ...] = MAPS
-
-
-TARGETS = (
-    Target("replknet dw 31x31 batch", "10 times PyTorch", Triton()),
-    Target("replknet dw 31x31 batch float16", "10 times PyTorch", Triton()),
-    Target("convnext dw 7x7 batch float16", "1.5 times PyTorch", Triton()),
-    Target("photo 3x3", "3 times PyTorch, 70% of copying", Triton(), ("forward",)),
-    Target("photo 5x5", "3 times PyTorch, 70% of copying", Triton(), ("forward",)),
-    Target("dense 3x3 float64", "1.5 times PyTorch", Triton()),
-    Target("square 128 k16", "4 times PyTorch", FFT()),
-    Target("square 256 k16", "4 times PyTorch", FFT()),
-    Target("square 256 k32", "3000 µs", FFT()),
-)
-
+PEAK_BYTES = 4.8e12
+PEAK_FLOPS = {torch.float16: 989e12, torch.float32: 66.9e12, torch.float64: 66.9e12}
+"""The vendor's dense peaks of an H200, with TF32 off."""
 
 H200 = DOCUMENT.parent.parent / "benchmarks" / "results" / "nvidia-h200"
 """Results of the benchmark suite to compare predictions with."""
+
+TARGETS: tuple[tuple[str, str, Algorithm, tuple[MapName, ...]], ...] = (
+    ("replknet dw 31x31 batch", "10 times PyTorch", Triton(), MAPS),
+    ("replknet dw 31x31 batch float16", "10 times PyTorch", Triton(), MAPS),
+    ("convnext dw 7x7 batch float16", "1.5 times PyTorch", Triton(), MAPS),
+    ("photo 3x3", "3 times PyTorch, 70% of copying", Triton(), ("forward",)),
+    ("photo 5x5", "3 times PyTorch, 70% of copying", Triton(), ("forward",)),
+    ("dense 3x3 float64", "1.5 times PyTorch", Triton(), MAPS),
+    ("square 128 k16", "4 times PyTorch", FFT(), MAPS),
+    ("square 256 k16", "4 times PyTorch", FFT(), MAPS),
+    ("square 256 k32", "3000 µs", FFT(), MAPS),
+)
+"""Cases with an aim for the speed on an H200, and the algorithm that should reach it."""
 
 
 def predictions() -> str:
@@ -369,35 +291,34 @@ def predictions() -> str:
         "PyTorch, µs | times as fast |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        for target in TARGETS:
-            rows += [_prediction(target, map) for map in target.maps]
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    cases = {case.name: case for case in (*CASES, *CUDA_CASES)}
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for name, aim, algorithm, maps in TARGETS:
+            rows += [
+                f"| {name} | {map} | {aim} | {_predicted(cases[name], map, algorithm)} | "
+                f"{_measured(name, map, algorithm.name)} |"
+                for map in maps
+            ]
     return "\n".join(rows)
 
 
-def _prediction(target: Target, map: MapName) -> str:
-    case = next(each for each in (*CASES, *CUDA_CASES) if each.name == target.case)
-    problem, dtype, device = case.problem, case.torch_dtype, DEVICES[-1]
+def _predicted(case: Case, map: MapName, algorithm: Algorithm) -> str:
+    """Bytes, operations, the least time of a sum over taps, the algorithm and its time."""
+    problem, dtype = case.problem, case.torch_dtype
     moved, flops = operand_bytes(problem, dtype), definition_flops(problem, dtype)
-    # For few channels only bands use matrix units.
-    few = problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS
-    by, peak = target.algorithm.name, {2: device.halves, 4: device.float32, 8: device.float64}
-    rate = peak[dtype.itemsize]
-    if isinstance(target.algorithm, Triton):
-        config = target.algorithm._config(map, problem, dtype)
+    by, rate = algorithm.name, PEAK_FLOPS[dtype]
+    if isinstance(algorithm, Triton):
+        config = algorithm._config(map, problem, dtype)
         by = f"{by} {config.name}"
-        rate = device.float32 if few and not isinstance(config, Band) else rate
-    floor = max(moved / device.bytes, flops / rate)
-    cost = target.algorithm.cost(Request(problem, map, torch.device("cuda"), dtype))
-    rates = peak_rates(peak[dtype.itemsize], device.bytes, 2 * max(dtype.itemsize, 4))
+        few = problem.group_in * problem.group_out <= FEW_CHANNEL_PAIRS
+        if few and not isinstance(config, Band):
+            rate = PEAK_FLOPS[torch.float32]  # without matrix units
+    floor = max(moved / PEAK_BYTES, flops / rate)
+    cost = algorithm.cost(Request(problem, map, torch.device("cuda"), dtype))
+    rates = peak_rates(PEAK_FLOPS[dtype], PEAK_BYTES, 2 * max(dtype.itemsize, 4))
     return (
-        f"| {target.case} | {map} | {target.aim} | {moved / 1e6:.1f} | {flops / 1e9:.2f} | "
-        f"{1e6 * floor:.0f} | {by} | {1e6 * rates.seconds(cost):.0f} | "
-        f"{_measured(target.case, map, target.algorithm.name)} |"
+        f"{moved / 1e6:.1f} | {flops / 1e9:.2f} | {1e6 * floor:.0f} | {by} | "
+        f"{1e6 * rates.seconds(cost):.0f}"
     )
 
 
@@ -405,12 +326,17 @@ def _measured(case: str, map: MapName, algorithm: str) -> str:
     """The measured times of an algorithm and of PyTorch, and their ratio."""
     rows = {
         row.contender: row.seconds
-        for row in Results.load(H200).rows
+        for row in _h200().rows
         if (row.case, row.work) == (case, map) and row.timed
     }
     ours, theirs = rows.get(algorithm), rows.get("torch")
     shown = [f"{1e6 * each:.4g}" if each else "none" for each in (ours, theirs)]
     return " | ".join([*shown, f"{theirs / ours:.3g}" if ours and theirs else "none"])
+
+
+@lru_cache(maxsize=1)
+def _h200() -> Results:
+    return Results.load(H200)
 
 
 def put(text: str, name: str, block: str) -> str:
@@ -423,19 +349,14 @@ def put(text: str, name: str, block: str) -> str:
     return before + begin + block + "\n" + end + after
 
 
-@lru_cache(maxsize=1)
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write to docs/gpu.md")
-    parser.add_argument("--floors", action="store_true", help="only lower bounds and predictions")
-    return parser
-
-
 def main(words: list[str] | None = None) -> int:
     """Compile, print, and write with ``--write``."""
-    options = _parser().parse_args(words)
-    blocks: dict[str, Callable[[], str]] = {"floors": floors, "predictions": predictions}
-    if not options.floors:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cubins", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write to docs/gpu.md")
+    parser.add_argument("--predictions", action="store_true", help="compile nothing")
+    options = parser.parse_args(words)
+    blocks: dict[str, Callable[[], str]] = {"predictions": predictions}
+    if not options.predictions:
         blocks["resources"] = partial(table, tf32=False)
         blocks["resources of tf32"] = partial(table, tf32=True)
     for name, made in blocks.items():

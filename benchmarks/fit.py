@@ -2,7 +2,6 @@
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
 python -m benchmarks fit write FILE...                fit, write algorithms/cost_factors.py
-python -m benchmarks fit write FILE... --only WORD    only regimes with the word in their name
 python -m benchmarks fit judge FILE... [--record]     compare the planner's choices with the times
 
 The corpus is 405 random problems of nine families in five dtypes, the same for the same seed.
@@ -14,7 +13,6 @@ which the factors were not fitted; ``--record`` writes its verdict into cost_fac
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import math
 import random
@@ -22,26 +20,23 @@ import sys
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import prod
 from pathlib import Path
-from statistics import median
-from typing import TypeAlias
+from statistics import geometric_mean, median
 
 import torch
 
 from torch_corr import ALGORITHMS, FFT, MAPS, Problem
-from torch_corr.algorithms import Algorithm, MapName
+from torch_corr.algorithms import Algorithm, MapName, dtype_name
 from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import current_machine, device_name
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.request import Request
-
-from .analysis import geometric_mean
 
 CPU = torch.device("cpu")
 DTYPES = {"float32": 12, "float64": 4, "bfloat16": 2, "float16": 2, "complex64": 1}
@@ -57,11 +52,9 @@ TARGET = Path(__file__).parent.parent / "torch_corr" / "algorithms" / "cost_fact
 
 @dataclass(frozen=True)
 class Timing:
-    """The times of one map of one problem, in seconds by algorithm."""
+    """The times of a request, in seconds by algorithm."""
 
-    problem: Problem
-    dtype: torch.dtype
-    map: MapName
+    request: Request
     seconds: dict[str, float]
 
 
@@ -76,7 +69,6 @@ def main(words: Sequence[str]) -> int:
     add("file", type=Path, nargs="+")
     add("--seconds", type=float, default=math.inf, help="the longest time to measure")
     add("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
-    add("--only", default="", help="regimes to write; the others stay")
     add("--record", action="store_true", help="write the verdict into cost_factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
@@ -85,12 +77,7 @@ def main(words: Sequence[str]) -> int:
         return measure(options.file[0], options.seed, options.seconds)
     timings = [timing for path in options.file for timing in load(path)]
     if options.what == "write":
-        found = fit(timings)
-        if options.only:
-            found = {key: value for key, value in found.items() if options.only in key}
-            TARGET.write_text(renewed(TARGET.read_text(), found, options.only, len(timings)))
-        else:
-            TARGET.write_text(source_of(found, len(timings)))
+        TARGET.write_text(source_of(fit(timings), len(timings)))
         print(f"written: {TARGET}; judge it in a new process")
         return 0
     verdict, details = judge(timings)
@@ -100,10 +87,6 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-Sizes: TypeAlias = Callable[[random.Random], tuple[int, int]]
-Channels: TypeAlias = Callable[[random.Random, tuple[int, int]], tuple[int, int, int]]
-
-
 @dataclass(frozen=True)
 class Family:
     """Random problems of one kind; each number is chosen from a tuple, where some occur repeatedly.
@@ -111,18 +94,24 @@ class Family:
     Attributes:
         count: of problems in the corpus.
         batch: numbers of images.
-        channels: draws the channels of input and output and the groups, for an image size.
-        size: draws an image size.
         kernel, stride, dilation: the same along both axes.
+        groups: numbers of groups; empty: one group.
+        inputs, outputs: numbers of channels in a group; empty: one.
+        size: the least and largest image size; drawn evenly over orders of magnitude.
+        sides: sizes of square images instead, as in networks for phones, which have more channels
+            on smaller images.  The groups are then multiples of 1792 over the side.
     """
 
     count: int
     batch: tuple[int, ...]
-    channels: Channels
-    size: Sizes
     kernel: tuple[int, ...]
     stride: tuple[int, ...] = (1,)
     dilation: tuple[int, ...] = (1,)
+    groups: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    size: tuple[int, int] = (1, 1)
+    sides: tuple[int, ...] = ()
 
     def draw(self, rng: random.Random) -> Problem:
         """A problem.
@@ -130,16 +119,26 @@ class Family:
         Raises:
             RuntimeError: the kernel is larger than the image.
         """
-        size = self.size(rng)
-        in_channels, out_channels, groups = self.channels(rng, size)
+
+        def one_of(numbers: tuple[int, ...]) -> int:
+            return rng.choice(numbers) if numbers else 1
+
+        if self.sides:
+            side = rng.choice(self.sides)
+            size, groups = (side, side), min(960, 1792 // side * one_of(self.groups))
+        else:
+            low, high = map(math.log, self.size)
+            rows, columns = (round(math.exp(rng.uniform(low, high))) for _ in range(2))
+            size, groups = (rows, columns), one_of(self.groups)
+        inputs, outputs = groups * one_of(self.inputs), groups * one_of(self.outputs)
         kernel, stride = rng.choice(self.kernel), rng.choice(self.stride)
         dilation = rng.choice(self.dilation)
         padding = rng.choice([dilation * (kernel - 1) // 2, 0])
         return Problem(
             rng.choice(self.batch),
-            in_channels,
+            inputs,
             size,
-            out_channels,
+            outputs,
             (kernel, kernel),
             (stride, stride),
             ((padding, padding), (padding, padding)),
@@ -148,123 +147,92 @@ class Family:
         )
 
 
-def _between(least: int, most: int) -> Sizes:
-    """Sizes that are spread evenly over orders of magnitude."""
-    low, high = math.log(least), math.log(most)
-    return lambda rng: (
-        round(math.exp(rng.uniform(low, high))),
-        round(math.exp(rng.uniform(low, high))),
-    )
-
-
-def _dense(inputs: tuple[int, ...], outputs: tuple[int, ...]) -> Channels:
-    return lambda rng, _: (rng.choice(inputs), rng.choice(outputs), 1)
-
-
-def _depthwise(channels: tuple[int, ...], *multipliers: int) -> Channels:
-    def draw(rng: random.Random, _: tuple[int, int]) -> tuple[int, int, int]:
-        number = rng.choice(channels)
-        return number, number * rng.choice(multipliers), number
-
-    return draw
-
-
-def _grouped(groups: tuple[int, ...], per_group: tuple[int, ...]) -> Channels:
-    def draw(rng: random.Random, _: tuple[int, int]) -> tuple[int, int, int]:
-        number = rng.choice(groups)
-        return number * rng.choice(per_group), number * rng.choice(per_group), number
-
-    return draw
-
-
-def _mobile_size(rng: random.Random) -> tuple[int, int]:
-    side = rng.choice((112, 56, 56, 28, 28, 14, 14, 7, 7, 4))
-    return side, side
-
-
-def _mobile_channels(rng: random.Random, size: tuple[int, int]) -> tuple[int, int, int]:
-    """More channels on smaller images, as in networks for phones."""
-    channels = min(960, 1792 // size[0] * rng.choice((1, 2, 3, 4, 6)))
-    return channels, channels, channels
-
-
 _WIDTHS = (3, 8, 16, 32, 64, 96, 128, 192, 256, 512)
 
 FAMILIES = {
     "dense layers": Family(
         70,
-        (1, 1, 2, 4, 8),
-        _dense(_WIDTHS, _WIDTHS),
-        _between(7, 160),
+        batch=(1, 1, 2, 4, 8),
         kernel=(1, 1, 3, 3, 3, 5, 7, 11),
         stride=(1, 1, 1, 2),
         dilation=(1, 1, 1, 2, 4),
+        inputs=_WIDTHS,
+        outputs=_WIDTHS,
+        size=(7, 160),
     ),
     "depthwise layers": Family(
         70,
-        (1, 1, 2, 4, 8),
-        _depthwise((16, 32, 64, 96, 144, 256, 512, 2048), 1, 1, 1, 2),
-        _between(7, 128),
+        batch=(1, 1, 2, 4, 8),
         kernel=(3, 3, 5, 7, 9, 13, 21, 31),
         stride=(1, 1, 1, 2),
         dilation=(1, 1, 1, 2),
+        groups=(16, 32, 64, 96, 144, 256, 512, 2048),
+        outputs=(1, 1, 1, 2),
+        size=(7, 128),
     ),
     "groups": Family(
         30,
-        (1, 2, 4, 8),
-        _grouped((2, 4, 8, 16, 32), (2, 4, 8, 16, 32)),
-        _between(7, 96),
+        batch=(1, 2, 4, 8),
         kernel=(1, 3, 3, 5, 7),
         stride=(1, 1, 2),
         dilation=(1, 1, 2),
+        groups=(2, 4, 8, 16, 32),
+        inputs=(2, 4, 8, 16, 32),
+        outputs=(2, 4, 8, 16, 32),
+        size=(7, 96),
     ),
     "images with few channels": Family(
         80,
-        (1, 1, 1, 4, 16, 64),
-        _dense((1, 1, 1, 2, 3, 4), (1, 1, 1, 2, 3, 4, 8, 16, 32, 64)),
-        _between(12, 2048),
+        batch=(1, 1, 1, 4, 16, 64),
         kernel=(2, 3, 3, 5, 5, 7, 9, 11, 15, 21, 31, 51),
         stride=(1, 1, 1, 1, 2),
         dilation=(1, 1, 1, 1, 2),
+        inputs=(1, 1, 1, 2, 3, 4),
+        outputs=(1, 1, 1, 2, 3, 4, 8, 16, 32, 64),
+        size=(12, 2048),
     ),
     "first layers": Family(
         20,
-        (1, 8, 32, 64),
-        _dense((1, 3), (16, 32, 64, 96)),
-        _between(24, 256),
+        batch=(1, 8, 32, 64),
         kernel=(3, 4, 5, 7, 11),
         stride=(1, 2, 2, 4),
+        inputs=(1, 3),
+        outputs=(16, 32, 64, 96),
+        size=(24, 256),
     ),
     "large kernels": Family(
         15,
-        (1, 2, 4),
-        _dense((8, 16, 32, 64), (8, 16, 32, 64)),
-        _between(32, 192),
+        batch=(1, 2, 4),
         kernel=(9, 13, 15, 21, 31),
+        inputs=(8, 16, 32, 64),
+        outputs=(8, 16, 32, 64),
+        size=(32, 192),
     ),
     "channels filtered separately": Family(
         40,
-        (1, 1, 1, 4, 16),
-        _depthwise((2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40), 1, 1, 1, 2),
-        _between(24, 1024),
+        batch=(1, 1, 1, 4, 16),
         kernel=(3, 3, 5, 5, 7, 9, 13, 19, 31),
         stride=(1, 1, 1, 1, 2),
         dilation=(1, 1, 1, 1, 2),
+        groups=(2, 3, 3, 3, 4, 6, 8, 12, 20, 24, 40),
+        outputs=(1, 1, 1, 2),
+        size=(24, 1024),
     ),
     "networks for phones": Family(
         60,
-        (1, 1, 4, 8, 16),
-        _mobile_channels,
-        _mobile_size,
+        batch=(1, 1, 4, 8, 16),
         kernel=(3, 3, 3, 5),
         stride=(1, 1, 2),
+        groups=(1, 2, 3, 4, 6),
+        sides=(112, 56, 56, 28, 28, 14, 14, 7, 7, 4),
     ),
     "large images with large kernels": Family(
         20,
-        (1,),
-        _depthwise((1, 1, 1, 3), 1),
-        _between(200, 1200),
+        batch=(1,),
         kernel=(11, 15, 21, 31, 41, 51, 63),
+        groups=(1, 1, 1, 3),
+        outputs=(1,),
+        size=(200, 1200),
     ),
 }
 
@@ -290,32 +258,32 @@ def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
 def measure(path: Path, seed: int, seconds: float) -> int:
     """Append times to a file of JSON lines until the corpus or the time ends."""
     torch.set_flush_denormal(True)
-    known = {(t.problem, t.dtype, t.map) for t in load(path)} if path.exists() else set()
+    known = {timing.request for timing in load(path)} if path.exists() else set()
     end = time.monotonic() + seconds
     with path.open("a") as file:
         for problem, dtype in corpus(seed):
             for map in MAPS:
-                if (problem, dtype, map) in known:
+                request = Request(problem, map, CPU, dtype)
+                if request in known:
                     continue
                 if time.monotonic() > end:
                     print("not finished: run the same command again")
                     return 3
-                able = _worth_timing(problem, map, dtype)
-                timed = time_algorithms(able, Request(problem, map, CPU, dtype))
-                line = {"problem": str(problem), "dtype": str(dtype).removeprefix("torch.")}
+                timed = time_algorithms(_worth_timing(request), request)
+                line = {"problem": str(problem), "dtype": dtype_name(dtype)}
                 file.write(json.dumps({**line, "map": map, "seconds": timed}) + "\n")
                 file.flush()
     print("done")
     return 0
 
 
-def _worth_timing(problem: Problem, map: MapName, dtype: torch.dtype) -> list[Algorithm]:
+def _worth_timing(request: Request) -> list[Algorithm]:
     """The algorithms that do not refuse, without the reference if it takes 1,000 steps or more."""
     return [
         each
         for each in ALGORITHMS
-        if not each.refusals(Request(problem, map, CPU, dtype))
-        and (isinstance(each, Fitted) or prod(problem.output_size) < 1000)
+        if not each.refusals(request)
+        and (isinstance(each, Fitted) or prod(request.problem.output_size) < 1000)
     ]
 
 
@@ -324,14 +292,9 @@ def load(path: Path) -> list[Timing]:
     timings = []
     for line in path.read_text().splitlines():
         fields = json.loads(line)
-        timings.append(
-            Timing(
-                Problem.parse(fields["problem"]),
-                getattr(torch, fields["dtype"]),
-                fields["map"],
-                fields["seconds"],
-            )
-        )
+        problem, dtype = Problem.parse(fields["problem"]), getattr(torch, fields["dtype"])
+        request = Request(problem, fields["map"], CPU, dtype)
+        timings.append(Timing(request, fields["seconds"]))
     return timings
 
 
@@ -343,17 +306,16 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
     samples: dict[tuple[str, str, MapName], dict[str, list[tuple[list[float], float]]]]
     samples = defaultdict(lambda: defaultdict(list))
     for timing in timings:
+        request = timing.request
         for algorithm in ALGORITHMS:
             if algorithm.name in timing.seconds and isinstance(algorithm, Fitted):
-                if isinstance(algorithm, FFT) and prod(timing.problem.kernel) < FEW_TAPS:
+                if isinstance(algorithm, FFT) and prod(request.problem.kernel) < FEW_TAPS:
                     continue
-                request = Request(timing.problem, timing.map, CPU, timing.dtype)
                 regime, ideal = algorithm.work(request)
-                rates = current_machine().rates(timing.dtype)
+                rates = current_machine().rates(request.dtype)
                 parts = [amount / rate for amount, rate in zip(ideal, rates)]
-                samples[algorithm.name, regime, timing.map][kind_of(timing.dtype)].append(
-                    (parts, timing.seconds[algorithm.name])
-                )
+                kinds = samples[algorithm.name, regime, request.map]
+                kinds[kind_of(request.dtype)].append((parts, timing.seconds[algorithm.name]))
     found: dict[str, tuple[float, ...]] = {}
     for (name, regime, map), kinds in sorted(samples.items()):
         everything = kinds.get("float32") or [each for some in kinds.values() for each in some]
@@ -384,68 +346,34 @@ def _solve(
 
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
     """The module with these factors, from this number of times."""
-    head = ["Fitted factors of the algorithms' costs; see ``cost``."]
-    head.append("Written by ``python -m benchmarks fit write``; do not edit.")
-    return module_text([*head, f"From {_provenance(number)}.", f"{_VERDICT} not yet."], factors)
-
-
-def renewed(source: str, factors: dict[str, tuple[float, ...]], word: str, number: int) -> str:
-    """The module with new factors for the regimes with a word in their name, and a note."""
-    paragraphs, rows = parse_module(source)
-    note = f"Regimes with '{word}'"
-    kept = [each for each in paragraphs if not each.startswith((note, _VERDICT))]
-    kept += [f"{note} from {_provenance(number)}.", f"{_VERDICT} not yet."]
-    return module_text(kept, dict(sorted({**rows, **factors}.items(), key=_by_regime)))
-
-
-def record(verdict: str) -> None:
-    """Write a verdict into the module with the factors."""
-    paragraphs, rows = parse_module(TARGET.read_text())
-    kept = [each for each in paragraphs if not each.startswith(_VERDICT)]
-    kept.append(f"{_VERDICT} {date.today().isoformat()}: {verdict}")
-    TARGET.write_text(module_text(kept, rows))
-
-
-def module_text(paragraphs: list[str], factors: dict[str, tuple[float, ...]]) -> str:
-    docstring = "\n\n".join(
-        each if "\n" in each else textwrap.fill(each, width=98) for each in paragraphs
+    source = (
+        f"From {number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
+        f"PyTorch {torch.__version__}, {date.today().isoformat()}."
     )
     rows = "".join(f'    "{key}": {value},\n' for key, value in factors.items())
     return (
-        f'"""{docstring}\n"""\n\n'
+        '"""Fitted factors of the algorithms\' costs; see ``cost``.\n\n'
+        "Written by ``python -m benchmarks fit write``; do not edit.\n\n"
+        f'{textwrap.fill(source, width=98)}\n\n{_VERDICT} not yet.\n"""\n\n'
         "from __future__ import annotations\n\n"
         f"FACTORS: dict[str, tuple[float, float, float, float]] = {{\n{rows}}}\n"
         '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'
     )
 
 
-def parse_module(source: str) -> tuple[list[str], dict[str, tuple[float, ...]]]:
-    """The paragraphs of the docstring, and the factors."""
-    module = ast.parse(source)
-    (factors,) = (each.value for each in module.body if isinstance(each, ast.AnnAssign))
-    assert factors is not None
-    return (ast.get_docstring(module) or "").split("\n\n"), ast.literal_eval(factors)
-
-
-def _by_regime(row: tuple[str, object]) -> tuple[str, ...]:
-    """Algorithm, regime (which may contain commas), map and dtype."""
-    name, *regime, map, kind = row[0].split(", ")
-    return name, ", ".join(regime), map, kind
-
-
-def _provenance(number: int) -> str:
-    return (
-        f"{number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
-        f"PyTorch {torch.__version__}, {date.today().isoformat()}"
-    )
+def record(verdict: str) -> None:
+    """Write a verdict into the docstring of the module with the factors."""
+    before, _, rest = TARGET.read_text().partition(_VERDICT)
+    _, end, after = rest.partition('\n"""\n')
+    paragraph = textwrap.fill(f"{_VERDICT} {date.today().isoformat()}: {verdict}", width=98)
+    TARGET.write_text(before + paragraph + end + after)
 
 
 def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
     """The verdict on the choices of ``auto`` and on the predicted times, and details."""
     losses, slower, errors = [], [], defaultdict(list)
     for timing in timings:
-        seconds = timing.seconds
-        request = Request(timing.problem, timing.map, CPU, timing.dtype)
+        request, seconds = timing.request, timing.seconds
         chosen = Auto().choose(request)
         assert chosen is not None
         # Of a checked transform only the transform itself was timed.
@@ -455,12 +383,12 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
         for algorithm in ALGORITHMS:
             if isinstance(algorithm, Fitted) and algorithm.name in seconds:
                 cost = algorithm.cost(request)
-                predicted = current_machine().seconds(cost, timing.dtype)
+                predicted = current_machine().seconds(cost, request.dtype)
                 errors[algorithm.name].append(abs(math.log(predicted / seconds[algorithm.name])))
         best = min(seconds, key=seconds.__getitem__)
         shown = ", ".join(f"{each} {seconds[each] * 1e3:.3g} ms" for each in (name, best, "aten"))
-        dtype = str(timing.dtype).removeprefix("torch.")
-        label = f"{timing.map:<11} {dtype:<9} {timing.problem}: {shown}"
+        dtype = dtype_name(request.dtype)
+        label = f"{request.map:<11} {dtype:<9} {request.problem}: {shown}"
         losses.append((seconds[name] / seconds[best], label))
         slower.append((seconds[name] / seconds["aten"], label))
     losses.sort(reverse=True)

@@ -92,7 +92,7 @@ def measure_peaks(
         while side < most and best < 0.05:
             side *= 2
             best = _product_seconds(side, dtype, device, threads)
-        peaks[f"matmul {dtype_name(dtype)}"] = flops_per_product(dtype) * side**3 / best
+        peaks[f"matmul {dtype_name(dtype)}"] = (8 if dtype.is_complex else 2) * side**3 / best
     a = torch.ones(_COPY_BYTES // 4, device=device)
     best = _best("b.copy_(a)", {"a": a, "b": torch.empty_like(a)}, threads)
     peaks["copy"] = 2 * _COPY_BYTES / best
@@ -108,11 +108,6 @@ def measure_peaks(
 def _product_seconds(side: int, dtype: torch.dtype, device: torch.device, threads: int) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return _best("torch.mm(a, b)", {"a": a, "b": b, "torch": torch}, threads)
-
-
-def flops_per_product(dtype: torch.dtype) -> int:
-    """Operations of one multiplication and one addition."""
-    return 8 if dtype.is_complex else 2
 
 
 def _best(statement: str, names: dict[str, Any], threads: int) -> float:

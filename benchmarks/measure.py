@@ -2,31 +2,18 @@
 
 For each piece of work (a case and a map):
 
-1.  *Try* (CPU): each contender runs once in a separate process.  That measures its peak memory and
-    keeps hangs, crashes and exhausted memory out of the run.
-2.  *Check*: with new random operands, against the float64 definition (see ``check``).  A wrong
+1.  *Try* (CPU): each contender runs once in a separate process (``memory``).
+2.  *Check*: with new random operands, against the float64 definition (``check``).  A wrong
     contender is reported as wrong and not timed.
 3.  *Warm up*: new numbers are written into the same memory, so that a remembered result is wrong.
     Every contender prepares again and runs untimed.
 4.  *Time*: contenders take one sample each, in an order that rotates every round.  A sample is the
     mean over as many calls as fill ``Settings.sample``.  Before its sample a fast contender makes
-    an untimed call, to warm caches and threads.  Fast contenders take up to ``Settings.most``
-    samples, slow ones fewer, but at least ``LEAST``, until each has used ``Settings.budget``.
+    an untimed call, to warm caches and threads.
 5.  *Check again*: the result of the last timed call, on a new sample of its elements.
 
-All contenders share operands, threads, the TF32 state, an allocator that keeps freed memory, and
-flushing of subnormals to zero (set before any thread pool starts, because threads inherit it).
-Times are measured by ``torch.utils.benchmark.Timer``.
-
-On CUDA there are two clocks:
-
-    device  the time between two events on the device, which sleeps until all calls of the sample
-            are queued, so it never waits for the host (``device_time``).  Maps are compared by this
-            clock: it is the time of the kernels, also in a graph.
-    stream  the same without the sleep.  The device waits where the host is slower.  ``call`` and
-            ``call+grad`` are compared by it, because the call overhead dominates them.
-
-``Row.host`` is the host's own time per call.
+On CUDA maps are compared by the time of the device (``device_time``), and calls by the time in a
+stream.  The row holds both, and the host's own time per call.
 """
 
 from __future__ import annotations
@@ -36,19 +23,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, cast
+from timeit import Timer
+from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
-from torch.utils.benchmark.utils.common import set_torch_threads
 
-from torch_corr import Problem
 from torch_corr.planning.timing import raise_mmap_threshold
 
-from .cases import CALLS, Case, Work
+from .cases import CALLS, Case, Task, Work
 from .check import Expected, Operands, expected, judge
 from .contenders import Contender, Prepared
-from .device_time import DeviceTime, time_on_device
+from .device_time import DeviceTime, time_in_stream, time_on_device
 from .memory import device_peak, random_operands, sentence, try_once
 from .results import Row, Verdict
 
@@ -109,26 +94,6 @@ class Settings:
         return self.device.type == "cuda"
 
 
-class _Instant:
-    """A moment on the device; the difference of two is the seconds between them."""
-
-    def __init__(self) -> None:
-        self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self.event.record()
-
-    def __sub__(self, earlier: _Instant) -> float:
-        self.event.synchronize()
-        return cast(float, earlier.event.elapsed_time(self.event)) / 1e3
-
-
-class _Stopwatch(Timer):
-    """PyTorch's timer, without the two calls that ``timeit`` adds before each sample."""
-
-    def one_sample(self, number: int) -> float:
-        with set_torch_threads(self._task_spec.num_threads):
-            return self._timeit(number) / number
-
-
 @dataclass
 class Entry:
     """A contender at one piece of work.
@@ -142,6 +107,7 @@ class Entry:
     """
 
     contender: Contender
+    task: Task
     row: Row
     settings: Settings
     prepared: Prepared | None = None
@@ -185,16 +151,14 @@ class Entry:
         except Exception as error:
             self.drop("failed", sentence(error))
 
-    def _prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        self.prepared = self.contender.prepare(problem, work, operands)
+    def _prepare(self, operands: Operands) -> Prepared:
+        self.prepared = self.contender.prepare(self.task, operands)
         self.row.note = self.prepared.chose
         return self.prepared
 
-    def first_run(
-        self, problem: Problem, work: Work, operands: Operands, truth: tuple[Expected, ...]
-    ) -> None:
+    def first_run(self, operands: Operands, truth: tuple[Expected, ...]) -> None:
         """Call once and check the result; on CUDA also measure memory."""
-        prepared = self._prepare(problem, work, operands)
+        prepared = self._prepare(operands)
         started = time.perf_counter()
         if self.settings.on_cuda:
             peak = device_peak(self._call)
@@ -203,26 +167,21 @@ class Entry:
         else:
             self._call()
         self.first = time.perf_counter() - started
-        self.check(problem, truth)
+        self.check(truth)
 
-    def warm_up(self, problem: Problem, work: Work, operands: Operands) -> None:
+    def warm_up(self, operands: Operands) -> None:
         """Prepare again, make untimed calls, and find how many calls fill a sample."""
-        prepared = self._prepare(problem, work, operands)
-        clock: dict[str, Any] = {"timer": _Instant} if self.settings.on_cuda else {}
-        self._watch = _Stopwatch(
-            "result[0] = run()",
-            globals={"run": prepared.run, "result": self.result},
-            num_threads=self.settings.threads,
-            **clock,
-        )
+        prepared = self._prepare(operands)
+        names = {"run": prepared.run, "result": self.result}
+        self._timer = Timer("result[0] = run()", globals=names)
         self.result[0] = None
         least = self.settings.sample
         if self.settings.on_cuda:
             self._warm_up_device()
         elif self.first <= _SLOW:
-            once = self._watch.one_sample(1)
+            once = self._seconds(1)
             if once < least:
-                once = self._watch.one_sample(max(1, min(50, int(least / 4 / once))))
+                once = self._seconds(max(1, min(50, int(least / 4 / once))))
             self.number = max(1, int(least / once))
 
     def _warm_up_device(self) -> None:
@@ -234,11 +193,17 @@ class Entry:
         self.host = [time.perf_counter() - started]
         torch.cuda.synchronize()
         in_stream = self.row.work in CALLS
-        once = self._watch.one_sample(1) if in_stream else self._on_device(1).device
+        once = self._seconds(1) if in_stream else self._on_device(1).device
         self.number = max(1, min(_QUEUED, int(self.settings.sample / max(once, 1e-6))))
         while self.number > 1 and not self._on_device(self.number).ahead:
             self.number //= 2
         self.host = self.host[-1:]
+
+    def _seconds(self, number: int) -> float:
+        """Seconds per call of this number of calls; on CUDA in a stream."""
+        if self.settings.on_cuda:
+            return time_in_stream(self._call, number).device
+        return self._timer.timeit(number) / number
 
     def _call(self) -> None:
         assert self.prepared is not None
@@ -258,8 +223,8 @@ class Entry:
             self.samples.append(found.device)
         else:
             if self.first < _WARM_BELOW or self.settings.on_cuda:
-                self._watch.one_sample(1)
-            self.samples.append(self._watch.one_sample(self.number))
+                self._seconds(1)
+            self.samples.append(self._seconds(self.number))
 
     def finish(self) -> None:
         """Summarise the samples; on CUDA also measure by the clock that was not used."""
@@ -271,15 +236,15 @@ class Entry:
             for _ in range(_STREAM_SAMPLES):
                 self._on_device(self.number)
         elif self.row.seconds < _SLOW:
-            samples = (self._watch.one_sample(self.number) for _ in range(_STREAM_SAMPLES))
+            samples = (self._seconds(self.number) for _ in range(_STREAM_SAMPLES))
             self.row.stream = median(samples)
         self.row.host = median(self.host)
 
-    def check(self, problem: Problem, truth: tuple[Expected, ...]) -> None:
+    def check(self, truth: tuple[Expected, ...]) -> None:
         """Compare the last result with the exact one."""
         assert self.prepared is not None
         found = judge(
-            problem,
+            self.task.problem,
             truth,
             self.prepared.tensors(self.result[0]),
             self.prepared.errors,
@@ -295,46 +260,41 @@ class Entry:
 
     def drop(self, verdict: Verdict, note: str) -> None:
         """End the work of this contender, without a time."""
-        self.row.verdict, self.row.note = verdict, note
+        self.row.verdict, self.row.note, self.row.number = verdict, note, 0
         self.row.set_samples([])
-        self.row.number = 0
 
 
 def measure(
-    case: Case,
-    work: Work,
-    contenders: Sequence[Contender],
-    settings: Settings,
+    case: Case, work: Work, contenders: Sequence[Contender], settings: Settings
 ) -> list[Row]:
     """The rows of one piece of work, in the order of the contenders; absent ones have none."""
-    problem, dtype = case.problem, case.torch_dtype
+    task = Task(case.problem, work, case.torch_dtype, settings.device, case.layout)
     entries = [
-        Entry(each, Row(case.name, work, each.name), settings)
+        Entry(each, task, Row(case.name, work, each.name), settings)
         for each in contenders
         if each.absent() is None
     ]
-
     for entry in entries:
-        _try(entry, problem, work, dtype)
+        _try(entry)
 
     rng = random.Random(f"{settings.seed} {case.name} {work}")
     generator = torch.Generator(settings.device).manual_seed(rng.getrandbits(62))
-    operands = random_operands(problem, work, dtype, generator, case.layout)
-    truth = expected(problem, work, operands, rng)
+    operands = random_operands(task, generator)
+    truth = expected(task, operands, rng)
 
     for entry in _alive(entries):
-        entry.attempt(entry.first_run, problem, work, operands, truth)
-    for slot, numbers in random_operands(problem, work, dtype, generator).items():
+        entry.attempt(entry.first_run, operands, truth)
+    for slot, numbers in random_operands(task, generator).items():
         operands[slot].copy_(numbers)
     for entry in _alive(entries):
-        entry.attempt(entry.warm_up, problem, work, operands)
+        entry.attempt(entry.warm_up, operands)
     for entry in turns(entries, 0.0 if settings.on_cuda else _PAUSE):
         entry.attempt(entry.take_sample)
-    truth = expected(problem, work, operands, rng)
+    truth = expected(task, operands, rng)
     for entry in _alive(entries):
         entry.attempt(entry.finish)
     for entry in _alive(entries):
-        entry.attempt(entry.check, problem, truth)
+        entry.attempt(entry.check, truth)
     return [entry.row for entry in entries]
 
 
@@ -353,14 +313,14 @@ def turns(entries: list[Entry], pause: float = _PAUSE) -> Iterator[Entry]:
         order.append(order.pop(0))
 
 
-def _try(entry: Entry, problem: Problem, work: Work, dtype: torch.dtype) -> None:
+def _try(entry: Entry) -> None:
     """Ask for refusals, then run once in another process."""
     contender, settings = entry.contender, entry.settings
-    if sentences := contender.refusals(problem, work, settings.device, dtype):
+    if sentences := contender.refusals(entry.task):
         entry.drop("refused", "; ".join(sentences))
     elif settings.memory and settings.device.type == "cpu":
         patience = settings.patience * (_CENTRAL if contender.central else 1)
-        trial = try_once(contender, problem, work, dtype, settings.threads, patience)
+        trial = try_once(contender, entry.task, settings.threads, patience)
         entry.row.memory = trial.memory
         if trial.failure:
             entry.drop("too slow" if trial.timed_out else "failed", trial.failure)

@@ -20,7 +20,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from multiprocessing import forkserver
@@ -32,7 +32,7 @@ import torch
 from torch_corr import Problem
 from torch_corr.request import shape_of
 
-from .cases import FORMATS, Layout, Work
+from .cases import FORMATS, Task
 from .check import COMPUTED, GIVEN, Operands
 from .contenders import Contender
 from .peers import set_peer_threads
@@ -62,20 +62,11 @@ class Trial:
     memory: int | None = None
 
 
-def try_once(
-    contender: Contender,
-    problem: Problem,
-    work: Work,
-    dtype: torch.dtype,
-    threads: int,
-    patience: float,
-) -> Trial:
-    """Run the work once on the CPU in a forked child, for at most ``patience`` seconds."""
+def try_once(contender: Contender, task: Task, threads: int, patience: float) -> Trial:
+    """Run a task once on the CPU in a forked child, for at most ``patience`` seconds."""
     context = _context()
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(
-        target=_trial, args=(theirs, contender, problem, work, dtype, threads), daemon=True
-    )
+    child = context.Process(target=_trial, args=(theirs, contender, task, threads), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -104,22 +95,16 @@ def device_peak(run: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def random_operands(
-    problem: Problem,
-    work: Work,
-    dtype: torch.dtype,
-    generator: torch.Generator,
-    layout: Layout = "contiguous",
-) -> Operands:
-    """Normally distributed numbers in every slot that the work reads."""
-    wide = torch.complex64 if dtype.is_complex else torch.float32
+def random_operands(task: Task, generator: torch.Generator) -> Operands:
+    """Normally distributed numbers in every slot that the task reads."""
+    wide = torch.complex64 if task.dtype.is_complex else torch.float32
     return {
         slot: torch.randn(
-            shape_of(problem, slot), dtype=wide, device=generator.device, generator=generator
+            shape_of(task.problem, slot), dtype=wide, device=task.device, generator=generator
         )
-        .to(dtype)
-        .contiguous(memory_format=FORMATS[layout])
-        for slot in GIVEN[work]
+        .to(task.dtype)
+        .contiguous(memory_format=FORMATS[task.layout])
+        for slot in GIVEN[task.work]
     }
 
 
@@ -145,25 +130,18 @@ def _context() -> Any:
     return context
 
 
-def _trial(
-    answer: Connection,
-    contender: Contender,
-    problem: Problem,
-    work: Work,
-    dtype: torch.dtype,
-    threads: int,
-) -> None:
+def _trial(answer: Connection, contender: Contender, task: Task, threads: int) -> None:
     # Ctrl-C reaches this process too; the parent ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     set_peer_threads(threads)
     try:
         _limit_address_space()
-        tiny = Problem.parse("n1c1-x4-o1-k1")
+        tiny = replace(task, problem=Problem.parse("n1c1-x4-o1-k1"))
         with contender.settings():
-            if not contender.refusals(tiny, work, torch.device("cpu"), dtype):
-                _prepared(contender, tiny, work, dtype)()
-            run = _prepared(contender, problem, work, dtype)
+            if not contender.refusals(tiny):
+                _prepared(contender, tiny)()
+            run = _prepared(contender, task)
             before = _status("VmRSS")
             resettable = _reset_peak()
             result = run()
@@ -171,8 +149,8 @@ def _trial(
         if resettable and before is not None:
             peak = _status("VmHWM")
             assert peak is not None
-            shapes = (shape_of(problem, slot) for slot in COMPUTED[work])
-            own = sum(prod(shape) * dtype.itemsize for shape in shapes)
+            shapes = (shape_of(task.problem, slot) for slot in COMPUTED[task.work])
+            own = sum(prod(shape) * task.dtype.itemsize for shape in shapes)
             memory = max(0, peak - before - own)
         del result
         answer.send(Trial(memory=memory))
@@ -182,12 +160,9 @@ def _trial(
         answer.close()
 
 
-def _prepared(
-    contender: Contender, problem: Problem, work: Work, dtype: torch.dtype
-) -> Callable[[], Any]:
+def _prepared(contender: Contender, task: Task) -> Callable[[], Any]:
     generator = torch.Generator().manual_seed(time.perf_counter_ns())
-    operands = random_operands(problem, work, dtype, generator)
-    return contender.prepare(problem, work, operands).run
+    return contender.prepare(task, random_operands(task, generator)).run
 
 
 def _limit_address_space() -> None:

@@ -1,7 +1,7 @@
 """Training steps of whole networks: with nn.Conv2d, converted, and intercepted; and call overhead.
 
     python -m benchmarks.models
-    python -m benchmarks.models --networks convnext,mobilenet --image 224 --halves
+    python -m benchmarks.models --networks convnext mobilenet --image 224 --halves
     python -m benchmarks.models --compile
 
 The networks are those of ``transformers`` (extra ``models``), by default in their published sizes,
@@ -100,24 +100,15 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models", description="Training steps of whole networks."
     )
-    parser.add_argument(
-        "--networks",
-        type=lambda text: text.split(","),
-        default=list(NETWORKS),
-        help=f"of {', '.join(NETWORKS)}; default: all",
-    )
-    parser.add_argument("--image", type=int, default=112, help="rows and columns")
-    parser.add_argument("--batch", type=int, default=4, help="images in a step")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps")
-    parser.add_argument("--halves", action="store_true", help="under autocast to bfloat16")
-    parser.add_argument(
-        "--compile", action="store_true", help="compile all contenders with inductor"
-    )
-    parser.add_argument("--calls", action="store_true", help="time calls on a tiny problem")
-    options = parser.parse_args()
-    if unknown := set(options.networks) - set(NETWORKS):
-        parser.error(f"unknown networks {sorted(unknown)}; there are {', '.join(NETWORKS)}")
-    return options
+    add = parser.add_argument
+    add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
+    add("--image", type=int, default=112, help="rows and columns")
+    add("--batch", type=int, default=4, help="images in a step")
+    add("--rounds", type=int, default=5, help="timed steps")
+    add("--halves", action="store_true", help="under autocast to bfloat16")
+    add("--compile", action="store_true", help="compile all contenders with inductor")
+    add("--calls", action="store_true", help="time calls on a tiny problem")
+    return parser.parse_args()
 
 
 def network(name: str) -> nn.Module:

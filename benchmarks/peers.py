@@ -25,7 +25,7 @@ from torch_corr import Problem
 from torch_corr.algorithms import dtype_name
 
 from . import INSTALL
-from .cases import CALLS, Work
+from .cases import CALLS, Task
 from .check import Operands
 from .contenders import (
     Contender,
@@ -70,14 +70,12 @@ class Peer(Contender):
     def module(self) -> Any:
         return importlib.import_module(self.package)
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        reasons = self.limits(problem)
-        if work in CALLS:
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        reasons = self.limits(task.problem)
+        if task.work in CALLS:
             reasons.append("calls are timed for PyTorch and torch_corr alone")
-        if dtype not in self.dtypes:
-            reasons.append(f"not tried in {dtype_name(dtype)}")
+        if task.dtype not in self.dtypes:
+            reasons.append(f"not tried in {dtype_name(task.dtype)}")
         return tuple(reasons)
 
     @abstractmethod
@@ -95,25 +93,20 @@ class PlanePeer(Peer):
 
     function: str = ""
 
-    def refusals(
-        self, problem: Problem, work: Work, device: torch.device, dtype: torch.dtype
-    ) -> tuple[str, ...]:
-        reasons = super().refusals(problem, work, device, dtype)
-        if work != "forward":
+    def refusals(self, task: Task) -> tuple[str, ...]:
+        reasons = super().refusals(task)
+        if task.work != "forward":
             reasons += ("computes the forward map alone",)
-        if device.type != "cpu":
+        if task.device.type != "cpu":
             reasons += ("runs on the CPU",)
         return reasons
 
     def limits(self, problem: Problem) -> list[str]:
-        p = problem
-        reasons = _unit_steps(p)
-        if p.group_in != 1:
+        reasons = _filter_limits(problem)
+        if problem.group_in != 1:
             reasons.append("does not sum over channels")
-        elif p.batch * p.out_channels > MOST_PLANES:
+        elif problem.batch * problem.out_channels > MOST_PLANES:
             reasons.append(f"a loop over more than {MOST_PLANES} planes")
-        if self.function in ("filter2D", "ndimage") and any(a > b for a, b in _anchors(p)):
-            reasons.append("its output is the size of its input")
         return reasons
 
     def settings(self) -> AbstractContextManager[Any]:
@@ -124,8 +117,8 @@ class PlanePeer(Peer):
         workers: AbstractContextManager[Any] = fft.set_workers(torch.get_num_threads())
         return workers
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        p = problem
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        p = task.problem
         one = PLANE_FUNCTIONS[self.function](self.module(), p)
         images, kernels = operands["input"].numpy(), operands["weight"].numpy()
         pairs = [
@@ -152,9 +145,9 @@ class TensorPeer(Peer):
     def correlate(self, problem: Problem) -> Correlate:
         """The function of input and weight for a problem."""
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
-        make = prepare_forward if work == "forward" else prepare_gradient
-        return make(self.correlate(problem), problem, work, operands)
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        make = prepare_forward if task.work == "forward" else prepare_gradient
+        return make(self.correlate(task.problem), task, operands)
 
 
 @dataclass(frozen=True)
@@ -164,11 +157,9 @@ class KorniaPeer(TensorPeer):
     function: str = "filter2d"
 
     def limits(self, problem: Problem) -> list[str]:
-        reasons = _unit_steps(problem)
+        reasons = _filter_limits(problem)
         if problem.in_channels != 1 or problem.out_channels != 1:
             reasons.append("one kernel over single-channel images")
-        if _padding_mode(problem) not in ("valid", "same"):
-            reasons.append("padding is 'valid' or 'same' with an odd kernel")
         return reasons
 
     def correlate(self, problem: Problem) -> Correlate:
@@ -200,14 +191,15 @@ class EinconvPeer(Peer):
     def limits(self, problem: Problem) -> list[str]:
         return list(symmetric_refusal(problem))
 
-    def prepare(self, problem: Problem, work: Work, operands: Operands) -> Prepared:
+    def prepare(self, task: Task, operands: Operands) -> Prepared:
+        problem = task.problem
         slots = [operands.get(slot) for slot in ("input", "weight", "output")]
         x, w, y = slots
         name, *arguments = {
             "forward": ("forward", x, w),
             "grad_input": ("input_vjp", w, y, problem.size),
             "grad_weight": ("weight_vjp", x, y, problem.kernel),
-        }[work]
+        }[task.work]
         module = importlib.import_module(f"einconv.expressions.convNd_{name}")
         geometry = _geometry(problem)
 
@@ -263,10 +255,14 @@ def _geometry(problem: Problem) -> dict[str, Any]:
     return {"stride": p.stride, "padding": padding, "dilation": p.dilation, "groups": p.groups}
 
 
-def _unit_steps(problem: Problem) -> list[str]:
-    if problem.stride == (1, 1) == problem.dilation:
-        return []
-    return ["has stride and dilation 1"]
+def _filter_limits(problem: Problem) -> list[str]:
+    """Why a function that filters images is not tried on a problem."""
+    reasons = []
+    if not problem.stride == (1, 1) == problem.dilation:
+        reasons.append("has stride and dilation 1")
+    if _padding_mode(problem) is None:
+        reasons.append("padding is 'valid' or 'same' with an odd kernel")
+    return reasons
 
 
 def _padding_mode(problem: Problem) -> str | None:
@@ -276,36 +272,18 @@ def _padding_mode(problem: Problem) -> str | None:
         return "valid"
     if all(k % 2 for k in kernel) and padding == tuple((k // 2, k // 2) for k in kernel):
         return "same"
-    if padding == tuple((k - 1, k - 1) for k in kernel):
-        return "full"
     return None
 
 
-def _anchors(problem: Problem) -> list[tuple[int, int]]:
-    """Per axis, the least and largest anchor for which each output is in the filtered image."""
-    return [
-        (before, kernel - 1 - after)
-        for (before, after), kernel in zip(problem.padding, problem.kernel)
-    ]
-
-
-def _anchor_and_crop(problem: Problem) -> tuple[tuple[int, ...], tuple[slice, ...]]:
-    """An anchor near the middle, and the outputs within an image filtered with a zero border."""
-    anchors = tuple(
-        max(least, min(kernel // 2, most))
-        for (least, most), kernel in zip(_anchors(problem), problem.kernel)
-    )
-    crop = tuple(
-        slice(anchor - before, anchor - before + size)
-        for anchor, (before, _), size in zip(anchors, problem.padding, problem.output_size)
-    )
-    return anchors, crop
+def _crop(problem: Problem) -> tuple[slice, ...]:
+    """The outputs within an image of the size of the input, filtered with a zero border."""
+    starts = [k // 2 - before for k, (before, _) in zip(problem.kernel, problem.padding)]
+    return tuple(slice(at, at + size) for at, size in zip(starts, problem.output_size))
 
 
 def _filter2d(cv2: Any, problem: Problem) -> OnePlane:
-    anchors, crop = _anchor_and_crop(problem)
-    how = {"anchor": anchors[::-1], "borderType": cv2.BORDER_CONSTANT}
-    return lambda plane, kernel: cv2.filter2D(plane, -1, kernel, **how)[crop]
+    crop, border = _crop(problem), cv2.BORDER_CONSTANT
+    return lambda x, w: cv2.filter2D(x, -1, w, borderType=border)[crop]
 
 
 def _match_template(cv2: Any, problem: Problem) -> OnePlane:
@@ -322,27 +300,15 @@ def _match_template(cv2: Any, problem: Problem) -> OnePlane:
 
 def _scipy(correlate: Callable[[Any, Array, Array, str], Array]) -> Callable[..., OnePlane]:
     def make(signal: Any, problem: Problem) -> OnePlane:
-        import numpy as np
-
-        mode = _padding_mode(problem)
-
-        def one(plane: Array, kernel: Array) -> Array:
-            if mode is None:
-                plane = np.pad(plane, problem.padding)
-            return correlate(signal, plane, kernel, mode or "valid")
-
-        return one
+        mode = _padding_mode(problem) or ""
+        return lambda plane, kernel: correlate(signal, plane, kernel, mode)
 
     return make
 
 
 def _ndimage(ndimage: Any, problem: Problem) -> OnePlane:
-    anchors, crop = _anchor_and_crop(problem)
-    # Its origin is relative to the middle: the anchor is kernel // 2 + origin.
-    origin = [anchor - kernel // 2 for anchor, kernel in zip(anchors, problem.kernel)]
-    return lambda plane, kernel: ndimage.correlate(plane, kernel, mode="constant", origin=origin)[
-        crop
-    ]
+    crop = _crop(problem)
+    return lambda x, w: ndimage.correlate(x, w, mode="constant")[crop]
 
 
 PLANE_FUNCTIONS: dict[str, Callable[[Any, Problem], OnePlane]] = {

@@ -41,7 +41,7 @@ def full_section(folder: Path, page: Path) -> str:
     parts = []
     for path in result_files(folder):
         results = Results.load(path)
-        parts.append(f"### {_name(results)}")
+        parts.append(f"### {results.name}")
         parts += _machine(path, results, page, ("speedup", "kernel-size"))
     return "\n\n".join(parts) or NONE
 
@@ -60,7 +60,7 @@ def settings(results: Results) -> str:
     later = f" (parts measured again, last {again[-1]['started']})" if again else ""
     unfinished = f" **The run did not finish: {run['unfinished']}.**" if "unfinished" in run else ""
     return (
-        f"{_name(results)}, {run['threads']} threads, PyTorch {machine['torch']}, "
+        f"{results.name}, {run['threads']} threads, PyTorch {machine['torch']}, "
         f"{run['started']}{later}: `{run['command']}`.{unfinished}"
     )
 
@@ -80,17 +80,11 @@ def _machine(path: Path, results: Results, page: Path, charts: tuple[str, ...]) 
 
 def _mean(path: Path, results: Results, page: Path) -> str:
     """A link to a report, and the mean over its pieces of work."""
-    link = f"[{_name(results)}]({_link(path, 'report.md', page)})"
+    link = f"[{results.name}]({_link(path, 'report.md', page)})"
     for each in means(results):
         if each.group == "all":
             return f"{link} {times(each.mean)} over {each.pieces} pieces of work"
     return link
-
-
-def _name(results: Results) -> str:
-    machine = results.machine
-    name = machine.get("gpu") or f"{machine['cpu']} ({machine['torch_cpu_capability']})"
-    return f"{name}, TF32 on" if results.settings["tf32"] else str(name)
 
 
 def _link(results: Path, name: str, page: Path) -> str:
@@ -118,14 +112,12 @@ def stale(folder: Path) -> list[str]:
     found = []
     for path in result_files(folder):
         mark = digest(path)
-        charts = sorted(path.parent.glob("*.svg"))
         found += [
             f"{chart} was drawn from other results"
-            for chart in charts
+            for chart in sorted(path.parent.glob("*.svg"))
             if mark not in chart.read_text(encoding="utf-8")
         ]
-        names = {chart.stem for chart in charts}
-        text = report.markdown(Results.load(path), [n for n in report.CHARTS if n in names])
+        text = report.markdown(Results.load(path), report.charts_beside(path))
         written = path.with_name("report.md")
         if not written.exists() or written.read_text(encoding="utf-8") != text:
             found.append(f"{written} does not match {path.name}")

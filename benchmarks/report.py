@@ -10,12 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from math import isnan
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import geometric_mean
 
 from . import INSTALL
-from .analysis import LOSS, Line, clock, geometric_mean, lines, means, roof_seconds, times
+from .analysis import LOSS, Line, clock, lines, means, roof_seconds, times
 from .cases import GROUPS
 from .results import Results, Row, results_file
 
@@ -87,6 +87,9 @@ def conditions(results: Results) -> str:
         f"{key} {value / 1e9:.1f} {'GB/s' if key.startswith('copy') else 'GFLOP/s'}"
         for key, value in results.peaks.items()
     )
+    load = f"load {machine['load_average']} before"
+    if "load_average_after" in machine:
+        load += f" and {machine['load_average_after']} after"
     notes = " This was a `--quick` run: few samples, few cases." if settings["quick"] else ""
     if "unfinished" in settings:
         notes += f" **The run did not finish: {settings['unfinished']}.**"
@@ -97,9 +100,8 @@ def conditions(results: Results) -> str:
     )
     return (
         f"{name}{detail}, {machine['torch_cpu_capability']}, {machine['cores']} cores, "
-        f"governor {machine['governor'] or 'not readable'}, load {machine['load_average']} before "
-        f"and {machine.get('load_average_after')} after; torch {machine['torch']}, torch_corr "
-        f"{machine['torch_corr']} at {machine['commit'] or 'an unknown commit'}, Python "
+        f"governor {machine['governor'] or 'not readable'}, {load}; torch {machine['torch']}, "
+        f"torch_corr {machine['torch_corr']} at {machine['commit'] or 'an unknown commit'}, Python "
         f"{machine['python']}. {settings['threads']} threads, TF32 "
         f"{'on' if settings['tf32'] else 'off'}, subnormals flushed to zero, the same for all. "
         f"Measured peaks: {peaks or 'none'}. `{settings['command']}`, {settings['started']}, "
@@ -201,11 +203,9 @@ def _contenders(results: Results, every: list[Line]) -> str:
             continue
         found = [(line, line.rows[each["name"]]) for line in every if each["name"] in line.rows]
         verdicts = Counter(row.verdict for _, row in found)
-        mean = geometric_mean(
-            line.torch.seconds / row.seconds
-            for line, row in found
-            if row.timed and line.torch is not None
-        )
+        ratios = [
+            line.torch.seconds / row.seconds for line, row in found if row.timed and line.torch
+        ]
         cells = (
             each["name"],
             each["version"],
@@ -214,7 +214,7 @@ def _contenders(results: Results, every: list[Line]) -> str:
             verdicts["rough"],
             verdicts["failed"] + verdicts["too slow"],
             verdicts["refused"],
-            "–" if isnan(mean) else times(mean),
+            times(geometric_mean(ratios)) if ratios else "–",
         )
         table.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(table)
@@ -260,33 +260,31 @@ def timing(row: Row | None) -> str:
     )
 
 
-def write(path: Path, charts: bool = True) -> list[Path]:
+def write(path: Path) -> list[Path]:
     """Write report.md and the charts next to a results file; returns their paths."""
     path = results_file(path)
     results = Results.load(path)
-    drawn = list(_draw(results, path)) if charts else []
-    names = {each.stem for each in drawn}
-    report = path.parent / "report.md"
-    report.write_text(
-        markdown(results, [name for name in CHARTS if name in names]), encoding="utf-8"
-    )
-    return [report, *drawn]
-
-
-def _draw(results: Results, path: Path) -> Iterator[Path]:
     try:
         from . import charts
     except ImportError as error:
         print(f"no charts: {error}; in the checkout: {INSTALL}", file=sys.stderr)
-        return
-    yield from charts.draw(results, path, CHARTS)
+        drawn = []
+    else:
+        drawn = list(charts.draw(results, path, CHARTS))
+    report = path.with_name("report.md")
+    report.write_text(markdown(results, charts_beside(path)), encoding="utf-8")
+    return [report, *drawn]
+
+
+def charts_beside(path: Path) -> list[str]:
+    """The names of the charts beside a results file."""
+    return [name for name in CHARTS if path.with_name(f"{name}.svg").exists()]
 
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks report", description=__doc__)
     parser.add_argument("results", type=Path, metavar="RESULTS.json")
-    parser.add_argument("--no-charts", action="store_true")
     options = parser.parse_args(words)
-    for path in write(options.results, charts=not options.no_charts):
+    for path in write(options.results):
         print(path)
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from math import nan
 from pathlib import Path
 from statistics import median, quantiles
@@ -97,6 +97,13 @@ class Results:
         for (case, work), rows in index.items():
             yield cases[case], work, rows
 
+    @property
+    def name(self) -> str:
+        """The device, and TF32 if it was on."""
+        machine = self.machine
+        name = machine.get("gpu") or f"{machine['cpu']} ({machine['torch_cpu_capability']})"
+        return f"{name}, TF32 on" if self.settings["tf32"] else str(name)
+
     def kind(self, contender: str) -> Kind:
         kinds: dict[str, Kind] = {each["name"]: each["kind"] for each in self.contenders}
         return kinds[contender]
@@ -154,22 +161,18 @@ def digest(path: Path) -> str:
     return "results " + hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-_DIGITS = {"error": 3, "seconds": 6, "quartiles": 6, "host": 4, "stream": 4}
-
-
 def _entry(row: Row) -> dict[str, Any]:
-    """The fields of a row, rounded, without those that have their default."""
-    entry = asdict(row)
-    for field in fields(row)[4:]:
-        value = entry[field.name]
-        if repr(value) == repr(field.default):
-            del entry[field.name]
-        elif field.name == "quartiles":
-            entry[field.name] = [_rounded(each, _DIGITS["quartiles"]) for each in value]
-        elif field.name in _DIGITS:
-            entry[field.name] = _rounded(value, _DIGITS[field.name])
-    return entry
+    """The fields of a row, rounded; without those that have their default, except the verdict."""
+    entry = {field.name: (getattr(row, field.name), field.default) for field in fields(row)}
+    return {
+        name: _rounded(value)
+        for name, (value, default) in entry.items()
+        if name == "verdict" or repr(value) != repr(default)
+    }
 
 
-def _rounded(value: float, digits: int) -> float:
-    return float(f"{value:.{digits}g}")
+def _rounded(value: Any) -> Any:
+    """Floats with six digits."""
+    if isinstance(value, tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,27 +1,11 @@
 """Search for problems that PyTorch's convolution on the CPU computes wrongly, or crashes on.
 
     python -m benchmarks.scan --count 20000
-    python -m benchmarks.scan --count 20000 --isa AVX2
-    python -m benchmarks.scan --count 20000 --algorithm aten
-    python -m benchmarks.scan --count 20000 --guard writes
+    python -m benchmarks.scan --help
 
-Each case is one map of a small random problem, in a random dtype and memory layout.  Operands are
-small integers, so nearly every sum is exact and a wrong term shows.  NaN surrounds the operands and
-fills freed memory, so reads beyond the operands show too.  Results are compared with the definition
-in float64; a difference counts if it exceeds the bound of ``torch_corr.testing``.
-
-The cases run in a separate process.  If it dies, its current case is a finding, and another process
-continues with the next case.  A case depends only on the seed and its number.  Each finding is
-printed as a string that runs it again::
-
-    python -m benchmarks.scan --case 'CASE'
-
-With ``--guard`` every block of memory ends at a page that kills the process when it is written to,
-or also when it is read (``guard.c``; Linux, with a C compiler).  So accesses beyond a block kill
-the process every time, and not by chance.
-
-The summary counts the findings by map, dtype and the implementation that oneDNN used.  The exit
-code is 1 if there was a finding.
+benchmarks/README.md describes the search.  Operands are small integers, so nearly every sum is
+exact and a wrong term shows.  A difference from the definition counts if it exceeds the bound of
+``torch_corr.testing``.  A case depends only on the seed and its number.
 """
 
 from __future__ import annotations
@@ -64,9 +48,6 @@ GUARDS = ("writes", "reads")
 
 NO_MAPPINGS = 77
 """Exit code of a process that reached Linux's limit of mappings; the same as in ``guard.c``."""
-
-READ_ONCE = ("ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
-"""Environment variables that are read only when a process starts."""
 
 
 class Finding(NamedTuple):
@@ -259,7 +240,7 @@ def _implementations(case: Case, lines: Sequence[str]) -> str:
     return "+".join(dict.fromkeys(found)) or "PyTorch's own"
 
 
-def work(options: argparse.Namespace) -> None:
+def work(options: argparse.Namespace) -> int:
     """Run cases; the number of each is written to a file before it runs."""
     current = os.open(options.current, os.O_WRONLY)
     _set_up(options)
@@ -275,6 +256,7 @@ def work(options: argparse.Namespace) -> None:
                 finding = Finding(str(case), *found, implementation_of(case, options.algorithm))
                 print(json.dumps(finding), flush=True)
     os.pwrite(current, b"%012d" % options.count, 0)
+    return 0
 
 
 def _set_up(options: argparse.Namespace) -> None:
@@ -290,7 +272,7 @@ def scan(options: argparse.Namespace) -> Iterator[Finding]:
         while start < options.count:
             os.pwrite(current.fileno(), b"%012d" % start, 0)
             own = ["--worker", "--current", current.name, "--start", str(start)]
-            command = [*COMMAND, *own, *_arguments(options)]
+            command = [*COMMAND, *options.words, *own]
             with subprocess.Popen(
                 command, env=_environment(options), stdout=subprocess.PIPE, text=True
             ) as worker:
@@ -316,20 +298,9 @@ def scan(options: argparse.Namespace) -> Iterator[Finding]:
             start = reached + 1
 
 
-def _arguments(options: argparse.Namespace) -> list[str]:
-    """The arguments for another process with the same options."""
-    words = ["--maps", ",".join(options.maps), "--dtypes", ",".join(options.dtypes)]
-    for name in ("seed", "count", "algorithm", "repeats", "threads"):
-        words += [f"--{name}", str(getattr(options, name))]
-    return words + (["--guard", options.guard] if options.guard else [])
-
-
 @lru_cache
 def _guard() -> str:
     """Compiles ``guard.c``; returns the path of the library."""
-    loaded = os.environ.get("LD_PRELOAD", "")
-    if loaded.endswith("guard.so"):
-        return loaded
     library = Path(tempfile.mkdtemp(prefix="scan")) / "guard.so"
     source = Path(__file__).with_name("guard.c")
     command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
@@ -349,7 +320,7 @@ def _environment(options: argparse.Namespace) -> dict[str, str]:
 
 def _implementation_alone(case: Case, options: argparse.Namespace) -> str:
     """The kernels that oneDNN created for a case that killed its process, run alone."""
-    command = [*COMMAND, "--case", str(case), *_arguments(options)]
+    command = [*COMMAND, *options.words, "--worker", "--case", str(case)]
     done = subprocess.run(
         command,
         env={**_environment(options), "ONEDNN_VERBOSE": "2"},
@@ -380,8 +351,7 @@ def run_case(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scan",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Search for problems that a convolution on the CPU computes wrongly.",
     )
 
     def names(text: str) -> list[str]:
@@ -406,18 +376,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--current", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(words)
+    options.words = words
     if options.worker:
-        work(options)
-        return 0
+        return run_case(options) if options.case else work(options)
     if options.case:
-        wanted = _environment(options)
-        if any(os.environ.get(name) != wanted.get(name) for name in READ_ONCE):
-            code = subprocess.run([*COMMAND, *sys.argv[1:]], env=wanted, check=False).returncode
-            if code < 0:
-                os.kill(os.getpid(), -code)  # die of the same signal
-            return code
-        return run_case(options)
+        command = [*COMMAND, *words, "--worker"]
+        code = subprocess.run(command, env=_environment(options), check=False).returncode
+        if code < 0:
+            os.kill(os.getpid(), -code)  # die of the same signal
+        return code
     regions: Counter[str] = Counter()
     for finding in scan(options):
         regions[finding.region] += 1

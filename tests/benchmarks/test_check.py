@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.cases import Task
 from benchmarks.check import COMPUTED, Expected, expected, judge, reference_at, sample
 from benchmarks.memory import random_operands
 from torch_corr import FFT, Problem
@@ -23,7 +24,7 @@ def test_reference_at_agrees_with_the_oracle(problem: Problem, seed: int, is_com
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.complex128 if is_complex else torch.float64
     for map in MAPS:
-        operands = random_operands(problem, map, dtype, generator)
+        operands = random_operands(Task(problem, map, dtype), generator)
         (slot,) = COMPUTED[map]
         if 0 in shape_of(problem, slot):
             continue
@@ -48,8 +49,9 @@ def test_sample_contains_corners_and_fits_its_budget():
 def test_normwise_bounds_allow_a_transform_but_not_larger_errors():
     problem = Problem.parse("n1c1-x64-o1-k9")
     generator = torch.Generator().manual_seed(0)
-    operands = random_operands(problem, "forward", torch.float32, generator)
-    truth = expected(problem, "forward", operands, random.Random(0))
+    task = Task(problem, "forward")
+    operands = random_operands(task, generator)
+    truth = expected(task, operands, random.Random(0))
     spectrum = torch.fft.rfft2(operands["input"])
     kernel = torch.fft.rfft2(operands["weight"], s=problem.size)
     result = torch.fft.irfft2(spectrum * kernel.conj(), s=problem.size)[..., :56, :56]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import peers
-from benchmarks.cases import Case, Work
+from benchmarks.cases import Case, Task, Work
 from benchmarks.contenders import Contender, Ours, PyTorch, our_contenders, torch_contenders
 from benchmarks.measure import measure
 from benchmarks.memory import random_operands
@@ -25,9 +25,10 @@ each_gradient = pytest.mark.parametrize("work", ["grad_input", "grad_weight"])
 @each_gradient
 def test_pytorch_gets_operands_that_it_does_not_copy(work: Work):
     """A copy would be timed, and would be a win of ours that no user sees."""
-    operands = random_operands(SMALL.problem, work, torch.float32, torch.Generator())
+    task = Task(SMALL.problem, work)
+    operands = random_operands(task, torch.Generator())
     with Sees() as seen:
-        PyTorch("torch", "torch").prepare(SMALL.problem, work, operands).run()
+        PyTorch("torch", "torch").prepare(task, operands).run()
     assert [tuple(each.shape) for each in seen.given] == [
         shape_of(SMALL.problem, slot) for slot in ("output", "input", "weight")
     ]
@@ -37,12 +38,11 @@ def test_pytorch_gets_operands_that_it_does_not_copy(work: Work):
 @each_gradient
 def test_pytorch_gets_all_operands_in_channels_last(work: Work) -> None:
     """It computes in the layout of image and weight; the gradient is one of the two."""
-    problem = Problem.parse("n2c4-x9-o6-k3")
-    generator = torch.Generator()
-    operands = random_operands(problem, work, torch.float16, generator, "channels_last")
+    task = Task(Problem.parse("n2c4-x9-o6-k3"), work, torch.float16, layout="channels_last")
+    operands = random_operands(task, torch.Generator())
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in operands.values())
     with Sees() as seen:
-        PyTorch("torch", "torch").prepare(problem, work, operands).run()
+        PyTorch("torch", "torch").prepare(task, operands).run()
     assert len(seen.given) == 3
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in seen.given)
     assert not any(each.is_contiguous() for each in seen.given)
@@ -62,20 +62,20 @@ def test_every_algorithm_and_both_forms_of_auto_are_contenders():
 
 
 def test_auto_does_not_use_measurements_of_auto_measured(monkeypatch: pytest.MonkeyPatch):
-    problem = Problem.parse("n8c16-x24-o16-k3")
-    operands = random_operands(problem, "forward", torch.float32, torch.Generator())
+    task = Task(Problem.parse("n8c16-x24-o16-k3"), "forward")
+    operands = random_operands(task, torch.Generator())
 
     def times(algorithms: Any, *_: Any) -> dict[str, float]:
         return {each.spelling: 1.0 + (each.name != "unfold") for each in algorithms}
 
     monkeypatch.setattr("torch_corr.planning.auto.time_algorithms", times)
     auto, measured = our_contenders()[:2]
-    before = auto.prepare(problem, "forward", operands).chose
+    before = auto.prepare(task, operands).chose
     assert before != "unfold"
     for _ in range(2):
-        assert measured.prepare(problem, "forward", operands).chose == "unfold"
-        assert auto.prepare(problem, "forward", operands).chose == before
-    assert "auto" in measured.refusals(problem, "call", CPU, torch.float32)[0]
+        assert measured.prepare(task, operands).chose == "unfold"
+        assert auto.prepare(task, operands).chose == before
+    assert "auto" in measured.refusals(replace(task, work="call"))[0]
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of peers
@@ -87,6 +87,7 @@ def test_peers_are_right_or_refuse(peer: Contender):
     spellings = [
         "n1c1-x20x23-o1-k5",
         "n1c1-x20x23-o1-k5-p2",
+        "n1c1-x20x23-o1-k4",
         "n1c1-x20x23-o1-k5x3-p4x2",
         "n1c1-x20x23-o1-k4-p1,2x0,3",
         "n2c3-x12-o6-k3-p1-g3",

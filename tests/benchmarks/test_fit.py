@@ -8,7 +8,6 @@ from itertools import islice, product
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import fit
 from support.maps import request
@@ -28,9 +27,10 @@ def timings(number: int) -> list[fit.Timing]:
     made = []
     for problem, _ in islice(fit.corpus(0), number):
         for map in MAPS:
-            _, ideal = Direct().work(request(problem, map))
+            requested = request(problem, map)
+            _, ideal = Direct().work(requested)
             parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
-            made.append(fit.Timing(problem, torch.float32, map, {"direct": sum(parts), "aten": 1}))
+            made.append(fit.Timing(requested, {"direct": sum(parts), "aten": 1}))
     return made
 
 
@@ -82,30 +82,12 @@ def test_written_factors_are_python_and_accept_a_verdict(
     assert scope["FACTORS"] == {"direct, planes, forward, float32": PLANTED}
 
 
-def test_renewed_changes_only_some_regimes() -> None:
-    """The order stays; notes about these regimes and the verdict are replaced."""
-    keys = [factors_key("direct", each, "forward", "float32") for each in ("a", "a, near", "b")]
-    source = fit.source_of(dict.fromkeys(keys, PLANTED), 7)
-    for number in (8, 9):
-        source = fit.renewed(source, {keys[1]: (2.0, 1.0, 1.0, float(number))}, "near", number)
-    words = ast.get_docstring(ast.parse(source)) or ""
-    assert "From 7 timings" in words
-    assert "Regimes with 'near' from 9 timings" in words
-    assert "8 timings" not in words
-    assert words.endswith("not yet.")
-    scope: dict[str, object] = {}
-    exec(source, scope)
-    expected = {**dict.fromkeys(keys, PLANTED), keys[1]: (2.0, 1.0, 1.0, 9.0)}
-    assert scope["FACTORS"] == expected
-    assert [*expected] == [*scope["FACTORS"]]  # type: ignore[call-overload]
-
-
 @pytest.mark.parametrize(("others", "slower"), [(1e-4, 0), (1.0, 1)])
 def test_judge_counts_losses_to_pytorch(others: float, slower: int) -> None:
     """For one map, where auto chooses ``direct`` or ``unfold``."""
     problem = Problem.parse("n8c96-x56-o96-k7-p3-g96")
     seconds = {"aten": 1e-2, "direct": others, "unfold": others}
-    verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "grad_weight", seconds)])
+    verdict, _ = fit.judge([fit.Timing(request(problem, "grad_weight"), seconds)])
     assert verdict.startswith("Of 1 maps")
     assert verdict.endswith(f"more than 5 % slower in {slower}.")
 
@@ -115,10 +97,18 @@ def test_judge_counts_the_transform_of_a_checked_choice() -> None:
     chosen = Auto().choose(request(problem, "forward"))
     assert isinstance(chosen, CheckedFFT)
     seconds = {"aten": 1.0, "fft": 1e-2}
-    verdict, _ = fit.judge([fit.Timing(problem, torch.float32, "forward", seconds)])
+    verdict, _ = fit.judge([fit.Timing(request(problem, "forward"), seconds)])
     assert verdict.startswith("Of 1 maps")
 
 
-def test_shipped_factors_are_written_as_they_are() -> None:
+def test_verdict_replaces_that_of_the_shipped_factors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = fit.TARGET.read_text()
-    assert fit.module_text(*fit.parse_module(source)) == source
+    monkeypatch.setattr(fit, "TARGET", tmp_path / "cost_factors.py")
+    fit.TARGET.write_text(source)
+    fit.record("good")
+    renewed = fit.TARGET.read_text()
+    assert (ast.get_docstring(ast.parse(renewed)) or "").endswith(": good")
+    assert renewed.partition("FACTORS")[2] == source.partition("FACTORS")[2]
+    assert renewed.partition(fit._VERDICT)[0] == source.partition(fit._VERDICT)[0]

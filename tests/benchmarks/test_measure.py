@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import measure, report
 from benchmarks.analysis import lines
-from benchmarks.cases import WORKS, Case, Work
+from benchmarks.cases import WORKS, Case, Task, Work
 from benchmarks.contenders import Ours, Prepared, PyTorch, our_contenders
 from benchmarks.device_time import time_on_device
 from benchmarks.results import Row
@@ -242,7 +242,7 @@ class Simulated(PyTorch):
 
     call: Any = None
 
-    def prepare(self, problem: Problem, work: Work, operands: Any) -> Prepared:
+    def prepare(self, task: Task, operands: Any) -> Prepared:
         return Prepared(self.call, lambda result: (result,))
 
 
@@ -255,7 +255,8 @@ def test_cuda_row_has_device_stream_and_host_time(
     device = Device(monkeypatch)
     contender = Simulated("torch", "torch", cudnn_benchmark=searches, call=lambda: call())
     on_cuda = measure.Settings(device=torch.device("cuda"), sample=0.002, budget=0.01, least=5)
-    entry = measure.Entry(contender, Row("a", work, "torch"), on_cuda)
+    task = Task(SMALL.problem, work, device=on_cuda.device)
+    entry = measure.Entry(contender, task, Row("a", work, "torch"), on_cuda)
     threads = set()
 
     def call() -> None:
@@ -263,7 +264,7 @@ def test_cuda_row_has_device_stream_and_host_time(
         time.sleep(1e-3)
         device.work(1e-4)
 
-    entry.attempt(entry.warm_up, SMALL.problem, work, {})
+    entry.attempt(entry.warm_up, {})
     while entry.wants_more:
         entry.attempt(entry.take_sample)
     entry.attempt(entry.finish)

@@ -115,6 +115,24 @@ def test_contender_that_refused_everything_is_listed_with_the_reason():
     assert "fft" not in items
 
 
+def test_cases_that_were_not_reached_are_listed(results: Results):
+    few = results_of([row for row in results.rows if row.case != "vgg 3x3 128"])
+    few.cases = results.cases
+    assert "- **not reached**: vgg 3x3 128" in report.markdown(few).splitlines()
+    assert "not reached" not in report.markdown(results)
+
+
+def test_repeated_pieces_of_work_are_named(results: Results):
+    """Committed results contain some."""
+    again = {"command": "python -m benchmarks --maps forward", "commit": None, "pieces": 7}
+    again["started"] = "2020-01-02 00:00 UTC"
+    repeated = results_of(results.rows, again=[again])
+    assert "Pieces of work measured again: 7, by `python -m" in report.conditions(repeated)
+    line = readme.settings(repeated)
+    assert "parts measured again, last 2020-01-02 00:00 UTC" in line
+    assert "--maps forward" not in line
+
+
 def test_report_of_a_gpu_shows_both_clocks(tmp_path: Path) -> None:
     """Also from a file, in which a CPU's rows have no such fields."""
     rows = [
@@ -216,7 +234,8 @@ def test_readme_is_filled_and_checked(results: Results, site: Path, capsys: Any)
     drawn = chart.read_text(encoding="utf-8")
     few.rows.pop()
     few.save(path)
-    report.write(path, charts=False)
+    text = report.markdown(Results.load(path), report.charts_beside(path))
+    written.write_text(text, encoding="utf-8")
     assert readme.main([], site) == 0
     capsys.readouterr()
     assert readme.main(["--check"], site) == 1  # charts of other results

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import memory
-from benchmarks.cases import Work
+from benchmarks.cases import Task
 from benchmarks.contenders import Contender, Prepared
 from torch_corr import Problem
 
@@ -30,10 +30,10 @@ class Acts(Contender):
     def settings(self) -> Any:
         return torch.autocast("cpu")  # a setting that ``run`` can observe
 
-    def prepare(self, problem: Problem, work: Work, operands: Any) -> Prepared:
+    def prepare(self, task: Task, operands: Any) -> Prepared:
         def run() -> Tensor:
             assert torch.is_autocast_enabled("cpu"), "without the contender's settings"
-            if problem.size == (4, 4):  # the first, tiny run
+            if task.problem.size == (4, 4):  # the first, tiny run
                 return operands["input"]
             if self.name == "dies":
                 os._exit(3)
@@ -41,7 +41,7 @@ class Acts(Contender):
                 time.sleep(60)
             if self.name == "raises":
                 raise MemoryError("none left")
-            result = torch.ones(problem.output_shape)
+            result = torch.ones(task.problem.output_shape)
             for _ in range(3):
                 torch.ones(48 * 2**18)
             return result
@@ -52,10 +52,12 @@ class Acts(Contender):
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux's /proc")
 def test_trial_measures_memory_and_reports_crashes_and_hangs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(memory, "_PRELOAD", ["benchmarks.memory"])  # importing peers takes long
-    problem = Problem.parse("n1c1-x2048-o1-k1")  # a result of 16 MiB, which is not counted
+    task = Task(
+        Problem.parse("n1c1-x2048-o1-k1"), "forward"
+    )  # a result of 16 MiB, which is not counted
 
     def trial(name: str, patience: float = 60.0) -> Any:
-        return memory.try_once(Acts(name), problem, "forward", torch.float32, 1, patience)
+        return memory.try_once(Acts(name), task, 1, patience)
 
     found = trial("takes")
     assert not found.failure

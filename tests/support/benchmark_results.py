@@ -41,16 +41,7 @@ def results_of(rows: list[Row], **settings: Any) -> Results:
             **settings,
         },
         peaks={"matmul float32": 1e11, "copy": 1e10},
-        cases=[
-            {
-                "name": name,
-                "problem": str(cases[name].problem),
-                "group": cases[name].group,
-                "dtype": cases[name].dtype,
-                "source": cases[name].source,
-            }
-            for name in dict.fromkeys(row.case for row in rows)
-        ],
+        cases=[cases[name].entry for name in dict.fromkeys(row.case for row in rows)],
         contenders=[
             {"name": name, "kind": kinds.get(name, "ours"), "version": "1", "absent": None}
             for name in dict.fromkeys(row.contender for row in rows)
