@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 import torch_corr
 from torch_corr import ALGORITHMS, Algorithm, Auto, Problem, corr2d
-from torch_corr.dispatch.layout import IN_CHANNELS_LAST
 from torch_corr.planning.plan import AlgorithmLike, Plan, make_plan, refusals
 from torch_corr.request import Request, Slot, shape_of
 from torch_corr.testing import ErrorModel, declared
@@ -127,10 +126,8 @@ class Ours(Contender):
             return prepare_forward(self._corr2d(task.problem), task, operands)
         measures = isinstance(self.requested, Auto) and self.requested.measure
         make = _measured_plan if measures else make_plan
-        # ``corr2d`` also looks at the layout of its operands.
-        last = self.requested == "auto" and task.layout == "channels_last"
-        requested = IN_CHANNELS_LAST if last else self.requested
-        plan = make(task.problem, task.device, task.dtype, requested)
+        last = task.layout == "channels_last"
+        plan = make(task.problem, task.device, task.dtype, self.requested, last)
         slots = operands.get("input"), operands.get("weight"), operands.get("output")
         chosen: Algorithm = getattr(plan, task.work)
         return Prepared(
@@ -153,10 +150,14 @@ class Ours(Contender):
 
 @lru_cache(maxsize=64)
 def _measured_plan(
-    problem: Problem, device: torch.device, dtype: torch.dtype, requested: AlgorithmLike
+    problem: Problem,
+    device: torch.device,
+    dtype: torch.dtype,
+    requested: AlgorithmLike,
+    channels_last: bool,
 ) -> Plan:
     """A plan from measurements, which are then forgotten because plain ``auto`` would use them."""
-    plan = make_plan(problem, device, dtype, requested)
+    plan = make_plan(problem, device, dtype, requested, channels_last)
     torch_corr.wisdom.forget()
     return plan
 

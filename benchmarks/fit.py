@@ -1,10 +1,12 @@
 """Fit the planner's factors to measured times, and judge its choices.
 
 python -m benchmarks fit measure FILE [--seconds S]   time every algorithm on the corpus; resumes
-python -m benchmarks fit write FILE...                fit, write algorithms/cost_factors.py
+python -m benchmarks fit write FILE...                fit, write algorithms/cost_factors.py;
+                                                      factors without times in the files stay
 python -m benchmarks fit judge FILE... [--record]     compare the planner's choices with the times
 
-The corpus is 405 random problems of nine families in five dtypes, the same for the same seed.
+The corpus is 405 random problems of nine families in five dtypes, the same for the same seed, and
+with ``--channels-last`` its depthwise problems of 16 channels and more, in that layout.
 Factors are fractions of the rates that ``python -m torch_corr calibrate`` measured, best on the
 same day, or of the shipped rates.  *judge* needs times of another seed (``measure --seed 1``), on
 which the factors were not fitted; ``--record`` writes its verdict into cost_factors.py.
@@ -20,7 +22,7 @@ import sys
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from math import prod
@@ -29,9 +31,10 @@ from statistics import geometric_mean, median
 
 import torch
 
-from torch_corr import ALGORITHMS, FFT, MAPS, Problem
+from torch_corr import ALGORITHMS, FFT, Problem
 from torch_corr.algorithms import Algorithm, MapName, dtype_name
 from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
+from torch_corr.algorithms.cost_factors import FACTORS
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import current_machine, device_name
@@ -69,12 +72,14 @@ def main(words: Sequence[str]) -> int:
     add("file", type=Path, nargs="+")
     add("--seconds", type=float, default=math.inf, help="the longest time to measure")
     add("--seed", type=int, default=0, help="of the corpus (default: %(default)s)")
+    add("--channels-last", action="store_true", help="measure depthwise problems in that layout")
     add("--record", action="store_true", help="write the verdict into cost_factors.py")
     options = parser.parse_args(words)
     if options.what == "measure":
         if len(options.file) > 1:
             parser.error(f"measure writes one file, got {len(options.file)}")
-        return measure(options.file[0], options.seed, options.seconds)
+        requests = corpus(options.seed, options.channels_last)
+        return measure(options.file[0], requests, options.seconds)
     timings = [timing for path in options.file for timing in load(path)]
     if options.what == "write":
         TARGET.write_text(source_of(fit(timings), len(timings)))
@@ -237,8 +242,15 @@ FAMILIES = {
 }
 
 
-def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
-    """Problems of 20 thousand to 1.5 billion multiplications, the same for the same seed."""
+def corpus(seed: int, channels_last: bool) -> Iterator[Request]:
+    """The maps of problems of 20 thousand to 1.5 billion multiplications, the same for the same
+    seed."""
+    for problem, dtype in _problems(seed):
+        if not channels_last or (problem.group_in == 1 and problem.groups >= 16):
+            yield from Request.of_each_map(problem, CPU, dtype, channels_last)
+
+
+def _problems(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
     rng = random.Random(seed)
     for family in FAMILIES.values():
         found = 0
@@ -255,35 +267,40 @@ def corpus(seed: int) -> Iterator[tuple[Problem, torch.dtype]]:
             found += 1
 
 
-def measure(path: Path, seed: int, seconds: float) -> int:
-    """Append times to a file of JSON lines until the corpus or the time ends."""
+def measure(path: Path, requests: Iterable[Request], seconds: float) -> int:
+    """Append times to a file of JSON lines until the requests or the time end."""
     torch.set_flush_denormal(True)
     known = {timing.request for timing in load(path)} if path.exists() else set()
     end = time.monotonic() + seconds
     with path.open("a") as file:
-        for problem, dtype in corpus(seed):
-            for map in MAPS:
-                request = Request(problem, map, CPU, dtype)
-                if request in known:
-                    continue
-                if time.monotonic() > end:
-                    print("not finished: run the same command again")
-                    return 3
-                timed = time_algorithms(_worth_timing(request), request)
-                line = {"problem": str(problem), "dtype": dtype_name(dtype)}
-                file.write(json.dumps({**line, "map": map, "seconds": timed}) + "\n")
-                file.flush()
+        for request in requests:
+            if request in known:
+                continue
+            if time.monotonic() > end:
+                print("not finished: run the same command again")
+                return 3
+            line = {
+                "problem": str(request.problem),
+                "dtype": dtype_name(request.dtype),
+                "map": request.map,
+                "channels_last": request.channels_last,
+                "seconds": time_algorithms(_worth_timing(request), request),
+            }
+            file.write(json.dumps(line) + "\n")
+            file.flush()
     print("done")
     return 0
 
 
 def _worth_timing(request: Request) -> list[Algorithm]:
-    """The algorithms that do not refuse, without the reference if it takes 1,000 steps or more."""
+    """The algorithms that do not refuse, without the reference if it takes 1,000 steps or more; in
+    channels_last those with kernels for it."""
     return [
         each
         for each in ALGORITHMS
         if not each.refusals(request)
         and (isinstance(each, Fitted) or prod(request.problem.output_size) < 1000)
+        and (not request.channels_last or each.keeps_channels_last(request))
     ]
 
 
@@ -293,7 +310,7 @@ def load(path: Path) -> list[Timing]:
     for line in path.read_text().splitlines():
         fields = json.loads(line)
         problem, dtype = Problem.parse(fields["problem"]), getattr(torch, fields["dtype"])
-        request = Request(problem, fields["map"], CPU, dtype)
+        request = Request(problem, fields["map"], CPU, dtype, fields.get("channels_last", False))
         timings.append(Timing(request, fields["seconds"]))
     return timings
 
@@ -345,16 +362,21 @@ def _solve(
 
 
 def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
-    """The module with these factors, from this number of times."""
+    """The module with these factors, from this number of times, and the present ones of others."""
+    kept = {key: value for key, value in FACTORS.items() if key not in factors}
     source = (
-        f"From {number} timings on {device_name(CPU)}, {torch.get_num_threads()} threads, "
-        f"PyTorch {torch.__version__}, {date.today().isoformat()}."
+        f"{len(factors)} regimes from {number} timings on {device_name(CPU)}, "
+        f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
+        f"{date.today().isoformat()}."
     )
-    rows = "".join(f'    "{key}": {value},\n' for key, value in factors.items())
+    earlier = TARGET.read_text().partition("do not edit.\n\n")[2].partition(_VERDICT)[0]
+    if kept:
+        source = f"{earlier}\n{source}"
+    rows = "".join(f'    "{key}": {value},\n' for key, value in sorted({**kept, **factors}.items()))
     return (
         '"""Fitted factors of the algorithms\' costs; see ``cost``.\n\n'
         "Written by ``python -m benchmarks fit write``; do not edit.\n\n"
-        f'{textwrap.fill(source, width=98)}\n\n{_VERDICT} not yet.\n"""\n\n'
+        f'{source.strip()}\n\n{_VERDICT} not yet.\n"""\n\n'
         "from __future__ import annotations\n\n"
         f"FACTORS: dict[str, tuple[float, float, float, float]] = {{\n{rows}}}\n"
         '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'

@@ -232,7 +232,7 @@ class Aten(UniformMaps, Fitted):
             # im2col copies the windows of all images of a group at once; few filters make a thin
             # product.
             regime = "im2col" if problem.groups == 1 else "grouped im2col"
-            regime += ", channels_last" if request.channels_last and _depthwise(problem) else ""
+            regime += ", channels_last" if request.channels_last and ins == 1 else ""
             columns = im2col_bytes(problem, dtype)
             bytes += columns + problem.groups * page_fault_bytes(columns / problem.groups)
             return Work(regime, Cost(flops * round_up_ratio(outs, 8), 0, bytes, problem.groups))
@@ -257,7 +257,8 @@ class Aten(UniformMaps, Fitted):
                 blocked = dtype.itemsize * prod(shape) * fill
                 bytes += blocked + page_fault_bytes(blocked)
         elif problem.groups > 1 and (ins % 16 or outs % 16):
-            regime, fill = "grouped", round_up_ratio(ins, 4) * round_up_ratio(outs, 8)
+            regime = "grouped, channels_last" if request.channels_last else "grouped"
+            fill = round_up_ratio(ins, 4) * round_up_ratio(outs, 8)
         elif ins <= 4:
             # Outputs are copied to blocks of 16 channels; in grad_input, inputs are too.
             regime = "one channel" if ins == 1 else "few channels"
