@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from support.laws import ON_CPU, algorithm_id
+from support.laws import each_on_cpu
 from support.layers import images, step, twins
-from torch_corr import FFT, Corr2d, corr2d, plan
+from torch_corr import Corr2d, corr2d, plan
 
 
 @pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold", "naive"])
@@ -62,9 +62,7 @@ def test_autocast_under_vmap(algorithm):
     assert y.dtype == product.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "algorithm", [each for each in ON_CPU if each != FFT()], ids=algorithm_id
-)  # FFT has no half precision
+@each_on_cpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_layer_dtypes_under_autocast_equal_conv2d(dtype, algorithm):
     for own in (torch.float32, torch.float64):
