@@ -251,14 +251,6 @@ def test_refused_call_changes_nothing():
     assert torch.equal(x, X)
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_mkldnn_and_quantized_operands_are_refused():
-    quantized = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
-    for value in (X.to_mkldnn(), quantized):
-        assert isinstance(refusal(corr2d, value, value, algorithm="unfold"), RuntimeError)
-    assert isinstance(refusal(corr2d, quantized, quantized), RuntimeError)
-
-
 @needs(ONEDNN)
 def test_mkldnn_input_is_refused_where_conv2d_cannot_run():
     opaque = X.to_mkldnn()
@@ -281,6 +273,7 @@ def test_nested_tensors_are_refused(algorithm):
         corr2d(images, weight, algorithm=algorithm)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("which", ["input", "weight"])
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
 def test_quantized_tensors_are_refused(algorithm, which):
