@@ -27,7 +27,6 @@ TRITON_RUNS = "CUDA or Triton's interpreter (TRITON_INTERPRET=1)"
 TRITON_COMPILES = "Triton's compiler (no TRITON_INTERPRET)"
 KERNELS = "the compiled kernels"
 ONEDNN = "PyTorch with oneDNN"
-NOT_INTERPRETED = "no TRITON_INTERPRET (they run no kernel)"
 FAST_TRITON = "CUDA (Triton's interpreter is too slow)"
 NOTHING_TO_TEST = "parameters that belong together"
 COMPILERS = "an hour (--compilers)"
@@ -43,7 +42,6 @@ HERE = {
     TRITON: _triton,
     TRITON_RUNS: _triton and (_cuda or is_interpreted()),
     TRITON_COMPILES: _triton and not is_interpreted(),
-    NOT_INTERPRETED: not is_interpreted(),
     FAST_TRITON: _triton and _cuda and not is_interpreted(),
     KERNELS: native.compiled is not None,
     ONEDNN: torch.backends.mkldnn.is_available(),
