@@ -36,7 +36,7 @@ sizes = st.integers(1, 9)
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     mode=st.sampled_from(["valid", "same", "full"]),
 )
-def test_convolve2d_equals_scipy(shape, kernel, stride, dilation, mode):
+def test_equals_scipy(shape, kernel, stride, dilation, mode):
     """With kernels larger than the image, circular padding, strides and dilation."""
     signal = pytest.importorskip("scipy.signal")
     x = torch.randint(-9, 10, shape).double()
@@ -49,13 +49,7 @@ def test_convolve2d_equals_scipy(shape, kernel, stride, dilation, mode):
         expected = signal.convolve2d(x.numpy(), spread.numpy(), mode, border)
         y = convolve2d(x, w, None, stride, mode, dilation, padding_mode=ours)
         assert y.tolist() == expected[:: stride[0], :: stride[1]].tolist()
-
-
-@given(shape=st.tuples(sizes, sizes), kernel=st.tuples(sizes, sizes))
-def test_corr2d_padding_equals_scipy(shape, kernel):
-    signal = pytest.importorskip("scipy.signal")
-    x, w = torch.randint(-9, 10, shape).double(), torch.randint(-9, 10, kernel).double()
-    for mode in ("same", "full"):
+    if mode != "valid":
         expected = signal.correlate2d(x.numpy(), w.numpy(), mode)
         assert corr2d(x, w, padding=mode).tolist() == expected.tolist()
 

@@ -320,17 +320,6 @@ def test_dynamic_graph_is_right_for_one_column(algorithm):
         )
 
 
-def test_dynamic_strided_layers_keep_channels_last():
-    x = torch.randn(2, 6, 9, 8).to(memory_format=torch.channels_last)
-    w = torch.randn(4, 6, 3, 3)
-    captured = torch.compile(
-        lambda x: corr2d(x, w, None, 2, 1), backend="aot_eager", fullgraph=True, dynamic=True
-    )
-    y = captured(x)
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(y, conv2d(x, w, None, 2, 1))
-
-
 class Layer(torch.nn.Module):
     def __init__(self, problem, bias):
         super().__init__()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from support.laws import assert_right
-from support.maps import operands_of, reference, request, some
+from support.maps import OPERANDS, reference, request, some
 from support.memory import Peak
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms.fft import algorithm as fft
@@ -119,7 +119,7 @@ def test_the_error_keeps_within_its_bound(
         operands = some(problem, map, dtype)
         operands[0][0, 0, 0, 0] = huge
         result = getattr(kind, map)(problem, *operands)
-        assert_right(result, problem, **dict(zip(operands_of(map), operands)), algorithm=kind)
+        assert_right(result, problem, **dict(zip(OPERANDS[map], operands)), algorithm=kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
@@ -309,7 +309,7 @@ def test_a_device_is_not_waited_for(map: MapName) -> None:
     """On meta, a tensor that is asked for a value raises."""
     problem = Problem.parse(SQUARES[1])
     first, second = (
-        torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in operands_of(map)
+        torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in OPERANDS[map]
     )
     shape = getattr(problem, f"{plans.SLOTS[map][2]}_shape")
     assert getattr(OnCuda(), map)(problem, first, second).shape == shape

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from support.maps import operands_of, reference, request, some
+from support.maps import OPERANDS, reference, request, some
 from support.memory import Peak
 from torch_corr import FFT, MAPS, Auto, Naive, Problem, Triton, Unfold, corr2d
 from torch_corr.algorithms import Algorithm, CheckedFFT, MapName
@@ -107,7 +107,7 @@ def planes(
     problem: Problem, map: str, kinds: tuple[str, str], dtype: torch.dtype, seed: int
 ) -> Any:
     """Operands of a map, each of its kind."""
-    shapes = (getattr(problem, f"{slot}_shape") for slot in operands_of(map))
+    shapes = (getattr(problem, f"{slot}_shape") for slot in OPERANDS[map])
     return [plane(seed + i, *each, dtype) for i, each in enumerate(zip(kinds, shapes))]
 
 
