@@ -3,7 +3,6 @@ checks of the entry points."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -173,26 +172,6 @@ def test_same_bits_for_any_number_of_threads(case: str) -> None:
             assert all(torch.equal(results[0], each) for each in results)
     finally:
         torch.set_num_threads(before)
-
-
-def test_python_threads_compute_in_parallel() -> None:
-    """The kernels release the interpreter lock and share no state."""
-    problem = Problem.parse("n2c3-x50x51-o6-k5-p2-g3")
-    operands = [some(problem, "forward", torch.float32, seed) for seed in range(4)]
-    expected = [Direct().forward(problem, *each.values()) for each in operands]
-    wrong: list[int] = []
-
-    def work(n: int) -> None:
-        for _ in range(30):
-            if not torch.equal(Direct().forward(problem, *operands[n].values()), expected[n]):
-                wrong.append(n)
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 def entry_point_arguments() -> tuple[Tensor, list[object]]:

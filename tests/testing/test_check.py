@@ -131,14 +131,18 @@ def test_budget_holds_when_everything_fails():
     assert "values" in report.failed_laws()
 
 
-def test_empty_strategy_does_not_pass():
-    nothing = st.none().filter(lambda problem: False)
-    report = check_corr2d(F.conv2d, laws=["values"], problems=nothing, examples=3)
+@pytest.mark.parametrize(
+    "limit", [{"problems": st.none().filter(lambda _: False)}, {"able": lambda *_: False}], ids=list
+)
+def test_report_without_a_case_does_not_pass(limit):
+    report = check_corr2d(F.conv2d, laws=["values"], examples=3, **limit)
     (verdict,) = report.verdicts
     assert verdict.outcome == "refused"
     assert verdict.reason == "no case was drawn that the callable supports"
     assert not report.passed
     assert "nothing was tried" in str(report)
+    with pytest.raises(NonConformance, match="nothing was tried"):
+        report.raise_if_failed()
 
 
 def test_narrower_callable_passes_with_limits():
