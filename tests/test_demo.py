@@ -21,10 +21,7 @@ from torch_corr.__main__ import main
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 run_module = partial(run_python, "-m", "torch_corr")

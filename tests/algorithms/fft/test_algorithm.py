@@ -324,14 +324,10 @@ def test_products_in_tf32_are_allowed_for(dtype: torch.dtype) -> None:
         requests = (request(problem, map, device, dtype) for map in MAPS for device in (CPU, CUDA))
         return [*map(FFT().error_constant, requests)]
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        exact = constants()
-        torch.backends.cuda.matmul.allow_tf32 = True
-        allowed = constants()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cuda.matmul.allow_tf32 = False
+    exact = constants()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    allowed = constants()
     assert allowed[::2] == exact[::2]
     factor = 1 if dtype == torch.float64 else 2**13
     assert allowed[1::2] == [factor * constant for constant in exact[1::2]]
