@@ -69,17 +69,9 @@ each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: conf
 
 
 @pytest.fixture(autouse=True)
-def _true_float32() -> Any:
-    """TF32 off, so that float32's error bound applies."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
-
-
-@pytest.fixture(autouse=True)
 def _own_plans() -> Iterator[None]:
-    """Cached plans must not depend on what another test has patched."""
+    """Without TF32, so that float32's error bound applies, and without plans of other tests."""
+    torch.backends.cudnn.allow_tf32 = False
     algorithm_module._cached_plan.cache_clear()
     yield
     algorithm_module._cached_plan.cache_clear()
@@ -171,22 +163,34 @@ def test_every_config_matches_oracle(config: Config, map: Any, dtype: torch.dtyp
     check_map(triton_with(config, map), problem, map, random_operands(problem, map, dtype))
 
 
-@runs
-@pytest.mark.parametrize("name", ["taps-4", "taps-8", "taps-16", "sums-4x4x4", "sums-8x8x4"])
-def test_row_sums_with_stride_match_oracle(name: str) -> None:
-    """The rows of a block are a stride apart, the taps a dilation."""
-    problem = Problem.parse("n2c2-x21x6-o4-k6x2-s2x1-p2,1x0,1-d3x1-g2")
-    map = main_map(by_name(name))
-    operands = random_operands(problem, map)
-    check_map(triton_with(by_name(name), map), problem, map, operands)
+ROW_SUMS = "taps-4", "taps-8", "taps-16", "sums-4x4x4", "sums-8x8x4"
+SPECIAL_CASES = [
+    # The rows of a block are a stride apart, the taps a dilation.
+    *((name, "n2c2-x21x6-o4-k6x2-s2x1-p2,1x0,1-d3x1-g2") for name in ROW_SUMS),
+    # The second chunk of four taps reaches outside the image.
+    ("taps-4", "n2c2-x12x4-o2-k8x2-p7x0-d2x1-g2"),
+    # Strides, gaps, taps and pixels that meet nothing; more rows and columns than a tile has.
+    ("band-64x32", "n1c1-x1x1-o1-k1"),
+    ("band-64x32", "n2c2-x7x9-o2-k3x4-s2x3-p1,2x0,1-d1x2-g2"),
+    ("band-64x32", "n1c1-x5x12-o1-k3-p1-d1x5"),
+    ("band-64x32", "n5c1-x17x35-o1-k2x3-p1"),
+    ("band-64x32", "n1c2-x4x5-o2-k3x2-s5x4-p3-g2"),
+]
+
+
+def can_run(name: str, case: str, map: Any) -> bool:
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return by_name(name) in Triton().configs(Problem.parse(case), map, torch.float32)
 
 
 @runs
-@pytest.mark.parametrize("map", ["forward", "grad_input"])
-def test_row_sums_of_several_chunks_match_oracle(map: Any) -> None:
-    """The second chunk of four taps reaches outside the image."""
-    problem = Problem.parse("n2c2-x12x4-o2-k8x2-p7x0-d2x1-g2")
-    check_map(Triton(correlate="taps-4"), problem, map, random_operands(problem, map))
+@only(can_run)
+@each_map
+@pytest.mark.parametrize(("name", "case"), SPECIAL_CASES)
+def test_special_cases_match_oracle(name: str, case: str, map: Any) -> None:
+    problem = Problem.parse(case)
+    algorithm = triton_with(by_name(name), map)
+    check_both_layouts(algorithm, problem, map, random_operands(problem, map))
 
 
 def shares_rows(map: str, case: str) -> bool:
@@ -245,25 +249,6 @@ def test_grad_weight_for_any_number_of_splits(
     assert splits > 1 if programs > 1 else splits == 1
     operands = random_operands(problem, "grad_weight")
     check_map(Triton(weight=name), problem, "grad_weight", operands)
-
-
-@runs
-@each_map
-@pytest.mark.parametrize(
-    "case",
-    [
-        "n1c1-x1x1-o1-k1",
-        "n2c2-x7x9-o2-k3x4-s2x3-p1,2x0,1-d1x2-g2",
-        "n1c1-x5x12-o1-k3-p1-d1x5",
-        "n5c1-x17x35-o1-k2x3-p1",
-        "n1c2-x4x5-o2-k3x2-s5x4-p3-g2",
-    ],
-)
-def test_bands_match_oracle(map: Any, case: str) -> None:
-    """Strides, gaps, taps and pixels that meet nothing; more rows and columns than a tile has."""
-    problem = Problem.parse(case)
-    algorithm = triton_with(by_name("band-64x32"), map)
-    check_both_layouts(algorithm, problem, map, random_operands(problem, map))
 
 
 EDGES = [
