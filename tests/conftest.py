@@ -114,8 +114,11 @@ def _poison() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _process_settings() -> Iterator[None]:
-    """Restore what benchmarks change for the whole process."""
-    threads = torch.get_num_threads()
+    """Restore what tests and benchmarks change for the whole process."""
+    threads, backends = torch.get_num_threads(), (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [each.allow_tf32 for each in backends]
     yield
     torch.set_flush_denormal(False)
     torch.set_num_threads(threads)
+    for each, allowed in zip(backends, before):
+        each.allow_tf32 = allowed

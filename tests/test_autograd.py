@@ -194,20 +194,6 @@ def test_per_sample_gradients(algorithm, device):
             torch.testing.assert_close(each[name][n], gradient)
 
 
-@each_choice
-def test_batched_gradients(algorithm, device):
-    """``is_grads_batched`` and vectorized jacobians, also with create_graph."""
-    x, w = some(PROBLEM, torch.float64, device)
-    y = correlate(PROBLEM, algorithm)(x, w)
-    gs = torch.randn(3, *y.shape, dtype=y.dtype, device=device)
-    together = torch.autograd.grad(y, (x, w), gs, is_grads_batched=True, create_graph=True)
-    for n, g in enumerate(gs):
-        for ours, theirs in zip(together, torch.autograd.grad(y, (x, w), g, retain_graph=True)):
-            torch.testing.assert_close(ours[n], theirs)
-    second = torch.autograd.grad(together[0].square().sum(), w)[0]
-    assert second.isfinite().all()
-
-
 @each_algorithm
 def test_internal_vmap_works_in_other_threads(algorithm, device):
     """Backward runs in other threads on CUDA; there only the operands know their vmap level."""

@@ -90,13 +90,6 @@ def test_converted_model_computes_the_same(algorithm):
         assert torch.equal(mine, other)
 
 
-def test_named_algorithm_runs_everywhere():
-    model, spy = small_model(), Spy()
-    convert(model, spy)
-    model(torch.randn(1, 3, 9, 9, dtype=torch.float64))
-    assert spy.requested == ["forward"] * 4
-
-
 def test_model_that_is_one_convolution():
     layer = nn.Conv2d(1, 1, 3)
     report = convert(layer)

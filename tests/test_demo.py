@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +21,7 @@ from torch_corr.__main__ import main
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 run_module = partial(run_python, "-m", "torch_corr")
@@ -83,66 +81,58 @@ def test_demo_with_own_picture_replaces_figure(tmp_path, capsys):
     check_figure(output)
 
 
-@pytest.mark.parametrize("missing", ["matplotlib", "PIL"])
-def test_missing_package_is_named_with_install_command(tmp_path, missing):
+@pytest.mark.parametrize(
+    ("missing", "name", "broken"),
+    # matplotlib imports Pillow.
+    [("matplotlib", "matplotlib", ["matplotlib"]), ("PIL", "Pillow", ["PIL", "matplotlib"])],
+)
+def test_missing_package_is_named_with_install_command(
+    missing, name, broken, tmp_path, monkeypatch, capsys
+):
     """The textbook part needs only torch and still runs."""
-    (tmp_path / "ahead" / missing).mkdir(parents=True)
-    (tmp_path / "ahead" / missing / "__init__.py").write_text(
-        f"raise ModuleNotFoundError({missing!r}, name={missing!r})"
-    )
-    done = run_module("demo", cwd=tmp_path, ahead=tmp_path / "ahead")
-    assert done.returncode == 1
-    assert "19 25" in done.stdout
-    name = {"PIL": "Pillow"}.get(missing, missing)
-    assert done.stderr == (
+    for package in broken:
+        (tmp_path / package).mkdir()
+        source = f"raise ModuleNotFoundError(name={missing!r})"
+        (tmp_path / package / "__init__.py").write_text(source)
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["demo"]) == 1
+    output = capsys.readouterr()
+    assert "19 25" in output.out
+    assert output.err == (
         f"torch_corr demo: the photograph needs {name}, not installed here; "
         f'run: pip install "torch_corr[demo]"\n'
     )
 
 
-def broken_files(folder):
-    """Wrong requests: the arguments, and part of the message."""
-    good = picture(folder / "good.jpg", (400, 300))
-    (folder / "text.jpg").write_text("not an image")
-    (folder / "empty.png").touch()
-    (folder / "cut.jpg").write_bytes(good.read_bytes()[:1500])
-    picture(folder / "tiny.png", (9, 40))
-    picture(folder / "self.png")
-    return {
-        "missing": (["absent.png"], "there is no file absent.png"),
-        "not an image": (["text.jpg"], "text.jpg is no image"),
-        "empty": (["empty.png"], "empty.png is no image"),
-        "cut short": (["cut.jpg"], "cut.jpg cannot be read as an image"),
-        "directory": (["."], ". is a directory"),
-        "tiny": (["tiny.png"], "is 9 x 40 pixels; the blur needs at least 10 each way"),
-        "no such folder": (["--output", "absent/x.png"], "there is no directory absent"),
-        "output a folder": (["--output", "folder.png"], "is a directory; add a file name"),
-        "not .png": (["--output", "figure.jpg"], "must end in .png"),
-        "its own input": (["self.png", "--output", "self.png"], "is the picture itself"),
-        "a name with NUL": (["a\0b"], "cannot read"),
-    }
+# Wrong requests: the arguments, and part of the message.
+WRONG = {
+    "missing": (["absent.png"], "there is no file absent.png"),
+    "not an image": (["text.jpg"], "text.jpg is no image"),
+    "empty": (["empty.png"], "empty.png is no image"),
+    "cut short": (["cut.jpg"], "cut.jpg cannot be read as an image"),
+    "directory": (["."], ". is a directory"),
+    "tiny": (["tiny.png"], "is 9 x 40 pixels; the blur needs at least 10 each way"),
+    "no such folder": (["--output", "absent/x.png"], "there is no directory absent"),
+    "output a folder": (["--output", "folder.png"], "is a directory; add a file name"),
+    "not .png": (["--output", "figure.jpg"], "must end in .png"),
+    "its own input": (["self.png", "--output", "self.png"], "is the picture itself"),
+    "a name with NUL": (["a\0b"], "cannot read"),
+}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "missing",
-        "not an image",
-        "empty",
-        "cut short",
-        "directory",
-        "tiny",
-        "no such folder",
-        "output a folder",
-        "not .png",
-        "its own input",
-        "a name with NUL",
-    ],
-)
-def test_wrong_request_prints_sentence_and_exits_2(tmp_path, monkeypatch, capsys, case):
+@pytest.mark.parametrize(("arguments", "sentence"), WRONG.values(), ids=WRONG)
+def test_wrong_request_prints_sentence_and_exits_2(
+    tmp_path, monkeypatch, capsys, arguments, sentence
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
-    arguments, sentence = broken_files(tmp_path)[case]
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "empty.png").touch()
+    good = picture(tmp_path / "good.jpg", (400, 300))
+    (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:1500])
+    picture(tmp_path / "tiny.png", (9, 40))
+    picture(tmp_path / "self.png")
     before = sorted(tmp_path.iterdir())
     assert main(["demo", *arguments]) == 2
     error = capsys.readouterr().err

@@ -1,124 +1,29 @@
-"""``corr2d`` computes what ``F.conv2d`` computes, with the same derivatives.
-
-Both are compared with the oracle's bound elsewhere, so here they may differ by two bounds.
-"""
+"""Arguments and operands of ``corr2d`` beyond the laws of ``tests/algorithms/test_laws.py``."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from support.laws import FLOATS, algorithm_id, assert_close, each_algorithm, promise
-from support.maps import request
+from support.laws import each_algorithm
 from support.needs import ONEDNN, needs
 from support.processes import run_python
-from torch_corr import (
-    ALGORITHMS,
-    FFT,
-    Aten,
-    Auto,
-    Corr2d,
-    LazyCorr2d,
-    Problem,
-    convert,
-    convolve2d,
-    corr2d,
-    plan,
-)
-from torch_corr.testing import error_bound, operands, oracle, problems
-
-# aten is conv2d itself.
-others = pytest.mark.parametrize(
-    "algorithm", ["auto", *(each for each in ALGORITHMS if each != Aten())], ids=algorithm_id
-)
-
-
-def conv2d(problem, x, w, b=None):
-    (top, bottom), (left, right) = problem.padding
-    # F.conv2d is wrong where one channel has the strides of channels_last, which ``contiguous``
-    # leaves as they are; see docs/what-the-kit-finds.md.
-    x, w = (value.clone(memory_format=torch.contiguous_format) for value in (x, w))
-    padded = F.pad(x, (left, right, top, bottom))
-    return F.conv2d(padded, w, b, problem.stride, 0, problem.dilation, problem.groups)
-
-
-@others
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
-@settings(max_examples=20)
-@given(data=st.data(), problem=problems())
-def test_values_and_gradients_equal_conv2d(data, problem, algorithm, dtype, device):
-    if 0 in (problem.in_channels, problem.out_channels, *problem.size):
-        return  # conv2d has no channels in its output there, or refuses
-    if algorithm == "auto" and data.draw(st.booleans()):
-        # Only symmetric padding goes to torch.conv2d itself.
-        (top, _), (left, _) = problem.padding
-        larger = problem.size[0] + problem.padding[0][1], problem.size[1] + problem.padding[1][1]
-        problem = replace(problem, size=larger, padding=((top, top), (left, left)))
-    padding = problem.padding
-    if padding[0][0] == padding[0][1] and padding[1][0] == padding[1][1]:
-        padding = padding[0][0], padding[1][0]
-    x, w, g = (value.requires_grad_() for value in data.draw(operands(problem, dtype, device)))
-    b = torch.ones(problem.out_channels, dtype=dtype, device=device, requires_grad=True)
-    y = corr2d(
-        x, w, b, problem.stride, padding, problem.dilation, problem.groups, algorithm=algorithm
-    )
-    expected = conv2d(problem, x, w, b)
-    forward = oracle(problem, input=x, weight=w)
-    errors = promise(algorithm)
-    bound = errors.bound(problem, forward, (x, w, None), dtype) + error_bound(forward, dtype)
-    added = torch.finfo(dtype).eps * (forward.value.abs() + 2)
-    assert_close(y, expected.detach().cpu(), bound + 2 * added)
-
-    gradients = torch.autograd.grad(y, (x, w, b), g)
-    theirs = torch.autograd.grad(expected, (x, w, b), g)
-    for got, want, slots in zip(gradients, theirs, ((None, w.conj(), g), (x.conj(), None, g))):
-        reference = oracle(problem, *slots)
-        bound = errors.bound(problem, reference, slots, dtype) + error_bound(reference, dtype)
-        assert_close(got, want.cpu(), bound)
-    pixels = g.detach().cpu().abs().sum((0, 2, 3))
-    terms = g.numel() // max(1, problem.out_channels)
-    bound = 2 * (terms + 4) * torch.finfo(dtype).eps * pixels
-    assert_close(gradients[2], theirs[2].cpu(), bound)
+from torch_corr import Aten, Auto, Corr2d, LazyCorr2d, Problem, convert, convolve2d, corr2d, plan
+from torch_corr.planning.plan import able_algorithms
 
 
 @each_algorithm
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_unbatched_and_matrix_inputs(algorithm, dtype, device):
-    if dtype not in (torch.float64, torch.float32) and algorithm == FFT():
-        return
-    x = torch.randn(3, 7, 8, dtype=dtype, device=device)
-    w = torch.randn(5, 3, 3, 2, dtype=dtype, device=device)
-    b = torch.randn(5, dtype=dtype, device=device)
+def test_unbatched_and_matrix_inputs(algorithm, device):
+    x, w, b = (torch.randn(shape, device=device) for shape in ((3, 7, 8), (5, 3, 3, 2), (5,)))
     alone = corr2d(x, w, b, 2, 1, algorithm=algorithm)
     assert torch.equal(alone, corr2d(x[None], w, b, 2, 1, algorithm=algorithm)[0])
     flat = corr2d(x[0], w[0, 0], b[:1], algorithm=algorithm)
     assert flat.shape == (5, 7)
     assert torch.equal(flat, corr2d(x[None, :1], w[:1, :1], b[:1], algorithm=algorithm)[0, 0])
-
-
-@settings(max_examples=30)
-@given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
-)
-def test_full_convolution_is_its_definition(size, kernel):
-    """Each element sums over all ways to split its index; convolution commutes."""
-    a = torch.randint(-9, 10, size).double()
-    k = torch.randint(-9, 10, kernel).double()
-    whole = convolve2d(a, k, padding="full")
-    expected = torch.zeros(size[0] + kernel[0] - 1, size[1] + kernel[1] - 1, dtype=torch.float64)
-    for u in range(kernel[0]):
-        for v in range(kernel[1]):
-            expected[u : u + size[0], v : v + size[1]] += k[u, v] * a
-    assert torch.equal(whole, expected)
-    if size[0] <= kernel[0] and size[1] <= kernel[1]:
-        assert torch.equal(convolve2d(k, a, padding="full"), expected)
 
 
 sizes = st.integers(1, 9)
@@ -131,7 +36,7 @@ sizes = st.integers(1, 9)
     dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     mode=st.sampled_from(["valid", "same", "full"]),
 )
-def test_convolve2d_equals_scipy(shape, kernel, stride, dilation, mode):
+def test_equals_scipy(shape, kernel, stride, dilation, mode):
     """With kernels larger than the image, circular padding, strides and dilation."""
     signal = pytest.importorskip("scipy.signal")
     x = torch.randint(-9, 10, shape).double()
@@ -144,13 +49,7 @@ def test_convolve2d_equals_scipy(shape, kernel, stride, dilation, mode):
         expected = signal.convolve2d(x.numpy(), spread.numpy(), mode, border)
         y = convolve2d(x, w, None, stride, mode, dilation, padding_mode=ours)
         assert y.tolist() == expected[:: stride[0], :: stride[1]].tolist()
-
-
-@given(shape=st.tuples(sizes, sizes), kernel=st.tuples(sizes, sizes))
-def test_corr2d_padding_equals_scipy(shape, kernel):
-    signal = pytest.importorskip("scipy.signal")
-    x, w = torch.randint(-9, 10, shape).double(), torch.randint(-9, 10, kernel).double()
-    for mode in ("same", "full"):
+    if mode != "valid":
         expected = signal.correlate2d(x.numpy(), w.numpy(), mode)
         assert corr2d(x, w, padding=mode).tolist() == expected.tolist()
 
@@ -185,11 +84,7 @@ def test_zero_filters_return_zero_channels(groups, device):
         F.conv2d(x, w, b, groups=groups)
     problem = Problem.of(x.shape, w.shape, groups=groups)
     assert Problem.parse(str(problem)) == problem
-    able = [
-        each
-        for each in ALGORITHMS
-        if not each.refusals(request(problem, device=device, dtype=x.dtype))
-    ]
+    able = able_algorithms(problem, device, x.dtype)
     for algorithm in ("auto", Auto(measure=True), *able):
         y = corr2d(x, w, b, (1, 2), 1, 1, groups, algorithm=algorithm)
         assert y.shape == (2, 0, 7, 5)
@@ -266,21 +161,6 @@ def test_auto_sums_float16_in_float32(autocast):
     (gradient,) = torch.autograd.grad(y.sum(), w)
     assert y.dtype == torch.float16
     assert gradient.item() == 16 * 29 * 29 == 13456
-
-
-def test_integers_have_values_without_gradient(device):
-    x, w = torch.ones(1, 1, 3, 3, dtype=torch.int32), torch.ones(1, 1, 2, 2, dtype=torch.int32)
-    problem = Problem.of(x.shape, w.shape)
-    able = [
-        each
-        for each in ALGORITHMS
-        if not each.refusals(request(problem, device=device, dtype=x.dtype))
-    ]
-    for algorithm in ("auto", *able):
-        y = corr2d(x, w, torch.tensor([5], dtype=torch.int32), algorithm=algorithm)
-        assert y.dtype == torch.int32
-        assert (y == 9).all()
-        assert not y.requires_grad
 
 
 @pytest.mark.parametrize(

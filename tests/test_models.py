@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from support.maps import request
 from support.needs import COMPILERS, needs
 from support.networks import (
     NETWORKS,
@@ -23,10 +22,9 @@ from support.networks import (
     yardstick,
     yardstick_of,
 )
-from torch_corr import Direct, Problem, convert, corr2d, intercept
+from torch_corr import convert, corr2d, intercept, native
 
-KERNELS = not Direct().refusals(request(Problem.parse("n1c1-x1-o1-k1")))
-NAMED = "direct" if KERNELS else "unfold"
+NAMED = "direct" if native.compiled else "unfold"
 
 each_network = pytest.mark.parametrize("name", NETWORKS)
 each_mode = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

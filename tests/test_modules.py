@@ -11,19 +11,10 @@ import torch
 from torch import nn
 
 from support.laws import ABLE, algorithm_id, each_algorithm
+from support.layers import twins
 from torch_corr import Corr2d, LazyCorr2d, Unfold, corr2d
 
 MODES = ("zeros", "reflect", "replicate", "circular")
-
-
-def pair(device, **arguments):
-    """Both layers from one seed."""
-    algorithm = arguments.pop("algorithm", "auto")
-    arguments = {"kernel_size": (3, 2), "device": device, "dtype": torch.float64, **arguments}
-    torch.manual_seed(7)
-    theirs = nn.Conv2d(4, 6, **arguments)
-    torch.manual_seed(7)
-    return theirs, Corr2d(4, 6, **arguments, algorithm=algorithm)
 
 
 @each_algorithm
@@ -32,15 +23,15 @@ def pair(device, **arguments):
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_corr2d_replaces_nn_conv2d(bias, padding, mode, algorithm, device):
-    theirs, ours = pair(
-        device,
+    ours, theirs = twins(
+        algorithm,
+        device=device,
+        kernel_size=(3, 2),
         padding=padding,
         padding_mode=mode,
         bias=bias,
-        groups=2,
         dilation=(1, 2),
         stride=1 if padding == "same" else (2, 1),
-        algorithm=algorithm,
     )
     assert isinstance(ours, nn.Conv2d)
     for name, value in theirs.state_dict().items():
@@ -58,7 +49,7 @@ def test_corr2d_replaces_nn_conv2d(bias, padding, mode, algorithm, device):
 
 
 def test_state_dict_works_both_ways(device):
-    theirs, ours = pair(device)
+    ours, theirs = twins("auto", device=device)
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict(), assign=True)
     assert ours.weight.data_ptr() == theirs.weight.data_ptr()

@@ -79,21 +79,6 @@ def test_same_gives_ceil_of_size_over_stride(rows, columns):
         assert before + after == max(total, 0)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # once a process
-def test_same_padding_equals_pytorch_for_stride_1():
-    x, w = torch.randn(1, 1, 9, 10), torch.randn(1, 1, 4, 3)
-    problem = Problem.of(x.shape, w.shape, padding="same", dilation=(1, 2))
-    (top, bottom), (left, right) = problem.padding
-    padded = F.pad(x, (left, right, top, bottom))
-    expected = F.conv2d(x, w, padding="same", dilation=(1, 2))
-    torch.testing.assert_close(F.conv2d(padded, w, dilation=(1, 2)), expected)
-
-
-def test_full_padding_includes_every_overlap():
-    problem = Problem.of((1, 1, 5, 7), (1, 1, 3, 2), padding="full", dilation=2)
-    assert problem.output_size == (5 + 4, 7 + 2)
-
-
 @pytest.mark.parametrize(
     ("padding", "sides"),
     [

@@ -24,6 +24,7 @@ from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
+from support.layers import close
 from torch_corr import Aten, Corr2d, Problem, Unfold, convert
 
 BLOCKS = [["dense.0", "dense.1", "dense.2"], ["depthwise.0", "depthwise.1", "depthwise.2"]]
@@ -72,10 +73,6 @@ def images(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, 3, 12, 11, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-def close(ours: Any, theirs: Any) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-
-
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The maps that ``unfold`` and ``aten`` compute, also in copies and pickles of them."""
@@ -121,6 +118,8 @@ ENGINES = [each for each in torch.backends.quantized.supported_engines if each !
 @pytest.fixture
 def _engine() -> Iterator[None]:
     """An engine that every CPU has, without PyTorch's deprecation warnings."""
+    if not ENGINES:
+        pytest.skip("this PyTorch has no engine for quantized layers")
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "onednn" if "onednn" in ENGINES else ENGINES[0]
     with warnings.catch_warnings():
@@ -181,7 +180,6 @@ def quantized_by_fx_in_training(model: nn.Module, x: Tensor) -> nn.Module:
     return convert_fx(prepared.eval())
 
 
-@pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
 @pytest.mark.usefixtures("_engine")
 @pytest.mark.parametrize(
     "quantize",
@@ -209,7 +207,6 @@ def test_quantization_gives_the_same_integers(
     assert results[0].unique().numel() > 10
 
 
-@pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
 @pytest.mark.usefixtures("_engine")
 def test_layer_converted_after_prepare_is_quantized(ran: list[str]) -> None:
     """A layer that already has a qconfig is calibrated with the algorithm, and then quantized."""
@@ -226,7 +223,6 @@ class Subclass(nn.Conv2d):
     """Computes as nn.Conv2d, but only PyTorch's own layers are leaves for FX."""
 
 
-@pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
 @pytest.mark.usefixtures("_engine")
 def test_fx_quantizes_converted_layers_of_a_subclass() -> None:
     x, results = exact_numbers(images(torch.float32)), []
@@ -240,19 +236,19 @@ def test_fx_quantizes_converted_layers_of_a_subclass() -> None:
     assert torch.equal(*results)
 
 
-def counted_by_thop(model: nn.Module, x: Tensor) -> Any:
+def counted_by_thop(model: nn.Module, x: Tensor, **options: Any) -> Any:
     thop = pytest.importorskip("thop", reason="thop is in the extra 'tools'")
-    return thop.profile(model, (x,), verbose=False)
+    return thop.profile(model, (x,), verbose=False, **options)
 
 
-def counted_by_ptflops(model: nn.Module, x: Tensor) -> Any:
+def counted_by_ptflops(model: nn.Module, x: Tensor, **options: Any) -> Any:
     ptflops = pytest.importorskip("ptflops", reason="ptflops is in the extra 'tools'")
     return ptflops.get_model_complexity_info(
         model.float(),
         tuple(x.shape[1:]),
         as_strings=False,
         print_per_layer_stat=False,
-        backend="pytorch",
+        **{"backend": "pytorch", **options},
     )
 
 
@@ -425,38 +421,27 @@ def test_exported_programs_contain_pytorchs_convolution(name: str, ran: list[str
 
 
 def test_thop_counts_corr2d_with_its_hook_for_conv2d() -> None:
-    thop = pytest.importorskip("thop", reason="thop is in the extra 'tools'")
+    expected = counted_by_thop(network(), images())
     from thop.vision.basic_hooks import count_convNd
 
-    counted = thop.profile(
-        network(Corr2d), (images(),), custom_ops={Corr2d: count_convNd}, verbose=False
-    )
-    assert counted == counted_by_thop(network(), images())
+    options = {"custom_ops": {Corr2d: count_convNd}}
+    assert counted_by_thop(network(Corr2d), images(), **options) == expected
 
 
 def test_ptflops_counts_corr2d_with_its_hook_for_conv2d() -> None:
-    ptflops = pytest.importorskip("ptflops", reason="ptflops is in the extra 'tools'")
+    expected = counted_by_ptflops(network(), images())
     from ptflops.pytorch_ops import conv_flops_counter_hook
 
-    counted = ptflops.get_model_complexity_info(
-        network(Corr2d, torch.float32),
-        (3, 12, 11),
-        as_strings=False,
-        print_per_layer_stat=False,
-        custom_modules_hooks={Corr2d: conv_flops_counter_hook},
-    )
-    assert counted == counted_by_ptflops(network(), images())
+    options = {"custom_modules_hooks": {Corr2d: conv_flops_counter_hook}}
+    assert counted_by_ptflops(network(Corr2d), images(), **options) == expected
 
 
 def test_ptflops_counts_operators_with_a_hook() -> None:
-    ptflops = pytest.importorskip("ptflops", reason="ptflops is in the extra 'tools'")
     layer = nn.Conv2d(3, 4, 3, groups=1, bias=False)
     convert(layer, "unfold")
-    counted, _ = ptflops.get_model_complexity_info(
+    counted, _ = counted_by_ptflops(
         nn.Sequential(layer),
-        (3, 12, 11),
-        as_strings=False,
-        print_per_layer_stat=False,
+        images(),
         backend="aten",
         custom_modules_hooks={
             torch.ops.torch_corr.forward: lambda inputs, outputs: (
@@ -498,7 +483,6 @@ def test_corr2d_per_sample_gradients(compute: Callable[..., list[Tensor]]) -> No
     close(compute(model, images()), expected)
 
 
-@pytest.mark.skipif(not ENGINES, reason="this PyTorch has no engine for quantized layers")
 @pytest.mark.usefixtures("_engine")
 def test_quantizing_corr2d_explains_what_to_do() -> None:
     """Eager mode passes integers to it; FX mode silently leaves it in floating point."""

@@ -21,7 +21,7 @@ from support.laws import (
     name_of,
     promise,
 )
-from support.maps import operands_of, request
+from support.maps import OPERANDS, request
 from torch_corr import ALGORITHMS, MAPS, Problem, corr2d
 from torch_corr.testing import LAWS, check_corr2d, operands, problems
 
@@ -117,6 +117,6 @@ def test_conjugated_and_negated_views(data, algorithm, device):
     for values in (conjugated, negated):
         named = dict(zip(("input", "weight", "output"), values))
         for map in MAPS:
-            slots = {slot: named[slot] for slot in operands_of(map)}
+            slots = {slot: named[slot] for slot in OPERANDS[map]}
             result = getattr(algorithm, map)(problem, *slots.values())
             assert_right(result, problem, **slots, algorithm=algorithm)

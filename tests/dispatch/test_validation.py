@@ -47,16 +47,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("stride 0", {"stride": 0}, r"stride must be at least 1, got \(0, 0\)"),
     ("stride 0, padding same", {"stride": 0, "padding": "same"}, "stride must be at least 1"),
     ("dilation 0, padding same", {"dilation": 0, "padding": "same"}, "dilation must be at least 1"),
-    (
-        "dilation a float, padding same",
-        {"dilation": 1.5, "padding": "same"},
-        "dilation must be an integer, got 1.5",
-    ),
-    (
-        "kernel without taps, padding same",
-        {"weight": torch.ones(6, 4, 0, 2), "padding": "same"},
-        "kernel must be at least 1",
-    ),
+    ("1.5, same", {"dilation": 1.5, "padding": "same"}, "dilation must be an integer, got 1.5"),
+    ("same, no taps", {"weight": W[:, :, :0], "padding": "same"}, "kernel must be at least 1"),
     ("sizes past 64 bits", {"dilation": 2**62, "padding": 2**62}, "64 bits"),
     ("stride -1", {"stride": (1, -1)}, r"stride must be at least 1, got \(1, -1\)"),
     ("stride a float", {"stride": 1.5}, "stride must be an integer, got 1.5"),
@@ -73,14 +65,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("padding a float", {"padding": 0.5}, "padding must be an integer, got 0.5"),
     ("three paddings", {"padding": (1, 2, 3)}, "padding must be one integer or two"),
     ("padding None", {"padding": None}, "padding must be an integer, got None"),
-    (
-        "padding misspelt",
-        {"padding": "smae"},
-        "unknown padding 'smae'; did you mean 'same'.*'valid'",
-    ),
+    ("padding 'smae'", {"padding": "smae"}, "unknown padding 'smae'; did you mean 'same'.*'valid'"),
     ("padding SAME", {"padding": "SAME"}, "did you mean 'same'"),
     ("kernel too large", {"weight": torch.ones(6, 4, 8, 2)}, "along H it spans 8 pixels.*has 7"),
-    ("kernel without taps", {"weight": torch.ones(6, 4, 0, 2)}, "kernel must be at least 1"),
+    ("kernel without taps", {"weight": W[:, :, :0]}, "kernel must be at least 1"),
     ("no rows, no padding", {"input": X[:, :, :0]}, "without pixels"),
     ("no rows, padded", {"input": X[:, :, :0], "padding": 3}, "without pixels"),
     ("weight float64", {"weight": W.double()}, "one dtype, got torch.float32 and torch.float64"),
@@ -251,14 +239,6 @@ def test_refused_call_changes_nothing():
     assert torch.equal(x, X)
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
-def test_mkldnn_and_quantized_operands_are_refused():
-    quantized = torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)
-    for value in (X.to_mkldnn(), quantized):
-        assert isinstance(refusal(corr2d, value, value, algorithm="unfold"), RuntimeError)
-    assert isinstance(refusal(corr2d, quantized, quantized), RuntimeError)
-
-
 @needs(ONEDNN)
 def test_mkldnn_input_is_refused_where_conv2d_cannot_run():
     opaque = X.to_mkldnn()
@@ -281,6 +261,7 @@ def test_nested_tensors_are_refused(algorithm):
         corr2d(images, weight, algorithm=algorithm)
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
 @pytest.mark.parametrize("which", ["input", "weight"])
 @pytest.mark.parametrize("algorithm", ["auto", "unfold"])
 def test_quantized_tensors_are_refused(algorithm, which):

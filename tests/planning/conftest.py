@@ -19,14 +19,12 @@ from torch_corr.planning.plan import clear_plans
 @pytest.fixture(autouse=True)
 def _no_wisdom():
     """No wisdom, and one thread, because two wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     wisdom.forget()
     clear_plans()
     yield
     wisdom.forget()
     clear_plans()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -47,12 +45,8 @@ def pretend_device(monkeypatch):
         machine_module._device_machine.cache_clear()
         machine_module.device_name.cache_clear()
 
-    settings = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [each.allow_tf32 for each in settings]
     torch.backends.cudnn.allow_tf32 = False
     yield there
-    for each, allowed in zip(settings, before):
-        each.allow_tf32 = allowed
     forget_refusals()
     machine_module._device_machine.cache_clear()
     machine_module.device_name.cache_clear()

@@ -29,15 +29,13 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_corr import Aten, Problem, convert, corr2d
-from torch_corr.planning.plan import able_algorithms
 
+from .laws import ABLE
 from .networks import DRAWS, shaken
 
 PROCESSES = 2
 STEPS = 5
 ROUNDOFF = torch.finfo(torch.float32).eps / 2
-SMALLEST = Problem.parse("n1c1-x1-o1-k1")
-ABLE = able_algorithms(SMALLEST, torch.device("cpu"), torch.float32)
 NAMED = tuple(each.name for each in ABLE if each != Aten())
 ALGORITHMS = ("auto", "aten", *NAMED)
 

@@ -18,16 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from support.maps import request
-from torch_corr import ALGORITHMS, corr2d
-from torch_corr.problem import Problem
+from torch_corr import corr2d
 from torch_corr.testing import ErrorModel, check_corr2d, declared, problems
 from torch_corr.testing.check import Able, callers_limits
 
 from . import peers
-from .laws import conv2d_is_sound
-
-SMALLEST = Problem.parse("n1c1-x1-o1-k1")
+from .laws import ABLE, conv2d_is_sound
 
 
 @dataclass(frozen=True)
@@ -56,9 +52,7 @@ def rights() -> Iterator[Right]:
     )
     # It calls PyTorch where that is faster, and so spreads NaN as PyTorch does.
     yield Right("corr2d, auto", corr2d, without=("non_finite",), claims=both, able=conv2d_is_sound)
-    for algorithm in ALGORITHMS:
-        if algorithm.refusals(request(SMALLEST)):
-            continue  # triton needs CUDA
+    for algorithm in ABLE:
         fourier, torchs = algorithm.error_class == "normwise", algorithm.name == "aten"
         yield Right(
             f"corr2d, {algorithm.name}",

@@ -96,13 +96,8 @@ def check_maps_agree(native, sizes, seed: int) -> None:
                     assert np.isfinite(out).all(), (name, isa, dtype, sizes)
                     forms.append(float(out.astype(np.float64) @ data[c].astype(np.float64)))
                     again = first.setdefault((name, isa), out)
-                    assert np.array_equal(again, out), (
-                        "threads change the result",
-                        name,
-                        isa,
-                        dtype,
-                        sizes,
-                    )
+                    case = name, isa, dtype, sizes
+                    assert np.array_equal(again, out), ("threads change the result", *case)
                 scale = 1 + sum(abs(f) for f in forms) + (shapes["y"] * gi * kh * kw) ** 0.5
                 close = {np.float32: 1e-5, np.float64: 1e-13, np.float16: 2e-2}[dtype] * scale
                 assert max(forms) - min(forms) <= close, (forms, isa, dtype, sizes)
@@ -224,15 +219,8 @@ def axis(r: random.Random):
     stride = r.choice([1, 1, 1, 2, 3, 4, 6, 9, 200])
     before, after = (r.choice([0, 0, r.randint(0, 3), r.randint(0, 30)]) for _ in "ab")
     before += max(0, dilation * (kernel - 1) + 1 - size - before - after)
-    return (
-        size,
-        kernel,
-        stride,
-        before,
-        after,
-        dilation,
-        (size + before + after - dilation * (kernel - 1) - 1) // stride + 1,
-    )
+    outputs = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
+    return size, kernel, stride, before, after, dilation, outputs
 
 
 def main(seconds: float = 60, seed: int = 0) -> None:
@@ -243,12 +231,8 @@ def main(seconds: float = 60, seed: int = 0) -> None:
     r, end, count = random.Random(seed), time.time() + seconds, len(EDGES) + 1
     while time.time() < end:
         scans_planes(native, r)
-        g, gi, go, n = (
-            r.choice([1, 1, 2, 5]),
-            r.choice([1, 1, 2, 6]),
-            r.choice([1, 1, 2, 5, 20]),
-            r.choice([0, 1, 1, 2, 3]),
-        )
+        choices = [1, 1, 2, 5], [1, 1, 2, 6], [1, 1, 2, 5, 20], [0, 1, 1, 2, 3]
+        g, gi, go, n = map(r.choice, choices)
         (h, kh, sh, pt, pb, dh, oh), (w, kw, sw, pl, pr, dw, ow) = axis(r), axis(r)
         if max(n, 1) * g * gi * go * oh * ow * kh * kw > 2e6 or max(n, 1) * g * go * oh * ow > 3e5:
             continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,8 @@ from typing import Any
 
 TESTS = Path(__file__).parents[1]
 TRITON = TESTS.parent / "torch_corr" / "algorithms" / "triton"
-KERNELS = "kernels"
+REMOVED = re.compile(r"\[-(.*?)-\]", re.DOTALL)
+ADDED = re.compile(r"\{\+(.*?)\+\}", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,17 @@ class Bug:
     """One change.
 
     Attributes:
-        name: what is wrong.
-        old: text of the module that occurs once.
-        new: the text that replaces it.
-        test: pytest's -k for the test that must fail.
         module: of ``torch_corr.algorithms.triton``.
+        name: what is wrong.
+        test: pytest's -k for the test that must fail.
+        change: text of the module that occurs once, with changes as in ``git diff --word-diff``:
+            ``[-removed-]`` and ``{+added+}``.
     """
 
+    module: str
     name: str
-    old: str
-    new: str
     test: str
-    module: str = KERNELS
+    change: str
 
 
 NONFINITE, SPLIT = "test_nonfinite_value and nan and", "test_grad_weight_for_any and"
@@ -51,379 +52,151 @@ BAND = f"{CONFIG}-forward-band"
 SKIPPED = "test_outside_rows and n3c2 and forward"
 CACHE_KEY = "test_plan_depends_on"
 
-BUGS = (
-    Bug(
-        "kernels compute although the flag is 0",
-        "skip = tl.load(recompute_flag) == 0",
-        "skip = tl.load(recompute_flag) == 2",
-        "test_kernels_store_nothing and forward-taps-4",
-    ),
-    Bug(
-        "row sums ignore the flag",
-        """    if _must_skip(recompute_flag):
-        return
-    pid = _program_id(USE_INT64)
-    block = pid % blocks
-    rest""",
-        """    pid = _program_id(USE_INT64)
-    block = pid % blocks
-    rest""",
-        "test_kernels_store_nothing and forward-taps-4",
-    ),
-    Bug(
-        "the period of taps is the stride",
-        "taps, stride // gcd(stride, step))",
-        "taps, stride)",
-        "test_edge_cases and c17",
-        "axes",
-    ),
-    Bug(
-        "the last tap of a residue class is not counted",
-        "taps = (axis.taps - u + axis.period - 1) // axis.period",
-        "taps = (axis.taps - u) // axis.period",
-        "test_edge_cases and s2x3",
-    ),
-    Bug(
-        "the first row is outside",
-        "return position.to(tl.uint32, bitcast=True) < size",
-        "return (position - 1).to(tl.uint32, bitcast=True) < size",
-        "test_edge_cases and n1c1-x1x1",
-    ),
-    Bug(
-        "one row too many is inside",
-        "return position.to(tl.uint32, bitcast=True) < size",
-        "return position.to(tl.uint32, bitcast=True) <= size",
-        TAPS,
-    ),
-    Bug(
-        "rows before the first are inside",
-        "return position.to(tl.uint32, bitcast=True) < size",
-        "return position < size",
-        TAPS,
-    ),
-    Bug(
-        "the row stride is 1",
-        "            sums = added\n        source += row_stride\n",
-        "            sums = added\n        source += 1\n",
-        TAPS,
-    ),
-    Bug(
-        "all chunks of taps read the first rows",
-        "at += CHUNK * TAP_STEP * source_strides[2]",
-        "at += 0 * source_strides[2]",
-        TAPS,
-    ),
-    Bug(
-        "the last row inside is skipped",
-        "_is_index(FIRST_ROW + r + LOW, SOURCE_ROWS)",
-        "_is_index(FIRST_ROW + r + LOW, SOURCE_ROWS - 1)",
-        SKIPPED,
-    ),
-    Bug(
-        "rows are skipped as if the first were at the edge",
-        '"FIRST_ROW": rows.base if skips_rows else 0',
-        '"FIRST_ROW": 0',
-        SKIPPED,
-        "plan_correlate",
-    ),
-    Bug(
-        "with skipped rows the taps of a column are adjacent",
-        '"TAP_STRIDE": step[3]',
-        '"TAP_STRIDE": step[4]',
-        SKIPPED,
-        "plan_correlate",
-    ),
-    Bug(
-        "with skipped rows a single row has its own stride",
-        '"ROW_STRIDE": strides[0][2]',
-        '"ROW_STRIDE": self.source.stride(2)',
-        "test_outside_rows and x1x6 and forward",
-        "plan_correlate",
-    ),
-    Bug(
-        "masked sums multiply before they mask",
-        "        total = tl.where(valid, total + x * tap, total)\n        # Advance",
-        "        total = total + x * tap\n        # Advance",
-        f"{NONFINITE} taps-1",
-    ),
-    Bug(
-        "nothing is recomputed",
-        "return self.builder.build(self.result, launch, self._recompute_launch(edges=True))",
-        "return self.builder.build(self.result, launch)",
-        f"{NONFINITE} taps-4",
-        "plan_correlate",
-    ),
-    Bug(
-        "pixels at edge columns are not recomputed",
-        "_reaches_out(row, rows) | _reaches_out(column, columns)",
-        "_reaches_out(row, rows)",
-        f"{NONFINITE} taps-4",
-    ),
-    Bug(
-        "pixels whose last tap is outside are not recomputed",
-        "return ~(_inside(first, end) & _inside(last, end))",
-        "return ~_inside(first, end)",
-        f"{NONFINITE} taps-4",
-    ),
-    Bug(
-        "pixels whose first tap is outside are not recomputed",
-        "return ~(_inside(first, end) & _inside(last, end))",
-        "return ~_inside(last, end)",
-        f"{NONFINITE} taps-4",
-    ),
-    Bug(
-        "pixels at edge rows are not recomputed",
-        "_reaches_out(row, rows) | _reaches_out(column, columns)",
-        "_reaches_out(column, columns)",
-        f"{NONFINITE} taps-4",
-    ),
-    Bug(
-        "the first row is outside in a matrix product",
-        "return (position >= 0) & (position < size)",
-        "return (position > 0) & (position < size)",
-        DOT,
-    ),
-    Bug(
-        "one row too many is inside in a matrix product",
-        "return (position >= 0) & (position < size)",
-        "return (position >= 0) & (position <= size)",
-        DOT,
-    ),
-    Bug(
-        "with 64 bits one row too many is inside",
-        "return position.to(tl.uint64, bitcast=True) < size",
-        "return position.to(tl.uint64, bitcast=True) <= size",
-        "test_int64_positions",
-    ),
-    Bug("the taps after the last full chunk are ignored", "if REST > 0:", "if REST > 9:", TAPS),
-    Bug(
-        "later chunks of taps ignore the dilation",
-        "row + chunk * CHUNK * TAP_STEP, rows",
-        "row + chunk * CHUNK, rows",
-        "test_row_sums_of_several_chunks",
-    ),
-    Bug(
-        "row sums ignore the stride",
-        "_has_tap(r + LOW - i * MULT, TAP_STEP, TAPS):\n"
-        "                    added = added + (sums[i] + x * taps[(r + LOW - i * MULT) //",
-        "_has_tap(r + LOW - i, TAP_STEP, TAPS):\n"
-        "                    added = added + (sums[i] + x * taps[(r + LOW - i) //",
-        "test_row_sums_with_stride and taps-4",
-    ),
-    Bug(
-        "channels of a group are counted from the first group",
-        "(channel % group_dest) * weight_strides[1]",
-        "channel * weight_strides[1]",
-        f"{CONFIG}-grad_input-taps",
-    ),
-    Bug(
-        "groups of the source have the size of groups of the dest",
-        "image * source_strides[0] + group * group_source * source_strides[1]\n    weight",
-        "image * source_strides[0] + group * group_dest * source_strides[1]\n    weight",
-        TAPS,
-    ),
-    Bug(
-        "matrix products ignore the period of taps",
-        "tap = (first_row + u * rows.period) * columns.taps + first_column + v * columns.period",
-        "tap = (first_row + u) * columns.taps + first_column + v",
-        "test_edge_cases and o5-k3x2",
-    ),
-    Bug(
-        "values past the channels of a group are multiplied by zero",
-        "mask=valid & valid_k[None, :]",
-        "mask=valid",
-        f"{NONFINITE} c40",
-    ),
-    Bug(
-        "weights past the channels of a group are read",
-        "mask=valid_k[:, None] & (n < group_dest)[None, :]",
-        "mask=(n < group_dest)[None, :]",
-        f"{NONFINITE} c40",
-    ),
-    Bug(
-        "images of a contiguous result overlap",
-        "at = m // (plane * PLANE_PART) * result_strides[0] + m % (plane * PLANE_PART)",
-        "at = m % (plane * PLANE_PART)",
-        DOT,
-    ),
-    Bug(
-        "tiles of pixels are counted as tiles of channels",
-        "m = pid % tiles_m * M + tl.arange(0, M)\n    pid = pid // tiles_m\n"
-        "    group = pid % groups\n    row",
-        "m = pid % tiles_n * M + tl.arange(0, M)\n    pid = pid // tiles_m\n"
-        "    group = pid % groups\n    row",
-        f"{CONFIG}-forward-dot-64x32",
-    ),
-    Bug(
-        "rows below the output are multiplied",
-        "valid = live & (output_row + i < rows.dest)",
-        "valid = live",
-        SUMS,
-    ),
-    Bug(
-        "a block of rows with NaN is not summed again",
-        "if tl.max((difference != 0).to(tl.int32), 0) > 0:",
-        "if tl.max((difference != 0).to(tl.int32), 0) > 1:",
-        f"{NONFINITE} sums-4x4x4",
-    ),
-    Bug(
-        "rows summed again one by one include those below the output",
-        "if AT_ONCE < HEIGHT:",
-        "if AT_ONCE > HEIGHT:",
-        f"{NONFINITE} sums-4x4x4",
-    ),
-    Bug(
-        "every split of lanes is stored as the first",
-        "partial += ((split * out_channels + o) * group_in + c)",
-        "partial += (o * group_in + c)",
-        f"{SPLIT} sums-4x4x4",
-    ),
-    Bug(
-        "a split of pixels ends at the last pixel",
-        "end = tl.minimum(begin + per_split, pixels)",
-        "end = pixels",
-        f"{SPLIT} dot-64x16",
-    ),
-    Bug(
-        "the last split of pixels ends beyond the last pixel",
-        "end = tl.minimum(begin + per_split, pixels)",
-        "end = begin + per_split",
-        f"{SPLIT} dot-64x16",
-    ),
-    Bug(
-        "bands have taps where the division has a remainder",
-        "is_tap = (v * columns.tap_step == distance) & _inside(v, columns.taps)",
-        "is_tap = _inside(v, columns.taps)",
-        "test_bands_match and s2x3",
-    ),
-    Bug(
-        "all groups write the band of the first",
-        "band += row // row_taps * group_stride + row % row_taps * row_stride",
-        "band += row % row_taps * row_stride",
-        BAND,
-    ),
-    Bug(
-        "bands recompute only pixels near the edges",
-        "return build, product, self._recompute_launch(edges=False)",
-        "return build, product, self._recompute_launch(edges=True)",
-        f"{NONFINITE} band-64x32",
-        "plan_correlate",
-    ),
-    Bug(
-        "recomputing reads the first image only",
-        "plane = source + rest * source_strides[0] + group",
-        "plane = source + group",
-        "test_recompute_nonfinite and taps-4",
-    ),
-    Bug(
-        "recomputing assumes NCHW in channels_last",
-        """                "CHANNELS_LAST": is_channels_last(result),
-                "EDGES": edges,""",
-        """                "CHANNELS_LAST": False,
-                "EDGES": edges,""",
-        "test_recompute_nonfinite and taps-4",
-        "plan_correlate",
-    ),
-    Bug(
-        "bands recompute nothing",
-        "return build, product, self._recompute_launch(edges=False)",
-        "return build, product",
-        f"{NONFINITE} band-64x32",
-        "plan_correlate",
-    ),
-    Bug(
-        "every split of bands is read from the first",
-        "first = (split * groups + group) * columns.dest",
-        "first = group * columns.dest",
-        f"{SPLIT} band-64x32",
-    ),
-    Bug(
-        "diagonals of a band continue outside the image",
-        "valid = (v < columns.taps) & _inside(column, columns.source)",
-        "valid = v < columns.taps",
-        f"{CONFIG}-grad_weight-band",
-    ),
-    Bug(
-        "only one split is summed",
-        "result = result[0] if len(result) == 1 else result.sum(0)",
-        "result = result[0]",
-        f"{SPLIT} sums-4x4x4",
-        "algorithm",
-    ),
-    Bug(
-        "halves are summed in halves",
-        "return language.float64 if dtype == torch.float64 else language.float32",
-        "return {2: language.float16, 4: language.float32, 8: language.float64}[dtype.itemsize]",
-        "test_every_config and float16",
-        "launch_plan_builder",
-    ),
-    Bug(
-        "float64 is summed in float32",
-        "return language.float64 if dtype == torch.float64 else language.float32",
-        "return language.float32",
-        "test_every_config and float64",
-        "launch_plan_builder",
-    ),
-    Bug(
-        "channels_last is treated as contiguous",
-        "for size, step in zip(tensor.shape, tensor.stride())",
-        "for size, step in zip(tensor.shape, tensor.contiguous().stride())",
-        "test_forward_keeps_layout",
-        "launch_plan_builder",
-    ),
-    Bug(
-        "a negated view is read without its sign",
-        "(operand.resolve_neg() for operand in (first, *others))",
-        "(first, *others)",
-        "test_negated_views",
-        "algorithm",
-    ),
-    Bug(
-        "a kernel for aligned memory is launched on any",
-        "*(pointer % 16 == 0 for pointer in pointers),",
-        "",
-        CACHE_KEY,
-        "launch_plan",
-    ),
-    Bug(
-        "the kernel of one device is launched on another",
-        "tensors[0].get_device(),\n",
-        "0,\n",
-        "test_compiled_kernels_belong",
-        "launch_plan",
-    ),
-    Bug(
-        "a plan without TF32 is used with TF32",
-        "settings = may_use_tf32(dtype), is_interpreted()",
-        "settings = False, is_interpreted()",
-        CACHE_KEY,
-        "algorithm",
-    ),
-    Bug(
-        "a plan is used for other strides of an operand",
-        "first.stride(), second.stride(), settings)\n        result",
-        "torch.empty(first.shape).stride(), second.stride(), settings)\n        result",
-        CACHE_KEY,
-        "algorithm",
-    ),
-    Bug(
-        "a later launch passes the constants in another order",
-        "(*arguments[count:], *constants)",
-        "(*arguments[count:], *reversed([*constants]))",
-        "test_repeated_call",
-        "launch_plan",
-    ),
-    Bug(
-        "a later launch uses the addresses of the first",
-        "(*arguments[count:], *constants)\n",
-        "(*arguments[count:], *constants)\n"
-        "            kept, start = pointers, self.compiled[key][0]\n"
-        "            late = lambda *v: start(*kept, *v[count:])\n"
-        "            self.compiled[key] = late, self.compiled[key][1]\n",
-        "test_repeated_call",
-        "launch_plan",
-    ),
-)
+# fmt: off
+CHANGES = {
+    "kernels": [
+        ("kernels compute although the flag is 0", "test_kernels_store_nothing and forward-taps-4",
+         "skip = tl.load(recompute_flag) == [-0-]{+2+}"),
+        ("row sums ignore the flag", "test_kernels_store_nothing and forward-taps-4",
+         "[-    if _must_skip(recompute_flag):\n        return\n-]"
+         "    pid = _program_id(USE_INT64)\n"
+         "    block = pid % blocks\n    rest"),
+        ("the last tap of a residue class is not counted", "test_edge_cases and s2x3",
+         "taps = (axis.taps - u[- + axis.period - 1-]) // axis.period"),
+        ("the first row is outside", "test_edge_cases and n1c1-x1x1",
+         "return [-position-]{+(position - 1)+}.to(tl.uint32, bitcast=True) < size"),
+        ("one row too many is inside", TAPS,
+         "return position.to(tl.uint32, bitcast=True) <{+=+} size"),
+        ("rows before the first are inside", TAPS,
+         "return position[-.to(tl.uint32, bitcast=True)-] < size"),
+        ("the row stride is 1", TAPS,
+         "            sums = added\n"
+         "        source += [-row_stride-]{+1+}\n"),
+        ("all chunks of taps read the first rows", TAPS,
+         "at += [-CHUNK * TAP_STEP-]{+0+} * source_strides[2]"),
+        ("the last row inside is skipped", SKIPPED,
+         "_is_index(FIRST_ROW + r + LOW, SOURCE_ROWS{+ - 1+})"),
+        ("masked sums multiply before they mask", f"{NONFINITE} taps-1",
+         "        total = [-tl.where(valid, total + x * tap, total)-]{+total + x * tap+}\n"
+         "        # Advance"),
+        ("pixels at edge columns are not recomputed", f"{NONFINITE} taps-4",
+         "_reaches_out(row, rows)[- | _reaches_out(column, columns)-]"),
+        ("pixels whose last tap is outside are not recomputed", f"{NONFINITE} taps-4",
+         "return ~[-(-]_inside(first, end)[- & _inside(last, end))-]"),
+        ("pixels whose first tap is outside are not recomputed", f"{NONFINITE} taps-4",
+         "return ~[-(_inside(first, end) & -]_inside(last, end)[-)-]"),
+        ("pixels at edge rows are not recomputed", f"{NONFINITE} taps-4",
+         "[-_reaches_out(row, rows) | -]_reaches_out(column, columns)"),
+        ("the first row is outside in a matrix product", DOT,
+         "return (position >[-=-] 0) & (position < size)"),
+        ("one row too many is inside in a matrix product", DOT,
+         "return (position >= 0) & (position <{+=+} size)"),
+        ("with 64 bits one row too many is inside", "test_int64_positions",
+         "return position.to(tl.uint64, bitcast=True) <{+=+} size"),
+        ("the taps after the last full chunk are ignored", TAPS, "if REST > [-0-]{+9+}:"),
+        ("later chunks of taps ignore the dilation", "test_special_cases and x12x4",
+         "row + chunk * CHUNK[- * TAP_STEP-], rows"),
+        ("row sums ignore the stride", "test_special_cases and taps-4 and x21x6",
+         "_has_tap(r + LOW - i[- * MULT-], TAP_STEP, TAPS):\n"
+         "                    added = added + (sums[i] + x * taps[(r + LOW - i[- * MULT-]) //"),
+        ("channels of a group are counted from the first group", f"{CONFIG}-grad_input-taps",
+         "[-(channel % group_dest)-]{+channel+} * weight_strides[1]"),
+        ("groups of the source have the size of groups of the dest", TAPS,
+         "image * source_strides[0] + group * [-group_source-]{+group_dest+} * source_strides[1]\n"
+         "    weight"),
+        ("matrix products ignore the period of taps", "test_edge_cases and o5-k3x2",
+         "tap = (first_row + u[- * rows.period-]) * columns.taps + "
+         "first_column + v[- * columns.period-]"),
+        ("values past the channels of a group are multiplied by zero", f"{NONFINITE} c40",
+         "mask=valid[- & valid_k[None, :]-]"),
+        ("weights past the channels of a group are read", f"{NONFINITE} c40",
+         "mask=[-valid_k[:, None] & -](n < group_dest)[None, :]"),
+        ("images of a contiguous result overlap", DOT,
+         "at = m [-// (plane * PLANE_PART) * result_strides[0] + m -]% (plane * PLANE_PART)"),
+        ("tiles of pixels are counted as tiles of channels", f"{CONFIG}-forward-dot-64x32",
+         "m = pid % [-tiles_m-]{+tiles_n+} * M + tl.arange(0, M)\n"
+         "    pid = pid // tiles_m\n    group = pid % groups\n    row"),
+        ("rows below the output are multiplied", SUMS,
+         "valid = live[- & (output_row + i < rows.dest)-]"),
+        ("a block of rows with NaN is not summed again", f"{NONFINITE} sums-4x4x4",
+         "if tl.max((difference != 0).to(tl.int32), 0) > [-0-]{+1+}:"),
+        ("rows summed again one by one include those below the output", f"{NONFINITE} sums-4x4x4",
+         "if AT_ONCE [-<-]{+>+} HEIGHT:"),
+        ("every split of lanes is stored as the first", f"{SPLIT} sums-4x4x4",
+         "partial += ([-(split * out_channels + o)-]{+o+} * group_in + c)"),
+        ("a split of pixels ends at the last pixel", f"{SPLIT} dot-64x16",
+         "end = [-tl.minimum(begin + per_split, pixels)-]{+pixels+}"),
+        ("the last split of pixels ends beyond the last pixel", f"{SPLIT} dot-64x16",
+         "end = [-tl.minimum(begin + per_split, pixels)-]{+begin + per_split+}"),
+        ("bands have taps where the division has a remainder", "test_special_cases and s2x3",
+         "is_tap = [-(v * columns.tap_step == distance) & -]_inside(v, columns.taps)"),
+        ("all groups write the band of the first", BAND,
+         "band += row [-// row_taps * group_stride + row -]% row_taps * row_stride"),
+        ("recomputing reads the first image only", "test_recompute_nonfinite and taps-4",
+         "plane = source + [-rest * source_strides[0] + -]group"),
+        ("every split of bands is read from the first", f"{SPLIT} band-64x32",
+         "first = [-(split * groups + group)-]{+group+} * columns.dest"),
+        ("diagonals of a band continue outside the image", f"{CONFIG}-grad_weight-band",
+         "valid = [-(-]v < columns.taps[-) & _inside(column, columns.source)-]"),
+    ],
+    "axes": [
+        ("the period of taps is the stride", "test_edge_cases and c17",
+         "taps, stride[- // gcd(stride, step)-])"),
+    ],
+    "plan_correlate": [
+        ("rows are skipped as if the first were at the edge", SKIPPED,
+         '"FIRST_ROW": [-rows.base if skips_rows else -]0'),
+        ("with skipped rows the taps of a column are adjacent", SKIPPED,
+         '"TAP_STRIDE": step[[-3-]{+4+}]'),
+        ("with skipped rows a single row has its own stride",
+         "test_outside_rows and x1x6 and forward",
+         '"ROW_STRIDE": [-strides[0][2]-]{+self.source.stride(2)+}'),
+        ("nothing is recomputed", f"{NONFINITE} taps-4",
+         "return self.builder.build(self.result, launch[-, self._recompute_launch(edges=True)-])"),
+        ("bands recompute only pixels near the edges", f"{NONFINITE} band-64x32",
+         "return build, product, self._recompute_launch(edges=[-False-]{+True+})"),
+        ("recomputing assumes NCHW in channels_last", "test_recompute_nonfinite and taps-4",
+         '                "CHANNELS_LAST": [-is_channels_last(result)-]{+False+},\n'
+         '                "EDGES": edges,'),
+        ("bands recompute nothing", f"{NONFINITE} band-64x32",
+         "return build, product[-, self._recompute_launch(edges=False)-]"),
+    ],
+    "algorithm": [
+        ("only one split is summed", f"{SPLIT} sums-4x4x4",
+         "result = result[0][- if len(result) == 1 else result.sum(0)-]"),
+        ("a negated view is read without its sign", "test_negated_views",
+         "([-operand.resolve_neg() for operand in (first, *others)-]{+first, *others+})"),
+        ("a plan without TF32 is used with TF32", CACHE_KEY,
+         "settings = [-may_use_tf32(dtype)-]{+False+}, is_interpreted()"),
+        ("a plan is used for other strides of an operand", CACHE_KEY,
+         "[-first-]{+torch.empty(first.shape)+}.stride(), second.stride(), settings)\n"
+         "        result"),
+    ],
+    "launch_plan_builder": [
+        ("halves are summed in halves", "test_every_config and float16",
+         "return [-language.float64 if dtype == torch.float64 else language.float32-]{+{2: "
+         "language.float16, 4: language.float32, 8: language.float64}[dtype.itemsize]+}"),
+        ("float64 is summed in float32", "test_every_config and float64",
+         "return language.[-float64 if dtype == torch.float64 else language.-]float32"),
+        ("channels_last is treated as contiguous", "test_forward_keeps_layout",
+         "for size, step in zip(tensor.shape, tensor.{+contiguous().+}stride())"),
+    ],
+    "launch_plan": [
+        ("a kernel for aligned memory is launched on any", CACHE_KEY,
+         "[-*(pointer % 16 == 0 for pointer in pointers),-]"),
+        ("the kernel of one device is launched on another", "test_compiled_kernels_belong",
+         "[-tensors[0].get_device()-]{+0+},\n"),
+        ("a later launch passes the constants in another order", "test_repeated_call",
+         "(*arguments[count:], *[-constants-]{+reversed([*constants])+})"),
+        ("a later launch uses the addresses of the first", "test_repeated_call",
+         "(*arguments[count:], *constants){+\n"
+         "            kept, start = pointers, self.compiled[key][0]\n"
+         "            late = lambda *v: start(*kept, *v[count:])\n"
+         "            self.compiled[key] = late, self.compiled[key][1]+}\n"),
+    ],
+}
+# fmt: on
+BUGS = [Bug(module, *row) for module, rows in CHANGES.items() for row in rows]
 
 
 def changed(bug: Bug) -> str:
@@ -433,9 +206,11 @@ def changed(bug: Bug) -> str:
         ValueError: the text that the bug changes does not occur exactly once.
     """
     text = (TRITON / f"{bug.module}.py").read_text()
-    if text.count(bug.old) != 1:
-        raise ValueError(f"{bug.name!r}: its text occurs {text.count(bug.old)} times, not once")
-    return text.replace(bug.old, bug.new)
+    old = REMOVED.sub(r"\1", ADDED.sub("", bug.change))
+    new = ADDED.sub(r"\1", REMOVED.sub("", bug.change))
+    if text.count(old) != 1:
+        raise ValueError(f"{bug.name!r}: its text occurs {text.count(old)} times, not once")
+    return text.replace(old, new)
 
 
 class Planted(importlib.abc.MetaPathFinder):

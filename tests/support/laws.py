@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_corr import ALGORITHMS, Algorithm, Problem, Unfold
 from torch_corr.planning.plan import able_algorithms
-from torch_corr.testing import Componentwise, ErrorModel, declared, require_close, require_right
+from torch_corr.testing import Componentwise, ErrorModel, declared, require_right
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 COMPLEX = (torch.complex128, torch.complex64)
@@ -88,8 +88,3 @@ def assert_all_right(
     slots = (x, w, None), (None, w, y), (x, None, y)
     for result, (input, weight, output) in zip(results, slots):
         assert_right(result, problem, input, weight, output, algorithm=algorithm)
-
-
-def assert_close(result: Tensor, expected: Tensor, bound: Tensor) -> None:
-    """|result - expected| <= bound, everywhere; equality modulo 2**bits for integers."""
-    require_close("result", result, expected, bound)

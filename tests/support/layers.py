@@ -12,11 +12,12 @@ from torch_corr import Algorithm, Corr2d
 
 def twins(algorithm: Algorithm | str, **arguments: Any) -> tuple[Corr2d, nn.Conv2d]:
     """Ours and PyTorch's, with the same weights."""
-    arguments = {"padding": 1, "groups": 2, "dtype": torch.float64, **arguments}
+    defaults = {"kernel_size": 3, "padding": 1, "groups": 2, "dtype": torch.float64}
+    arguments = {**defaults, **arguments}
     torch.manual_seed(0)
-    ours = Corr2d(4, 6, 3, **arguments, algorithm=algorithm)
+    ours = Corr2d(4, 6, **arguments, algorithm=algorithm)
     torch.manual_seed(0)
-    return ours, nn.Conv2d(4, 6, 3, **arguments)
+    return ours, nn.Conv2d(4, 6, **arguments)
 
 
 def images(dtype: torch.dtype = torch.float64) -> Tensor:

@@ -24,11 +24,6 @@ def request(
     return Request(problem, map, torch.device(device), dtype)
 
 
-def operands_of(map: str) -> tuple[str, ...]:
-    """The names of a map's two operands, in the order in which it takes them."""
-    return OPERANDS[map]
-
-
 def all_operands(
     problem: Problem, dtype: torch.dtype = torch.float32, **options: Any
 ) -> list[Tensor]:
@@ -39,11 +34,9 @@ def all_operands(
 
 def some(problem: Problem, map: str, dtype: torch.dtype) -> list[Tensor]:
     """Normally distributed operands of a map, in its order."""
-    return [
-        torch.randn(getattr(problem, f"{slot}_shape"), dtype=dtype) for slot in operands_of(map)
-    ]
+    return [torch.randn(getattr(problem, f"{slot}_shape"), dtype=dtype) for slot in OPERANDS[map]]
 
 
 def reference(problem: Problem, map: str, operands: list[Tensor]) -> Reference:
     """The exact result of a map, with the sum of the magnitudes of its products."""
-    return oracle(problem, **dict(zip(operands_of(map), operands)))
+    return oracle(problem, **dict(zip(OPERANDS[map], operands)))

@@ -74,12 +74,13 @@ def lacks(item: pytest.Item) -> str | None:
         return next(what for what in HERE if what in lacking)
     algorithm = parameters.get("algorithm")
     if isinstance(algorithm, Algorithm):
-        return _lacks(algorithm, torch.device(parameters.get("device", "cpu")))
+        device, dtype = parameters.get("device", "cpu"), parameters.get("dtype", torch.float32)
+        return _lacks(algorithm, torch.device(device), dtype)
     return None
 
 
-def _lacks(algorithm: Algorithm, device: torch.device) -> str | None:
-    reasons = algorithm.refusals(Request(_SMALLEST, "forward", device, torch.float32))
+def _lacks(algorithm: Algorithm, device: torch.device, dtype: torch.dtype) -> str | None:
+    reasons = algorithm.refusals(Request(_SMALLEST, "forward", device, dtype))
     if not reasons:
         return None
     what = _ALGORITHM_NEEDS.get(algorithm.name)

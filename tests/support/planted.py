@@ -92,35 +92,28 @@ class Bug:
 
     Attributes:
         law: its name.
+        what: what is wrong, in a line.
         dtype: of the operands that show the bug.
         claims: laws that the callable claims.
         errors: what it promises about rounding.
-        what: what is wrong, in a line.
     """
 
     fn: Callable[..., Tensor]
     law: str
-    dtype: torch.dtype
-    claims: tuple[str, ...]
-    errors: str
     name: str
     what: str
+    dtype: torch.dtype = torch.float32
+    claims: tuple[str, ...] = ()
+    errors: str = "componentwise"
 
 
 BUGS: list[Bug] = []
 
 
-def plant(
-    law: str,
-    name: str,
-    what: str,
-    change: Callable[..., Tensor],
-    dtype: torch.dtype = torch.float32,
-    claims: tuple[str, ...] = (),
-    errors: str = "componentwise",
-) -> None:
-    """Make a bug of ``change(p, x, w, bias) -> y``."""
-    BUGS.append(Bug(callable_of(change, name), law, dtype, claims, errors, name, what))
+def plant_all(*rows: tuple[Any, ...]) -> None:
+    """Make a bug of each row: law, name, what is wrong, ``change(p, x, w, bias) -> y``, others."""
+    for law, name, what, change, *others in rows:
+        BUGS.append(Bug(callable_of(change, name), law, name, what, *others))
 
 
 def callable_of(change: Callable[..., Tensor], name: str = "fn") -> Callable[..., Tensor]:
@@ -133,11 +126,12 @@ def callable_of(change: Callable[..., Tensor], name: str = "fn") -> Callable[...
     return fn
 
 
-def bug(law: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
-    """The same for a function, whose docstring says what is wrong."""
+def bug(law: str, *others: Any, **more: Any) -> Any:
+    """Make a bug of a change, whose docstring says what is wrong."""
 
     def decorate(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        plant(law, change.__name__, change.__doc__, change, dtype, **more)
+        name = change.__name__
+        BUGS.append(Bug(callable_of(change, name), law, name, change.__doc__, *others, **more))
         return change
 
     return decorate
@@ -147,16 +141,10 @@ def raw(law: str) -> Any:
     """Make a bug of a callable with the whole signature."""
 
     def decorate(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        BUGS.append(Bug(fn, law, torch.float32, (), "componentwise", fn.__name__, fn.__doc__))
+        BUGS.append(Bug(fn, law, fn.__name__, fn.__doc__))
         return fn
 
     return decorate
-
-
-def plant_all(*rows: tuple[Any, ...]) -> None:
-    """Make a bug of each row, the arguments of :func:`plant`."""
-    for row in rows:
-        plant(*row)
 
 
 def cast(b: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -341,23 +329,13 @@ def fourier_wraps_around(p, x, w, b):
 
 
 # F(4, 3) as published: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", 4.3.
+# fmt: off
 _A = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-_B = [
-    [4, 0, -5, 0, 1, 0],
-    [0, -4, -4, 1, 1, 0],
-    [0, 4, -4, -1, 1, 0],
-    [0, -2, -1, 2, 1, 0],
-    [0, 2, -1, -2, 1, 0],
-    [0, 4, 0, -5, 0, 1],
-]
-_G = [
-    [1 / 4, 0, 0],
-    [-1 / 6, -1 / 6, -1 / 6],
-    [-1 / 6, 1 / 6, -1 / 6],
-    [1 / 24, 1 / 12, 1 / 6],
-    [1 / 24, -1 / 12, 1 / 6],
-    [0, 0, 1],
-]
+_B = [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+      [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]]
+_G = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+      [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
+# fmt: on
 
 
 def winograd(
@@ -539,14 +517,16 @@ def pulled_back(pullback: Callable[..., Any], p: Problem, x: Tensor, w: Tensor) 
     return _Custom.apply(partial(assemble, p), backward, None, x, w)
 
 
-def pullback(law: str, dtype: torch.dtype = torch.float32) -> Any:
+def pulls_back(wrong: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A change whose gradients are those of a pullback."""
+    return lambda p, x, w, b: add(pulled_back(wrong, p, x, w), b)
+
+
+def pullback(law: str, *others: Any) -> Any:
     """Make a bug of a pullback."""
 
     def decorate(wrong: Callable[..., Any]) -> Callable[..., Any]:
-        def change(p, x, w, b):
-            return add(pulled_back(wrong, p, x, w), b)
-
-        plant(law, wrong.__name__, wrong.__doc__, change, dtype)
+        plant_all((law, wrong.__name__, wrong.__doc__, pulls_back(wrong), *others))
         return wrong
 
     return decorate
@@ -598,45 +578,37 @@ def frozen_operand_takes_the_gradient(p, x, w, b):
     return add(_Custom.apply(partial(assemble, p), mixed_up, None, x, w), b)
 
 
-@pullback("second_order", torch.complex64)
-def second_conjugate_missing(p, x, w, g):
-    """Complex gradients are right, but their own gradients see the operand unconjugated."""
-    held = w.conj().detach()
-    return adjoints(p, x, w + (held - w.conj()), g)
-
-
-@pullback("second_order")
-def gradients_without_gradients(p, x, w, g):
-    """The backward pass is hidden from autograd (once_differentiable)."""
-    return adjoints(p, x.detach(), w.detach(), g.detach(), create_graph=False)
-
-
 def negated_in_the_weight(p, x, w, g):
     """The right gradients, but that of the input has the wrong derivative by the weight."""
     negated = 2 * w.detach() - w
     return adjoints(p, x, w, g)[0] * 0 + adjoints(p, x, negated, g)[0], adjoints(p, x, w, g)[1]
 
 
-@pullback("second_order")
-def second_derivative_has_the_wrong_sign(p, x, w, g):
-    """The gradient's own gradient in the weight is negated."""
-    return negated_in_the_weight(p, x, w, g)
-
-
-@bug("second_order_bias")
-def bias_gradient_without_a_gradient(p, x, w, b):
-    """The bias' gradient is hidden from autograd."""
+def hidden_bias_gradient(p, x, w, b):
     y = assemble(p, x, w)
     hidden = lambda _, y, b, g: (g, g.detach().sum((0, 2, 3)))  # noqa: E731
     return y if b is None else _Custom.apply(add, hidden, None, y, b)
 
 
-@bug("second_order_bias")
-def second_derivative_has_the_wrong_sign_beside_a_bias(p, x, w, b):
-    """With a bias, the gradient's own gradient in the weight is negated."""
-    if b is None:
-        return assemble(p, x, w)
-    return add(pulled_back(negated_in_the_weight, p, x, w), b)
+# fmt: off
+plant_all(
+    ("second_order", "second_conjugate_missing",
+     "Complex gradients are right, but their own gradients see the operand unconjugated.",
+     pulls_back(lambda p, x, w, g: adjoints(p, x, w + (w.conj().detach() - w.conj()), g)),
+     torch.complex64),
+    ("second_order", "gradients_without_gradients",
+     "The backward pass is hidden from autograd (once_differentiable).",
+     pulls_back(lambda p, *values: adjoints(p, *(v.detach() for v in values), create_graph=False))),
+    ("second_order", "second_derivative_has_the_wrong_sign",
+     "The gradient's own gradient in the weight is negated.", pulls_back(negated_in_the_weight)),
+    ("second_order_bias", "bias_gradient_without_a_gradient",
+     "The bias' gradient is hidden from autograd.", hidden_bias_gradient),
+    ("second_order_bias", "second_derivative_has_the_wrong_sign_beside_a_bias",
+     "With a bias, the gradient's own gradient in the weight is negated.",
+     lambda p, x, w, b:
+        assemble(p, x, w) if b is None else pulls_back(negated_in_the_weight)(p, x, w, b)),
+)
+# fmt: on
 
 
 @pullback("finite_differences", torch.float64)
@@ -712,20 +684,17 @@ def a_row_too_many_is_read_and_masked(p, x, w, b):
 # --- regions of few problems, as three kernels of oneDNN had them in PyTorch 2.13
 
 
-def skips_padding_first(axis: int, steps: int, groups: bool = False) -> Callable[..., Any]:
+def skips_padding_first(axis: int, steps: int) -> Callable[..., Any]:
     """A pullback whose grad_weight leaves out the first outputs, which it takes to see padding.
 
-    Args:
-        axis: 0 for rows, 1 for columns.
-        steps: how many outputs it computes at a time.
-        groups: whether it does so for several groups too.
+    It computes ``steps`` outputs at a time, along rows (axis 0) or columns.
     """
 
     def pullback(p, x, w, g):
         grad_input, grad_weight = adjoints(p, x, w, g)
         apart = min(p.stride[axis], p.dilation[axis]) > 1
         wide = p.padding[axis][0] > p.span[axis] // 2 and p.output_size[axis] > steps
-        if not (apart and wide and (p.groups == 1 or groups)):
+        if not (apart and wide and p.groups == 1):
             return grad_input, grad_weight
         first = p.padding[axis][0] // p.stride[axis]
         skipped = torch.arange(p.output_size[axis]) < first
@@ -735,16 +704,16 @@ def skips_padding_first(axis: int, steps: int, groups: bool = False) -> Callable
     return pullback
 
 
-@pullback("gradients")
-def grad_weight_skips_columns_that_see_padding(p, x, w, g):
-    """With stride and dilation, grad_weight skips columns whose first tap alone meets padding."""
-    return skips_padding_first(axis=1, steps=28)(p, x, w, g)
-
-
-@pullback("gradients")
-def grad_weight_skips_rows_that_see_padding(p, x, w, g):
-    """With stride and dilation, grad_weight skips rows whose first tap alone meets padding."""
-    return skips_padding_first(axis=0, steps=16)(p, x, w, g)
+# fmt: off
+plant_all(
+    ("gradients", "grad_weight_skips_columns_that_see_padding",
+     "With stride and dilation, grad_weight skips columns whose first tap alone meets padding.",
+     pulls_back(skips_padding_first(axis=1, steps=28))),
+    ("gradients", "grad_weight_skips_rows_that_see_padding",
+     "With stride and dilation, grad_weight skips rows whose first tap alone meets padding.",
+     pulls_back(skips_padding_first(axis=0, steps=16))),
+)
+# fmt: on
 
 
 @pullback("gradients")
@@ -992,13 +961,5 @@ def _(input, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), 
 
 
 BUGS.append(
-    Bug(
-        _operator,
-        "opcheck",
-        torch.float32,
-        (),
-        "componentwise",
-        "fake_of_the_wrong_shape",
-        "The operator's fake forgets the stride.",
-    )
+    Bug(_operator, "opcheck", "fake_of_the_wrong_shape", "The operator's fake forgets the stride.")
 )

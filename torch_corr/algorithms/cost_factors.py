@@ -13,7 +13,10 @@ Judged on problems of another seed, 2026-11-28: Of 1215 maps the fastest algorit
 it, is chosen in 84%; the time is 1.092 times the quickest's in the geometric mean, 42.1 times at
 worst. Beside PyTorch 3.72 times as fast, 0.35 at worst, more than 5 % slower in 35.
 
-@@
+Judged in channels_last on problems of another seed, 2026-11-30: Of 405 maps the fastest
+algorithm, or one within 5 % of it, is chosen in 79%; the time is 1.094 times that of the fastest
+in the geometric mean, 6.7 times at worst. The speed-up over PyTorch is 3.82, 0.83 at worst, more
+than 5 % slower in 1.
 """
 
 from __future__ import annotations

@@ -4,13 +4,13 @@ workspace."""
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from support.laws import assert_right
-from support.maps import operands_of, reference, request, some
+from support.maps import OPERANDS, reference, request, some
 from support.memory import Peak
 from torch_corr import FFT, MAPS, Naive, Problem, corr2d
 from torch_corr.algorithms.fft import algorithm as fft
@@ -47,22 +47,9 @@ class Batched(FFT):
         return search.plan(request.problem, request.map, *sizes, dtype.is_complex, *options)
 
 
-@dataclass(frozen=True)
-class Double(FFT):
-    """In double precision."""
-
-    double: bool = True
-
-
-class DoubleOnCuda(Double, OnCuda):
-    """CUDA's plans for that."""
-
-
-class DoubleBatched(Double, Batched):
-    """Of the engine for devices alone."""
-
-
-KINDS = pytest.mark.parametrize("kind", [FFT, OnCuda, Batched, Double, DoubleOnCuda, DoubleBatched])
+# In the dtype of the operands, and in double precision.
+KINDS = [each(double=double) for double in (False, True) for each in (FFT, OnCuda, Batched)]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids=repr)
 
 
 def some_problem(choose: random.Random) -> Problem:
@@ -122,29 +109,29 @@ def test_every_engine_computes_the_three_maps_at_any_tiling(seed: int) -> None:
 @pytest.mark.parametrize("text", ["n1c1-x100x90-o1-k21-p10", "n2c16-x40x40-o16-k7-p3-g2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64, torch.float64], ids=str)
 @pytest.mark.parametrize("huge", [1.0, 1e12])
-@KINDS
+@each_kind
 def test_the_error_keeps_within_its_bound(
-    kind: type[FFT], text: str, dtype: torch.dtype, huge: float
+    kind: FFT, text: str, dtype: torch.dtype, huge: float
 ) -> None:
     """A huge pixel as well, whose norm the bound is relative to."""
     problem = Problem.parse(text)
     for map in MAPS:
         operands = some(problem, map, dtype)
         operands[0][0, 0, 0, 0] = huge
-        result = getattr(kind(), map)(problem, *operands)
-        assert_right(result, problem, **dict(zip(operands_of(map), operands)), algorithm=kind())
+        result = getattr(kind, map)(problem, *operands)
+        assert_right(result, problem, **dict(zip(OPERANDS[map], operands)), algorithm=kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
 @pytest.mark.parametrize("limit", [2**28, 2**20, 5 * 10**5])
 @pytest.mark.parametrize("text", ["n2c3-x60x50-o4-k9-p4", "n1c4-x90x40-o4-k5x7-s2x1-g2"])
 @pytest.mark.parametrize("map", MAPS)
-@pytest.mark.parametrize("kind", [Double, DoubleOnCuda, DoubleBatched])
+@pytest.mark.parametrize("kind", KINDS[3:], ids=repr)
 def test_in_double_precision_a_result_is_rounded_once(
-    kind: type[FFT], map: MapName, text: str, limit: int, dtype: torch.dtype
+    kind: FFT, map: MapName, text: str, limit: int, dtype: torch.dtype
 ) -> None:
     """In one piece and in many; some of these add to the same pixels."""
-    problem, algorithm = Problem.parse(text), kind(workspace_limit=limit)
+    problem, algorithm = Problem.parse(text), replace(kind, workspace_limit=limit)
     operands = some(problem, map, dtype)
     result = getattr(algorithm, map)(problem, *operands)
     assert result.dtype == dtype
@@ -163,8 +150,8 @@ def test_in_double_precision_a_result_is_rounded_once(
 def test_pieces_that_add_up_are_tried() -> None:
     """By the test above: an input's gradient from several rows of tiles, or outputs."""
     plans = [
-        kind(workspace_limit=limit)._plan(request(Problem.parse(text), "grad_input"))
-        for kind in (Double, DoubleOnCuda, DoubleBatched)
+        replace(kind, workspace_limit=limit)._plan(request(Problem.parse(text), "grad_input"))
+        for kind in KINDS[3:]
         for text in ("n2c3-x60x50-o4-k9-p4", "n1c4-x90x40-o4-k5x7-s2x1-g2")
         for limit in (2**28, 2**20, 5 * 10**5)
     ]
@@ -205,11 +192,11 @@ def test_a_huge_pixel_blurs_its_own_tile_only() -> None:
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex128], ids=str)
-@KINDS
+@each_kind
 def test_stays_within_the_workspace_that_it_states(
-    kind: type[FFT], text: str, limit: int, dtype: torch.dtype
+    kind: FFT, text: str, limit: int, dtype: torch.dtype
 ) -> None:
-    problem, algorithm = Problem.parse(text), kind(workspace_limit=limit)
+    problem, algorithm = Problem.parse(text), replace(kind, workspace_limit=limit)
     if algorithm.refusals(request(problem, dtype=dtype)):
         assert limit == 2**23
         return
@@ -253,16 +240,13 @@ def test_refusals_are_sentences() -> None:
         "n2c2-x2x2-o2-k2x2-s5x5-p9,9x9,9",
     ],
 )
-@KINDS
-def test_windows_on_nothing_but_padding(kind: type[FFT], spelling: str, dtype: torch.dtype) -> None:
+@each_kind
+def test_windows_on_nothing_but_padding(kind: FFT, spelling: str, dtype: torch.dtype) -> None:
     """No row of the image, or no column, lies under them: there is nothing to transform."""
     problem = Problem.parse(spelling)
-    x, w, y = (
-        torch.randn(shape, dtype=dtype)
-        for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    )
-    for map, first, second in (("forward", x, w), ("grad_input", y, w), ("grad_weight", x, y)):
-        ours, theirs = (getattr(each, map)(problem, first, second) for each in (kind(), Naive()))
+    for map in MAPS:
+        operands = some(problem, map, dtype)
+        ours, theirs = (getattr(each, map)(problem, *operands) for each in (kind, Naive()))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -325,7 +309,7 @@ def test_a_device_is_not_waited_for(map: MapName) -> None:
     """On meta, a tensor that is asked for a value raises."""
     problem = Problem.parse(SQUARES[1])
     first, second = (
-        torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in operands_of(map)
+        torch.empty(getattr(problem, f"{slot}_shape"), device="meta") for slot in OPERANDS[map]
     )
     shape = getattr(problem, f"{plans.SLOTS[map][2]}_shape")
     assert getattr(OnCuda(), map)(problem, first, second).shape == shape
@@ -340,14 +324,10 @@ def test_products_in_tf32_are_allowed_for(dtype: torch.dtype) -> None:
         requests = (request(problem, map, device, dtype) for map in MAPS for device in (CPU, CUDA))
         return [*map(FFT().error_constant, requests)]
 
-    before = torch.backends.cuda.matmul.allow_tf32
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        exact = constants()
-        torch.backends.cuda.matmul.allow_tf32 = True
-        allowed = constants()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cuda.matmul.allow_tf32 = False
+    exact = constants()
+    torch.backends.cuda.matmul.allow_tf32 = True
+    allowed = constants()
     assert allowed[::2] == exact[::2]
     factor = 1 if dtype == torch.float64 else 2**13
     assert allowed[1::2] == [factor * constant for constant in exact[1::2]]
