@@ -18,7 +18,7 @@ from torch_corr.operators import decode_algorithm, encode_algorithm
 from torch_corr.planning.plan import able_algorithms
 
 PROBLEM = Problem.parse("n2c4-x5x4-o4-k3x2-s2x1-p1,2x0,1-d1x2-g2")
-GROUPS, *GEOMETRY = 2, [2, 1], [1, 2, 0, 1], [1, 2], "unfold"
+GROUPS, *GEOMETRY = 2, [2, 1], [1, 2, 0, 1], [1, 2], False, "unfold"
 ABLE = able_algorithms(PROBLEM, torch.device("cpu"), torch.float64)
 OTHERS = [each for each in ABLE if each != Aten()]
 each_other = pytest.mark.parametrize("algorithm", OTHERS, ids=algorithm_id)

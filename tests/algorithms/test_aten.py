@@ -94,7 +94,9 @@ def test_backward_calls_pytorch_once(wanted, masks, monkeypatch):
 def test_profile_names_both_gradients(padding):
     x, w = torch.randn(2, 4, 9, 8, requires_grad=True), torch.randn(4, 4, 3, 3, requires_grad=True)
     y = corr2d(x, w, padding=padding, algorithm="aten")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True
+    ) as profile:
         y.sum().backward()
     names = {each.key for each in profile.key_averages() if each.key.startswith("torch_corr::")}
     alone = {"torch_corr::aten.grad_input", "torch_corr::aten.grad_weight"}

@@ -38,12 +38,6 @@ class Listed(Unfold):
         (lambda: Auto(error="componentwize"), ValueError, "unknown error class 'componentwize'"),
         (lambda: Auto(workspace_limit="1 GB"), TypeError, "must be an integer, got '1 GB'"),
         (lambda: Auto(measure="no"), TypeError, "measure must be True or False, got 'no'"),
-        (lambda: Auto(channels_last=1), TypeError, "channels_last must be True or False, got 1"),
-        (
-            lambda: Auto(measure=True, channels_last=True),
-            ValueError,
-            "times contiguous images.*omit one of the two",
-        ),
         (lambda: FFT(tile=0), ValueError, "tile=0 must be at least 1, or None"),
         (lambda: FFT(tile=[64, 64]), TypeError, r"option that cannot be hashed .*'list'"),
         (lambda: FFT(tile=64.0), TypeError, "tile must be an integer, got 64.0"),

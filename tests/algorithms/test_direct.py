@@ -26,18 +26,43 @@ each_map = pytest.mark.parametrize("map", MAPS)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
-def some(problem: Problem, map: str, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
+each_layout = pytest.mark.parametrize("layout", [CONTIGUOUS, LAST], ids=str)
+
+
+def some(
+    problem: Problem,
+    map: str,
+    dtype: torch.dtype,
+    seed: int = 0,
+    layout: torch.memory_format = CONTIGUOUS,
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
+    shapes = {name: getattr(problem, f"{name}_shape") for name in OPERANDS[map]}
     return {
-        name: torch.randn(getattr(problem, f"{name}_shape"), generator=generator).to(dtype)
-        for name in OPERANDS[map]
+        name: torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=layout)
+        for name, shape in shapes.items()
     }
 
 
-def check(problem: Problem, map: str, dtype: torch.dtype, isa: str, seed: int = 0) -> None:
-    operands = some(problem, map, dtype, seed)
+def check(
+    problem: Problem,
+    map: str,
+    dtype: torch.dtype,
+    isa: str,
+    seed: int = 0,
+    layout: torch.memory_format = CONTIGUOUS,
+) -> None:
+    operands = some(problem, map, dtype, seed, layout)
     result = getattr(Direct(isa=isa), map)(problem, *operands.values())
     assert_right(result, problem, **operands, algorithm=Direct(isa=isa))
+    if map != "grad_weight" and not next(iter(operands.values())).is_contiguous():
+        assert result.is_contiguous(memory_format=layout)
+
+
+def depthwise(problem: Problem, channels: int, filters: int = 1) -> Problem:
+    """The same axes for so many channels, each with so many filters of its own."""
+    return replace(problem, in_channels=channels, out_channels=channels * filters, groups=channels)
 
 
 @st.composite
@@ -78,6 +103,22 @@ def test_every_instruction_set(
     check(problem, map, dtype, isa, seed)
 
 
+@each_isa
+@each_map
+@each_dtype
+@settings(max_examples=15)
+@given(
+    problem=long_axes(),
+    channels=st.sampled_from([16, 17, 31, 32, 50]),
+    filters=st.sampled_from([1, 1, 1, 2, 3]),
+    seed=st.integers(0, 9),
+)
+def test_every_instruction_set_in_channels_last(
+    problem: Problem, channels: int, filters: int, seed: int, map: str, dtype: torch.dtype, isa: str
+) -> None:
+    check(depthwise(problem, channels, filters), map, dtype, isa, seed, LAST)
+
+
 EDGES = [
     "n1c1-x1x1-o1-k1",
     "n1c1-x1x1-o1-k1-p1",
@@ -112,23 +153,78 @@ def test_edges(case: str, dtype: torch.dtype) -> None:
             check(Problem.parse(case), map, dtype, isa)
 
 
+EDGES_IN_CHANNELS_LAST = [
+    "n1c16-x1x1-o16-k1-g16",
+    "n1c16-x1x1-o16-k3-p5-g16",
+    "n2c17-x7x9-o17-k7x9-g17",
+    "n1c32-x5x5-o32-k3-p30-g32",
+    "n1c16-x9x9-o16-k3-p20-d12-g16",
+    "n1c16-x3x3-o16-k2-p200-d200-g16",
+    "n2c24-x17x33-o72-k5-s7-p2-g24",
+    "n1c16-x40x40-o32-k3x4-s2x3-p3,0x1,6-d2x3-g16",
+    "n1c17-x30x34-o17-k27-p13-g17",
+    "n1c16-x70x10-o16-k60x3-p30x1-g16",
+    "n1c16-x10x300-o16-k2x150-p0x150-d1x2-g16",
+    "n1c16-x4x1100-o16-k2x1024-g16",
+    "n1c16-x4x1100-o16-k2x1025-g16",
+    "n1c18-x33x70-o18-k30-s2-p44-d3-g18",
+    "n0c16-x8x8-o16-k3-g16",
+    "n1c16-x8x8-o0-k3-g16",
+    "n1c16-x20x20-o16-k4-s6x4-p3-d4x6-g16",
+    "n1c15-x9x9-o15-k3-g15",
+    "n1c32-x9x9-o32-k3-g16",
+]
+
+
+@pytest.mark.parametrize("case", EDGES_IN_CHANNELS_LAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_edges_in_channels_last(case: str, dtype: torch.dtype) -> None:
+    """The last ones have no kernels for that layout; the result may be contiguous then."""
+    problem = Problem.parse(case)
+    for isa in ISAS:
+        for map in MAPS:
+            operands = some(problem, map, dtype, layout=LAST)
+            result = getattr(Direct(isa=isa), map)(problem, *operands.values())
+            assert_right(result, problem, **operands, algorithm=Direct(isa=isa))
+
+
+@each_map
+def test_mixed_layouts(map: MapName) -> None:
+    """Operands of different layouts, and every second pixel of a larger image."""
+    problem = Problem.parse("n2c18-x9x11-o36-k3-p1-g18")
+    first, second = some(problem, map, torch.float32, layout=LAST).values()
+    expected = getattr(Direct(), map)(problem, first, second)
+    apart = first.new_zeros(*first.shape[:2], *(2 * size for size in first.shape[2:]))
+    apart[..., ::2, ::2] = first
+    for one, other in ((first, second.contiguous()), (first.contiguous(), second)):
+        torch.testing.assert_close(getattr(Direct(), map)(problem, one, other), expected)
+    torch.testing.assert_close(
+        getattr(Direct(), map)(problem, apart[..., ::2, ::2], second), expected
+    )
+
+
+@each_layout
 @each_isa
 @each_map
 @settings(max_examples=20)
 @given(problem=long_axes(), seed=st.integers(0, 99), value=st.sampled_from(["inf", "nan"]))
 def test_one_non_finite_number_reaches_only_its_windows(
-    problem: Problem, seed: int, value: str, map: str, isa: str
+    problem: Problem, seed: int, value: str, map: str, isa: str, layout: torch.memory_format
 ) -> None:
     """All other results stay the same to the bit."""
-    (first_name, first), (second_name, second) = some(problem, map, torch.float32, seed).items()
-    at = seed * 7919 % first.numel()
+    if layout == LAST:
+        problem = depthwise(problem, 16 + seed % 3, 1 + seed % 2)
+    (first_name, first), (second_name, second) = some(
+        problem, map, torch.float32, seed, layout
+    ).items()
+    at = torch.unravel_index(torch.tensor(seed * 7919 % first.numel()), first.shape)
     mark = torch.zeros_like(first)
-    mark.view(-1)[at] = 1
+    mark[at] = 1
     marked = {first_name: mark, second_name: torch.ones_like(second)}
     reached = oracle(problem, **marked).value > 0
     run = getattr(Direct(isa=isa), map)
     clean = run(problem, first, second)
-    first.view(-1)[at] = float(value)
+    first[at] = float(value)
     dirty = run(problem, first, second)
     assert torch.equal(clean[~reached], dirty[~reached])
     assert not torch.isfinite(dirty[reached]).any()
@@ -140,9 +236,13 @@ def test_every_half_precision_number_survives(dtype: torch.dtype, isa: str) -> N
     """All 65536 numbers, with subnormals and infinities, times a kernel of one tap that is 1."""
     x = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).view(1, 1, 256, 256)
     w = torch.ones(1, 1, 1, 1, dtype=dtype)
-    y = Direct(isa=isa).forward(Problem.of(x.shape, w.shape), x, w)
-    assert torch.equal(y.isnan(), x.isnan())
-    assert torch.equal(y[~x.isnan()], x[~x.isnan()])
+    last = x.view(1, 4096, 16, 1).permute(0, 2, 1, 3)  # 16 channels in channels_last
+    for image, groups in ((x, 1), (last, 16)):
+        filters = w.expand(groups, 1, 1, 1)
+        problem = Problem.of(image.shape, filters.shape, groups=groups)
+        y = Direct(isa=isa).forward(problem, image, filters)
+        assert torch.equal(y.isnan(), image.isnan())
+        assert torch.equal(y[~image.isnan()], image[~image.isnan()])
 
 
 @each_isa
@@ -151,17 +251,22 @@ def test_rounding_is_to_nearest_even(dtype: torch.dtype, isa: str) -> None:
     scales = torch.tensor([1e-8, 1e-6, 1e-4, 1, 1e3, 3e4, 7e4])[:, None]
     x = (torch.randn(7, 4096) * scales).to(dtype)[None, None]
     w = torch.full((1, 1, 1, 1), 1.37).to(dtype)
-    y = Direct(isa=isa).forward(Problem.of(x.shape, w.shape), x, w)
-    assert torch.equal(y, (x.float() * w.float()).to(dtype))
+    last = x.view(1, 1792, 16, 1).permute(0, 2, 1, 3)
+    for image, groups in ((x, 1), (last, 16)):
+        filters = w.expand(groups, 1, 1, 1)
+        problem = Problem.of(image.shape, filters.shape, groups=groups)
+        y = Direct(isa=isa).forward(problem, image, filters)
+        assert torch.equal(y, (image.float() * w.float()).to(dtype))
 
 
 @pytest.mark.parametrize(
     "case", ["n3c2-x60x61-o4-k5-p2-g2", "n1c1-x200x300-o1-k7", "n8c16-x14x14-o16-k3-p1-g16"]
 )
-def test_same_bits_for_any_number_of_threads(case: str) -> None:
+@each_layout
+def test_same_bits_for_any_number_of_threads(case: str, layout: torch.memory_format) -> None:
     problem = Problem.parse(case)
     for map in MAPS:
-        operands = some(problem, map, torch.float32)
+        operands = some(problem, map, torch.float32, layout=layout)
         results = []
         for threads in (1, 2, 3, 5):
             torch.set_num_threads(threads)
@@ -255,10 +360,17 @@ def test_scratch_is_within_workspace(
     isa: str, map: MapName, problem: Problem, dtype: torch.dtype
 ) -> None:
     """The kernels measure ``last_scratch``; ``workspace`` predicts it from copied constants."""
-    getattr(Direct(isa=isa), map)(problem, *some(problem, map, dtype).values())
+    assert_scratch_is_stated(isa, map, problem, dtype, CONTIGUOUS)
+    assert_scratch_is_stated(isa, map, depthwise(problem, 40), dtype, LAST)
+
+
+def assert_scratch_is_stated(
+    isa: str, map: MapName, problem: Problem, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    getattr(Direct(isa=isa), map)(problem, *some(problem, map, dtype, layout=layout).values())
     # The workspace grows by this with each thread; the copies of the weight do not.
-    where, before = request(problem, map, dtype=dtype), torch.get_num_threads()
-    stated = []
+    where = replace(request(problem, map, dtype=dtype), channels_last=layout == LAST)
+    before, stated = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
@@ -280,9 +392,20 @@ def test_scratch_is_within_workspace(
 def test_scratch_of_wide_rows_is_within_workspace(text: str, dtype: torch.dtype) -> None:
     """Wide packed rows, and taps that are many or far apart, need the most scratch memory."""
     for map in ("grad_weight",) if "x2100" in text else MAPS:
-        test_scratch_is_within_workspace.hypothesis.inner_test(  # type: ignore[attr-defined]
-            "", map, Problem.parse(text), dtype
-        )
+        assert_scratch_is_stated("", map, Problem.parse(text), dtype, CONTIGUOUS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n1c9000-x4x4-o9000-k3-p1-g9000",
+        "n1c16-x3x1100-o16-k1x512-d1x2-g16",
+        "n1c64-x300-o64-k31-g64",
+    ],
+)
+def test_scratch_of_many_channels_and_wide_kernels_is_within_workspace(text: str) -> None:
+    for map in MAPS:
+        assert_scratch_is_stated("", map, Problem.parse(text), torch.float32, LAST)
 
 
 def test_a_map_without_work_takes_no_scratch() -> None:
@@ -294,16 +417,19 @@ def test_a_map_without_work_takes_no_scratch() -> None:
 
 @each_map
 @each_dtype
-def test_operands_that_are_not_aligned(map: MapName, dtype: torch.dtype) -> None:
+@each_layout
+def test_operands_that_are_not_aligned(
+    map: MapName, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
     """As from ``torch.frombuffer``, or a file mapped into memory."""
-    problem = Problem.parse("n1c2-x9x12-o2-k3")
-    operands = list(some(problem, map, dtype).values())
+    problem = Problem.parse("n1c16-x9x12-o16-k3-g16")
+    operands = list(some(problem, map, dtype, layout=layout).values())
     run = getattr(Direct(), map)
     expected = run(problem, *operands)
     apart = []
     for each in operands:
         memory = bytearray(each.numel() * each.element_size() + 8)
         flat = torch.frombuffer(memory, dtype=dtype, offset=1, count=each.numel())
-        apart.append(flat.view(each.shape).copy_(each))
+        apart.append(flat.as_strided(each.shape, each.stride()).copy_(each))
     assert apart[0].data_ptr() % apart[0].element_size()
     assert torch.equal(run(problem, *apart), expected)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from support.maps import request
 from torch_corr import FFT, MAPS, Aten, Auto, Problem, Triton, Unfold
 from torch_corr.algorithms import CheckedFFT
 from torch_corr.algorithms.triton import algorithm as triton_module
-from torch_corr.dispatch import fast_path
 from torch_corr.planning import auto as auto_module
 from torch_corr.planning import plan as planner_module
 from torch_corr.planning.plan import clear_plans, make_plan
@@ -186,8 +182,8 @@ def test_triton_is_predicted_faster_where_pytorch_measured_slow(
 
     Wisdom of contiguous images does not count in channels_last.
     """
-    problem, keeps = Problem.parse(spelling), Auto(channels_last=True)
-    plans = [make_plan(problem, CUDA, dtype, each) for each in ("auto", keeps)]
+    problem = Problem.parse(spelling)
+    plans = [make_plan(problem, CUDA, dtype, "auto", layout) for layout in (False, True)]
     for expected, plan in zip((contiguous, last), plans):
         if expected is not None:
             assert {map for map in MAPS if isinstance(getattr(plan, map), Triton)} == {*expected}
@@ -196,25 +192,10 @@ def test_triton_is_predicted_faster_where_pytorch_measured_slow(
     for map in MAPS:
         WISDOM.remember(Key.of(request(problem, map, CUDA, dtype)), {"unfold": 1e-9, "aten": 1.0})
     clear_plans()
-    wise, again = (make_plan(problem, CUDA, dtype, each) for each in ("auto", keeps))
+    wise, again = (make_plan(problem, CUDA, dtype, "auto", layout) for layout in (False, True))
     for map in MAPS:
         assert isinstance(getattr(wise, map), Unfold)
         assert getattr(again, map) == getattr(plans[1], map)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_wisdom_of_contiguous_images_ignored_in_channels_last(layout, with_triton, monkeypatch):
-    problem, dtype = Problem.parse("n64c384-x32-o384-k31-p15-g384"), torch.float32
-    for map in MAPS:
-        WISDOM.remember(
-            Key.of(request(problem, map, CUDA, dtype)), {"aten": 1e-9, "triton taps-4": 1.0}
-        )
-    monkeypatch.setattr(torch, "conv2d", lambda *_: "conv2d")
-    with FakeTensorMode():
-        x = torch.empty(problem.input_shape, device=CUDA, memory_format=layout)
-        w = torch.empty(problem.weight_shape, device=CUDA)
-    result: Any = fast_path.conv2d_if_chosen(x, w, None, 1, 15, 1, 384)
-    assert (result == "conv2d") == (layout == torch.contiguous_format)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

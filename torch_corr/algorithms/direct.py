@@ -155,7 +155,7 @@ class Direct(UniformMaps, Fitted):
         """For depthwise layers with as many channels as a vector has lanes, or more."""
         problem, lanes = request.problem, 8 if request.dtype == torch.float64 else 16
         is_able = request.dtype in FLOATS and request.device.type == "cpu"
-        depthwise = problem.group_in == 1 and problem.groups >= lanes
+        depthwise = problem.group_in == 1 <= problem.group_out and problem.groups >= lanes
         return is_able and depthwise and problem.span[1] <= native.LARGEST_SPAN
 
     def _call(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
