@@ -6,6 +6,7 @@ import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.func import functional_call, functionalize, grad, hessian, jacfwd, ja
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from support.laws import each_algorithm, each_choice
+from support.needs import KERNELS, needs
 from support.spies import saved_by
 from torch_corr import Corr2d, Problem, corr2d
 from torch_corr.autograd import trilinear
@@ -275,6 +277,38 @@ def test_bias_trained_alone_saves_no_operands(algorithm, device):
         assert (gradient == y[:, 0].numel()).all()
         kept.append(len(saved))
     assert kept == [2 if algorithm == "auto" else 0, 2]
+
+
+@needs(KERNELS)
+@pytest.mark.parametrize("trained", [*product((False, True), repeat=3)], ids=str)
+@pytest.mark.parametrize("algorithm", ["direct", "aten", "unfold"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_bias_that_the_algorithm_adds(layout, algorithm, trained):
+    """Values and derivatives of both orders, whatever is trained."""
+    shapes = (2, 16, 6, 7), (32, 1, 3, 3)
+    operands = [torch.randn(each).double().contiguous(memory_format=layout) for each in shapes]
+    operands.append(torch.randn(32).double())
+    for operand, wanted in zip(operands, trained):
+        operand.requires_grad_(wanted)
+
+    def layer(x, w, b):
+        return corr2d(x, w, b, 1, 1, 1, 16, algorithm=algorithm)
+
+    y = layer(*operands)
+    torch.testing.assert_close(y, F.conv2d(*operands, 1, 1, 1, 16))
+    if any(trained):
+        assert y.grad_fn.name() == "CorrelationWithBiasBackward"
+        assert gradcheck(layer, operands, fast_mode=True)
+        assert gradgradcheck(layer, operands, fast_mode=True)
+
+
+@needs(KERNELS)
+@pytest.mark.parametrize("algorithm", ["direct", "aten"])
+def test_bias_is_added_before_rounding(algorithm):
+    """In bfloat16 257 is no number: rounded to 256 first, the sum with 1 would be 256 again."""
+    x, w, b = torch.tensor([[256.0, 1.0]]), torch.ones(1, 2), torch.ones(1)
+    x, w, b = x[None].bfloat16(), w[None, None].bfloat16(), b.bfloat16()
+    assert corr2d(x, w, b, algorithm=algorithm).item() == 258
 
 
 def test_nothing_is_saved_without_gradients():

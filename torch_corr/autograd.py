@@ -9,6 +9,7 @@ grad_input.  So one set of rules, :class:`_Rules`, serves all maps in every orde
 :func:`trilinear` chooses how to pass the rules to PyTorch:
 
     nothing to differentiate      run the map, without a Function
+    reverse mode, with a bias     ``CorrelationWithBias``
     reverse mode                  ``Correlation``: the fastest kind of Function
     operands with tangents        ``CorrelationOfDuals``, which keeps the operands until ``jvp``
     transforms of torch.func      ``CorrelationTransformed``, with ``setup_context`` and ``vmap``
@@ -24,7 +25,7 @@ the rules for the operators, so that a captured graph can be differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
@@ -60,6 +61,7 @@ from .operators import (
     planned,
     run,
     run_gradients,
+    runs_alone,
     skip_dynamo,
     slots_of,
 )
@@ -104,6 +106,27 @@ def trilinear(
     return result
 
 
+@skip_dynamo
+def forward_with_bias(plan: Plan | Deferred, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The output plus a bias of each channel, of shape (O,); differentiable to every order.
+
+    The algorithm adds the bias in eager mode.  For transforms, tangents and graphs it is a
+    separate sum, which has rules of its own.
+    """
+    slots = input, weight, bias
+    if (
+        not runs_alone(plan, slots)
+        or is_forward_mode()
+        or are_functorch_transforms_active()
+        or any(map(is_old_batched, slots))
+    ):
+        return trilinear(plan, input, weight) + bias[:, None, None]
+    if not torch.is_grad_enabled() or not any(map(_requires_grad, slots)):
+        return run(plan, (input, weight, None), bias)
+    result: Tensor = CorrelationWithBias.apply(plan, *slots)  # type: ignore[no-untyped-call]
+    return result
+
+
 class _Rules(Function):
     """The rules of differentiation.  The arguments are the plan and the three slots."""
 
@@ -114,20 +137,11 @@ class _Rules(Function):
 
         The form does not conjugate, so the adjoint conjugates the other operand.
         """
-        gradients: list[Tensor | None] = [None, None, None]
         if gradient is None:
-            return None, *gradients
+            return None, None, None, None
         saved = [value if value is None else value.conj() for value in ctx.saved_tensors]
         saved[ctx.open] = gradient
-        both = ctx.needs_input_grad[1 + INPUT] and ctx.needs_input_grad[1 + WEIGHT]
-        if both and not torch.is_grad_enabled() and not _is_transformed(saved):
-            found = run_gradients(ctx.plan, saved)
-            if found is not None:
-                return None, *found, None
-        for slot in (INPUT, WEIGHT, OUTPUT):
-            if ctx.needs_input_grad[1 + slot]:
-                gradients[slot] = trilinear(ctx.plan, *_with(saved, slot, None))
-        return None, *gradients
+        return None, *_gradients(ctx.plan, saved, ctx.needs_input_grad[1:])
 
     @staticmethod
     @skip_dynamo
@@ -148,6 +162,30 @@ class Correlation(_Rules):
     def forward(ctx: Any, plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
         _save(ctx, plan, slots)
         return run(plan, slots)
+
+
+class CorrelationWithBias(Function):
+    """``forward`` with a bias that the algorithm adds.  The arguments are the plan and operands."""
+
+    @staticmethod
+    @skip_dynamo
+    def forward(ctx: Any, plan: Plan, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        _, needs_input, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
+        return run(plan, (input, weight, None), bias)
+
+    @staticmethod
+    @skip_dynamo
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None:
+            return None, None, None, None
+        saved = [value if value is None else value.conj() for value in ctx.saved_tensors]
+        _, *needs, needs_bias = ctx.needs_input_grad
+        gradients = _gradients(ctx.plan, [*saved, gradient], (*needs, False))
+        gradients[OUTPUT] = gradient.sum((0, 2, 3)) if needs_bias else None
+        return None, *gradients
 
 
 class CorrelationOfDuals(Correlation):
@@ -190,6 +228,18 @@ class CorrelationTransformed(_Rules):
             for value, dim in zip(slots, in_dims[1:])
         ]
         return _vmap(plan, leading, [dim is not None for dim in in_dims[1:]], info.batch_size), 0
+
+
+def _gradients(plan: Plan | Deferred, slots: Slots, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of those slots that need one, each from the two others."""
+    if needs[INPUT] and needs[WEIGHT] and not torch.is_grad_enabled():
+        both = None if _is_transformed(slots) else run_gradients(plan, slots)
+        if both is not None:
+            return [*both, None]
+    return [
+        trilinear(plan, *_with(slots, slot, None)) if needs[slot] else None
+        for slot in (INPUT, WEIGHT, OUTPUT)
+    ]
 
 
 def _vmap(

@@ -96,12 +96,15 @@ def planned(
     return plan(problem, device, dtype, requested, channels_last)
 
 
-def run(plan: Plan | Deferred, slots: Slots) -> Tensor:
-    """Compute the open slot, with the plan's algorithm or, if needed, with an operator."""
+def run(plan: Plan | Deferred, slots: Slots, bias: Tensor | None = None) -> Tensor:
+    """Compute the open slot, with the plan's algorithm or, if needed, with an operator.
+
+    A bias is added to an output, if :func:`runs_alone`.
+    """
     map = _MAP_OF[open_slot(slots)]
     if isinstance(plan, Plan):
         if not _needs_custom_op(slots):
-            return _recorded(plan, map, slots)
+            return _recorded(plan, map, slots, bias)
         algorithm: Auto | Algorithm = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.requested)
@@ -167,6 +170,11 @@ def open_slot(slots: Slots) -> int:
     return INPUT if slots[INPUT] is None else WEIGHT if slots[WEIGHT] is None else OUTPUT
 
 
+def runs_alone(plan: Plan | Deferred, slots: Slots) -> bool:
+    """Whether :func:`run` calls the plan's algorithm, and no operator."""
+    return isinstance(plan, Plan) and not _needs_custom_op(slots)
+
+
 def _needs_custom_op(slots: Slots) -> bool:
     return dispatch_stack_depth() > 0 or any(
         value is not None and (type(value) not in _PLAIN or is_functorch_wrapped(value))
@@ -174,12 +182,13 @@ def _needs_custom_op(slots: Slots) -> bool:
     )
 
 
-def _recorded(plan: Plan, map: MapName, slots: Slots) -> Tensor:
+def _recorded(plan: Plan, map: MapName, slots: Slots, bias: Tensor | None = None) -> Tensor:
     """Run a plan.  Profilers show it as ``torch_corr::fft.grad_weight``, for example."""
+    input, weight, output = slots
     if not is_profiling():
-        return plan.run(*slots)
+        return plan.run(input, weight, output, bias)
     with record_function(f"torch_corr::{getattr(plan, map).name}.{map}"):
-        return plan.run(*slots)
+        return plan.run(input, weight, output, bias)
 
 
 _requested: dict[str, AlgorithmLike] = {}

@@ -172,6 +172,17 @@ class Aten(UniformMaps, Fitted):
         height, width = map(_any_symbol, problem.size)
         return (problem.stride[1] > 1 and width) or (min(problem.padding[0]) >= TALL and height)
 
+    def forward_with_bias(
+        self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        if problem.is_empty:
+            return super().forward_with_bias(problem, input, weight, bias)
+        rewritten = _rewrite_for(problem, "forward", input)
+        if rewritten.in_float32:
+            exact = _conv2d(rewritten, input.float(), weight.float(), bias.float())
+            return exact.to(input.dtype)
+        return _conv2d(rewritten, input, weight, bias)
+
     def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         if problem.is_empty:
             return first.new_zeros(shape_of(problem, SLOTS[map][2]))

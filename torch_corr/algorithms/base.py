@@ -109,6 +109,15 @@ class Algorithm(Value):
     def forward(self, problem: Problem, input: Tensor, weight: Tensor) -> Tensor:
         """(x, w) -> y: the correlation itself, of ``problem.output_shape``."""
 
+    def forward_with_bias(
+        self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        """``forward`` plus a bias of each output channel, of shape (O,).
+
+        By default a second pass over the output adds it.  In half precision that rounds twice.
+        """
+        return self.forward(problem, input, weight).add_(bias[:, None, None])
+
     @abstractmethod
     def grad_input(self, problem: Problem, output: Tensor, weight: Tensor) -> Tensor:
         """(y, w) -> x: the adjoint of ``forward`` in its input, of ``problem.input_shape``."""

@@ -9,9 +9,9 @@ Regimes with 'cached' from 2430 timings on AMD EPYC, 2 threads, PyTorch 2.13.0+c
 
 89 regimes in channels_last from 825 timings on AMD EPYC, 2 threads, PyTorch 2.13.0+cpu, 2026-11-30.
 
-Judged on problems of another seed, 2026-11-28: Of 1215 maps the fastest algorithm, or one within 5 % of
-it, is chosen in 84%; the time is 1.092 times the quickest's in the geometric mean, 42.1 times at
-worst. Beside PyTorch 3.72 times as fast, 0.35 at worst, more than 5 % slower in 35.
+Judged on problems of another seed, 2026-11-28: Of 1215 maps the fastest algorithm, or one within
+5 % of it, is chosen in 84%; the time is 1.092 times the quickest's in the geometric mean, 42.1
+times at worst. Beside PyTorch 3.72 times as fast, 0.35 at worst, more than 5 % slower in 35.
 
 Judged in channels_last on problems of another seed, 2026-11-30: Of 405 maps the fastest
 algorithm, or one within 5 % of it, is chosen in 79%; the time is 1.094 times that of the fastest
@@ -55,12 +55,42 @@ FACTORS: dict[str, tuple[float, float, float, float]] = {
     "aten, depthwise, 3x3, channels_last, grad_weight, complex": (1.63, 1.0, 9.81, 79.0),
     "aten, depthwise, 3x3, channels_last, grad_weight, float16": (4.7, 1.0, 0.493, 123.0),
     "aten, depthwise, 3x3, channels_last, grad_weight, float32": (1.63, 1.0, 0.451, 73.4),
-    "aten, depthwise, 3x3, channels_last, reference kernel, forward, float16": (3.24, 1.0, 0.153, 58.8),
-    "aten, depthwise, 3x3, channels_last, reference kernel, forward, float32": (3.17, 1.0, 0.143, 45.6),
-    "aten, depthwise, 3x3, channels_last, reference kernel, grad_input, float16": (1.56, 1.0, 43.8, 1.15),
-    "aten, depthwise, 3x3, channels_last, reference kernel, grad_input, float32": (1.59, 1.0, 37.9, 1.16),
-    "aten, depthwise, 3x3, channels_last, reference kernel, grad_weight, float16": (0.785, 1.0, 54.4, 0.883),
-    "aten, depthwise, 3x3, channels_last, reference kernel, grad_weight, float32": (0.776, 1.0, 36.0, 0.878),
+    "aten, depthwise, 3x3, channels_last, reference kernel, forward, float16": (
+        3.24,
+        1.0,
+        0.153,
+        58.8,
+    ),
+    "aten, depthwise, 3x3, channels_last, reference kernel, forward, float32": (
+        3.17,
+        1.0,
+        0.143,
+        45.6,
+    ),
+    "aten, depthwise, 3x3, channels_last, reference kernel, grad_input, float16": (
+        1.56,
+        1.0,
+        43.8,
+        1.15,
+    ),
+    "aten, depthwise, 3x3, channels_last, reference kernel, grad_input, float32": (
+        1.59,
+        1.0,
+        37.9,
+        1.16,
+    ),
+    "aten, depthwise, 3x3, channels_last, reference kernel, grad_weight, float16": (
+        0.785,
+        1.0,
+        54.4,
+        0.883,
+    ),
+    "aten, depthwise, 3x3, channels_last, reference kernel, grad_weight, float32": (
+        0.776,
+        1.0,
+        36.0,
+        0.878,
+    ),
     "aten, depthwise, 3x3, forward, bfloat16": (1.07, 1.0, 2.3, 74.2),
     "aten, depthwise, 3x3, forward, complex": (1.06, 1.0, 18.4, 70.3),
     "aten, depthwise, 3x3, forward, float16": (1.38, 1.0, 2.71, 58.0),
@@ -106,9 +136,24 @@ FACTORS: dict[str, tuple[float, float, float, float]] = {
     "aten, depthwise, 5x5, channels_last, grad_weight, complex": (103.0, 1.0, 5.26, 1.34),
     "aten, depthwise, 5x5, channels_last, grad_weight, float16": (27.4, 1.0, 5.31, 1.34),
     "aten, depthwise, 5x5, channels_last, grad_weight, float32": (19.7, 1.0, 5.25, 1.35),
-    "aten, depthwise, 5x5, channels_last, reference kernel, forward, float32": (1.0, 1.0, 0.369, 39.5),
-    "aten, depthwise, 5x5, channels_last, reference kernel, grad_input, float32": (53.6, 1.0, 0.963, 1.43),
-    "aten, depthwise, 5x5, channels_last, reference kernel, grad_weight, float32": (0.732, 1.0, 79.8, 1.02),
+    "aten, depthwise, 5x5, channels_last, reference kernel, forward, float32": (
+        1.0,
+        1.0,
+        0.369,
+        39.5,
+    ),
+    "aten, depthwise, 5x5, channels_last, reference kernel, grad_input, float32": (
+        53.6,
+        1.0,
+        0.963,
+        1.43,
+    ),
+    "aten, depthwise, 5x5, channels_last, reference kernel, grad_weight, float32": (
+        0.732,
+        1.0,
+        79.8,
+        1.02,
+    ),
     "aten, depthwise, larger, channels_last, forward, bfloat16": (1.72, 1.0, 1.44, 33.3),
     "aten, depthwise, larger, channels_last, forward, complex": (2.15, 1.0, 1.53, 93.1),
     "aten, depthwise, larger, channels_last, forward, float16": (9.73, 1.0, 1.58, 47.7),
@@ -121,14 +166,54 @@ FACTORS: dict[str, tuple[float, float, float, float]] = {
     "aten, depthwise, larger, channels_last, grad_weight, complex": (34.6, 1.0, 62.7, 0.927),
     "aten, depthwise, larger, channels_last, grad_weight, float16": (91.2, 1.0, 23.9, 0.924),
     "aten, depthwise, larger, channels_last, grad_weight, float32": (13.8, 1.0, 25.8, 0.921),
-    "aten, depthwise, larger, channels_last, reference kernel, forward, complex": (1.72, 1.0, 7.67, 1.21),
-    "aten, depthwise, larger, channels_last, reference kernel, forward, float32": (2.83, 1.0, 4.07, 1.2),
-    "aten, depthwise, larger, channels_last, reference kernel, grad_input, bfloat16": (0.138, 1.0, 77.6, 1.02),
-    "aten, depthwise, larger, channels_last, reference kernel, grad_input, complex": (0.142, 1.0, 56.6, 1.02),
-    "aten, depthwise, larger, channels_last, reference kernel, grad_input, float32": (0.134, 1.0, 103.0, 1.02),
-    "aten, depthwise, larger, channels_last, reference kernel, grad_weight, bfloat16": (82.1, 1.0, 0.851, 0.994),
-    "aten, depthwise, larger, channels_last, reference kernel, grad_weight, complex": (53.7, 1.0, 0.844, 0.995),
-    "aten, depthwise, larger, channels_last, reference kernel, grad_weight, float32": (58.8, 1.0, 0.846, 0.994),
+    "aten, depthwise, larger, channels_last, reference kernel, forward, complex": (
+        1.72,
+        1.0,
+        7.67,
+        1.21,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, forward, float32": (
+        2.83,
+        1.0,
+        4.07,
+        1.2,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, grad_input, bfloat16": (
+        0.138,
+        1.0,
+        77.6,
+        1.02,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, grad_input, complex": (
+        0.142,
+        1.0,
+        56.6,
+        1.02,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, grad_input, float32": (
+        0.134,
+        1.0,
+        103.0,
+        1.02,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, grad_weight, bfloat16": (
+        82.1,
+        1.0,
+        0.851,
+        0.994,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, grad_weight, complex": (
+        53.7,
+        1.0,
+        0.844,
+        0.995,
+    ),
+    "aten, depthwise, larger, channels_last, reference kernel, grad_weight, float32": (
+        58.8,
+        1.0,
+        0.846,
+        0.994,
+    ),
     "aten, depthwise, larger, forward, bfloat16": (1.54, 1.0, 2.69, 78.1),
     "aten, depthwise, larger, forward, complex": (1.52, 1.0, 3.92, 115.0),
     "aten, depthwise, larger, forward, float16": (1.01, 1.0, 5.8, 81.4),

@@ -92,6 +92,13 @@ class Direct(UniformMaps, Fitted):
             result = torch.where(reached, result, without)
         return result
 
+    def forward_with_bias(
+        self, problem: Problem, input: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        if input.is_complex():
+            return super().forward_with_bias(problem, input, weight, bias)
+        return self._call(problem, "forward", input, weight, bias)
+
     def workspace(self, request: Request) -> int:
         """Scratch of every thread and copies of the weights; it does not grow with images."""
         problem, map, dtype = request.problem, request.map, request.dtype
@@ -158,20 +165,27 @@ class Direct(UniformMaps, Fitted):
         depthwise = problem.group_in == 1 <= problem.group_out and problem.groups >= lanes
         return is_able and depthwise and problem.span[1] <= native.LARGEST_SPAN
 
-    def _call(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+    def _call(
+        self,
+        problem: Problem,
+        map: MapName,
+        first: Tensor,
+        second: Tensor,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """A map of real operands, in channels_last if an image is."""
         images = (first, second) if map == "grad_weight" else (first,)
         if any(is_channels_last(each) for each in images) and self.keeps_channels_last(
             Request.of(problem, map, first)
         ):
-            return self._call_in_channels_last(problem, map, first, second)
+            return self._call_in_channels_last(problem, map, first, second, bias)
         first, second = _readable(first), _readable(second)
         result = first.new_empty(shape_of(problem, SLOTS[map][2]))
-        self._run(problem, map, first, second, result, channels_last=False)
+        self._run(problem, map, first, second, bias, result, channels_last=False)
         return result
 
     def _call_in_channels_last(
-        self, problem: Problem, map: MapName, first: Tensor, second: Tensor
+        self, problem: Problem, map: MapName, first: Tensor, second: Tensor, bias: Tensor | None
     ) -> Tensor:
         slots = SLOTS[map]
         shape = shape_of(problem, slots[2])
@@ -192,7 +206,7 @@ class Direct(UniformMaps, Fitted):
         written = result
         if map == "forward" and filters > 1:
             written = result.new_empty(_apart(result, filters).shape)
-        self._run(problem, map, first, second, written, channels_last=True)
+        self._run(problem, map, first, second, bias, written, channels_last=True)
         if written is not result:
             _apart(result, filters).copy_(written)
         return result
@@ -203,9 +217,12 @@ class Direct(UniformMaps, Fitted):
         map: MapName,
         first: Tensor,
         second: Tensor,
+        bias: Tensor | None,
         result: Tensor,
         channels_last: bool,
     ) -> None:
+        if bias is not None:
+            bias = _readable(bias)
         getattr(native.compiled, map)(
             first.data_ptr(),
             first.numel(),
@@ -213,8 +230,8 @@ class Direct(UniformMaps, Fitted):
             second.numel(),
             result.data_ptr(),
             result.numel(),
-            0,
-            0,
+            0 if bias is None else bias.data_ptr(),
+            0 if bias is None else bias.numel(),
             native.sizes(problem),
             _CODES[first.dtype],
             channels_last,

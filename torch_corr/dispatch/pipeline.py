@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._torch_compat import disable_current_modes, dispatch_stack_depth, is_tracing
 from ..algorithms.aten import quick_in_channels_last
-from ..autograd import trilinear
+from ..autograd import forward_with_bias, trilinear
 from ..operators import Deferred, planned, skip_dynamo
 from ..planning.plan import AlgorithmLike, Plan, cached_plan, make_plan
 from ..problem import PaddingLike, Pair, Problem, Sides, SizeLike, as_int, as_pair
@@ -63,10 +63,10 @@ def correlate(
         if padding == "same" and max(plan.problem.stride) > 1 and is_tracing():
             warn_of_one_size(plan.problem)
         result = standard_conv2d(plan.problem, images, filters, bias)
-    else:
+    elif bias is None:
         result = trilinear(plan, images, filters)
-        if bias is not None:
-            result = result + bias[:, None, None]
+    else:
+        result = forward_with_bias(plan, images, filters, bias)
     return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
 
 

@@ -58,13 +58,22 @@ class Plan:
     grad_weight: Algorithm
     channels_last: bool = False
 
-    def run(self, input: Tensor | None, weight: Tensor | None, output: Tensor | None) -> Tensor:
-        """Compute the operand that is None from the other two."""
+    def run(
+        self,
+        input: Tensor | None,
+        weight: Tensor | None,
+        output: Tensor | None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Compute the operand that is None from the other two; a bias is added to an output."""
         if autocasts(self.device):
             # Otherwise matrix products inside would use autocast's dtype.
             with torch.autocast(self.device.type, enabled=False):
-                return self.run(input, weight, output)
-        if output is None:
+                return self.run(input, weight, output, bias)
+        if output is None and bias is not None:
+            operands = *_materialized(input, weight), _materialized(bias, bias)[0]
+            result = self.forward.forward_with_bias(self.problem, *operands)
+        elif output is None:
             result = self.forward.forward(self.problem, *_materialized(input, weight))
         elif input is None:
             result = self.grad_input.grad_input(self.problem, *_materialized(output, weight))
