@@ -29,9 +29,9 @@ def are_channels_last(input: Tensor, weight: Tensor) -> bool:
     False for integers, because PyTorch refuses some problems in channels_last.
     """
     return (
-        (is_channels_last(input) or is_channels_last(weight))
+        not are_functorch_transforms_active()  # the layout of a mapped tensor is unknown
+        and (is_channels_last(input) or is_channels_last(weight))
         and (input.is_floating_point() or input.is_complex())
-        and not are_functorch_transforms_active()  # the layout of a mapped tensor is unknown
     )
 
 
