@@ -1,14 +1,15 @@
-"""Training steps of whole networks: with nn.Conv2d, converted, and intercepted; and call overhead.
+"""Whole networks with nn.Conv2d and converted, each in both layouts; and the overhead of calls.
 
     python -m benchmarks.models
-    python -m benchmarks.models --networks convnext mobilenet --image 224 --halves
+    python -m benchmarks.models --networks convnext mobilenet --image 224 --halves --inference
     python -m benchmarks.models --compile
 
 The networks are those of ``transformers`` (extra ``models``), by default in their published sizes,
 and the one with 31x31 kernels of ``examples/replknet_step.py``, all with random weights.  A step is
-forward, backward and SGD.  The contenders take one step each, in rounds with a rotating order, so
-that other load on the machine affects all of them.  The program prints medians, and the speed-up
-over ``nn.Conv2d``.  It compares only the first losses; ``tests/test_models.py`` checks results.
+forward, backward and SGD, or with ``--inference`` a forward.  The contenders take one step each, in
+rounds with a rotating order, so that other load on the machine affects all of them.  The program
+prints medians, and PyTorch's time in its better layout over ours in ours.  It compares only the
+first outputs; ``tests/test_models.py`` checks results.
 
 With ``--compile`` inductor compiles every contender, which takes minutes the first time.
 With ``--calls`` it measures microseconds per call on a tiny problem instead.
@@ -49,23 +50,34 @@ class Contender:
 
     name: str
     model: nn.Module
-    around: Callable[[], AbstractContextManager[object]]
+    layout: torch.memory_format
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
 
-    def step(self, images: Tensor, halves: bool) -> None:
+    def step(self, images: Tensor, halves: bool, inference: bool) -> None:
+        images = images.contiguous(memory_format=self.layout)
         start = time.perf_counter()
-        with self.around(), torch.autocast(images.device.type, torch.bfloat16, enabled=halves):
-            output = self.model(images)
-            loss = getattr(output, "logits", output).square().mean()
+        with torch.set_grad_enabled(not inference):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=halves):
+                output = self.model(images)
+                loss = getattr(output, "logits", output).square().mean()
+            if not inference:
+                self.learn(loss)
+        self.losses.append(loss.item())
+        self.seconds.append(time.perf_counter() - start)
+
+    def learn(self, loss: Tensor) -> None:
         loss.backward()
         with torch.no_grad():
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter -= 1e-3 * parameter.grad
         self.model.zero_grad()
-        self.losses.append(loss.item())
-        self.seconds.append(time.perf_counter() - start)
+
+    @property
+    def median(self) -> float:
+        """Seconds of a step, without the first."""
+        return statistics.median(self.seconds[1:])
 
 
 def main() -> None:
@@ -78,27 +90,28 @@ def main() -> None:
     dtype += ", compiled by inductor" if options.compile else ""
     print(
         f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}, "
-        f"{options.batch} images of {options.image} x {options.image}; ms a step, median of "
-        f"{options.rounds}"
+        f"{options.batch} images of {options.image} x {options.image}; ms of a "
+        f"{'forward' if options.inference else 'training step'}, median of {options.rounds}"
     )
     for name in options.networks:
-        backend = "inductor" if options.compile else None
-        contenders = time_steps(network(name), images, options.halves, options.rounds, backend)
-        theirs, *ours = (statistics.median(each.seconds[1:]) for each in contenders)
+        model = network(name)
+        contenders = make_contenders(model.eval() if options.inference else model)
+        for each in contenders if options.compile else ():
+            each.model.compile(backend="inductor")
+        take_steps(contenders, images, options.halves, options.inference, options.rounds)
+        theirs, ours = (min(each.median for each in contenders[start::2]) for start in (0, 1))
         print(
-            f"{name:<10} nn.Conv2d {theirs * 1e3:7.1f}"
-            + "".join(
-                f"   {each.name} {seconds * 1e3:7.1f} ({theirs / seconds:.2f} times as fast)"
-                for each, seconds in zip(contenders[1:], ours)
-            )
-            + f"   first losses within {first_difference(contenders):.0e}",
+            f"{name:<10}"
+            + "".join(f"  {each.name} {each.median * 1e3:.1f}" for each in contenders)
+            + f"  {theirs / ours:.2f} times as fast; "
+            f"first losses within {first_difference(contenders):.0e}",
             flush=True,
         )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.models", description="Training steps of whole networks."
+        prog="python -m benchmarks.models", description="Times of whole networks."
     )
     add = parser.add_argument
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="default: all")
@@ -106,6 +119,7 @@ def parse() -> argparse.Namespace:
     add("--batch", type=int, default=4, help="images in a step")
     add("--rounds", type=int, default=5, help="timed steps")
     add("--halves", action="store_true", help="under autocast to bfloat16")
+    add("--inference", action="store_true", help="forward alone, without gradients")
     add("--compile", action="store_true", help="compile all contenders with inductor")
     add("--calls", action="store_true", help="time calls on a tiny problem")
     return parser.parse_args()
@@ -130,27 +144,25 @@ def network(name: str) -> nn.Module:
     return model.train()
 
 
-def time_steps(
-    model: nn.Module, images: Tensor, halves: bool, rounds: int, backend: str | None = None
-) -> list[Contender]:
-    """``rounds`` steps of each contender in turns, after one untimed step.
+def make_contenders(model: nn.Module) -> list[Contender]:
+    """PyTorch and ours, in NCHW and then in channels_last."""
+    contenders = []
+    for name, layout in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
+        theirs: nn.Module = copy.deepcopy(model).to(memory_format=layout)
+        ours = copy.deepcopy(theirs)
+        convert(ours)
+        contenders.append(Contender(f"nn.Conv2d {name}", theirs, layout))
+        contenders.append(Contender(f"converted {name}", ours, layout))
+    return contenders
 
-    Args:
-        backend: of ``torch.compile``; None: not compiled.
-    """
-    converted = copy.deepcopy(model)
-    convert(converted)
-    contenders = [
-        Contender("nn.Conv2d", copy.deepcopy(model), nullcontext),
-        Contender("converted", converted, nullcontext),
-        Contender("intercepted", model, intercept),
-    ]
-    for each in contenders if backend else ():
-        each.model.compile(backend=backend)
+
+def take_steps(
+    contenders: list[Contender], images: Tensor, halves: bool, inference: bool, rounds: int
+) -> None:
+    """``rounds`` steps of each contender in turns, after one untimed step."""
     for turn in range(rounds + 1):
         for place in range(len(contenders)):
-            contenders[(place + turn) % len(contenders)].step(images, halves)
-    return contenders
+            contenders[(place + turn) % len(contenders)].step(images, halves, inference)
 
 
 def first_difference(contenders: list[Contender]) -> float:

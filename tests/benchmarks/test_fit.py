@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import math
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import fit
 from support.maps import request
@@ -25,12 +27,11 @@ PLANTED = (1.7, 1.0, 2.5, 9.0)
 def timings(number: int) -> list[fit.Timing]:
     """Times that follow exactly from the planted factors."""
     made = []
-    for problem, _ in islice(fit.corpus(0), number):
-        for map in MAPS:
-            requested = request(problem, map)
-            _, ideal = Direct().work(requested)
-            parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
-            made.append(fit.Timing(requested, {"direct": sum(parts), "aten": 1}))
+    for each in islice(fit.corpus(0, channels_last=False), 3 * number):
+        requested = replace(each, dtype=torch.float32)
+        _, ideal = Direct().work(requested)
+        parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
+        made.append(fit.Timing(requested, {"direct": sum(parts), "aten": 1}))
     return made
 
 
@@ -62,15 +63,18 @@ def test_rows_met_counts_pairs_inside_the_image(name: str) -> None:
 
 
 def test_corpus_depends_only_on_the_seed() -> None:
-    first, again, other = (list(islice(fit.corpus(seed), 40)) for seed in (0, 0, 1))
-    assert first == again
-    assert not set(first) & set(other)
+    for last in (False, True):
+        first, again, other = ({*islice(fit.corpus(seed, last), 40)} for seed in (0, 0, 1))
+        assert first == again
+        assert not first & other
+        assert {each.channels_last for each in first} == {last}
 
 
 def test_written_factors_are_python_and_accept_a_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "cost_factors.py"
+    target.write_text(fit.TARGET.read_text())
     monkeypatch.setattr(fit, "TARGET", target)
     target.write_text(fit.source_of({"direct, planes, forward, float32": PLANTED}, 7))
     for verdict in ("good", "better"):
@@ -79,7 +83,9 @@ def test_written_factors_are_python_and_accept_a_verdict(
         assert (ast.get_docstring(module) or "").endswith(f": {verdict}")
     scope: dict[str, object] = {}
     exec(target.read_text(), scope)
-    assert scope["FACTORS"] == {"direct, planes, forward, float32": PLANTED}
+    assert scope["FACTORS"] == {**fit.FACTORS, "direct, planes, forward, float32": PLANTED}
+    assert "1 regimes from 7 timings" in target.read_text()
+    assert "From 1950 timings" in target.read_text()
 
 
 @pytest.mark.parametrize(("others", "slower"), [(1e-4, 0), (1.0, 1)])
