@@ -25,6 +25,8 @@ SLOTS: dict[MapName, tuple[Slot, Slot, Slot]] = {
 }
 """The slots of the form that each map reads, in the order of its operands, and the one it fills."""
 
+HALVES = (torch.float16, torch.bfloat16)
+
 Shape: TypeAlias = tuple[int, int, int, int]
 
 
@@ -32,6 +34,11 @@ def shape_of(problem: Problem, slot: Slot) -> Shape:
     """The shape of one slot of a problem."""
     shape: Shape = getattr(problem, f"{slot}_shape")
     return shape
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to sum products in: float32 for float16 and bfloat16, else the dtype itself."""
+    return torch.float32 if dtype in HALVES else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -75,6 +82,10 @@ class Request:
     def with_map(self, map: MapName) -> Request:
         """The same request for another map."""
         return replace(self, map=map)
+
+    def in_accumulation_dtype(self) -> Request:
+        """The same request in float32 if it is in half precision."""
+        return replace(self, dtype=accumulation_dtype(self.dtype))
 
     @property
     def shapes(self) -> tuple[Shape, Shape, Shape]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ..request import MAPS, MapName, dtype_name
+from ..request import MAPS, MapName, accumulation_dtype, dtype_name
 from .aten import Aten
 from .base import (
     DEFAULT_WORKSPACE,
     Algorithm,
     Cost,
     ErrorClass,
-    accumulation_dtype,
     may_use_tf32,
 )
 from .direct import Direct

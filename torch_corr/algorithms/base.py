@@ -253,11 +253,6 @@ def check_workspace_limit(limit: int) -> None:
         )
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to sum products in: float32 for float16 and bfloat16, else the dtype itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def may_use_tf32(dtype: torch.dtype) -> bool:
     """Whether PyTorch's settings let CUDA convolutions round float32 operands to TF32."""
     # Equals torch.backends.cudnn.conv.fp32_precision, which takes 2 us; this runs on every call.

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from .. import native
 from ..problem import Problem
-from ..request import SLOTS, MapName, Request, shape_of
+from ..request import SLOTS, MapName, Request, accumulation_dtype, shape_of
 from .base import (
     COMPLEX,
     FLOATS,
     Cost,
     UniformMaps,
-    accumulation_dtype,
     complex_from_real,
     dtype_refusal,
     is_channels_last,

@@ -19,14 +19,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..problem import Problem
-from ..request import Request
+from ..request import Request, accumulation_dtype
 from .base import (
     COMPLEX,
     FLOATS,
     INTEGERS,
     Algorithm,
     Cost,
-    accumulation_dtype,
     dtype_refusal,
 )
 

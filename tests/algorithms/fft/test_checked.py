@@ -13,7 +13,7 @@ from torch import Tensor
 
 from support.maps import OPERANDS, reference, request, some
 from support.memory import Peak
-from torch_corr import FFT, MAPS, Auto, Naive, Problem, Triton, Unfold, corr2d
+from torch_corr import FFT, MAPS, Auto, Naive, Problem, Triton, Unfold, corr2d, plan
 from torch_corr.algorithms import Algorithm, CheckedFFT, MapName
 from torch_corr.algorithms.fft import certificate
 from torch_corr.algorithms.fft import checked as checked_fft
@@ -423,4 +423,30 @@ def test_the_fallback_on_cuda_is_triton() -> None:
     (sentence,) = CHECKED.refusals(request(problem, device="cuda"))
     assert "the host would wait" in sentence
     for algorithm in (CHECKED, CheckedFFT(DOUBLE, Triton())):
-        assert algorithm.refusals(request(problem, dtype=torch.bfloat16))
+        assert algorithm.refusals(request(problem, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("algorithm", [FFT(), CHECKED], ids=["fft", "checked"])
+def test_half_precision_is_computed_in_float32_and_rounded_once(algorithm, dtype) -> None:
+    problem = Problem.parse(PROBLEMS[0])
+    for map in MAPS:
+        operands = [torch.randn(each).to(dtype) for each in request(problem, map).shapes[:2]]
+        run = getattr(algorithm, map)
+        exact = run(problem, *(each.float() for each in operands))
+        assert torch.equal(run(problem, *operands), exact.to(dtype))
+        half, single = (
+            algorithm.workspace(request(problem, map, dtype=each))
+            for each in (dtype, torch.float32)
+        )
+        assert half >= single + 4 * sum(each.numel() for each in operands)
+
+
+def test_auto_chooses_transforms_under_autocast() -> None:
+    x, w = torch.randn(1, 1, 400, 400), torch.randn(1, 1, 91, 91)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(plan(x, w).forward, CheckedFFT)
+        y = corr2d(x, w)
+    exact = corr2d(x.bfloat16().double(), w.bfloat16().double(), algorithm="direct")
+    assert y.dtype == torch.bfloat16
+    assert (y - exact).abs().max() < 2**-8 * exact.abs().max()

@@ -25,15 +25,18 @@ Source: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-sav
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ...problem import Problem, as_int
-from ...request import MAPS, SLOTS, MapName, Request, shape_of
+from ...request import HALVES, MAPS, SLOTS, MapName, Request, accumulation_dtype, shape_of
 from ..base import (
+    COMPLEX,
     DEFAULT_WORKSPACE,
+    FLOATS,
     Algorithm,
     ErrorClass,
     UniformMaps,
@@ -46,7 +49,7 @@ from . import engine_batched, engine_fft, engine_matrix
 from .plans import TransformPlan
 from .search import plan
 
-ABLE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+ABLE = FLOATS + COMPLEX
 
 
 def double_precision(dtype: torch.dtype) -> torch.dtype:
@@ -78,6 +81,8 @@ class FFT(UniformMaps, Fitted):
     whose products are all zero may be a small number of either sign, faint parts of an image may be
     lost next to bright ones, and a number that is not finite spreads over its tile.  ``"auto"``
     uses transforms only where it proves that none of this happens.
+
+    Half precision is computed in float32, and each result is rounded once.
 
     Attributes:
         tile: length of the transforms along both axes, rounded to a fast one and enlarged
@@ -117,21 +122,24 @@ class FFT(UniformMaps, Fitted):
         return CheckedFFT.on(device, replace(self, double=True), fallback)
 
     def is_worth_planning(self, request: Request) -> bool:
-        """With enough taps; large problems need fewer."""
+        """With enough taps; large problems need fewer.  Not in half precision on CUDA, where other
+        algorithms use matrix units and the conversion was not measured."""
         problem = request.problem
+        if request.dtype in HALVES and request.device.type == "cuda":
+            return False
         enough = FEW_TAPS_IF_LARGE if problem.multiplications >= LARGE_PROBLEM else FEW_TAPS
         return problem.kernel[0] * problem.kernel[1] >= enough
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype to compute in."""
-        return double_precision(dtype) if self.double else dtype
+        summing = accumulation_dtype(dtype)
+        return double_precision(summing) if self.double else summing
 
     def refusals(self, request: Request) -> tuple[str, ...]:
-        """There is no transform in half precision or of integers; the plan may exceed the workspace
-        limit."""
+        """There is no transform of integers; the plan may exceed the workspace limit."""
         if unable := dtype_refusal(request.dtype, ABLE):
             return unable
-        least = max(self._plan(request.with_map(map)).workspace for map in MAPS)
+        least = max(self.workspace(request.with_map(map)) for map in MAPS)
         if least <= self.workspace_limit:
             return ()
         return (
@@ -140,20 +148,21 @@ class FFT(UniformMaps, Fitted):
         )
 
     def workspace(self, request: Request) -> int:
-        """Peak bytes of the chosen plan, as an upper bound."""
-        return self._plan(request).workspace
+        """Peak bytes of the chosen plan, as an upper bound, and of conversions to float32."""
+        return self._plan(request).workspace + converted_bytes(request)
 
     def work(self, request: Request) -> Work:
         """The work of the chosen plan."""
         chosen = self._plan(request)
+        moved = chosen.cost.bytes + 1.5 * converted_bytes(request)
+        cost = chosen.cost._replace(bytes=moved)
         if chosen.engine == "matrix":
-            return Work("matrix", chosen.cost)
+            return Work("matrix", cost)
         # A single tile needs no sum over tiles and no padded copy.
         one = chosen.task.single_tile and request.problem.batch == 1
         regime = "fft, single tile" if one else "fft"
-        return Work(
-            f"{regime}, long" if max(chosen.task.lengths) >= LONG_TRANSFORM else regime, chosen.cost
-        )
+        long = max(chosen.task.lengths) >= LONG_TRANSFORM
+        return Work(f"{regime}, long" if long else regime, cost)
 
     def error_constant(self, request: Request) -> float:
         """The factor of ``sum_c ||x_c|| ||w_oc||`` in a bound on the error of each result.
@@ -182,12 +191,14 @@ class FFT(UniformMaps, Fitted):
         return chosen.error * unit
 
     def _plan(self, request: Request) -> TransformPlan:
-        dtype = request.dtype
+        dtype = accumulation_dtype(request.dtype)
         itemsize, is_complex = self.rates_dtype(dtype).itemsize, dtype.is_complex
         options = self.tile, self.workspace_limit, request.device.type
         return plan(request.problem, request.map, itemsize, dtype.itemsize, is_complex, *options)
 
     def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+        if first.dtype in HALVES:
+            return self.run_map(problem, map, first.float(), second.float()).to(first.dtype)
         shape = shape_of(problem, SLOTS[map][2])
         if first.numel() == 0 or second.numel() == 0:
             return first.new_zeros(shape)
@@ -200,6 +211,13 @@ class FFT(UniformMaps, Fitted):
         result = new(shape, dtype=dtype)
         _RUNS[chosen.engine](chosen, first, second, result, like)
         return result.to(first.dtype)
+
+
+def converted_bytes(request: Request) -> int:
+    """Bytes of operands and result in float32, to which half precision is converted; else 0."""
+    if request.dtype not in HALVES:
+        return 0
+    return torch.float32.itemsize * sum(map(prod, request.shapes))
 
 
 _RUNS = {"matrix": engine_matrix.run, "batched": engine_batched.run, "fft": engine_fft.run}

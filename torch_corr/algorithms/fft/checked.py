@@ -22,10 +22,16 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ...request import MapName, Request
-from ..base import Algorithm, Cost, ErrorClass, UniformMaps, operand_bytes
+from ...request import HALVES, MapName, Request, accumulation_dtype
+from ..base import (
+    Algorithm,
+    Cost,
+    ErrorClass,
+    UniformMaps,
+    operand_bytes,
+)
 from ..triton.algorithm import Triton
-from .algorithm import FFT
+from .algorithm import FFT, converted_bytes
 from .certificate import (
     GATHERED,
     TOLERANCES,
@@ -110,6 +116,7 @@ class CheckedFFT(UniformMaps):
             )
         if reasons := self.fast.refusals(request):
             return reasons
+        request = request.in_accumulation_dtype()
         return tuple(
             f"{self.fallback.name} must recompute what fails its check, and refuses: {sentence}; "
             f"name 'fft' to get unchecked results"
@@ -117,18 +124,19 @@ class CheckedFFT(UniformMaps):
         )
 
     def rates_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """Double precision; half precision stays, and the transform refuses it."""
+        """Double precision."""
         return self.fast.rates_dtype(dtype)
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """t: the error of a result is at most t times the sum of the moduli of its products."""
-        return TOLERANCES[dtype]
+        return TOLERANCES[accumulation_dtype(dtype)]
 
     def workspace(self, request: Request) -> int:
         """The maximum of the transform's, the check's and the fallback's.
 
         With :class:`Triton` two results are in memory at the same time.
         """
+        converted, request = converted_bytes(request), request.in_accumulation_dtype()
         dtype, (first, second, result) = request.dtype, request.shapes
         wide = self.rates_dtype(dtype).itemsize
         planes = max(max(prod(each[2:]), min(WIDENED, prod(each))) for each in (first, second))
@@ -143,18 +151,20 @@ class CheckedFFT(UniformMaps):
         fallback = self.fallback.workspace(request)
         if isinstance(self.fallback, Triton):
             fallback += prod(result) * dtype.itemsize
-        return max(own, fallback)
+        return converted + max(own, fallback)
 
     def cost(self, request: Request) -> Cost:
         """The transform's cost in double precision plus the check's; recomputed results are
         rare."""
         cost = self.fast.cost(request)
         # The check converts the operands, computes their norms, and compares the result's moduli.
-        traffic = 3 * operand_bytes(request.problem, request.dtype)
+        traffic = 3 * operand_bytes(request.problem, accumulation_dtype(request.dtype))
         calls = CHECK_CALLS if request.device.type == "cuda" else 20
         return cost._replace(bytes=cost.bytes + traffic, calls=cost.calls + calls)
 
     def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
+        if first.dtype in HALVES:
+            return self.run_map(problem, map, first.float(), second.float()).to(first.dtype)
         run_fast, run_fallback = getattr(self.fast, map), getattr(self.fallback, map)
         result: Tensor
         if first.numel() == 0 or second.numel() == 0:

@@ -45,14 +45,13 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ...request import SLOTS, MapName, Request, shape_of
+from ...request import SLOTS, MapName, Request, accumulation_dtype, shape_of
 from ...suggest import did_you_mean
 from ..base import (
     FLOATS,
     Algorithm,
     Cost,
     UniformMaps,
-    accumulation_dtype,
     definition_flops,
     dtype_refusal,
     may_use_tf32,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ...request import SLOTS, MapName, shape_of
-from ..base import accumulation_dtype, is_channels_last
+from ...request import SLOTS, MapName, accumulation_dtype, shape_of
+from ..base import is_channels_last
 from .axes import ONE_PIXEL, axes, cdiv
 from .configs import Band, Dot, Product, Taps, by_name, skips_outside_rows
 from .launch_plan import Launch, LaunchPlan

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem
-from ..base import accumulation_dtype, is_channels_last
+from ...request import accumulation_dtype
+from ..base import is_channels_last
 from .axes import ONE_PIXEL, axes, band_shape, cdiv
 from .configs import Band, Config, Dot, Sums
 from .launch_plan import LaunchPlan

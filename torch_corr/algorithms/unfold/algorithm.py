@@ -24,14 +24,13 @@ import torch
 from torch import Tensor
 
 from ...problem import Pair, Problem
-from ...request import MAPS, Request
+from ...request import MAPS, Request, accumulation_dtype
 from ..base import (
     COMPLEX,
     DEFAULT_WORKSPACE,
     FLOATS,
     INTEGERS,
     Cost,
-    accumulation_dtype,
     check_workspace_limit,
     definition_flops,
     dtype_refusal,
