@@ -1,4 +1,4 @@
-"""The fast path: call ``torch.conv2d`` directly if ``auto`` chooses it for all three maps.
+"""The fast path: call ``torch.conv2d`` directly if ``auto`` chooses it for all needed maps.
 
 The steps of :mod:`.pipeline` take four microseconds, which would double the time of the smallest
 layers.
@@ -27,7 +27,8 @@ from .validation import check_bias, check_operands
 def conv2d_if_chosen(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor | None:
-    """The result of ``torch.conv2d`` if ``auto`` chooses it for all three maps, else None.
+    """The result of ``torch.conv2d`` if ``auto`` chooses it for all three maps, or for the forward
+    of operands that need no gradient; else None.
 
     PyTorch's derivatives then apply.  If PyTorch refuses the arguments, this raises the error
     message of this library.
@@ -37,7 +38,8 @@ def conv2d_if_chosen(
     if type(input) is not Tensor and is_distributed((input, weight)):
         return None  # conv2d's second derivative of DTensors is silently wrong
     try:
-        if input.requires_grad != weight.requires_grad and torch.is_grad_enabled():
+        differentiated = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        if differentiated and input.requires_grad != weight.requires_grad:
             # Only one operand needs a gradient.  conv2d saves this operand unnecessarily; that
             # costs no memory only if it is a leaf, such as a weight.
             trained = input if input.requires_grad else weight
@@ -48,9 +50,11 @@ def conv2d_if_chosen(
             dtype = dtype_under_autocast(input)
         shapes = input.shape, weight.shape
         requested = *shapes, stride, padding, dilation, groups, device, dtype
-        if not _is_conv2d(*requested, are_channels_last(input, weight)):
+        contiguous = input.is_contiguous() and weight.is_contiguous()
+        last = not contiguous and are_channels_last(input, weight)
+        if not _is_conv2d(*requested, last, differentiated):
             return None
-        if are_misread(input, weight):
+        if not contiguous and are_misread(input, weight):
             return None
         # PyTorch accepts operands on cpu and meta together, and other layouts.
         if weight.device != device or input.layout is not torch.strided:
@@ -89,6 +93,7 @@ def _is_conv2d(
     device: torch.device,
     dtype: torch.dtype,
     channels_last: bool,
+    differentiated: bool,
 ) -> bool:
     if is_exporting_or_tracing():
         raise TypeError("shapes hold tensors under jit.trace, and must not be cached")
@@ -101,4 +106,4 @@ def _is_conv2d(
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
         return False
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
-    return make_plan(problem, device, dtype, "auto", channels_last).is_conv2d
+    return make_plan(problem, device, dtype, "auto", channels_last).is_conv2d(differentiated)

@@ -38,14 +38,14 @@ TORCH_CORR_INLINE int64_t first_channel(int64_t vector, int64_t channels) {
 template <class S, class T>
 struct PixelRow {
   const S* const* pixels;
-  const T* taps[kPixelRows];  // of the tap row of each output row; null if it has none here
+  const T* taps[kPixelRows];  // weights of the tap row of each output row; null if it has none here
 };
 
 template <class S, class T>
 struct PixelTile {
   const PixelRow<S, T>* rows;
   int64_t count;
-  int64_t taps;                    // in a row
+  int64_t first_tap, taps;         // of a row, those that meet a column of the image
   int64_t first_pixel;             // that column 0 and tap 0 meet
   int64_t pixel_step, tap_step;    // from the pixel of a column or a tap to that of the next
   int64_t vector_pitch;            // from the weights of a vector to those of the next
@@ -64,8 +64,9 @@ TORCH_CORR_INLINE void add_pixels(Vector<T> (&sums)[kPixelRows][J][V], const Pix
   constexpr int L = kLanes<T>;
   const S* const* pixels = row.pixels + t.first_pixel;
   const T* taps[kPixelRows] = {};
-  if (ROW0) taps[0] = row.taps[0] + t.vector * t.vector_pitch;
-  if (ROW1) taps[1] = row.taps[1] + t.vector * t.vector_pitch;
+  const int64_t weights = t.vector * t.vector_pitch + t.first_tap * L;
+  if (ROW0) taps[0] = row.taps[0] + weights;
+  if (ROW1) taps[1] = row.taps[1] + weights;
   const int64_t step = t.pixel_step, tap_step = t.tap_step, pitch = t.vector_pitch;
   int64_t channels[V];
 #pragma GCC unroll 2
@@ -266,7 +267,6 @@ class StripRunner {
     PixelTile<S, T> tile;
     tile.rows = rows_;
     tile.count = count_;
-    tile.taps = col.taps;
     tile.pixel_step = list_.pixel_step;
     tile.tap_step = list_.tap_step;
     tile.vector_pitch = c_.tap_count * kLanes<T>;
@@ -285,7 +285,14 @@ class StripRunner {
     for (int64_t i = first_tile_; i < last_tile_; i++) {
       const int64_t from = first_column(i);
       const int columns = int(first_column(i + 1) - from);
-      tile.first_pixel = (from - first_column(first_tile_)) * list_.pixel_step;
+      // Taps for which all columns of the tile are outside the image add nothing.
+      const int64_t last_start = col.first + (from + columns - 1) * col.step;
+      const int64_t first_start = col.first + from * col.step;
+      tile.first_tap = min(col.taps, max<int64_t>(0, ceil_div(-last_start, col.dilation)));
+      const int64_t end = min(col.taps, ceil_div(c_.in_cols - first_start, col.dilation));
+      tile.taps = max<int64_t>(0, end - tile.first_tap);
+      tile.first_pixel =
+          (from - first_column(first_tile_)) * list_.pixel_step + tile.first_tap * list_.tap_step;
       for (int a = 0; a < kPixelRows; a++) tile.out[a] = out[a] ? out[a] + from * tile.out_pitch : nullptr;
       for (int64_t vector = first_vector_; vector < last_vector_; vector += kPixelVectors) {
         tile.vector = vector;

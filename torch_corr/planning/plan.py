@@ -106,11 +106,11 @@ class Plan:
             self.requests[1]
         )
 
-    @property
-    def is_conv2d(self) -> bool:
-        """Whether the plan is equivalent to ``torch.conv2d`` with its own derivatives."""
+    def is_conv2d(self, differentiated: bool) -> bool:
+        """Whether the plan is equivalent to ``torch.conv2d``, with its own derivatives if they are
+        needed."""
         one = self.forward == self.grad_input == self.grad_weight
-        return one and self.forward.runs_as_conv2d(self.requests[0])
+        return (one or not differentiated) and self.forward.runs_as_conv2d(self.requests[0])
 
     def able(self, problem: Problem) -> bool:
         """Whether the requested algorithm can run another problem with this device and dtype."""
