@@ -33,6 +33,7 @@ from torch_corr import (
     intercept,
     plan,
 )
+from torch_corr.algorithms.base import dtype_refusal
 from torch_corr.planning.wisdom import WISDOM, Key
 
 pytestmark = pytest.mark.filterwarnings(
@@ -592,10 +593,17 @@ def test_autocast_inside_compiled_function(algorithm):
         torch.testing.assert_close(got, expected, rtol=0, atol=0.03 * scale)
 
 
+class InFloat32(Unfold):
+    """Refuses other dtypes."""
+
+    def refusals(self, request):
+        return dtype_refusal(request.dtype, (torch.float32,))
+
+
 def test_autocast_inside_to_unsupported_dtype_raises():
     def inside(x, w):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return corr2d(x, w, algorithm="fft")
+            return corr2d(x, w, algorithm=InFloat32())
 
     captured = compiled(inside)
     with pytest.raises(Exception, match="no bfloat16 here"):
