@@ -21,7 +21,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.profiler import record_function
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 
@@ -30,7 +29,6 @@ from ._torch_compat import (
     FrameExecStrategy,
     dispatch_stack_depth,
     is_functorch_wrapped,
-    is_profiling,
     set_code_exec_strategy,
 )
 from .algorithms import Algorithm
@@ -104,7 +102,8 @@ def run(plan: Plan | Deferred, slots: Slots, bias: Tensor | None = None) -> Tens
     map = _MAP_OF[open_slot(slots)]
     if isinstance(plan, Plan):
         if not _needs_custom_op(slots):
-            return _recorded(plan, map, slots, bias)
+            input, weight, output = slots
+            return plan.run(input, weight, output, bias)
         algorithm: Auto | Algorithm = getattr(plan, map)
     else:
         algorithm = find_algorithm(plan.requested)
@@ -136,11 +135,7 @@ def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | Non
     """
     if not isinstance(plan, Plan) or not plan.has_both_gradients or _needs_custom_op(slots):
         return None
-    filled = [value for value in slots if value is not None]
-    if not is_profiling():
-        return plan.run_gradients(*filled)
-    with record_function("torch_corr::aten.grad_input, grad_weight"):
-        return plan.run_gradients(*filled)
+    return plan.run_gradients(*(value for value in slots if value is not None))
 
 
 def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
@@ -180,15 +175,6 @@ def _needs_custom_op(slots: Slots) -> bool:
         value is not None and (type(value) not in _PLAIN or is_functorch_wrapped(value))
         for value in slots
     )
-
-
-def _recorded(plan: Plan, map: MapName, slots: Slots, bias: Tensor | None = None) -> Tensor:
-    """Run a plan.  Profilers show it as ``torch_corr::fft.grad_weight``, for example."""
-    input, weight, output = slots
-    if not is_profiling():
-        return plan.run(input, weight, output, bias)
-    with record_function(f"torch_corr::{getattr(plan, map).name}.{map}"):
-        return plan.run(input, weight, output, bias)
 
 
 _requested: dict[str, AlgorithmLike] = {}
@@ -280,7 +266,7 @@ def plan_of(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Pla
 def _compute(map: MapName, first: Tensor, second: Tensor, *arguments: Any) -> Tensor:
     plan = plan_of(map, first, second, *arguments)
     assert isinstance(plan, Plan)
-    result = _recorded(plan, map, slots_of(map, first, second))
+    result = plan.run(*slots_of(map, first, second))
     return result.contiguous(memory_format=_fake_layout(map, plan))
 
 

@@ -7,7 +7,8 @@ and the requested algorithm.  When it runs, nothing is chosen again.  There is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from inspect import signature
@@ -16,7 +17,9 @@ from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
+from .._torch_compat import is_profiling
 from ..algorithms import ALGORITHMS, Algorithm, may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
@@ -64,12 +67,16 @@ class Plan:
         weight: Tensor | None,
         output: Tensor | None,
         bias: Tensor | None = None,
+        recorded: bool = False,
     ) -> Tensor:
-        """Compute the operand that is None from the other two; a bias is added to an output."""
-        if autocasts(self.device):
-            # Otherwise matrix products inside would use autocast's dtype.
-            with torch.autocast(self.device.type, enabled=False):
-                return self.run(input, weight, output, bias)
+        """Compute the operand that is None from the other two; a bias is added to an output.
+
+        Profilers show it as ``torch_corr::fft.grad_weight``, for example, once it is *recorded*.
+        """
+        if autocasts(self.device) or (is_profiling() and not recorded):
+            map = "forward" if output is None else "grad_input" if input is None else "grad_weight"
+            with _without_autocast(self.device, f"{getattr(self, map).name}.{map}"):
+                return self.run(input, weight, output, bias, recorded=True)
         if output is None and bias is not None:
             operands = *_materialized(input, weight), _materialized(bias, bias)[0]
             result = self.forward.forward_with_bias(self.problem, *operands)
@@ -89,10 +96,8 @@ class Plan:
 
     def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of input and weight in one call; only if :attr:`has_both_gradients`."""
-        if autocasts(self.device):
-            with torch.autocast(self.device.type, enabled=False):
-                return self.run_gradients(input, weight, output)
-        return self.grad_input.gradients(self.problem, input, weight, output)
+        with _without_autocast(self.device, f"{self.grad_input.name}.grad_input, grad_weight"):
+            return self.grad_input.gradients(self.problem, input, weight, output)
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -129,6 +134,18 @@ class Plan:
             map = request.map
             lines.extend(table(map, auto.candidates(request), getattr(self, map)))
         return "\n".join([*lines, provenance(self.device, self.dtype)])
+
+
+@contextmanager
+def _without_autocast(device: torch.device, name: str) -> Iterator[None]:
+    """Turns autocast off, since matrix products inside would use its dtype, and shows profilers a
+    name."""
+    with ExitStack() as stack:
+        if is_profiling():
+            stack.enter_context(record_function(f"torch_corr::{name}"))
+        if autocasts(device):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
 
 
 _revisions = count()
