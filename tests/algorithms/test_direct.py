@@ -188,6 +188,31 @@ def test_edges_in_channels_last(case: str, dtype: torch.dtype) -> None:
             assert_right(result, problem, **operands, algorithm=Direct(isa=isa))
 
 
+@each_layout
+@each_isa
+@each_map
+def test_common_multiple_of_stride_and_dilation_past_64_bits(
+    map: MapName, isa: str, layout: torch.memory_format
+) -> None:
+    """Two rows of windows meet the image, and they meet the same pixels as windows nearby."""
+    step = 2**32
+    far = Problem.parse(
+        f"n1c16-x9x9-o16-k2x3-s{step}x1-p{4 * step - 1},{4 * step}x0,0-d{step - 1}x1-g16"
+    )
+    near = Problem.parse("n1c16-x9x9-o16-k2x3-s20x1-p19,12x0,0-d19x1-g16")
+    operands = some(far, map, torch.float32, layout=layout)
+    result = getattr(Direct(isa=isa), map)(far, *operands.values())
+    met = {
+        name: value[:, :, 3:5].contiguous(memory_format=layout) if name == "output" else value
+        for name, value in operands.items()
+    }
+    if map == "forward":
+        assert not result[:, :, :3].any()
+        assert not result[:, :, 5:].any()
+        result = result[:, :, 3:5]
+    assert_right(result, near, **met, algorithm=Direct(isa=isa))
+
+
 @each_map
 def test_mixed_layouts(map: MapName) -> None:
     """Operands of different layouts, and every second pixel of a larger image."""
