@@ -213,6 +213,19 @@ def test_common_multiple_of_stride_and_dilation_past_64_bits(
     assert_right(result, near, **met, algorithm=Direct(isa=isa))
 
 
+@each_layout
+@each_map
+def test_results_are_on_the_device_of_the_operands(
+    map: MapName, layout: torch.memory_format
+) -> None:
+    problem = Problem.parse("n1c16-x5x5-o32-k3-g16")
+    operands = some(problem, map, torch.float32, layout=layout).values()
+    expected = getattr(Direct(), map)(problem, *operands)
+    with torch.device("meta"):  # the default device
+        result = getattr(Direct(), map)(problem, *operands)
+    assert torch.equal(result, expected)
+
+
 @each_map
 def test_mixed_layouts(map: MapName) -> None:
     """Operands of different layouts, and every second pixel of a larger image."""
