@@ -167,6 +167,8 @@ EDGES_IN_CHANNELS_LAST = [
     "n1c16-x10x300-o16-k2x150-p0x150-d1x2-g16",
     "n1c16-x4x1100-o16-k2x1024-g16",
     "n1c16-x4x1100-o16-k2x1025-g16",
+    "n1c16-x2x9124-o16-k2x1024-s1x900-g16",
+    "n1c16-x270x8-o16-k258x1-g16",
     "n1c18-x33x70-o18-k30-s2-p44-d3-g18",
     "n0c16-x8x8-o16-k3-g16",
     "n1c16-x8x8-o0-k3-g16",
@@ -186,6 +188,44 @@ def test_edges_in_channels_last(case: str, dtype: torch.dtype) -> None:
             operands = some(problem, map, dtype, layout=LAST)
             result = getattr(Direct(isa=isa), map)(problem, *operands.values())
             assert_right(result, problem, **operands, algorithm=Direct(isa=isa))
+
+
+@each_layout
+@each_isa
+@each_map
+def test_common_multiple_of_stride_and_dilation_past_64_bits(
+    map: MapName, isa: str, layout: torch.memory_format
+) -> None:
+    """Two rows of windows meet the image, and they meet the same pixels as windows nearby."""
+    step = 2**32
+    far = Problem.parse(
+        f"n1c16-x9x9-o16-k2x3-s{step}x1-p{4 * step - 1},{4 * step}x0,0-d{step - 1}x1-g16"
+    )
+    near = Problem.parse("n1c16-x9x9-o16-k2x3-s20x1-p19,12x0,0-d19x1-g16")
+    operands = some(far, map, torch.float32, layout=layout)
+    result = getattr(Direct(isa=isa), map)(far, *operands.values())
+    met = {
+        name: value[:, :, 3:5].contiguous(memory_format=layout) if name == "output" else value
+        for name, value in operands.items()
+    }
+    if map == "forward":
+        assert not result[:, :, :3].any()
+        assert not result[:, :, 5:].any()
+        result = result[:, :, 3:5]
+    assert_right(result, near, **met, algorithm=Direct(isa=isa))
+
+
+@each_layout
+@each_map
+def test_results_are_on_the_device_of_the_operands(
+    map: MapName, layout: torch.memory_format
+) -> None:
+    problem = Problem.parse("n1c16-x5x5-o32-k3-g16")
+    operands = some(problem, map, torch.float32, layout=layout).values()
+    expected = getattr(Direct(), map)(problem, *operands)
+    with torch.device("meta"):  # the default device
+        result = getattr(Direct(), map)(problem, *operands)
+    assert torch.equal(result, expected)
 
 
 @each_map

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ SMALL = Problem.parse("n1c2-x9-o2-k3")
 
 
 LARGE_KERNEL = Problem.parse("n1c1-x256-o1-k63-p31")
+LARGE_KERNEL_RGB = Problem.parse("n2c3-x64-o3-k15")
 
 
 def candidate(algorithm, seconds, source="predicted"):
@@ -124,6 +126,22 @@ def test_measured_variant_is_chosen(monkeypatch, tmp_path):
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused()
     wisdom.load(tmp_path / "wisdom.json")
     assert make_plan(SMALL, CPU, torch.float32, "auto").forward == Paused(pause=0.0)
+
+
+def test_wisdom_of_channels_last_decides_there():
+    """Also for algorithms without kernels for that layout, which predictions leave out."""
+    before = [
+        make_plan(LARGE_KERNEL_RGB, CPU, torch.float32, "auto", last) for last in (False, True)
+    ]
+    assert isinstance(before[True].forward, Aten)
+    for map in MAPS:
+        timed = replace(request(LARGE_KERNEL_RGB, map), channels_last=True)
+        WISDOM.remember(Key.of(timed), {"unfold": 1e-6, "aten": 1.0})
+    contiguous, last = (
+        make_plan(LARGE_KERNEL_RGB, CPU, torch.float32, "auto", last) for last in (False, True)
+    )
+    assert contiguous == before[False]
+    assert all(isinstance(getattr(last, map), Unfold) for map in MAPS)
 
 
 @needs(KERNELS)

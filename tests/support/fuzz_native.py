@@ -43,6 +43,7 @@ EDGES = [
     [2, 3, 17, 33, 3, 5, 5, 7, 40, 2, 2, 2, 2, 1, 1, 3],  # the stride past the kernel
     [1, 1, 9, 9, 1, 2, 2, HUGE, HUGE, HUGE, HUGE, HUGE, HUGE, 1, 1, 1],  # huge padding
     [1, 1, 9, 9, 1, 3, 2, 1, 1, HUGE, HUGE, 0, HUGE, HUGE, HUGE, 1],  # huge dilation
+    [1, 1, 9, 9, 1, 2, 2, 2**32, 1, 2**34 - 1, 2**34, 0, 0, 2**32 - 1, 1, 1],  # far rows
     [1, 2, 5, 700, 3, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1],  # wide: the padding has its own blocks
     [2, 1, 3, 1100, 1, 2, 9, 1, 1, 0, 1, 300, 20, 2, 30, 1],  # padding wider than a strip
     [1, 3, 4, 333, 3, 3, 2, 1, 1, 1, 0, 0, 70, 1, 200, 3],  # taps far from each other

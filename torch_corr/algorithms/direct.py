@@ -201,7 +201,7 @@ class Direct(UniformMaps, Fitted):
         if map == "grad_weight":
             result = first.new_empty(shape)
         else:
-            result = torch.empty(shape, dtype=first.dtype, memory_format=last)
+            result = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=last)
         written = result
         if map == "forward" and filters > 1:
             written = result.new_empty(_apart(result, filters).shape)

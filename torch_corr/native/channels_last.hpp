@@ -213,7 +213,6 @@ class StripRunner {
     find_columns(col);
     first_ = true;
     count_ = used_ = 0;
-    const int64_t row_step = steps_.out_step * row.step;
     const int rows = first_row_ + steps_.out_step < row.count ? 2 : 1;
     const int64_t tap_row = col.taps * kLanes<T>;  // from the weights of a tap row to those of the next
     const T* weights = weights_ + c_.weight_offsets[row_phase_ * c_.col_phases + col_phase_] * kLanes<T>;
@@ -224,12 +223,12 @@ class StripRunner {
       for (int64_t phi = 0; phi < min(steps_.tap_step, row.taps); phi++) {
         const int64_t tap_rows = ceil_div(row.taps - phi, steps_.tap_step);
         const int64_t base = row.first + first_row_ * row.step + phi * row.dilation;
-        const int64_t low = max<int64_t>(0, ceil_div(-base, row_step));
-        const int64_t high = min(tap_rows + rows - 1, ceil_div(c_.in_rows - base, row_step));
+        const int64_t low = max<int64_t>(0, ceil_div(-base, steps_.image_step));
+        const int64_t high = min(tap_rows + rows - 1, ceil_div(c_.in_rows - base, steps_.image_step));
         for (int64_t b = low; b < high; b++) {
           if (count_ == kListedRows || used_ + list_.length > capacity_) flush(false);
           PixelRow<S, T>& listed = rows_[count_++];
-          listed.pixels = list_row(plane + (base + b * row_step) * c_.in_cols * c_.channels);
+          listed.pixels = list_row(plane + (base + b * steps_.image_step) * c_.in_cols * c_.channels);
           const T* at = taps + (b * steps_.tap_step + phi) * tap_row;
           listed.taps[0] = b < tap_rows ? at : nullptr;
           listed.taps[1] = rows == 2 && b > 0 ? at - steps_.tap_step * tap_row : nullptr;

@@ -111,9 +111,9 @@ struct TapBlocking {
 };
 
 TORCH_CORR_INLINE TapBlocking tap_blocking(const Geometry& g) {
-  constexpr int64_t kPixels = 2048;      // of a block's image: 128 KiB with AVX-512
-  static_assert(2 * kPixels * TORCH_CORR_VECTOR_BYTES + (16 << 10) <= kThreadScratch);
-  static_assert(kPixels >= 2 * kLastSpan);
+  constexpr int64_t kBlockPixels = 2048;  // of an image: 128 KiB with AVX-512
+  static_assert(2 * kBlockPixels * TORCH_CORR_VECTOR_BYTES + (16 << 10) <= kThreadScratch);
+  static_assert(kBlockPixels >= 2 * kLastSpan);
   constexpr int64_t kBlockCols = 64, kBlockRows = 8;
   const auto equal_parts = [](int64_t length, int64_t most) {
     return ceil_div(length, ceil_div(length, most));
@@ -123,11 +123,11 @@ TORCH_CORR_INLINE TapBlocking tap_blocking(const Geometry& g) {
   };
   TapBlocking b;
   b.cols = equal_parts(g.col.output, kBlockCols);
-  while (b.cols > 1 && reach(g.col, b.cols, g.col.kernel) > kPixels / 2) b.cols = (b.cols + 1) / 2;
+  while (b.cols > 1 && reach(g.col, b.cols, g.col.kernel) > kBlockPixels / 2) b.cols = (b.cols + 1) / 2;
   b.image_cols = reach(g.col, b.cols, g.col.kernel);
-  const int64_t most_rows = max<int64_t>(1, kPixels / b.image_cols);
+  const int64_t most_rows = max<int64_t>(1, kBlockPixels / b.image_cols);
   const auto image_rows = [&] { return min(g.row.input, reach(g.row, b.rows, b.tap_rows)); };
-  b.rows = min(g.row.output, max<int64_t>(1, kPixels / b.cols));
+  b.rows = min(g.row.output, max<int64_t>(1, kBlockPixels / b.cols));
   b.tap_rows = g.row.kernel;
   while (b.rows > kBlockRows && image_rows() > most_rows) b.rows = max(kBlockRows, b.rows / 2);
   while (b.tap_rows > 1 && image_rows() > most_rows) b.tap_rows = (b.tap_rows + 1) / 2;

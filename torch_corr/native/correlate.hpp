@@ -111,8 +111,7 @@ class TileRunner {
     for (int64_t i = 0; i < zeros; i++) zeros_[i] = T(0);
     int64_t taps = 0;
     for (int64_t p = 0; p < c.row_phases; p++) taps = max(taps, c.rows[p].taps);
-    row_step_ = steps_.out_step * c.rows[0].step;
-    const int64_t rows_met = (kMaxTileRows - 1) * row_step_ + (taps - 1) * c.rows[0].dilation + 1;
+    const int64_t rows_met = (kMaxTileRows - 1) * steps_.image_step + (taps - 1) * c.rows[0].dilation + 1;
     ring_ = 1;
     while (ring_ < rows_met && ring_ <= capacity_) ring_ *= 2;
     if (ring_ > capacity_ || c.group_in > 1) ring_ = 0;
@@ -162,7 +161,7 @@ class TileRunner {
   // Lists all image rows that the tile meets, in order; none outside the image.
   void list_row_tasks() {
     const AxisPlan& axis = c_.rows[t_.row_phase];
-    const int64_t tap_step = steps_.tap_step, row_step = row_step_;
+    const int64_t tap_step = steps_.tap_step, row_step = steps_.image_step;
     const int rows = t_.rows;
     for (int64_t channel = 0; channel < c_.group_in; channel++) {
       const S* plane = plane_of(channel);
@@ -204,7 +203,8 @@ class TileRunner {
       for (int64_t phi = 0; phi < min(steps_.tap_step, axis.taps); phi++) {
         const int64_t taps = ceil_div(axis.taps - phi, steps_.tap_step);
         const int64_t base = axis.first + t_.first_row * axis.step + phi * axis.dilation;
-        const int64_t low = ceil_div(-base, row_step_), high = ceil_div(c_.in_rows - base, row_step_);
+        const int64_t low = ceil_div(-base, steps_.image_step);
+        const int64_t high = ceil_div(c_.in_rows - base, steps_.image_step);
         if (taps + t_.rows - 1 <= low || high <= 0) continue;
         const int64_t rows = taps + height - 1;
         if (count_ == kChannelTasks || task_rows_used_ + rows > kTaskRows ||
@@ -213,7 +213,7 @@ class TileRunner {
         const void** task_rows = task_rows_ + task_rows_used_;
         channel_tasks_[count_++] = {task_rows, channel, phi, int(taps)};
         for (int64_t b = 0; b < rows; b++)
-          task_rows[b] = b < low || b >= high ? outside : row_of(plane, base + b * row_step_);
+          task_rows[b] = b < low || b >= high ? outside : row_of(plane, base + b * steps_.image_step);
         task_rows_used_ += rows;
       }
     }
@@ -337,7 +337,7 @@ class TileRunner {
   LaneMask* masks_ = nullptr;
   T* zeros_ = nullptr;
   RowTask<T>* row_tasks_ = nullptr;
-  int64_t pitch_, tile_size_, capacity_, row_step_, ring_;
+  int64_t pitch_, tile_size_, capacity_, ring_;
   int64_t count_, used_, task_rows_used_;
   int64_t epoch_ = 0, spans_from_ = -1, masks_from_ = -1, ring_batch_ = -1, ring_group_ = -1;
   int vectors_, inside_first_, inside_last_;

@@ -144,10 +144,10 @@ void check(Status status) {
 // Whether rows that are `pitch` bytes apart, and that a short kernel reads again and again, map to the
 // same sets of the first cache level and evict each other.  On 2048 columns 9x9 taps ran at 49 GFLOP/s
 // in place and at 79 packed; 5x5, 12 rows, at 51 in place and at 37 packed (one thread, Zen 4).
-bool has_cache_conflicts(int64_t rows, int64_t pitch) {
-  constexpr int64_t kWayBytes = 4096;  // of a first level of 32 KiB with 8 ways; no machine has fewer
+bool has_cache_conflicts(int64_t rows, uint64_t pitch) {
+  constexpr uint64_t kWayBytes = 4096;  // of a first level of 32 KiB with 8 ways; no machine has fewer
   constexpr int64_t kRows = 12;        // so many still run faster in place, as measured above
-  return rows * std::gcd(pitch, kWayBytes) > kRows * kWayBytes;
+  return rows * int64_t(std::gcd(pitch, kWayBytes)) > kRows * int64_t(kWayBytes);
 }
 
 // Correlates for all phases of rows and columns, kPhaseBlock column phases at a time.
@@ -159,10 +159,11 @@ void correlate(const KernelTable& kernels, Correlation c, Dtype dtype, const std
   int64_t taps = 0;  // most taps of a row phase
   for (const AxisPlan& plan : rows) taps = std::max(taps, plan.taps);
   const AxisPlan& axis = rows[0];  // all phases have the same step and dilation
-  const int64_t out_step = axis.dilation / std::gcd(axis.step, axis.dilation) * axis.step;
+  // Of the step between rows only the last bits matter, so it may overflow.
+  const uint64_t row_step = uint64_t(axis.dilation / std::gcd(axis.step, axis.dilation)) * uint64_t(axis.step);
   c.short_kernel = taps <= kernels.short_tap_rows;
   c.cache_conflicts = has_cache_conflicts(std::min(c.in_rows, taps + kernels.short_rows - 1),
-                      out_step * c.in_cols * int64_t(storage_bytes(dtype)));
+                      row_step * uint64_t(c.in_cols) * storage_bytes(dtype));
   const int64_t widest = c.short_kernel ? kernels.short_vectors : kernels.general_vectors;
   int64_t most_scratch = 0;
   for (size_t begin = 0; begin < cols.size(); begin += kPhaseBlock) {

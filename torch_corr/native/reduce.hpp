@@ -118,7 +118,7 @@ class TapReducer {
 
   void run_row_block(int64_t batch, int64_t row_block) {
     const Axis& row = g_.row;
-    const auto [tap_step, out_step] = row_steps(row.stride, row.dilation);
+    const auto [tap_step, out_step, step] = row_steps(row.stride, row.dilation);
     for (int64_t phi = 0; phi < min(tap_step, row.kernel); phi++) {
       const int64_t t_first = max<int64_t>(0, ceil_div(u_first_ - phi, tap_step));
       const int64_t t_last = ceil_div(u_last_ - phi, tap_step);
@@ -126,7 +126,6 @@ class TapReducer {
       for (int64_t i0 = 0; i0 < min(out_step, row.output); i0++) {
         const int64_t rows = ceil_div(row.output - i0, out_step);
         const int64_t base = i0 * row.stride + phi * row.dilation - row.padding;
-        const int64_t step = out_step * row.stride;
         const int64_t b_first = max(row_block * blocking_.row_block, max(t_first, ceil_div(-base, step)));
         const int64_t b_last = min((row_block + 1) * blocking_.row_block,
                                    min(rows + t_last - 1, ceil_div(row.input - base, step)));

@@ -151,9 +151,9 @@ TORCH_CORR_INLINE int64_t ceil_div(int64_t a, int64_t b) {  // b > 0; rounds tow
 }
 
 // Rows of a stride and a dilation: output rows `out_step` apart and tap rows `tap_step` apart meet the
-// same image rows, so they form a dense correlation.
+// same image rows, `image_step` apart, so they form a dense correlation.
 struct RowSteps {
-  int64_t tap_step, out_step;
+  int64_t tap_step, out_step, image_step;
 };
 TORCH_CORR_INLINE RowSteps row_steps(int64_t stride, int64_t dilation) {
   int64_t gcd = stride, rest = dilation;
@@ -162,7 +162,11 @@ TORCH_CORR_INLINE RowSteps row_steps(int64_t stride, int64_t dilation) {
     gcd = rest;
     rest = next;
   }
-  return {stride / gcd, dilation / gcd};
+  constexpr int64_t kBeyondImages = int64_t{1} << 50;  // from any row: sizes and padding are at most 2^48
+  int64_t image_step;
+  if (__builtin_mul_overflow(dilation / gcd, stride, &image_step) || image_step > kBeyondImages)
+    image_step = kBeyondImages;
+  return {stride / gcd, dilation / gcd, image_step};
 }
 
 // Tiles along the rows of one phase: in each block of `rows` * `spacing` outputs there are `spacing`

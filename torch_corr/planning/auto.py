@@ -269,10 +269,11 @@ class _Selection:
 
     @property
     def _keeps_layout(self) -> bool:
-        """Whether to consider only algorithms with kernels for channels_last: the predictions do
-        not contain the time of converting images."""
-        keepers = self._with_channels_last
-        return not self.options.measure and any(each.is_pytorch for each in keepers)
+        """Whether to consider only algorithms with kernels for channels_last: predicted times do
+        not contain that of converting images, measured ones do."""
+        if self.options.measure or self._stored_seconds():
+            return False
+        return any(each.is_pytorch for each in self._with_channels_last)
 
     @property
     def _only_pytorch(self) -> bool:
