@@ -314,6 +314,18 @@ def test_same_bits_for_any_number_of_threads(case: str, layout: torch.memory_for
         assert all(torch.equal(results[0], each) for each in results)
 
 
+@each_isa
+def test_sums_over_many_pixels_in_channels_last_are_added_by_blocks(isa: str) -> None:
+    """One sum after the other has a relative error of 1e-3 here."""
+    problem = Problem.parse("n4c16-x256x256-o16-k1-g16")
+    x = torch.full(problem.input_shape, 0.1).contiguous(memory_format=LAST)
+    y = torch.ones(problem.output_shape).contiguous(memory_format=LAST)
+    result = Direct(isa=isa).grad_weight(problem, x, y)
+    exact = x[:, 0].double().sum()
+    blocks = y[:, 0].numel() // 2048
+    assert ((result - exact) / exact).abs().max() < (2048 + blocks) * torch.finfo().eps / 2
+
+
 def entry_point_arguments() -> tuple[Tensor, list[object]]:
     """Valid arguments of ``forward``, 8x8 by 3x3, and the memory that they point to."""
     x = torch.zeros(64)

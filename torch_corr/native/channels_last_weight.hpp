@@ -41,7 +41,7 @@ __attribute__((noinline)) void tap_microkernel(const TapTile<T>& t) {
 #pragma GCC unroll 8
   for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[u][v] = load(t.sums + u * t.sums_row + v * L);
+    for (int v = 0; v < V; v++) sums[u][v] = Vector<T>{};
   for (int64_t row = 0; row < t.rows; row++) {
     const T* image = t.image + row * t.image_row;
     const T* grad = t.grad + row * t.grad_row;
@@ -80,7 +80,12 @@ __attribute__((noinline)) void tap_microkernel(const TapTile<T>& t) {
 #pragma GCC unroll 8
   for (int u = 0; u < U; u++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store(t.sums + u * t.sums_row + v * L, sums[u][v]);
+    for (int v = 0; v < V; v++) {
+      // Sums of blocks are added, so that rounding errors grow with the size of a block and with their
+      // number, not with all pixels.
+      T* to = t.sums + u * t.sums_row + v * L;
+      store(to, load(to) + sums[u][v]);
+    }
 }
 
 template <class T>
