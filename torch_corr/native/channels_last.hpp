@@ -229,9 +229,9 @@ class StripRunner {
           if (count_ == kListedRows || used_ + list_.length > capacity_) flush(false);
           PixelRow<S, T>& listed = rows_[count_++];
           listed.pixels = list_row(plane + (base + b * steps_.image_step) * c_.in_cols * c_.channels);
-          const T* at = taps + (b * steps_.tap_step + phi) * tap_row;
-          listed.taps[0] = b < tap_rows ? at : nullptr;
-          listed.taps[1] = rows == 2 && b > 0 ? at - steps_.tap_step * tap_row : nullptr;
+          const auto taps_of = [&](int64_t t) { return taps + (t * steps_.tap_step + phi) * tap_row; };
+          listed.taps[0] = b < tap_rows ? taps_of(b) : nullptr;
+          listed.taps[1] = rows == 2 && b > 0 ? taps_of(b - 1) : nullptr;
         }
       }
     }

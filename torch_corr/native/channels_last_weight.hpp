@@ -224,9 +224,10 @@ class TapRunner {
     pack_image(low, high);
     const int64_t pitch = b_.image_cols * L;
     TapTile<T> tile;
-    tile.image_row = row.stride * pitch;
+    // A step past the last row is never taken; clamped, it cannot overflow.
+    tile.image_row = min(row.stride, row.input) * pitch;
     tile.image_col = g_.col.stride * L;
-    tile.tap_row = row.dilation * pitch;
+    tile.tap_row = min(row.dilation, row.input) * pitch;
     tile.tap_col = g_.col.dilation * L;
     tile.grad_row = b_.cols * L;
     tile.cols = cols_;

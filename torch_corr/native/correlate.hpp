@@ -302,7 +302,7 @@ class TileRunner {
       const AxisPlan& axis = c_.rows[t_.row_phase];
       const int64_t row = axis.out_first + t_.first_row * axis.out_step;
       tile.data = reinterpret_cast<T*>(out_plane_of(o)) + row * c_.out_cols + t_.from;
-      tile.pitch = steps_.out_step * axis.out_step * c_.out_cols;
+      tile.pitch = t_.rows > 1 ? steps_.out_step * axis.out_step * c_.out_cols : 0;
       tile.cols = int(t_.width);
     }
     if (!c_.short_kernel) return run_general(vectors_, row_tasks_, count_, taps, tile);

@@ -160,12 +160,13 @@ class TapReducer {
       WeightTask<T> tile{};
       tile.vectors = width / L;
       tile.tail = tail;
-      tile.sums_pitch = k.tap_step * col.kernel * L;
+      // A step past the last row is never taken; clamped, it cannot overflow.
+      tile.sums_pitch = min(k.tap_step, g_.row.kernel) * col.kernel * L;
       int64_t image_plane, grad_plane;
       const T *image, *grad;  // at b_first and a_first
       if (image_in_place) {
         image = reinterpret_cast<const T*>(input) + (k.base + k.b_first * k.step) * col.input + from;
-        tile.image_pitch = k.step * col.input;
+        tile.image_pitch = min(k.step, g_.row.input) * col.input;
         image_plane = in_plane;
       } else {
         image = image_;
@@ -188,7 +189,7 @@ class TapReducer {
       }
       if (grad_in_place) {
         grad = reinterpret_cast<const T*>(output) + (k.i0 + a_first * k.out_step) * col.output + from;
-        tile.grad_pitch = k.out_step * col.output;
+        tile.grad_pitch = min(k.out_step, g_.row.output) * col.output;
         grad_plane = out_plane;
       } else {
         grad = grad_;
