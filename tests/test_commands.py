@@ -16,7 +16,7 @@ def test_explain_lists_every_algorithm_and_map(capsys):
     assert main(["explain", "n1c1-x64-o1-k5", "--dtype", "bfloat16"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(" on cpu/bfloat16, algorithm=auto")
-    for name in (*MAPS, *(f"    {each.name} " for each in ALGORITHMS if each.name == "fft")):
+    for name in (*MAPS, *(f"    {each.name}" for each in ALGORITHMS if each.name == "fft")):
         assert any(line.startswith(name) for line in lines)
     assert sum(line.startswith("  > ") for line in lines) == len(MAPS)
     assert "calibrate" in lines[-1]
