@@ -115,10 +115,11 @@ def test_explain_mentions_channels_last(capsys):
 @pytest.mark.parametrize("whose", ["images", "weights", "both"])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("trained", [False, True])
-def test_layouts_equal_conv2d(trained, groups, whose):
+@pytest.mark.parametrize("algorithm", ["auto", "aten", "unfold", "fft", "naive"])
+def test_layouts_equal_conv2d(algorithm, trained, groups, whose):
     """Of the output and the input's gradient, with images or weights in channels_last."""
     results = []
-    for layer in twins("auto", groups=groups, dtype=torch.float32):
+    for layer in twins(algorithm, groups=groups, dtype=torch.float32):
         x = images(torch.float32)
         if whose != "weights":
             x = x.contiguous(memory_format=LAST)
