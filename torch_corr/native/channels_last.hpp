@@ -354,7 +354,7 @@ template <class S>
 Status correlate_depthwise_as(const DepthwiseCorrelation& c, int threads) {
   typedef typename Accumulation<S>::type T;
   constexpr int L = kLanes<T>;
-  constexpr int64_t kBlockBytes = 384 << 10;  // of the image rows that a tile meets: in the second cache level
+  constexpr int64_t kBlockBytes = 384 << 10;  // of a tile's image rows: they fit the second cache level
   constexpr int64_t kUnits = 64;              // enough for an even load
   const int64_t vectors = channel_vectors<T>(c.channels);
   const int64_t spacing = row_steps(c.rows[0].plan.step, c.rows[0].plan.dilation).out_step;
@@ -376,20 +376,19 @@ Status correlate_depthwise_as(const DepthwiseCorrelation& c, int threads) {
 
   Arena sizes(nullptr);
   typedef StripRunner<S, T> Runner;
-  const int64_t bytes = c.scratch = scratch_bytes<Runner>(c, static_cast<const T*>(nullptr), static_cast<const T*>(nullptr),
-                                                          static_cast<const S*>(nullptr), block);
-  const auto shared = [&](Arena& arena, T*& weights, T*& initial, S*& zeros) {
+  T *weights = nullptr, *initial = nullptr;
+  S* zeros = nullptr;
+  const int64_t bytes = c.scratch = scratch_bytes<Runner>(c, weights, initial, zeros, block);
+  const auto share = [&](Arena& arena) {  // among the threads
     weights = arena.array<T>(c.tap_count * vectors * L);
     initial = arena.array<T>(c.bias ? vectors * L : 0);
     zeros = arena.array<S>(c.channels);
   };
-  T *weights, *initial;
-  S* zeros;
-  shared(sizes, weights, initial, zeros);
+  share(sizes);
   char* memory = Arena::allocate(bytes * schedule.threads + sizes.bytes());
   if (!memory) return Status::out_of_memory;
-  Arena filled(memory + bytes * schedule.threads);
-  shared(filled, weights, initial, zeros);
+  Arena shared(memory + bytes * schedule.threads);
+  share(shared);
   std::memset(static_cast<void*>(zeros), 0, size_t(c.channels) * sizeof(S));
   if (c.bias)
     for (int64_t vector = 0; vector < vectors; vector++)
@@ -398,7 +397,8 @@ Status correlate_depthwise_as(const DepthwiseCorrelation& c, int threads) {
             widen(static_cast<const S*>(c.bias)[(first_channel<T>(vector, c.channels) + i) * c.bias_step]);
   parallel(vectors, max<int64_t>(1, (1 << 12) / (c.tap_count + 1)), schedule.threads,
            [&](int64_t begin, int64_t end, int) {
-             for (int64_t vector = begin; vector < end; vector++) pack_taps<S>(c, vector, weights + vector * c.tap_count * L);
+             for (int64_t vector = begin; vector < end; vector++)
+               pack_taps<S>(c, vector, weights + vector * c.tap_count * L);
            });
   parallel(total, schedule.chunk, schedule.threads, [&](int64_t begin, int64_t end, int thread) {
     Arena arena(memory + thread * bytes);

@@ -91,9 +91,9 @@ __attribute__((noinline)) void tap_microkernel(const TapTile<T>& t) {
 template <class T>
 inline void run_taps(int tap_rows, int tap_cols, const TapTile<T>& t) {
   const bool dense = t.image_col == kLanes<T> && t.tap_col == kLanes<T>;
-#define TORCH_CORR_CASE(U, V)                                                             \
-  case (U) * 8 + (V):                                                                     \
-    if constexpr ((U) <= max_tap_rows(V))                                                 \
+#define TORCH_CORR_CASE(U, V)                                                                  \
+  case (U) * 8 + (V):                                                                          \
+    if constexpr ((U) <= max_tap_rows(V))                                                      \
       return dense ? tap_microkernel<(U), (V), true>(t) : tap_microkernel<(U), (V), false>(t); \
     break;
 #define TORCH_CORR_CASES(U)                                         \
@@ -155,7 +155,7 @@ class TapRunner {
 
   int64_t items() const { return g_.batch * row_blocks_ * col_blocks_; }
 
-  // Adds the sums of blocks [begin, end) of one vector: [tap row][tap column][lane].
+  // Computes the sums of blocks [begin, end) of one vector: [tap row][tap column][lane].
   void run(int64_t vector, int64_t begin, int64_t end, T* sums) {
     channel_ = first_channel<T>(vector, g_.groups);
     for (int64_t i = 0; i < g_.row.kernel * g_.col.kernel * L; i++) sums[i] = T(0);

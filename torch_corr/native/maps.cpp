@@ -242,11 +242,23 @@ void check_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dt
                                 " columns");
 }
 
+// As correlation_of, without weights and sources.
+DepthwiseCorrelation depthwise_of(const Geometry& g, const void* input, void* output) {
+  DepthwiseCorrelation c{};
+  c.batch = g.batch;
+  c.channels = g.groups;
+  c.input = input;
+  c.output = output;
+  c.in_rows = g.row.input;
+  c.in_cols = g.col.input;
+  c.out_rows = g.row.output;
+  c.out_cols = g.col.output;
+  return c;
+}
+
 // Runs one filter of each channel, or all of them as the sources of a grad_input.
 void correlate_depthwise(const KernelTable& kernels, DepthwiseCorrelation c, const Geometry& g, Dtype dtype,
                          const std::vector<TapAxis>& rows, const std::vector<TapAxis>& cols, int threads) {
-  c.batch = g.batch;
-  c.channels = g.groups;
   c.kernel_cols = g.col.kernel;
   c.weight_source = g.row.kernel * g.col.kernel;
   c.weight_channel = g.group_out * c.weight_source;
@@ -267,13 +279,8 @@ void correlate_depthwise(const KernelTable& kernels, DepthwiseCorrelation c, con
 
 void forward_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dtype,
                            const Operands& operands, int threads) {
-  DepthwiseCorrelation c{};
+  DepthwiseCorrelation c = depthwise_of(g, operands.first, operands.result);
   c.sources = 1;
-  c.input = operands.first;
-  c.in_rows = g.row.input;
-  c.in_cols = g.col.input;
-  c.out_rows = g.row.output;
-  c.out_cols = g.col.output;
   c.bias_step = g.group_out;
   for (int64_t o = 0; o < g.group_out; o++) {
     c.weight = element(operands.second, o * g.row.kernel * g.col.kernel, dtype);
@@ -287,14 +294,8 @@ void forward_channels_last(const KernelTable& kernels, const Geometry& g, Dtype 
 void grad_input_channels_last(const KernelTable& kernels, const Geometry& g, Dtype dtype,
                               const Operands& operands, const std::vector<AxisPhase>& rows,
                               const std::vector<AxisPhase>& cols, int threads) {
-  DepthwiseCorrelation c{};
+  DepthwiseCorrelation c = depthwise_of(transposed(g), operands.first, operands.result);
   c.sources = g.group_out;
-  c.input = operands.first;
-  c.output = operands.result;
-  c.in_rows = g.row.output;
-  c.in_cols = g.col.output;
-  c.out_rows = g.row.input;
-  c.out_cols = g.col.input;
   c.weight = operands.second;
   std::vector<TapAxis> row_axes, col_axes;
   for (const AxisPhase& phase : rows) row_axes.push_back(tap_axis(phase));
