@@ -96,8 +96,11 @@ class Plan:
 
     def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of input and weight in one call; only if :attr:`has_both_gradients`."""
-        with _without_autocast(self.device, f"{self.grad_input.name}.grad_input, grad_weight"):
-            return self.grad_input.gradients(self.problem, input, weight, output)
+        run = self.grad_input.gradients
+        if autocasts(self.device) or is_profiling():
+            with _without_autocast(self.device, f"{self.grad_input.name}.grad_input, grad_weight"):
+                return run(self.problem, input, weight, output)
+        return run(self.problem, input, weight, output)
 
     @property
     def requests(self) -> tuple[Request, ...]:
