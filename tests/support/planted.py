@@ -92,7 +92,7 @@ class Bug:
 
     Attributes:
         law: its name.
-        what: what is wrong, in a line.
+        what: a description of the bug, in one line.
         dtype: of the operands that show the bug.
         claims: laws that the callable claims.
         errors: what it promises about rounding.
@@ -111,7 +111,7 @@ BUGS: list[Bug] = []
 
 
 def plant_all(*rows: tuple[Any, ...]) -> None:
-    """Make a bug of each row: law, name, what is wrong, ``change(p, x, w, bias) -> y``, others."""
+    """Make a bug of each row: law, name, description, ``change(p, x, w, bias) -> y``, others."""
     for law, name, what, change, *others in rows:
         BUGS.append(Bug(callable_of(change, name), law, name, what, *others))
 
@@ -127,7 +127,7 @@ def callable_of(change: Callable[..., Tensor], name: str = "fn") -> Callable[...
 
 
 def bug(law: str, *others: Any, **more: Any) -> Any:
-    """Make a bug of a change, whose docstring says what is wrong."""
+    """Make a bug of a change, whose docstring describes the bug."""
 
     def decorate(change: Callable[..., Tensor]) -> Callable[..., Tensor]:
         name = change.__name__
