@@ -177,21 +177,14 @@ class Aten(UniformMaps, Fitted):
     ) -> Tensor:
         if problem.is_empty:
             return super().forward_with_bias(problem, input, weight, bias)
-        rewritten = _rewrite_for(problem, "forward", input)
-        if rewritten.in_float32:
-            exact = _conv2d(rewritten, input.float(), weight.float(), bias.float())
-            return exact.to(input.dtype)
-        return _conv2d(rewritten, input, weight, bias)
+        return _compute("forward", _rewrite_for(problem, "forward", input), input, weight, bias)
 
     def run_map(self, problem: Problem, map: MapName, first: Tensor, second: Tensor) -> Tensor:
         if problem.is_empty:
             return first.new_zeros(shape_of(problem, SLOTS[map][2]))
         if map != "forward" and first.is_complex():
             return complex_from_real(getattr(self, map), problem, first, second)
-        rewritten, compute = _rewrite_for(problem, map, first), _COMPUTE[map]
-        if rewritten.in_float32:
-            return compute(rewritten, first.float(), second.float()).to(first.dtype)
-        return compute(rewritten, first, second)
+        return _compute(map, _rewrite_for(problem, map, first), first, second)
 
     def has_both_gradients(self, request: Request) -> bool:
         """Where PyTorch's own backward runs without any rewriting."""
@@ -338,11 +331,20 @@ def _grad_weight(rewritten: _Rewrite, input: Tensor, output: Tensor) -> Tensor:
     return _backward(problem, output, input, weight, (False, True))[1]
 
 
-_COMPUTE: dict[MapName, Callable[[_Rewrite, Tensor, Tensor], Tensor]] = {
+_COMPUTE: dict[MapName, Callable[..., Tensor]] = {
     "forward": _conv2d,
     "grad_input": _grad_input,
     "grad_weight": _grad_weight,
 }
+
+
+def _compute(map: MapName, rewritten: _Rewrite, *operands: Tensor) -> Tensor:
+    """A rewritten map of its operands, with a bias after those of a forward."""
+    compute = _COMPUTE[map]
+    if rewritten.in_float32:
+        result = compute(rewritten, *(each.float() for each in operands))
+        return result.to(operands[0].dtype)
+    return compute(rewritten, *operands)
 
 
 def with_regular_strides(value: Tensor) -> Tensor:
@@ -443,14 +445,11 @@ def _replace_padding(request: Request) -> _Rewrite:
     extra = left - across, right - across, top - down, bottom - down
     if request.device.type != "cpu" or dtype not in _BY_ONEDNN:
         return _move_padding(problem, (down, across), extra)
-    if not _any_symbol(*problem.kernel):
+    if not _any_symbol(*problem.kernel) and problem.dilation != problem.effective_dilation:
         # Dilation has no effect along an axis with one tap.  Yet oneDNN then chooses other kernels;
         # that for 1x1 with a stride, in bfloat16 and channels_last, gives a wrong gradient of the
         # input.
-        (rows, columns), (height, width) = problem.dilation, problem.kernel
-        gaps = rows if height > 1 else 1, columns if width > 1 else 1
-        if problem.dilation != gaps:
-            problem = replace(problem, dilation=gaps)
+        problem = replace(problem, dilation=problem.effective_dilation)
     if map == "grad_weight" and down >= TALL and _covers_image(problem):
         down, extra = 0, (*extra[:2], top, bottom)
     reach = problem.dilation[1] * (problem.kernel[1] - 1)

@@ -108,8 +108,8 @@ class Direct(UniformMaps, Fitted):
             # vectors or more (``kJobs`` in channels_last_weight.hpp).
             lanes, filters = 64 // width, problem.group_out
             channels = lanes * ceil(problem.groups / lanes)
-            lanes = max(channels, 32 * lanes) if map == "grad_weight" else channels * filters
-            numbers = prod(problem.kernel) * lanes + 2 * channels
+            copies = max(channels, 32 * lanes) if map == "grad_weight" else channels * filters
+            numbers = prod(problem.kernel) * copies + 2 * channels
             apart = dtype.itemsize * prod(problem.output_shape) if filters > 1 else 0
             return torch.get_num_threads() * _THREAD_SCRATCH + width * numbers + apart
         weights = {"forward": taps if dtype.itemsize == 2 else 0, "grad_input": taps}
@@ -124,7 +124,7 @@ class Direct(UniformMaps, Fitted):
         start of a row."""
         problem, map, dtype = request.problem, request.map, request.dtype
         lanes = 8 if dtype in (torch.float64, torch.complex128) else 16
-        strided = problem.stride != (1, 1) or _is_dilated(problem)
+        strided = (problem.stride, problem.effective_dilation) != ((1, 1), (1, 1))
         if request.channels_last and self.keeps_channels_last(request):
             rows = problem.batch * problem.out_channels * valid_row_pairs(problem)
             flops = 2.0 * rows * problem.output_size[1] * problem.kernel[1]
@@ -254,11 +254,6 @@ def _apart(output: Tensor, filters: int) -> Tensor:
     batch, channels, height, width = output.shape
     apart = output.permute(0, 2, 3, 1).view(batch, height, width, channels // filters, filters)
     return apart.movedim(-1, 0)
-
-
-def _is_dilated(problem: Problem) -> bool:
-    """Whether a dilation has an effect, which that of one tap has not."""
-    return any(d > 1 and taps > 1 for d, taps in zip(problem.dilation, problem.kernel))
 
 
 def _scratch_of_wide_rows(problem: Problem, map: MapName, itemsize: int) -> int:
