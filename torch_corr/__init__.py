@@ -17,6 +17,7 @@ from .planning.auto import Auto
 from .planning.plan import Plan
 from .problem import Problem
 from .request import MAPS, Request
+from .tuning import Tuning, tune
 
 __all__ = [
     "ALGORITHMS",
@@ -34,6 +35,7 @@ __all__ = [
     "Problem",
     "Request",
     "Triton",
+    "Tuning",
     "Unfold",
     "__version__",
     "convert",
@@ -42,5 +44,6 @@ __all__ = [
     "explain",
     "intercept",
     "plan",
+    "tune",
     "wisdom",
 ]

@@ -9,7 +9,8 @@ before.  Removing the attribute undoes the conversion.
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from .functional import corr2d, is_traced_for_quantization, overrides_torch_function
 from .modules import Corr2d
 from .operators import skip_dynamo
+from .planning.auto import Auto
 from .planning.plan import AlgorithmLike, find_algorithm
 from .problem import as_pair, resolve_padding
+from .tuning import Tuning
+from .tuning import tune as run_and_tune
 
 
 class ConvForward:
@@ -99,11 +103,13 @@ class Conversion:
         algorithm: the algorithm of the converted layers.
         replaced: the converted layers, by their names in the model.
         skipped: the reasons why other convolutions were not converted, by their names.
+        tuning: the times before and after, if the conversion was tuned.
     """
 
     algorithm: AlgorithmLike
     replaced: dict[str, nn.Conv2d]
     skipped: dict[str, str]
+    tuning: Tuning | None = None
 
     def revert(self) -> None:
         """Make the converted layers run PyTorch's convolution again, with their present weights.
@@ -124,10 +130,17 @@ class Conversion:
             lines.append(f"  {name or 'the model'}: {layer}")
         for name, sentence in self.skipped.items():
             lines.append(f"  {name or 'the model'} left alone: {sentence}")
+        if self.tuning is not None:
+            lines.append(str(self.tuning))
         return "\n".join(lines)
 
 
-def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
+def convert(
+    model: nn.Module,
+    algorithm: AlgorithmLike = "auto",
+    *,
+    tune: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+) -> Conversion:
     """Make every ``nn.Conv2d`` of a model run an algorithm of this library, in place.
 
     Each layer gets one attribute, ``_conv_forward``, which ``nn.Conv2d.forward`` calls.  Its
@@ -145,13 +158,16 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
     Args:
         model: any module, including an ``nn.Conv2d``.
         algorithm: for all layers: ``"auto"``, a name, or an :class:`~torch_corr.Algorithm`.
+        tune: the model's input, a tuple of its positional arguments, or a mapping of its keyword
+            arguments; :func:`~torch_corr.tune` then runs the model on them and times the layers.
 
     Returns:
         The report: the converted layers and the skipped ones, with :meth:`Conversion.revert`.
 
     Raises:
         TypeError: ``model`` is not a module, or ``algorithm`` is not an algorithm.
-        ValueError: no algorithm has that name.
+        ValueError: no algorithm has that name; ``tune`` with an algorithm that is not ``"auto"``.
+        Any error of the model's run on ``tune``; no layer is then converted.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.LazyConv2d(4, 1))
@@ -167,7 +183,12 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
             f"model must be a torch.nn.Module, got {type(model).__name__}; for functions that call "
             f"conv2d, use torch_corr.intercept"
         )
-    find_algorithm(algorithm)  # raises if there is none
+    found = find_algorithm(algorithm)  # raises if there is none
+    if tune is not None and not isinstance(found, Auto):
+        raise ValueError(
+            f"tune=... measures which algorithm 'auto' should choose, but algorithm is "
+            f"{algorithm!r}; pass algorithm='auto', or leave out tune"
+        )
     report = Conversion(algorithm, {}, {})
     for name, module in list(model.named_modules()):
         if (reason := _refusal(module)) is not None:
@@ -175,7 +196,15 @@ def convert(model: nn.Module, algorithm: AlgorithmLike = "auto") -> Conversion:
         elif isinstance(module, nn.Conv2d):
             module._conv_forward = ConvForward(module, algorithm)  # type: ignore[method-assign]
             report.replaced[name] = module
-    return report
+    if tune is None:
+        return report
+    positional = tune if isinstance(tune, tuple) else () if isinstance(tune, Mapping) else (tune,)
+    try:
+        tuning = run_and_tune(model, *positional, **(tune if isinstance(tune, Mapping) else {}))
+    except BaseException:
+        report.revert()
+        raise
+    return replace(report, tuning=tuning)
 
 
 def _converted(module: nn.Module) -> ConvForward | None:

@@ -10,7 +10,7 @@ from support.maps import request
 from torch_corr import Aten, Auto, Problem, Unfold, corr2d
 from torch_corr.planning import timing as stopwatch
 from torch_corr.planning.plan import clear_plans, make_plan
-from torch_corr.planning.timing import time_algorithms
+from torch_corr.planning.timing import time_algorithms, time_in_turns
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SMALL = Problem.parse("n1c2-x9-o2-k3")
@@ -59,15 +59,17 @@ def test_timing_synchronizes_accelerators(monkeypatch):
         assert calls == [*waits, "work", *waits]
 
 
-def test_slow_algorithm_is_timed_once(monkeypatch):
+def test_long_first_run_is_timed_and_not_repeated(monkeypatch):
     monkeypatch.setattr(stopwatch, "_LONG_RUN", 0.01)
+    monkeypatch.setattr(stopwatch, "_timed", lambda device, work: work())
     runs = []
-    slow = Sleeper(pause=0.02)
-    monkeypatch.setattr(
-        Sleeper, "forward", lambda self, *of: (runs.append(self.pause), Unfold().forward(*of))[1]
-    )
-    monkeypatch.setattr(stopwatch, "_timed", lambda device, work: (work(), runs[-1])[1])
-    quick = Sleeper(pause=0.001)
-    times = time_algorithms([quick, slow], request(SMALL))
-    assert times == {quick.spelling: 0.001, slow.spelling: 0.02}
-    assert runs.count(0.02) == 1 < runs.count(0.001)
+
+    def work_of(name, seconds):
+        return lambda: (runs.append(name), seconds)[1]
+
+    works = {"quick": work_of("quick", 0.001), "slow": work_of("slow", 0.02)}
+    pauses = []
+    times = time_in_turns(works, CPU, lambda: pauses.append(1))
+    assert times == {"quick": 0.001, "slow": 0.02}
+    assert runs.count("slow") == 1 < runs.count("quick")
+    assert len(pauses) == len(runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,15 @@ from .validation import (
 )
 
 
+class Call(NamedTuple):
+    """A checked call: its plan, its operands with four axes, and its bias."""
+
+    plan: Plan | Deferred
+    images: Tensor
+    filters: Tensor
+    bias: Tensor | None
+
+
 @skip_dynamo
 def correlate(
     input: Tensor,
@@ -42,23 +51,9 @@ def correlate(
     if padding_mode == "zeros" and is_left_to_pytorch(input, algorithm):
         numbers: Any = stride, padding, dilation, groups
         return torch.conv2d(input, weight, bias, *numbers)
-    # Normalise and validate.
-    input, weight, bias = cast_as_autocast(input, weight, bias)
-    check_operands(input, weight, bias)
-    images, filters = with_all_axes(input), with_all_axes(weight)
-    shapes = plain_shape(images), plain_shape(filters)
-    geometry = as_pair("stride", stride), hashable_padding(padding), as_pair("dilation", dilation)
-    if padding_mode != "zeros":
-        images, shapes, geometry = fill_padding(images, shapes, *geometry, padding_mode)
-    # Plan.
-    requested, last = resolve_algorithm(algorithm, images), are_channels_last(images, filters)
-    where = input.device, input.dtype
-    plan = plan_call(*shapes, *geometry, as_int("groups", groups), *where, requested, last)
-    if requested == "auto" and is_compiling() and quick_in_channels_last(plan.problem, *where):
-        plan = planned(plan.problem, *where, "aten", last)
-    if bias is not None:
-        check_bias(bias, weight, plan.problem)
-    # Run.
+    plan, images, filters, bias = prepare(
+        input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm
+    )
     if is_exporting_or_tracing():
         if padding == "same" and max(plan.problem.stride) > 1 and is_tracing():
             warn_of_one_size(plan.problem)
@@ -68,6 +63,36 @@ def correlate(
     else:
         result = forward_with_bias(plan, images, filters, bias)
     return result if input.dim() == 4 else result[(0,) * (4 - input.dim())]
+
+
+@skip_dynamo
+def prepare(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: SizeLike,
+    padding: PaddingLike,
+    dilation: SizeLike,
+    groups: int,
+    padding_mode: str,
+    algorithm: AlgorithmLike,
+) -> Call:
+    """Normalise, validate and plan a call."""
+    input, weight, bias = cast_as_autocast(input, weight, bias)
+    check_operands(input, weight, bias)
+    images, filters = with_all_axes(input), with_all_axes(weight)
+    shapes = plain_shape(images), plain_shape(filters)
+    geometry = as_pair("stride", stride), hashable_padding(padding), as_pair("dilation", dilation)
+    if padding_mode != "zeros":
+        images, shapes, geometry = fill_padding(images, shapes, *geometry, padding_mode)
+    requested, last = resolve_algorithm(algorithm, images), are_channels_last(images, filters)
+    where = input.device, input.dtype
+    plan = plan_call(*shapes, *geometry, as_int("groups", groups), *where, requested, last)
+    if requested == "auto" and is_compiling() and quick_in_channels_last(plan.problem, *where):
+        plan = planned(plan.problem, *where, "aten", last)
+    if bias is not None:
+        check_bias(bias, weight, plan.problem)
+    return Call(plan, images, filters, bias)
 
 
 @skip_dynamo

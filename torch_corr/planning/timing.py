@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -12,11 +12,11 @@ from ..algorithms import Algorithm
 from ..algorithms.cost import MMAP_THRESHOLD
 from ..request import Request
 
-_SECONDS_PER_ALGORITHM = 0.05
-"""Seconds of runs that are enough to time an algorithm."""
+_SECONDS_PER_WORK = 0.05
+"""Seconds of runs that are enough to time one work."""
 
 _TOO_SLOW = 4.0
-"""An algorithm that takes this many times the fastest run is not run again."""
+"""A work that takes this many times the fastest run is not run again."""
 
 _LONG_RUN = 1.0
 """A first run that takes this many seconds counts as timed, since its setup is negligible."""
@@ -25,41 +25,63 @@ _LONG_RUN = 1.0
 def time_algorithms(algorithms: Sequence[Algorithm], request: Request) -> dict[str, float]:
     """Median seconds of each algorithm on one map, by spelling.
 
-    Each algorithm runs once untimed, for its setup, and then twice; those that are much slower than
-    the fastest stop there, and the others take turns.  A long first run is timed itself, since
-    otherwise an image that takes seconds would be measured for minutes.  The operands are constant
-    and do not use the random generators: no algorithm's speed depends on its data.
+    The operands are constant and do not use the random generators: no algorithm's speed depends on
+    its data.
     """
     problem, map, device = request.problem, request.map, request.device
-    if device.type == "cpu":
-        raise_mmap_threshold()
     layout = torch.channels_last if request.channels_last else torch.contiguous_format
     left, right = (
         torch.full(shape, 0.5, dtype=request.dtype, device=device).contiguous(memory_format=layout)
         for shape in request.shapes[:2]
     )
 
-    def run(algorithm: Algorithm) -> float:
+    def work_of(algorithm: Algorithm) -> Callable[[], object]:
         def work() -> None:
             result = getattr(algorithm, map)(problem, left, right)
             if map != "grad_weight":
                 result.contiguous(memory_format=layout)
 
-        return _timed(device, work)
+        return work
 
-    firsts = {algorithm: run(algorithm) for algorithm in algorithms}
+    return time_in_turns({each.spelling: work_of(each) for each in algorithms}, device)
+
+
+def time_in_turns(
+    works: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    between: Callable[[], object] | None = None,
+) -> dict[str, float]:
+    """Median seconds of each work, by its name.
+
+    Each work runs once untimed, for its setup, and then twice; those that are much slower than the
+    fastest stop there, and the others take turns.  A long first run is timed itself, since
+    otherwise an image that takes seconds would be measured for minutes.
+
+    Args:
+        works: what to time.
+        device: where they run.
+        between: runs before each timed run.
+    """
+    if device.type == "cpu":
+        raise_mmap_threshold()
+
+    def run(name: str) -> float:
+        if between is not None:
+            between()
+        return _timed(device, works[name])
+
+    firsts = {name: run(name) for name in works}
     samples = {
-        algorithm: [first] if first > _LONG_RUN else [run(algorithm), run(algorithm)]
-        for algorithm, first in firsts.items()
+        name: [first] if first > _LONG_RUN else [run(name), run(name)]
+        for name, first in firsts.items()
     }
     limit = _TOO_SLOW * min((min(times) for times in samples.values()), default=0.0)
-    competitive = [each for each in algorithms if min(samples[each]) <= max(limit, 1e-3)]
-    for turn in _rounds(_SECONDS_PER_ALGORITHM * len(competitive)):
-        for algorithm in (
-            competitive[turn % len(competitive) :] + competitive[: turn % len(competitive)]
-        ):
-            samples[algorithm].append(run(algorithm))
-    return {algorithm.spelling: median(values) for algorithm, values in samples.items()}
+    competitive = [name for name in works if min(samples[name]) <= max(limit, 1e-3)]
+    for turn in _rounds(_SECONDS_PER_WORK * len(competitive)):
+        first = turn % len(competitive)
+        for name in competitive[first:] + competitive[:first]:
+            samples[name].append(run(name))
+    return {name: median(values) for name, values in samples.items()}
 
 
 def raise_mmap_threshold() -> None:

@@ -88,6 +88,12 @@ class Wisdom:
             self._seconds[key] = {**self._seconds.get(key, {}), **seconds}
         self._changed()
 
+    def keep_only(self, key: Key, name: str) -> None:
+        """Forget the times of all algorithms but one, so that ``auto`` chooses this one."""
+        with self._lock:
+            self._seconds[key] = {name: self._seconds[key][name]}
+        self._changed()
+
     def forget(self) -> None:
         """Forget everything that was measured or loaded; plans are made again."""
         with self._lock:
