@@ -60,7 +60,6 @@ from .operators import (
     plan_of,
     planned,
     run,
-    run_gradients,
     runs_alone,
     skip_dynamo,
     slots_of,
@@ -174,7 +173,7 @@ class CorrelationWithBias(Function):
         ctx.plan = plan
         _, needs_input, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
-        return run(plan, (input, weight, None), bias)
+        return plan.run(input, weight, None, bias)
 
     @staticmethod
     @skip_dynamo
@@ -232,10 +231,8 @@ class CorrelationTransformed(_Rules):
 
 def _gradients(plan: Plan | Deferred, slots: Slots, needs: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of those slots that need one, each from the two others."""
-    if needs[INPUT] and needs[WEIGHT] and not torch.is_grad_enabled():
-        both = None if _is_transformed(slots) else run_gradients(plan, slots)
-        if both is not None:
-            return [*both, None]
+    if not torch.is_grad_enabled() and runs_alone(plan, slots) and not _is_transformed(slots):
+        return cast(Plan, plan).run_gradients(slots, needs)
     return [
         trilinear(plan, *_with(slots, slot, None)) if needs[slot] else None
         for slot in (INPUT, WEIGHT, OUTPUT)

@@ -12,7 +12,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .dispatch.autocast import cast_as_autocast
-from .dispatch.fast_path import conv2d_if_chosen
+from .dispatch.fast_path import run_if_known
 from .dispatch.layout import are_channels_last
 from .dispatch.pipeline import correlate, known_plan
 from .dispatch.validation import check_operands, hashable_padding, plain_shape, with_all_axes
@@ -97,7 +97,7 @@ def corr2d(
         arguments = input, weight, bias, stride, padding, dilation, groups
         return _corr2d_in_graph(key, padding_mode, *arguments)
     if algorithm == "auto" and padding_mode == "zeros":
-        result = conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
+        result = run_if_known(input, weight, bias, stride, padding, dilation, groups)
         if result is not None:
             return result
     return correlate(

@@ -47,7 +47,8 @@ OPERANDS = {map: tuple(_NAMES.index(slot) for slot in SLOTS[map][:2]) for map in
 """The numbers of the two slots that each map reads."""
 
 _MAP_OF = {_NAMES.index(SLOTS[map][2]): map for map in MAPS}
-_PLAIN = (Tensor, Parameter)
+PLAIN = (Tensor, Parameter)
+"""The classes whose operands an algorithm may take directly."""
 
 _SKIP = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -124,20 +125,6 @@ def run(plan: Plan | Deferred, slots: Slots, bias: Tensor | None = None) -> Tens
     return result
 
 
-def run_gradients(plan: Plan | Deferred, slots: Slots) -> Sequence[Tensor] | None:
-    """Compute the gradients of input and weight in one call; None if that is not possible.
-
-    It is possible if the plan has one algorithm for both and no operator is needed.
-
-    Args:
-        plan: the plan of the correlation.
-        slots: all three; the output's slot holds its gradient.
-    """
-    if not isinstance(plan, Plan) or not plan.has_both_gradients or _needs_custom_op(slots):
-        return None
-    return plan.run_gradients(*(value for value in slots if value is not None))
-
-
 def operate(plan: Plan | Deferred, *slots: Tensor | None) -> Tensor:
     """Compute the open slot with the operator of its map."""
     if is_distributed(slots):
@@ -171,10 +158,12 @@ def runs_alone(plan: Plan | Deferred, slots: Slots) -> bool:
 
 
 def _needs_custom_op(slots: Slots) -> bool:
-    return dispatch_stack_depth() > 0 or any(
-        value is not None and (type(value) not in _PLAIN or is_functorch_wrapped(value))
-        for value in slots
-    )
+    if dispatch_stack_depth() > 0:
+        return True
+    for value in slots:  # any() with a generator takes twice as long
+        if value is not None and (type(value) not in PLAIN or is_functorch_wrapped(value)):
+            return True
+    return False
 
 
 _requested: dict[str, AlgorithmLike] = {}

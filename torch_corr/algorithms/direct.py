@@ -173,10 +173,8 @@ class Direct(UniformMaps, Fitted):
         bias: Tensor | None = None,
     ) -> Tensor:
         """A map of real operands, in channels_last if an image is."""
-        images = (first, second) if map == "grad_weight" else (first,)
-        if any(is_channels_last(each) for each in images) and self.keeps_channels_last(
-            Request.of(problem, map, first)
-        ):
+        last = is_channels_last(first) or (map == "grad_weight" and is_channels_last(second))
+        if last and self.keeps_channels_last(Request.of(problem, map, first)):
             return self._call_in_channels_last(problem, map, first, second, bias)
         first, second = _readable(first), _readable(second)
         result = first.new_empty(shape_of(problem, SLOTS[map][2]))

@@ -1,65 +1,63 @@
-"""The fast path: call ``torch.conv2d`` directly if ``auto`` chooses it for all needed maps.
+"""The fast path of ``auto``: if the plan is known, a call skips the steps of :mod:`.pipeline`.
 
-The steps of :mod:`.pipeline` take four microseconds, which would double the time of the smallest
-layers.
+Those take ten microseconds, as long as the smallest layers.  If the plan is ``torch.conv2d`` for
+all maps that are needed, the fast path calls it, and PyTorch's derivatives apply.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._torch_compat import are_functorch_transforms_active, is_any_autocast
+from .._torch_compat import (
+    are_functorch_transforms_active,
+    dispatch_stack_depth,
+    is_any_autocast,
+)
 from ..algorithms.aten import are_misread
-from ..operators import skip_dynamo
-from ..planning.plan import cached_plan, make_plan
+from ..autograd import forward_with_bias, trilinear
+from ..operators import PLAIN, skip_dynamo
+from ..planning.plan import Plan, cached_plan, make_plan
 from ..problem import Problem
 from ..sharding import is_distributed
-from .autocast import dtype_under_autocast
+from .autocast import cast_as_autocast, dtype_under_autocast
 from .capture import is_exporting_or_tracing
 from .layout import are_channels_last
 from .validation import check_bias, check_operands
 
 
 @skip_dynamo
-def conv2d_if_chosen(
+def run_if_known(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Tensor | None:
-    """The result of ``torch.conv2d`` if ``auto`` chooses it for all three maps, or for the forward
-    of operands that need no gradient; else None.
+    """The result of ``corr2d`` with ``auto`` and padding by zeros, or None to take the pipeline.
 
-    PyTorch's derivatives then apply.  If PyTorch refuses the arguments, this raises the error
-    message of this library.
+    If PyTorch refuses the arguments, this raises the error message of this library.
     """
     if are_functorch_transforms_active():
         return None  # conv2d returns a wrong shape for a vmap over an empty axis
     if type(input) is not Tensor and is_distributed((input, weight)):
         return None  # conv2d's second derivative of DTensors is silently wrong
     try:
-        differentiated = torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
-        if differentiated and input.requires_grad != weight.requires_grad:
-            # Only one operand needs a gradient.  conv2d saves this operand unnecessarily; that
-            # costs no memory only if it is a leaf, such as a weight.
-            trained = input if input.requires_grad else weight
-            if not trained.is_leaf:
-                return None
         device, dtype = input.device, input.dtype
         if is_any_autocast():
             dtype = dtype_under_autocast(input)
         shapes = input.shape, weight.shape
-        requested = *shapes, stride, padding, dilation, groups, device, dtype
         contiguous = input.is_contiguous() and weight.is_contiguous()
         last = not contiguous and are_channels_last(input, weight)
-        if not _is_conv2d(*requested, last, differentiated):
-            return None
-        if not contiguous and are_misread(input, weight):
-            return None
+        known = _known(*shapes, stride, padding, dilation, groups, device, dtype, last)
         # PyTorch accepts operands on cpu and meta together, and other layouts.
-        if weight.device != device or input.layout is not torch.strided:
+        if known is None or weight.device != device or input.layout is not torch.strided:
             return None
         if bias is not None and bias.device != device:
+            return None
+        if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
+            is_conv2d = known.is_conv2d and not _saves_needlessly(input, weight)
+        else:
+            is_conv2d = known.forward_is_conv2d
+        if is_conv2d and not contiguous and are_misread(input, weight):
             return None
     except TypeError:
         # A list cannot be hashed.  Other errors are reported by the checks of the pipeline.
@@ -69,9 +67,11 @@ def conv2d_if_chosen(
         stride, padding, dilation = (
             tuple(each) if isinstance(each, list) else each for each in numbers
         )
-        return conv2d_if_chosen(input, weight, bias, stride, padding, dilation, groups)
+        return run_if_known(input, weight, bias, stride, padding, dilation, groups)
     except (AttributeError, RuntimeError, ValueError):
         return None  # the pipeline reports the error, or handles these arguments
+    if not is_conv2d:
+        return _run_plan(known.plan, input, weight, bias)
     try:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     except (RuntimeError, TypeError, ValueError):
@@ -82,8 +82,42 @@ def conv2d_if_chosen(
         raise
 
 
+def _saves_needlessly(input: Tensor, weight: Tensor) -> bool:
+    """Whether conv2d would keep memory in use: if only one operand needs a gradient, it saves this
+    operand unnecessarily, and that costs no memory only if it is a leaf, such as a weight."""
+    if input.requires_grad and weight.requires_grad:
+        return False
+    return not (input if input.requires_grad else weight).is_leaf
+
+
+@skip_dynamo
+def _run_plan(plan: Plan, input: Any, weight: Any, bias: Any) -> Tensor | None:
+    """Run a plan on operands for which no check can fail; None for all others."""
+    if dispatch_stack_depth() > 0:
+        return None
+    if is_any_autocast():
+        input, weight, bias = cast_as_autocast(input, weight, bias)
+    for operand in (input, weight) if bias is None else (input, weight, bias):
+        plain = type(operand) in PLAIN and operand.layout is torch.strided
+        if not plain or operand.dtype is not plan.dtype:
+            return None
+    if bias is None:
+        return trilinear(plan, input, weight)
+    if bias.shape != (plan.problem.out_channels,):
+        return None
+    return forward_with_bias(plan, input, weight, bias)
+
+
+class _Known(NamedTuple):
+    """A plan, and whether ``torch.conv2d`` is equivalent to it: with gradients, and without."""
+
+    plan: Plan
+    is_conv2d: bool
+    forward_is_conv2d: bool
+
+
 @cached_plan
-def _is_conv2d(
+def _known(
     input_shape: tuple[int, ...],
     weight_shape: tuple[int, ...],
     stride: Any,
@@ -93,17 +127,17 @@ def _is_conv2d(
     device: torch.device,
     dtype: torch.dtype,
     channels_last: bool,
-    differentiated: bool,
-) -> bool:
+) -> _Known | None:
     if is_exporting_or_tracing():
         raise TypeError("shapes hold tensors under jit.trace, and must not be cached")
     numbers = stride, padding, dilation, groups
     if any(isinstance(each, Tensor) for each in numbers):
-        return False  # a Tensor may change after it is cached
+        return None  # a Tensor may change after it is cached
     if device.type == "meta":
-        return False  # conv2d on meta does not check the shape of the bias
+        return None  # conv2d on meta does not check the shape of the bias
     flat = not isinstance(padding, tuple) or all(isinstance(each, int) for each in padding)
     if isinstance(padding, str) or not flat or len(input_shape) != 4 or len(weight_shape) != 4:
-        return False
+        return None
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
-    return make_plan(problem, device, dtype, "auto", channels_last).is_conv2d(differentiated)
+    plan = make_plan(problem, device, dtype, "auto", channels_last)
+    return _Known(plan, plan.is_conv2d(True), plan.is_conv2d(False))

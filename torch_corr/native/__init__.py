@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from operator import attrgetter
 from typing import Any
@@ -48,8 +49,9 @@ def can_address(values: Tensor, layout: torch.memory_format = torch.contiguous_f
     return values.is_contiguous(memory_format=layout) and not values.is_neg() and aligned
 
 
+@cache
 def requested_isa() -> str:
-    """The instruction set that the environment names; empty for the best one."""
+    """The instruction set that the environment names, read once; empty for the best one."""
     return os.environ.get(ISA_VARIABLE, "")
 
 

@@ -7,19 +7,19 @@ and the requested algorithm.  When it runs, nothing is chosen again.  There is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from inspect import signature
 from itertools import chain, count
-from typing import TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from .._torch_compat import is_profiling
+from .._torch_compat import is_any_autocast, is_profiling
 from ..algorithms import ALGORITHMS, Algorithm, may_use_tf32
 from ..algorithms.base import products_may_use_tf32
 from ..problem import Problem
@@ -94,13 +94,24 @@ class Plan:
             return result.contiguous(memory_format=torch.channels_last)
         return result
 
-    def run_gradients(self, input: Tensor, weight: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of input and weight in one call; only if :attr:`has_both_gradients`."""
-        run = self.grad_input.gradients
-        if autocasts(self.device) or is_profiling():
-            with _without_autocast(self.device, f"{self.grad_input.name}.grad_input, grad_weight"):
-                return run(self.problem, input, weight, output)
-        return run(self.problem, input, weight, output)
+    def run_gradients(
+        self, slots: Sequence[Tensor | None], needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradients of those slots that need one, each from the two others."""
+        input, weight, output = slots
+        if needs[0] and needs[1] and self.has_both_gradients:
+            run = self.grad_input.gradients
+            operands: Any = self.problem, input, weight, output
+            if autocasts(self.device) or is_profiling():
+                name = f"{self.grad_input.name}.grad_input, grad_weight"
+                with _without_autocast(self.device, name):
+                    return [*run(*operands), None]
+            return [*run(*operands), None]
+        return [
+            self.run(None, weight, output) if needs[0] else None,
+            self.run(input, None, output) if needs[1] else None,
+            self.run(input, weight, None) if needs[2] else None,
+        ]
 
     @property
     def requests(self) -> tuple[Request, ...]:
@@ -245,7 +256,9 @@ def make_plan(
 
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for a device; never on meta, which has none."""
-    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+    if not is_any_autocast() or device.type == "meta":
+        return False
+    return torch.is_autocast_enabled(device.type)
 
 
 def find_algorithm(requested: AlgorithmLike) -> Auto | Algorithm:

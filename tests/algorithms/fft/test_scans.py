@@ -16,7 +16,6 @@ from support.needs import KERNELS, needs
 from torch_corr import MAPS, Naive, Problem, native
 from torch_corr.algorithms import MapName
 from torch_corr.algorithms.fft import certificate, scans
-from torch_corr.native import ISA_VARIABLE
 
 ISAS = native.compiled.isas() if native.compiled else []
 SIZES = st.tuples(
@@ -45,7 +44,7 @@ def way(request: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "operators":
         monkeypatch.setattr(native, "compiled", None)
     else:
-        monkeypatch.setenv(ISA_VARIABLE, request.param)
+        monkeypatch.setattr(native, "requested_isa", lambda: request.param)
 
 
 def bounds_by_naive(problem: Problem, map: MapName, operands: list[Tensor]) -> Tensor:
