@@ -64,6 +64,9 @@ def test_assumed_rates_are_explained(pretend_device, monkeypatch):
     assert "assumed) (no clock stated: 1.5 GHz assumed) from its clock" in printed
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.11", reason="PyTorch 2.10 counts two transfers per cycle twice"
+)
 def test_gpu_rates_match_pytorchs_device_limits(pretend_device):
     """``torch.cuda._device_limits`` knows some devices."""
     limits = pytest.importorskip("torch.cuda._device_limits")

@@ -71,6 +71,8 @@ def test_correct_correlation_passes(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_conv2d_passes(dtype):
+    if torch.__version__ < "2.11" and dtype is torch.float32:
+        pytest.skip("PyTorch 2.10 returns zeros for large numbers in a layer of two groups")
     report = check_corr2d(
         F.conv2d,
         dtypes=[dtype],
