@@ -32,12 +32,12 @@ from statistics import geometric_mean, median
 import torch
 
 from torch_corr import ALGORITHMS, FFT, Problem
-from torch_corr.algorithms import Algorithm, MapName, dtype_name
+from torch_corr.algorithms import Algorithm, Cost, MapName, dtype_name
 from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
 from torch_corr.algorithms.cost_factors import FACTORS
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
-from torch_corr.planning.machine import current_machine, device_name
+from torch_corr.planning.machine import Rates, current_machine, device_name, machine_of
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.request import Request
 
@@ -330,7 +330,7 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
                     continue
                 regime, ideal = algorithm.work(request)
                 rates = current_machine().rates(request.dtype)
-                parts = [amount / rate for amount, rate in zip(ideal, rates)]
+                parts = seconds_by_factor(ideal, rates)
                 kinds = samples[algorithm.name, regime, request.map]
                 kinds[kind_of(request.dtype)].append((parts, timing.seconds[algorithm.name]))
     found: dict[str, tuple[float, ...]] = {}
@@ -342,6 +342,13 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
             key = factors_key(name, regime, map, kind)
             found[key] = tuple(float(f"{each:.3g}") for each in factors)
     return found
+
+
+def seconds_by_factor(ideal: Cost, rates: Rates) -> list[float]:
+    """The ideal seconds of the quantities that each of the four factors of a regime applies to."""
+    each = Cost(*(amount / rate for amount, rate in zip(ideal, rates)))
+    flops = each.matmul_flops + each.vector_flops + each.conv_flops
+    return [flops, each.fft_flops, each.bytes + each.cached_bytes, each.calls]
 
 
 def _solve(
@@ -379,7 +386,8 @@ def source_of(factors: dict[str, tuple[float, ...]], number: int) -> str:
         f'{source.strip()}\n\n{_VERDICT} not yet.\n"""\n\n'
         "from __future__ import annotations\n\n"
         f"FACTORS: dict[str, tuple[float, float, float, float]] = {{\n{rows}}}\n"
-        '"""Factors of matmul_flops, fft_flops, bytes and calls."""\n'
+        '"""Factors of multiplications (matmul_flops, vector_flops or conv_flops), fft_flops, '
+        'bytes (or\ncached_bytes) and calls."""\n'
     )
 
 
@@ -405,7 +413,7 @@ def judge(timings: Sequence[Timing]) -> tuple[str, list[str]]:
         for algorithm in ALGORITHMS:
             if isinstance(algorithm, Fitted) and algorithm.name in seconds:
                 cost = algorithm.cost(request)
-                predicted = current_machine().seconds(cost, request.dtype)
+                predicted = machine_of(CPU, request.dtype).seconds(cost, request.dtype)
                 errors[algorithm.name].append(abs(math.log(predicted / seconds[algorithm.name])))
         best = min(seconds, key=seconds.__getitem__)
         shown = ", ".join(f"{each} {seconds[each] * 1e3:.3g} ms" for each in (name, best, "aten"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from support.needs import COMPILERS, CUDA, HERE, NOTHING_TO_TEST, lacks, needs
+from torch_corr.planning import machine
+from torch_corr.planning.machine import CALIBRATION_VARIABLE, SHIPPED, calibration_path
 
 # No deadline, because the first call into torch takes seconds.  The same examples every time,
 # so that a failure can be repeated; --wander draws new ones each time.
@@ -28,14 +32,18 @@ settings.register_profile(
 settings.load_profile("laws")
 
 
-# Tests plan for the shipped machine, whatever the user has calibrated.
-os.environ["TORCH_CORR_MACHINE"] = os.devnull + ".none"
-
 # cuBLAS repeats its results only with this, and PyTorch warns if determinism is on.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+# Tests plan for one machine with any number of threads, whichever this machine is and whatever the
+# user has calibrated.
+machine._with_threads = lambda measured, threads: measured
+RATES = tempfile.TemporaryDirectory(prefix="torch_corr_rates_")
+os.environ[CALIBRATION_VARIABLE] = str(Path(RATES.name) / "machine.json")
+SHIPPED[0].save(calibration_path())
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

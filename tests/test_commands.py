@@ -62,7 +62,7 @@ def test_calibrate_saves_rates(tmp_path, monkeypatch, capsys):
     assert f"saved as {path}" in output
     measured = Machine.load(path)
     assert measured.float32.calls == measured.float64.calls == 2
-    assert measured.float32.matmul_flops == 2 * 1536**3 / 0.5
+    assert measured.float32.matmul_flops == 2 * 1024**3 / 0.5
 
 
 @pytest.mark.parametrize("load", [0.4, 3.0, None])
@@ -75,7 +75,7 @@ def test_calibrate_warns_on_busy_machine(load, tmp_path, monkeypatch, capsys):
         return load, 0.0, 0.0
 
     monkeypatch.setenv("TORCH_CORR_MACHINE", str(tmp_path / "machine.json"))
-    monkeypatch.setattr(commands, "calibrate", lambda: SHIPPED)
+    monkeypatch.setattr(commands, "calibrate", lambda: SHIPPED[0])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", loads)
     assert main(["calibrate"]) == 0
@@ -85,6 +85,6 @@ def test_calibrate_warns_on_busy_machine(load, tmp_path, monkeypatch, capsys):
 def test_calibrate_reports_unwritable_path(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TORCH_CORR_MACHINE", str(tmp_path / "file" / "machine.json"))
-    monkeypatch.setattr(commands, "calibrate", lambda: SHIPPED)
+    monkeypatch.setattr(commands, "calibrate", lambda: SHIPPED[0])
     assert main(["calibrate"]) == 1
     assert "cannot write" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Literal
 
 import torch
 
@@ -50,10 +49,11 @@ def calibrate_and_save() -> int:
         )
     machine, path = calibrate(), calibration_path()
     print(
-        f"{machine.name}, {machine.threads} threads; in parentheses, the ratio to the shipped rates"
+        f"{machine.name}, {machine.threads} threads; in parentheses, the ratio to the rates of "
+        f"{SHIPPED[0].name}, {SHIPPED[0].threads} threads"
     )
-    for dtype in ("float32", "float64"):
-        print(f"  {dtype}: {_rates(machine, dtype)}")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        print(f"  {str(dtype).removeprefix('torch.')}: {_rates(machine, dtype)}")
     try:
         machine.save(path)
     except OSError as error:
@@ -72,11 +72,21 @@ def _load() -> float:
     return load if load > (os.cpu_count() or 1) / 4 else 0.0
 
 
-def _rates(machine: Machine, dtype: Literal["float32", "float64"]) -> str:
-    ours, theirs = getattr(machine, dtype), getattr(SHIPPED, dtype)
-    matmul, fft, copied, calls = (f"({mine / other:.2f})" for mine, other in zip(ours, theirs))
-    return (
-        f"matrix product {ours.matmul_flops / 1e9:.0f} GFLOP/s {matmul}, FFT "
-        f"{ours.fft_flops / 1e9:.0f} GFLOP/s {fft}, copy {ours.bytes / 1e9:.0f} GB/s {copied}, "
-        f"a call {duration(1 / ours.calls)} {calls}"
+def _rates(machine: Machine, dtype: torch.dtype) -> str:
+    ours, theirs = machine.rates(dtype), SHIPPED[0].rates(dtype)
+    words = {
+        "matmul_flops": "matrix product",
+        "conv_flops": "oneDNN",
+        "vector_flops": "direct",
+        "fft_flops": "FFT",
+        "bytes": "copy",
+        "cached_bytes": "copy in the caches",
+    }
+    parts = []
+    for name, word in words.items():
+        rate, other = getattr(ours, name), getattr(theirs, name)
+        unit = "GB/s" if name.endswith("bytes") else "GFLOP/s"
+        parts.append(f"{word} {rate / 1e9:.0f} {unit} ({rate / other:.2f})")
+    return ", ".join(
+        [*parts, f"a call {duration(1 / ours.calls)} ({ours.calls / theirs.calls:.2f})"]
     )

@@ -243,7 +243,7 @@ def _tuned(algorithm: str | Auto, call: Call, needs: Sequence[bool]) -> TunedCal
         replace(auto, measure=True).choose(request)
     before, after = _compared(algorithm, call, needs)
     tuned = _planned(algorithm, plan)
-    if after > KEEP_RATIO * before and not tuned.is_conv2d(len(requests) > 1):
+    if after > KEEP_RATIO * before and not tuned.is_conv2d(*needs[:2]):
         for request in requests:
             key = Key.of(request)
             if PYTORCH.spelling not in WISDOM.seconds(key):

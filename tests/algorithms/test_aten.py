@@ -126,12 +126,13 @@ def test_layout_of_both_gradients_equals_conv2d(groups, last):
     assert [each.stride() for each in ours] == [each.stride() for each in theirs]
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_grad_input_on_devices_has_layout_of_output(layout):
-    """cuDNN computes in the layout of the input, and would copy everything."""
+def test_grad_input_has_layout_of_output(layout, device):
+    """PyTorch computes in the layout of the input, and would copy everything."""
     problem = Problem.parse(STRIDED)
     y, w = (
-        torch.empty(shape, device="meta") for shape in (problem.output_shape, problem.weight_shape)
+        torch.ones(shape, device=device) for shape in (problem.output_shape, problem.weight_shape)
     )
     with Recorder(BACKWARD, lambda args: args[1] if args[-1][0] else None) as inputs:
         result = Aten().grad_input(problem, y.contiguous(memory_format=layout), w)

@@ -14,7 +14,8 @@ import torch
 from benchmarks import fit
 from support.maps import request
 from torch_corr import MAPS, Direct, Problem
-from torch_corr.algorithms.cost import factors_key, valid_row_pairs
+from torch_corr.algorithms import Cost
+from torch_corr.algorithms.cost import Factors, factors_key, valid_row_pairs
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
 from torch_corr.planning.machine import SHIPPED
@@ -30,8 +31,10 @@ def timings(number: int) -> list[fit.Timing]:
     for each in islice(fit.corpus(0, channels_last=False), 3 * number):
         requested = replace(each, dtype=torch.float32)
         _, ideal = Direct().work(requested)
-        parts = (f * a / r for f, a, r in zip(PLANTED, ideal, SHIPPED.float32))
-        made.append(fit.Timing(requested, {"direct": sum(parts), "aten": 1}))
+        seconds = SHIPPED[0].float32.seconds(
+            Cost(*(f * a for f, a in zip(Factors(*PLANTED).of_each, ideal)))
+        )
+        made.append(fit.Timing(requested, {"direct": seconds, "aten": 1}))
     return made
 
 

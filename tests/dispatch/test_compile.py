@@ -526,7 +526,7 @@ def test_small_depthwise_kernels_stay_with_the_compiler(kernel, dynamic, backend
     """3x3 depthwise layers of a fixed size are convolutions in the graph; others are ours."""
     layer = Corr2d(24, 24, kernel, padding=kernel // 2, groups=24)
     x = torch.randn(2, 24, 40, 36)
-    assert not plan(x, layer.weight, padding=kernel // 2, groups=24).is_conv2d(differentiated=True)
+    assert not plan(x, layer.weight, padding=kernel // 2, groups=24).is_conv2d(True, True)
     graphs: list[str] = []
 
     def keep(graph, inputs):

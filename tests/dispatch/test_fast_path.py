@@ -7,7 +7,8 @@ import torch
 
 import torch_corr
 from support.needs import KERNELS, needs
-from torch_corr import corr2d, functional
+from torch_corr import Aten, Auto, Unfold, corr2d, functional
+from torch_corr.planning.plan import clear_plans
 
 WEIGHT = torch.full((32, 1, 7, 7), 0.5)
 
@@ -78,3 +79,16 @@ def test_tensor_subclasses_take_the_pipeline(pipeline, position):
     operands = [images(), WEIGHT, torch.ones(32)]
     operands[position] = operands[position].as_subclass(Tagged)
     assert isinstance(filtered(*operands), Tagged)
+
+
+def test_layer_of_an_image_without_gradient_is_conv2d_if_its_other_maps_are(monkeypatch):
+    """As the first layer of a network: its grad_input is planned, and never runs."""
+    x, w = torch.ones(2, 3, 24, 24), torch.ones(8, 3, 3, 3, requires_grad=True)
+    monkeypatch.setattr(Auto, "choose_each", lambda *_: [Aten(), Unfold(), Aten()])
+    clear_plans()
+    y, z = corr2d(x, w), corr2d(x.requires_grad_(), w)
+    clear_plans()
+    assert [each.grad_fn.name() for each in (y, z)] == [
+        "ConvolutionBackward0",
+        "CorrelationBackward",
+    ]

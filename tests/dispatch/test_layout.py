@@ -65,7 +65,7 @@ def in_channels_last():
 def unfold_everywhere(monkeypatch):
     """Assume that PyTorch is slow in channels_last, and choose unfold, which ignores layouts."""
     monkeypatch.setattr(Aten, "keeps_channels_last", lambda *_: False)
-    monkeypatch.setattr(auto_module, "_fastest", lambda _: Unfold())
+    monkeypatch.setattr(auto_module, "_fastest", lambda *_: Unfold())
     clear_plans()
     yield
     clear_plans()

@@ -19,6 +19,7 @@ from torch_corr.planning.auto import SWITCH_RATIO, Candidate, _fastest
 from torch_corr.planning.machine import SHIPPED
 from torch_corr.planning.plan import clear_plans, make_plan
 from torch_corr.planning.wisdom import WISDOM, Key
+from torch_corr.request import Request
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -62,7 +63,7 @@ def test_depthwise_rgb_does_not_run_aten(map, dtype, monkeypatch):
     """PyTorch's kernels take as long for 3 depthwise channels as for 16."""
     if Direct().refusals(request(SMALL, dtype=dtype)):
         pytest.skip("direct is not compiled")
-    monkeypatch.setattr(auto_module, "machine_of", lambda device, dtype: SHIPPED)
+    monkeypatch.setattr(auto_module, "machine_of", lambda device, dtype: SHIPPED[0])
     photograph = Problem.parse("n1c3-x618x530-o3-k19-g3")
     chosen = Auto().choose(request(photograph, map, dtype=dtype))
     assert not isinstance(chosen, Aten)
@@ -191,3 +192,17 @@ def test_concurrent_threads_plan_and_measure():
         for pairs in pool.map(work, range(2 * len(problems))):
             for ours, theirs in pairs:
                 torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(("times", "expected"), [(0.7, "aten"), (0.5, "unfold")])
+def test_gradients_stay_together_in_pytorch_unless_both_gain(times, expected, monkeypatch):
+    """PyTorch computes both in one call.  Here unfold takes ``times`` as long for grad_input."""
+    requests = Request.of_each_map(Problem.parse("n4c8-x32-o8-k3"), CPU, torch.float32)
+
+    def candidates(self, algorithms):
+        seconds = times if self.request.map == "grad_input" else 1.5
+        return [Candidate(Aten(), (), 0, 1.0), Candidate(Unfold(), (), 0, seconds)]
+
+    monkeypatch.setattr(auto_module._Selection, "candidates", candidates)
+    names = [each.name for each in Auto().choose_each(requests)]
+    assert names == ["aten", expected, "aten"]

@@ -44,21 +44,29 @@ DEFAULT_WORKSPACE = 256 * 2**20
 
 
 class Cost(NamedTuple):
-    """The work of a map, in the four quantities that each machine has a rate for.
+    """The work of a map, in the quantities that each machine has a rate for.
+
+    Multiplications and additions count in units of those that the named code does in the same
+    time: work at half that rate counts twice.
 
     Attributes:
-        matmul_flops: multiplications and additions, in units of those that a large matrix
-            product does in the same time: work at half that rate counts twice.
+        matmul_flops: of a large matrix product.
         fft_flops: 5 L log2 L for each complex transform of L samples, half of it for a real
             one: the count that FFT benchmarks use, whatever the library really does.
         bytes: read and written by copies and elementwise operations.
         calls: of PyTorch operators or compiled kernels.
+        vector_flops: of the compiled kernels of ``direct``, and of depthwise layers of oneDNN.
+        conv_flops: of dense layers of oneDNN.
+        cached_bytes: read and written while they are in the caches.
     """
 
     matmul_flops: float = 0.0
     fft_flops: float = 0.0
     bytes: float = 0.0
     calls: float = 0.0
+    vector_flops: float = 0.0
+    conv_flops: float = 0.0
+    cached_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

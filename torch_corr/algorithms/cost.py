@@ -3,7 +3,7 @@ rates.
 
 An algorithm states its multiplications, including those on padding and in idle lanes, and the bytes
 that it moves.  Measurements give how far its code stays behind a matrix product, a transform and a
-copy: each *regime* of an algorithm has a factor f for each of the four quantities q of a
+copy: each *regime* of an algorithm has a factor f for each quantity q of a
 :class:`~torch_corr.algorithms.base.Cost`, and with the rates r of the machine
 
     seconds = sum_q f_q q / r_q.
@@ -56,10 +56,28 @@ class Fitted(Algorithm):
         if request.device.type != "cpu":
             return ideal
         factors = factors_of(self.name, regime, request.map, self.rates_dtype(request.dtype))
-        return Cost(*(factor * amount for factor, amount in zip(factors, ideal)))
+        return Cost(*(factor * amount for factor, amount in zip(factors.of_each, ideal)))
 
 
-def factors_of(algorithm: str, regime: str, map: MapName, dtype: torch.dtype) -> Cost:
+class Factors(NamedTuple):
+    """The factors of a regime: how many times longer its code takes than the machine's rates say.
+
+    A regime does one kind of multiplications and moves one kind of bytes.
+    """
+
+    flops: float
+    fft_flops: float
+    bytes: float
+    calls: float
+
+    @property
+    def of_each(self) -> Cost:
+        """The factor of each quantity of a cost."""
+        flops, fft_flops, bytes, calls = self
+        return Cost(flops, fft_flops, bytes, calls, flops, flops, bytes)
+
+
+def factors_of(algorithm: str, regime: str, map: MapName, dtype: torch.dtype) -> Factors:
     """The fitted factors of a regime; those of float32 for a dtype that was not measured.
 
     A regime that was never measured is assumed slow, so that ``auto`` does not choose it.
@@ -67,8 +85,8 @@ def factors_of(algorithm: str, regime: str, map: MapName, dtype: torch.dtype) ->
     for kind in (kind_of(dtype), "float32", "float64"):
         key = factors_key(algorithm, regime, map, kind)
         if key in FACTORS:
-            return Cost(*FACTORS[key])
-    return Cost(4, 4, 4, 100)
+            return Factors(*FACTORS[key])
+    return Factors(4, 4, 4, 100)
 
 
 def factors_key(algorithm: str, regime: str, map: MapName, kind: str) -> str:

@@ -130,7 +130,7 @@ class Direct(UniformMaps, Fitted):
             flops = 2.0 * rows * problem.output_size[1] * problem.kernel[1]
             flops *= round_up_ratio(problem.groups, lanes)
             regime = "channels_last, strided or dilated" if strided else "channels_last"
-            return Work(regime, Cost(flops, 0, traffic_bytes(request), 1))
+            return Work(regime, Cost(vector_flops=flops, bytes=traffic_bytes(request), calls=1))
         if map == "grad_weight":
             rows, columns = problem.output_size
             tiles = round_up_ratio(problem.kernel[0], 4) * round_up_ratio(problem.kernel[1], 5)
@@ -155,7 +155,7 @@ class Direct(UniformMaps, Fitted):
         regime = "few channels" if problem.group_in <= 4 else "many channels"
         if strided:
             regime += ", strided or dilated"
-        return Work(regime, Cost(flops, 0, traffic_bytes(request), 1))
+        return Work(regime, Cost(vector_flops=flops, bytes=traffic_bytes(request), calls=1))
 
     def keeps_channels_last(self, request: Request) -> bool:
         """For depthwise layers with as many channels as a vector has lanes, or more."""

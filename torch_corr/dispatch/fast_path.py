@@ -53,10 +53,13 @@ def run_if_known(
             return None
         if bias is not None and bias.device != device:
             return None
-        if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
-            is_conv2d = known.is_conv2d and not _saves_needlessly(input, weight)
-        else:
-            is_conv2d = known.forward_is_conv2d
+        grad = torch.is_grad_enabled()
+        needs = grad and input.requires_grad, grad and weight.requires_grad
+        is_conv2d = known.is_conv2d[needs]
+        if needs[0] != needs[1]:
+            # conv2d saves the only operand that needs a gradient, unnecessarily.  That costs no
+            # memory only if this operand is a leaf, such as a weight.
+            is_conv2d = is_conv2d and (input if needs[0] else weight).is_leaf
         if is_conv2d and not contiguous and are_misread(input, weight):
             return None
     except TypeError:
@@ -82,14 +85,6 @@ def run_if_known(
         raise
 
 
-def _saves_needlessly(input: Tensor, weight: Tensor) -> bool:
-    """Whether conv2d would keep memory in use: if only one operand needs a gradient, it saves this
-    operand unnecessarily, and that costs no memory only if it is a leaf, such as a weight."""
-    if input.requires_grad and weight.requires_grad:
-        return False
-    return not (input if input.requires_grad else weight).is_leaf
-
-
 @skip_dynamo
 def _run_plan(plan: Plan, input: Any, weight: Any, bias: Any) -> Tensor | None:
     """Run a plan on operands for which no check can fail; None for all others."""
@@ -109,11 +104,11 @@ def _run_plan(plan: Plan, input: Any, weight: Any, bias: Any) -> Tensor | None:
 
 
 class _Known(NamedTuple):
-    """A plan, and whether ``torch.conv2d`` is equivalent to it: with gradients, and without."""
+    """A plan, and whether ``torch.conv2d`` is equivalent to it, by whether input and weight need
+    gradients."""
 
     plan: Plan
-    is_conv2d: bool
-    forward_is_conv2d: bool
+    is_conv2d: dict[tuple[bool, bool], bool]
 
 
 @cached_plan
@@ -140,4 +135,5 @@ def _known(
         return None
     problem = Problem.of(input_shape, weight_shape, stride, padding, dilation, groups)
     plan = make_plan(problem, device, dtype, "auto", channels_last)
-    return _Known(plan, plan.is_conv2d(True), plan.is_conv2d(False))
+    each = (False, False), (False, True), (True, False), (True, True)
+    return _Known(plan, {needs: plan.is_conv2d(*needs) for needs in each})

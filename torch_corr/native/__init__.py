@@ -49,6 +49,12 @@ def can_address(values: Tensor, layout: torch.memory_format = torch.contiguous_f
     return values.is_contiguous(memory_format=layout) and not values.is_neg() and aligned
 
 
+def isas() -> tuple[str, ...]:
+    """The instruction sets of the kernels that this machine can run, best first; without kernels
+    one that has no name."""
+    return tuple(compiled.isas()) if compiled else ("",)
+
+
 @cache
 def requested_isa() -> str:
     """The instruction set that the environment names, read once; empty for the best one."""

@@ -28,7 +28,7 @@ from ..algorithms.base import (
 from ..request import Request
 from ..suggest import did_you_mean
 from ..value import Value
-from .machine import machine_of
+from .machine import Machine, machine_of
 from .timing import time_algorithms
 from .wisdom import WISDOM, Key
 
@@ -38,6 +38,14 @@ PLANNING_THRESHOLD = 2**14
 SWITCH_RATIO = 0.82
 """Replace a preferred algorithm only if another's predicted time is below this fraction of its
 time."""
+
+UNFITTED_SWITCH_RATIO = 0.5
+"""The same for leaving PyTorch where the factors were fitted on another processor.
+
+With AVX2 alone (two Zen 4 cores) 17 of 286 maps then took over 5% longer than in PyTorch with 0.82
+and the rates of AVX-512, 8 with calibrated rates; with 0.5 one and none.  The speed-up over PyTorch
+falls from 1.68 to 1.59.
+"""
 
 MEASURE_RATIO = 20
 """On a CPU, algorithms predicted to take this many times the least predicted time are not
@@ -114,6 +122,26 @@ class Auto(Value):
         """The algorithm for one map; None if no algorithm can compute it."""
         return _Selection(self, request).algorithm_to_run()
 
+    def choose_each(self, requests: Sequence[Request]) -> list[Algorithm | None]:
+        """The algorithms of all three maps.
+
+        On a CPU PyTorch computes both gradients in one call, which reorders their common operand
+        once.  So if only one of them is predicted to be faster elsewhere, it stays in PyTorch
+        unless both together are clearly faster.
+        """
+        selections = [_Selection(self, each) for each in requests]
+        chosen = [each.algorithm_to_run() for each in selections]
+        gradients = chosen[1:]
+        if requests[0].device.type == "cpu" and len({_is_pytorch(each) for each in gradients}) == 2:
+            pytorch = next(each for each in gradients if _is_pytorch(each))
+            ours = [each.candidate(one) for each, one in zip(selections[1:], gradients)]
+            theirs = [each.candidate(pytorch) for each in selections[1:]]
+            all_predicted = all(each and each.source == "predicted" for each in (*ours, *theirs))
+            ratio = selections[1].switch_ratio
+            if all_predicted and sum(map(_seconds, ours)) > ratio * sum(map(_seconds, theirs)):
+                return [chosen[0], pytorch, pytorch]
+        return chosen
+
     def candidates(self, request: Request) -> list[Candidate]:
         """All algorithms, with refusals, workspace and time."""
         return _Selection(self, request).candidates(ALGORITHMS)
@@ -137,7 +165,7 @@ class _Selection:
             # One by one, PyTorch first, since the refusals of some take long to compute.
             unchecked = (each for each in ALGORITHMS if not each.needs_check)
             return next((each for each in unchecked if not each.refusals(self.request)), None)
-        able = self._able(self._contenders())
+        able = self._race
         if device != "cpu":
             measured = [each for each in able if each.source == "measured"]
             predicted = [each for each in able if each.algorithm.has_cuda_cost_model]
@@ -148,7 +176,22 @@ class _Selection:
             able = self._able(others)[:1]
         if not able:
             return None if REFERENCE.refusals(self.request) else REFERENCE
-        return _fastest(able)
+        return _fastest(able, self.switch_ratio)
+
+    def candidate(self, algorithm: Algorithm | None) -> Candidate | None:
+        """The candidate with this algorithm; None if it is not worth considering."""
+        return next((each for each in self._race if each.algorithm == algorithm), None)
+
+    @property
+    def switch_ratio(self) -> float:
+        """The fraction of PyTorch's predicted time for which a map leaves PyTorch."""
+        known = self._machine(self.request.dtype).is_fitted
+        return SWITCH_RATIO if known else UNFITTED_SWITCH_RATIO
+
+    @cached_property
+    def _race(self) -> list[Candidate]:
+        """The candidates that can be chosen."""
+        return self._able(self._contenders())
 
     def _able(self, algorithms: Sequence[Algorithm]) -> list[Candidate]:
         """Those of the algorithms that can be chosen."""
@@ -219,11 +262,15 @@ class _Selection:
         workspace = algorithm.workspace(self.request)
         cost = algorithm.cost(self.request)
         priced = algorithm.rates_dtype(self.request.dtype)
-        seconds = machine_of(self.request.device, priced).seconds(cost, priced)
+        seconds = self._machine(priced).seconds(cost, priced)
         call, least = algorithm.call_seconds(self.request, cost)
         seconds = max(seconds, least) + call
         refusals = self._exclusions(algorithm, workspace)
         return Candidate(algorithm, refusals, workspace, seconds)
+
+    def _machine(self, dtype: torch.dtype) -> Machine:
+        """The machine whose rates predict times of computations in a dtype."""
+        return machine_of(self.request.device, dtype)
 
     def _exclusions(self, algorithm: Algorithm, workspace: int) -> tuple[str, ...]:
         """Why an algorithm that can compute the map must not be chosen."""
@@ -331,12 +378,16 @@ def _worth_measuring(candidates: Sequence[Candidate], device: torch.device) -> l
     return [each.algorithm for each in candidates if each.seconds <= max(limit, 1e-3)]
 
 
-def _fastest(candidates: Sequence[Candidate]) -> Algorithm:
+def _is_pytorch(algorithm: Algorithm | None) -> bool:
+    return algorithm is not None and algorithm.is_pytorch
+
+
+def _fastest(candidates: Sequence[Candidate], switch_ratio: float = SWITCH_RATIO) -> Algorithm:
     """The fastest candidate, unless a preferred one is nearly as fast.
 
     If any candidate was measured, only measured ones are considered. Componentwise error is
     preferred to normwise; if all times are predicted, PyTorch's own convolution is preferred to
-    others.
+    others by ``switch_ratio``.
     """
     measured = [each for each in candidates if each.source == "measured"]
     candidates = measured or candidates
@@ -346,18 +397,19 @@ def _fastest(candidates: Sequence[Candidate]) -> Algorithm:
             best, [each for each in candidates if each.algorithm.error_class == "componentwise"]
         )
     if not measured:
-        best = _prefer_unless_slower(
-            best, [each for each in candidates if each.algorithm.is_pytorch]
-        )
+        pytorch = [each for each in candidates if each.algorithm.is_pytorch]
+        best = _prefer_unless_slower(best, pytorch, switch_ratio)
     return best.algorithm
 
 
-def _prefer_unless_slower(best: Candidate, preferred: Sequence[Candidate]) -> Candidate:
+def _prefer_unless_slower(
+    best: Candidate, preferred: Sequence[Candidate], ratio: float = SWITCH_RATIO
+) -> Candidate:
     """The fastest of the preferred candidates if it is nearly as fast as ``best``, else
     ``best``."""
     alternative = min(preferred, key=_seconds, default=best)
-    return best if best.seconds <= SWITCH_RATIO * alternative.seconds else alternative
+    return best if best.seconds <= ratio * alternative.seconds else alternative
 
 
-def _seconds(candidate: Candidate) -> float:
-    return candidate.seconds
+def _seconds(candidate: Candidate | None) -> float:
+    return math.inf if candidate is None else candidate.seconds

@@ -40,9 +40,15 @@ def provenance(device: torch.device, dtype: torch.dtype) -> str:
             f"predicted for {machine.name} from its clock, multiprocessors and memory bus: lower "
             f"bounds, except for slowdowns of 'aten' and 'triton' measured on an H200"
         )
+    rates = (
+        f"predicted for {machine.name} with {machine.threads} threads, measured {machine.measured}"
+    )
+    if machine.is_fitted:
+        return f"{rates}; for this machine: python -m torch_corr calibrate"
     return (
-        f"predicted for {machine.name} with {machine.threads} threads, measured "
-        f"{machine.measured}; for this machine: python -m torch_corr calibrate"
+        f"{rates}; the predictions were fitted on another processor or number of threads, so auto "
+        f"leaves PyTorch only for twice its speed; python -m torch_corr calibrate measures this "
+        f"machine, torch_corr.tune a model"
     )
 
 

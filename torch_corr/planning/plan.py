@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
 from inspect import signature
 from itertools import chain, count
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -125,11 +125,12 @@ class Plan:
             self.requests[1]
         )
 
-    def is_conv2d(self, differentiated: bool) -> bool:
-        """Whether the plan is equivalent to ``torch.conv2d``, with its own derivatives if they are
-        needed."""
-        one = self.forward == self.grad_input == self.grad_weight
-        return (one or not differentiated) and self.forward.runs_as_conv2d(self.requests[0])
+    def is_conv2d(self, needs_input: bool, needs_weight: bool) -> bool:
+        """Whether ``torch.conv2d`` computes the output as this plan does, and its derivatives the
+        gradients that are needed."""
+        needed = (self.grad_input, needs_input), (self.grad_weight, needs_weight)
+        same = all(each == self.forward for each, is_needed in needed if is_needed)
+        return same and self.forward.runs_as_conv2d(self.requests[0])
 
     def able(self, problem: Problem) -> bool:
         """Whether the requested algorithm can run another problem with this device and dtype."""
@@ -236,7 +237,10 @@ def make_plan(
     found = find_algorithm(algorithm)
     requests = Request.of_each_map(problem, device, dtype, channels_last)
     if isinstance(found, Auto):
-        forward, grad_input, grad_weight = (_choose(found, request) for request in requests)
+        forward, grad_input, grad_weight = (
+            algorithm or _refuse(found, request)
+            for algorithm, request in zip(found.choose_each(requests), requests)
+        )
     elif sentences := refusals(found, requests):
         able = able_algorithms(problem, device, dtype)
         names = ", ".join(each.name for each in able)
@@ -298,9 +302,7 @@ def refusals(algorithm: Algorithm, requests: Iterable[Request]) -> tuple[str, ..
     return tuple(dict.fromkeys(chain.from_iterable(map(algorithm.refusals, requests))))
 
 
-def _choose(auto: Auto, request: Request) -> Algorithm:
-    if algorithm := auto.choose(request):
-        return algorithm
+def _refuse(auto: Auto, request: Request) -> NoReturn:
     reasons = [
         f"  - {each.algorithm.name}: {sentence}"
         for each in auto.candidates(request)

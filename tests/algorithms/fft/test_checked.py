@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -246,11 +247,12 @@ def transforms(monkeypatch: Any) -> list[str]:
 
     choose = Auto.choose
 
-    def chosen(self: Auto, request: Request) -> Algorithm | None:
-        return CheckedFFT(DOUBLE, choose(replace(self, error="componentwise"), request) or Naive())
+    def chosen(self: Auto, requests: Sequence[Request]) -> list[Algorithm]:
+        direct = replace(self, error="componentwise")
+        return [CheckedFFT(DOUBLE, choose(direct, each) or Naive()) for each in requests]
 
     monkeypatch.setattr(CheckedFFT, "run_map", spy)
-    monkeypatch.setattr(Auto, "choose", chosen)
+    monkeypatch.setattr(Auto, "choose_each", chosen)
     return ran
 
 

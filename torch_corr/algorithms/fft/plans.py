@@ -248,7 +248,7 @@ def rank(plan: TransformPlan, limit: int, rates: DeviceRates) -> tuple[bool, flo
     workspace."""
     if plan.workspace > limit:
         return True, plan.workspace
-    return False, sum(amount / rate for amount, rate in zip(plan.cost, rates.rates))
+    return False, sum(amount / rate for amount, rate in zip(plan.cost, rates.rates) if amount)
 
 
 def frequencies(length: int, is_complex: bool) -> int:
