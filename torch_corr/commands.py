@@ -52,7 +52,8 @@ def calibrate_and_save() -> int:
         f"{machine.name}, {machine.threads} threads; in parentheses, the ratio to the rates of "
         f"{SHIPPED[0].name}, {SHIPPED[0].threads} threads"
     )
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    dtypes = [torch.float32, torch.float64, *([torch.bfloat16] if machine.bfloat16 else [])]
+    for dtype in dtypes:
         print(f"  {str(dtype).removeprefix('torch.')}: {_rates(machine, dtype)}")
     try:
         machine.save(path)

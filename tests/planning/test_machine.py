@@ -11,7 +11,8 @@ import torch
 
 from support.devices import DEVICES
 from support.maps import request
-from torch_corr import Aten, Problem, Triton, Unfold
+from support.needs import KERNELS, needs
+from torch_corr import Aten, Problem, Triton, Unfold, native
 from torch_corr.algorithms import Cost
 from torch_corr.planning import machine as machine_module
 from torch_corr.planning.auto import (
@@ -180,3 +181,14 @@ def test_plan_of_another_machine_says_so(monkeypatch):
     printed = str(make_plan(problem, CPU, torch.float32, "auto"))
     clear_plans()
     assert "only for twice its speed" in printed
+
+
+@needs(KERNELS)
+def test_other_kernels_count_as_another_processor(monkeypatch):
+    monkeypatch.setenv("TORCH_CORR_MACHINE", "no such file")
+    monkeypatch.setattr(machine_module, "processor_id", lambda: SHIPPED[0].processor)
+    for isa, fitted in ((SHIPPED[0].isa, True), ("baseline", False)):
+        monkeypatch.setattr(native, "requested_isa", lambda isa=isa: isa)
+        current_machine.cache_clear()
+        assert current_machine().is_fitted == fitted
+    current_machine.cache_clear()

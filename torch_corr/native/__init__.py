@@ -49,16 +49,15 @@ def can_address(values: Tensor, layout: torch.memory_format = torch.contiguous_f
     return values.is_contiguous(memory_format=layout) and not values.is_neg() and aligned
 
 
-def isas() -> tuple[str, ...]:
-    """The instruction sets of the kernels that this machine can run, best first; without kernels
-    one that has no name."""
-    return tuple(compiled.isas()) if compiled else ("",)
-
-
 @cache
 def requested_isa() -> str:
     """The instruction set that the environment names, read once; empty for the best one."""
     return os.environ.get(ISA_VARIABLE, "")
+
+
+def used_isa() -> str:
+    """The instruction set of the kernels that run; empty without kernels."""
+    return requested_isa() or (compiled.isas()[0] if compiled else "")
 
 
 sizes: Callable[[Problem], tuple[int, ...]] = attrgetter("numbers")

@@ -219,7 +219,7 @@ def current_machine() -> Machine:
     """The machine that this process plans for, with as many threads as were measured: the
     calibrated one, else the most similar of :data:`SHIPPED`."""
     path = calibration_path()
-    return Machine.load(path) if path.exists() else most_similar(processor_id(), native.isas()[0])
+    return Machine.load(path) if path.exists() else most_similar(processor_id(), native.used_isa())
 
 
 def most_similar(processor: str, isa: str) -> Machine:
@@ -340,7 +340,7 @@ def calibrate() -> Machine:
         # Elsewhere the algorithms compute in float32.
         bfloat16=_measured_rates(torch.bfloat16) if onednn_has_bfloat16() else None,
         processor=processor_id(),
-        isa=native.isas()[0],
+        isa=native.used_isa(),
     )
 
 
