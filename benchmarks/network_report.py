@@ -115,5 +115,5 @@ def _chart(groups: Mapping[str, list[dict[str, Any]]]) -> Figure:
     axes.set_xlabel("speed of the converted network relative to PyTorch in its better layout")
     axes.grid(axis="x", color="#E3E3E3")
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     return figure
