@@ -150,6 +150,8 @@ def tune(model: nn.Module, *inputs: Any, progress: bool | None = None, **keyword
     shown = sys.stderr.isatty() if progress is None else progress
     tuner = _Tuner(_Progress(len(layers)) if shown else None)
     with ExitStack() as stack:
+        if tuner.progress:
+            stack.callback(tuner.progress.close)
         stack.enter_context(_unchanged(model))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in layers.items():
@@ -159,8 +161,6 @@ def tune(model: nn.Module, *inputs: Any, progress: bool | None = None, **keyword
             stack.callback(after.remove)
         stack.enter_context(tuner)
         model(*inputs, **keywords)
-    if tuner.progress:
-        tuner.progress.close()
     called = {call.layer for call in tuner.report.calls} | set(tuner.report.skipped)
     for name in layers:
         if name not in called:
@@ -214,7 +214,8 @@ class _Tuner(TorchFunctionMode):
             return self._skip(f"PyTorch's convolution cannot compute it: {refusals[0]}")
         grad = torch.is_grad_enabled()
         needs = [grad and each is not None and each.requires_grad for each in (input, weight, bias)]
-        condition = plan.requests[0], algorithm, bias is None, *needs
+        # Wisdom does not know which operands need gradients, so the first call decides for others.
+        condition = plan.requests[0], algorithm, bias is None, needs[0] or needs[1]
         if condition not in self._known:
             self._known[condition] = _tuned(algorithm, call, needs)
         self.report.calls.append(replace(self._known[condition], layer=self._layer))
