@@ -11,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from .results import digest
+
 THEIRS, OURS, RUNTIMES = "nn.Conv2d", "converted", ("ONNX Runtime", "OpenVINO")
 MODE = ("inference", "halves", "compiled", "tuned")
 """The fields of a row that say what was timed; with ``network`` they identify it."""
@@ -57,7 +59,8 @@ def add(folder: Path, machine: Mapping[str, Any], row: dict[str, Any]) -> None:
 
 def write(folder: Path) -> None:
     """Write ``networks.md`` and ``networks.svg`` beside ``networks.json``."""
-    content = json.loads((folder / "networks.json").read_text())
+    file = folder / "networks.json"
+    content = json.loads(file.read_text())
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(content["rows"], key=lambda row: [row[key] for key in MODE]):
         groups.setdefault(mode(row), []).append(row)
@@ -74,7 +77,9 @@ def write(folder: Path) -> None:
     for name, rows in groups.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", "", *_table(rows)]
     (folder / "networks.md").write_text("\n".join(lines) + "\n")
-    _chart(groups).savefig(folder / "networks.svg", metadata={"Date": None})
+    _chart(groups).savefig(
+        folder / "networks.svg", metadata={"Date": None, "Description": digest(file)}
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
