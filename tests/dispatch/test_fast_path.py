@@ -92,3 +92,14 @@ def test_layer_of_an_image_without_gradient_is_conv2d_if_its_other_maps_are(monk
         "ConvolutionBackward0",
         "CorrelationBackward",
     ]
+
+
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("wrong", [float, lambda number: (float(number), float(number))])
+def test_numbers_that_equal_integers_are_refused(position, wrong):
+    """They find the cached plan of the integers."""
+    numbers = [1, 3, 1, 32]
+    corr2d(images(), WEIGHT, None, *numbers)
+    numbers[position] = wrong(numbers[position])
+    with pytest.raises(TypeError):
+        corr2d(images(), WEIGHT, None, *numbers)

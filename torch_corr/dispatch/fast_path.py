@@ -74,6 +74,9 @@ def run_if_known(
     except (AttributeError, RuntimeError, ValueError):
         return None  # the pipeline reports the error, or handles these arguments
     if not is_conv2d:
+        # 3.0 finds the plan of 3, and conv2d would refuse it.
+        if not _are_integers(stride, padding, dilation, groups):
+            return None
         return _run_plan(known.plan, input, weight, bias)
     try:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -83,6 +86,14 @@ def run_if_known(
         if bias is not None:
             check_bias(bias, weight, problem)
         raise
+
+
+def _are_integers(*numbers: Any) -> bool:
+    for each in numbers:
+        for number in each if type(each) is tuple else (each,):
+            if type(number) is not int:
+                return False
+    return True
 
 
 @skip_dynamo
