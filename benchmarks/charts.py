@@ -47,7 +47,7 @@ _MAP_MARKS = {
     "call": ("D", "#CC79A7"),
     "call+grad": ("P", "#CC79A7"),
 }
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -70,7 +70,7 @@ def draw(results: Results, source: Path, titles: dict[str, str]) -> Iterator[Pat
         "image-size": _image_size,
         "memory": _memory,
     }
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, make in makers.items():
             svg, png = (source.with_name(f"{name}.{suffix}") for suffix in ("svg", "png"))
             made = make(results, every)

@@ -33,11 +33,11 @@ import torch
 
 from torch_corr import ALGORITHMS, FFT, Problem
 from torch_corr.algorithms import Algorithm, Cost, MapName, dtype_name
-from torch_corr.algorithms.cost import Fitted, factors_key, kind_of
+from torch_corr.algorithms.cost import Factors, Fitted, factors_key, kind_of
 from torch_corr.algorithms.cost_factors import FACTORS
 from torch_corr.algorithms.fft.checked import CheckedFFT
 from torch_corr.planning.auto import Auto
-from torch_corr.planning.machine import Rates, current_machine, device_name, machine_of
+from torch_corr.planning.machine import current_machine, device_name, machine_of
 from torch_corr.planning.timing import time_algorithms
 from torch_corr.request import Request
 
@@ -330,7 +330,8 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
                     continue
                 regime, ideal = algorithm.work(request)
                 rates = current_machine().rates(request.dtype)
-                parts = seconds_by_factor(ideal, rates)
+                ideal_seconds = Cost(*(amount / rate for amount, rate in zip(ideal, rates)))
+                parts = list(Factors.sums(ideal_seconds))
                 kinds = samples[algorithm.name, regime, request.map]
                 kinds[kind_of(request.dtype)].append((parts, timing.seconds[algorithm.name]))
     found: dict[str, tuple[float, ...]] = {}
@@ -342,13 +343,6 @@ def fit(timings: Sequence[Timing]) -> dict[str, tuple[float, ...]]:
             key = factors_key(name, regime, map, kind)
             found[key] = tuple(float(f"{each:.3g}") for each in factors)
     return found
-
-
-def seconds_by_factor(ideal: Cost, rates: Rates) -> list[float]:
-    """The ideal seconds of the quantities that each of the four factors of a regime applies to."""
-    each = Cost(*(amount / rate for amount, rate in zip(ideal, rates)))
-    flops = each.matmul_flops + each.vector_flops + each.conv_flops
-    return [flops, each.fft_flops, each.bytes + each.cached_bytes, each.calls]
 
 
 def _solve(

@@ -17,6 +17,7 @@ from torch.utils.benchmark import Timer
 
 import torch_corr
 from torch_corr.algorithms import dtype_name
+from torch_corr.planning.machine import cpuinfo
 
 from .device_time import time_on_device
 
@@ -28,7 +29,7 @@ _MATRIX = {"cpu": (256, 2048), "cuda": (2048, 8192)}
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Names, counts and versions; None for those that cannot be read."""
-    cpu = _cpuinfo()
+    cpu = cpuinfo()
     found: dict[str, Any] = {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cpu_detail": ", ".join(
@@ -113,15 +114,6 @@ def _product_seconds(side: int, dtype: torch.dtype, device: torch.device, thread
 def _best(statement: str, names: dict[str, Any], threads: int) -> float:
     timer = Timer(statement, globals=names, num_threads=threads)
     return min(timer.blocked_autorange(min_run_time=0.2).times)
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries of /proc/cpuinfo; empty where there is none."""
-    text = _read("/proc/cpuinfo")
-    if text is None:
-        return {}
-    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def _memory_gib() -> float | None:

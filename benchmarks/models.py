@@ -35,28 +35,11 @@ from torch import Tensor, nn
 from torch_corr import convert, tune
 
 from . import machine, network_report
+from .network_report import RUNTIMES, Mode, names_of
 from .networks import NETWORKS, build
 
-THEIRS = ("nn.Conv2d NCHW", "nn.Conv2d NHWC")
-OURS = ("converted NCHW", "converted NHWC")
-RUNTIMES = ("ONNX Runtime", "OpenVINO")
 _LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-
-
-@dataclass(frozen=True)
-class Mode:
-    """What a step is: a forward alone or training; in float32 or under autocast to bfloat16."""
-
-    inference: bool = False
-    halves: bool = False
-    compiled: bool = False
-    tuned: bool = False
-
-    def __str__(self) -> str:
-        words = ["inference" if self.inference else "training"]
-        words.append("bfloat16 autocast" if self.halves else "float32")
-        words += [name for name in ("compiled", "tuned") if getattr(self, name)]
-        return ", ".join(words)
+THEIRS, OURS = (tuple(names_of(kind)) for kind in (network_report.THEIRS, network_report.OURS))
 
 
 @dataclass

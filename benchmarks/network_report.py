@@ -5,17 +5,47 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from .results import digest
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 THEIRS, OURS, RUNTIMES = "nn.Conv2d", "converted", ("ONNX Runtime", "OpenVINO")
-MODE = ("inference", "halves", "compiled", "tuned")
-"""The fields of a row that say what was timed; with ``network`` they identify it."""
+LAYOUTS = ("NCHW", "NHWC")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What a step is: a forward alone or training; in float32 or under autocast to bfloat16."""
+
+    inference: bool = False
+    halves: bool = False
+    compiled: bool = False
+    tuned: bool = False
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Mode:
+        """The mode of a row, which has the same fields."""
+        return cls(*(row[key] for key in MODE))
+
+    def __str__(self) -> str:
+        words = ["inference" if self.inference else "training"]
+        words.append("bfloat16 autocast" if self.halves else "float32")
+        return ", ".join([*words, *(name for name in ("compiled", "tuned") if getattr(self, name))])
+
+
+MODE = tuple(each.name for each in fields(Mode))
+"""The fields of a row that hold its mode.  No two rows have the same mode and network."""
+
+
+def names_of(kind: str) -> list[str]:
+    """The contenders of one kind, one for each layout."""
+    return [f"{kind} {layout}" for layout in LAYOUTS]
 
 
 def best(row: Mapping[str, Any], kind: str) -> float:
@@ -27,13 +57,6 @@ def best(row: Mapping[str, Any], kind: str) -> float:
 def speed(row: Mapping[str, Any]) -> float:
     """PyTorch's time in its better layout over ours in ours."""
     return best(row, THEIRS) / best(row, OURS)
-
-
-def mode(row: Mapping[str, Any]) -> str:
-    """What was timed, for example "training, float32"."""
-    words = ["inference" if row["inference"] else "training"]
-    words.append("bfloat16 autocast" if row["halves"] else "float32")
-    return ", ".join([*words, *(name for name in ("compiled", "tuned") if row[name])])
 
 
 def sentence(row: Mapping[str, Any]) -> str:
@@ -63,7 +86,7 @@ def write(folder: Path) -> None:
     content = json.loads(file.read_text())
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(content["rows"], key=lambda row: [row[key] for key in MODE]):
-        groups.setdefault(mode(row), []).append(row)
+        groups.setdefault(str(Mode.of(row)), []).append(row)
     versions = ", ".join(sorted({row["torch"] for row in content["rows"]}))
     lines = [
         "# Whole networks",
@@ -77,13 +100,11 @@ def write(folder: Path) -> None:
     for name, rows in groups.items():
         lines += ["", f"## {name[0].upper()}{name[1:]}", "", *_table(rows)]
     (folder / "networks.md").write_text("\n".join(lines) + "\n")
-    _chart(groups).savefig(
-        folder / "networks.svg", metadata={"Date": None, "Description": digest(file)}
-    )
+    _draw(groups, folder / "networks.svg", digest(file))
 
 
 def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
-    names = [f"{kind} {layout}" for kind in (THEIRS, OURS) for layout in ("NCHW", "NHWC")]
+    names = [*names_of(THEIRS), *names_of(OURS)]
     names += [name for name in RUNTIMES if any(name in row["ms"] for row in rows)]
     yield f"| network | {' | '.join(names)} | speed |"
     yield "|---|" + "--:|" * (len(names) + 1)
@@ -101,8 +122,19 @@ def _failure(row: Mapping[str, Any], name: str) -> str:
     return "crashes" if "process died" in why else "fails" if why else ""
 
 
+def _draw(groups: Mapping[str, list[dict[str, Any]]], svg: Path, mark: str) -> None:
+    """Draw a bar for each network and mode, which begins at 1."""
+    import matplotlib as mpl
+
+    from .charts import STYLE
+
+    with mpl.rc_context(STYLE):
+        _chart(groups).savefig(svg, metadata={"Date": None, "Description": mark})
+
+
 def _chart(groups: Mapping[str, list[dict[str, Any]]]) -> Figure:
-    """A bar for each network and mode, which begins at 1."""
+    from matplotlib.figure import Figure
+
     shown = {name: rows for name, rows in groups.items() if "compiled" not in name}
     networks = list(dict.fromkeys(row["network"] for rows in shown.values() for row in rows))
     figure = Figure(figsize=(9, 1.2 + 0.42 * len(networks)), layout="constrained")
@@ -119,6 +151,5 @@ def _chart(groups: Mapping[str, list[dict[str, Any]]]) -> Figure:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("speed of the converted network relative to PyTorch in its better layout")
     axes.grid(axis="x", color="#E3E3E3")
-    axes.set_axisbelow(True)
     axes.legend(loc="upper right", fontsize=8)
     return figure

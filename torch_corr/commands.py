@@ -13,6 +13,7 @@ from .planning.machine import SHIPPED, Machine, calibrate, calibration_path
 from .planning.plan import AlgorithmLike, make_plan
 from .planning.wisdom import WISDOM
 from .problem import Problem
+from .request import dtype_name
 
 
 def explain(spelling: str, device: str, dtype: str, algorithm: AlgorithmLike) -> int:
@@ -54,7 +55,7 @@ def calibrate_and_save() -> int:
     )
     dtypes = [torch.float32, torch.float64, *([torch.bfloat16] if machine.bfloat16 else [])]
     for dtype in dtypes:
-        print(f"  {str(dtype).removeprefix('torch.')}: {_rates(machine, dtype)}")
+        print(f"  {dtype_name(dtype)}: {_rates(machine, dtype)}")
     try:
         machine.save(path)
     except OSError as error:

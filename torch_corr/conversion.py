@@ -198,9 +198,11 @@ def convert(
             report.replaced[name] = module
     if tune is None:
         return report
-    positional = tune if isinstance(tune, tuple) else () if isinstance(tune, Mapping) else (tune,)
     try:
-        tuning = run_and_tune(model, *positional, **(tune if isinstance(tune, Mapping) else {}))
+        if isinstance(tune, Mapping):
+            tuning = run_and_tune(model, **tune)
+        else:
+            tuning = run_and_tune(model, *(tune if isinstance(tune, tuple) else (tune,)))
     except BaseException:
         report.revert()
         raise

@@ -16,10 +16,12 @@ from .algorithms import ALGORITHMS
 from .dispatch.capture import standard_conv2d
 from .dispatch.pipeline import Call, prepare
 from .functional import corr2d
+from .operators import PLAIN
 from .planning.auto import PLANNING_THRESHOLD, Auto
 from .planning.plan import Plan, find_algorithm, make_plan
 from .planning.timing import time_algorithms, time_in_turns
 from .planning.wisdom import WISDOM, Key
+from .progress import clear_progress, show_progress
 
 PYTORCH = next(each for each in ALGORITHMS if each.is_pytorch)
 
@@ -148,10 +150,10 @@ def tune(model: nn.Module, *inputs: Any, progress: bool | None = None, **keyword
         if isinstance(each, nn.Conv2d)
     }
     shown = sys.stderr.isatty() if progress is None else progress
-    tuner = _Tuner(_Progress(len(layers)) if shown else None)
+    tuner = _Tuner(len(layers), shown)
     with ExitStack() as stack:
-        if tuner.progress:
-            stack.callback(tuner.progress.close)
+        if shown:
+            stack.callback(clear_progress)
         stack.enter_context(_unchanged(model))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in layers.items():
@@ -172,10 +174,10 @@ def tune(model: nn.Module, *inputs: Any, progress: bool | None = None, **keyword
 class _Tuner(TorchFunctionMode):
     """Receives each call of ``corr2d``, as any ``TorchFunctionMode`` does, and times it first."""
 
-    def __init__(self, progress: _Progress | None) -> None:
+    def __init__(self, layers: int, shows_progress: bool) -> None:
         super().__init__()
         self.report = Tuning()
-        self.progress = progress
+        self._layers, self._shows_progress = layers, shows_progress
         self._layer = _NO_LAYER
         self._known: dict[object, TunedCall] = {}
 
@@ -200,7 +202,7 @@ class _Tuner(TorchFunctionMode):
         algorithm = options["algorithm"]
         if not isinstance(find_algorithm(algorithm), Auto):
             return self._skip(f"its algorithm is {algorithm!r}")
-        strange = {type(each) for each in operands} - {Tensor, nn.Parameter}
+        strange = {type(each) for each in operands}.difference(PLAIN)
         if strange:
             return self._skip(f"an operand is a {strange.pop().__name__}, not a plain Tensor")
         if input.is_meta or input.is_mkldnn:
@@ -219,8 +221,9 @@ class _Tuner(TorchFunctionMode):
         if condition not in self._known:
             self._known[condition] = _tuned(algorithm, call, needs)
         self.report.calls.append(replace(self._known[condition], layer=self._layer))
-        if self.progress:
-            self.progress.show(self._layer)
+        if self._shows_progress:
+            done = len(self.report.calls)
+            show_progress(done, self._layers, f"tune: {done} calls, {self._layer}")
         return None
 
     def _skip(self, reason: str) -> None:
@@ -318,23 +321,3 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in saved:
                     buffer.copy_(value)
-
-
-class _Progress:
-    """A bar on stderr."""
-
-    def __init__(self, total: int) -> None:
-        self._done, self._total = 0, max(total, 1)
-
-    def show(self, layer: str) -> None:
-        """One more call is timed."""
-        self._done += 1
-        filled = min(20, 20 * self._done // self._total)
-        bar = "#" * filled + "." * (20 - filled)
-        print(
-            f"\r\033[Ktune [{bar}] {self._done} calls, {layer}", end="", file=sys.stderr, flush=True
-        )
-
-    def close(self) -> None:
-        """Remove the bar."""
-        print("\r\033[K", end="", file=sys.stderr, flush=True)

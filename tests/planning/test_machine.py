@@ -154,10 +154,10 @@ def test_processor_is_identified_on_each_system(monkeypatch):
         ("processor : 0\nCPU implementer : 0x41\nCPU part : 0xd40\n", "0x41 0xd40"),
         ("", platform.processor() or platform.machine()),
     ):
-        machine_module._cpuinfo.cache_clear()
+        machine_module.cpuinfo.cache_clear()
         monkeypatch.setattr(Path, "read_text", lambda _, content=content: content)
         assert processor_id() == expected
-    machine_module._cpuinfo.cache_clear()
+    machine_module.cpuinfo.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,13 @@ class Factors(NamedTuple):
         flops, fft_flops, bytes, calls = self
         return Cost(flops, fft_flops, bytes, calls, flops, flops, bytes)
 
+    @classmethod
+    def sums(cls, amounts: Cost) -> Factors:
+        """The sums of the quantities that share a factor."""
+        flops = amounts.matmul_flops + amounts.vector_flops + amounts.conv_flops
+        bytes = amounts.bytes + amounts.cached_bytes
+        return cls(flops, amounts.fft_flops, bytes, amounts.calls)
+
 
 def factors_of(algorithm: str, regime: str, map: MapName, dtype: torch.dtype) -> Factors:
     """The fitted factors of a regime; those of float32 for a dtype that was not measured.

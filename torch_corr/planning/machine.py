@@ -35,6 +35,9 @@ CALIBRATION_VARIABLE = "TORCH_CORR_MACHINE"
 
 _FORMAT = 2
 
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+"""The dtypes that a machine may have rates for; the last two are optional."""
+
 _BUSES = 4
 """Threads up to which the rate of copies through memory is assumed to grow."""
 
@@ -133,7 +136,7 @@ class Machine:
         return replace(self, threads=threads, is_fitted=False, **rates)  # type: ignore[arg-type]
 
     def _all_rates(self) -> dict[str, Rates | None]:
-        return {name: getattr(self, name) for name in ("float32", "float64", "bfloat16", "float16")}
+        return {name: getattr(self, name) for name in _DTYPES}
 
     def save(self, path: Path) -> None:
         """Write the machine as JSON."""
@@ -162,17 +165,11 @@ class Machine:
             if fields["format"] != _FORMAT:
                 raise ValueError(f"format {fields['format']}, this version reads {_FORMAT}")
             words = {name: str(fields[name]) for name in ("name", "measured", "processor", "isa")}
-            rates = {
-                name: Rates(**fields[name])
-                for name in ("float32", "float64", "bfloat16")
-                if fields[name] is not None or name != "bfloat16"
-            }
+            rates = {name: Rates(**fields[name]) for name in _DTYPES if fields[name] is not None}
             for each in (number for some in rates.values() for number in some):
                 if not 0 < each < float("inf"):
                     raise ValueError(f"a rate of {each}")
-            fitted = any(
-                (words["processor"], words["isa"]) == (each.processor, each.isa) for each in SHIPPED
-            )
+            fitted = _is_fitted(words["processor"], words["isa"])
             threads = int(fields["threads"])
             return cls(threads=threads, is_fitted=fitted, **words, **rates)  # type: ignore[arg-type]
         except (KeyError, TypeError, ValueError) as error:
@@ -230,8 +227,12 @@ def most_similar(processor: str, isa: str) -> Machine:
         vendor = machine.processor.split()[0] == (processor.split() or [""])[0]
         return machine.processor == processor, machine.isa == isa, vendor
 
-    best = max(SHIPPED, key=likeness)
-    return replace(best, is_fitted=likeness(best)[:2] == (True, True))
+    return replace(max(SHIPPED, key=likeness), is_fitted=_is_fitted(processor, isa))
+
+
+def _is_fitted(processor: str, isa: str) -> bool:
+    """Whether the factors were fitted on this kind of processor."""
+    return any((processor, isa) == (each.processor, each.isa) for each in SHIPPED)
 
 
 class _Units(NamedTuple):
@@ -347,7 +348,7 @@ def calibrate() -> Machine:
 def processor_id() -> str:
     """What identifies a kind of processor: vendor, family and model on x86, implementer and part on
     ARM; the operating system's name for it elsewhere."""
-    found = _cpuinfo()
+    found = cpuinfo()
     keys = ("vendor_id", "cpu family", "model"), ("CPU implementer", "CPU part")
     for some in keys:
         if all(key in found for key in some):
@@ -365,11 +366,11 @@ def device_name(device: torch.device) -> str:
 
 def _processor_name() -> str:
     """The processor's name according to the operating system."""
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    return cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 @cache
-def _cpuinfo() -> dict[str, str]:
+def cpuinfo() -> dict[str, str]:
     """The first processor in /proc/cpuinfo; empty on other systems than Linux."""
     try:
         text, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
+from ..progress import clear_progress, show_progress
 from ..suggest import did_you_mean
 from .check import ERROR_MODELS, callers_limits, check_corr2d, require_usable
 from .laws import CLAIMS, LAWS
 from .strategies import problems
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_BAR = 24
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m torch_corr verify") -> int:
@@ -138,12 +138,10 @@ class ProgressBar:
         self.began = monotonic()
 
     def __call__(self, done: int, total: int, doing: str) -> None:
-        full = _BAR * done // max(total, 1)
-        bar = "#" * full + "." * (_BAR - full)
         seconds = monotonic() - self.began
-        end = "\r\033[K" if done == total else ""
-        sys.stderr.write(f"\r\033[K[{bar}] {done}/{total} {seconds:4.0f} s  {doing}{end}")
-        sys.stderr.flush()
+        show_progress(done, total, f"{done}/{total} {seconds:4.0f} s  {doing}")
+        if done == total:
+            clear_progress()
 
 
 def _target(text: str) -> tuple[Callable[..., Any], str]:
